@@ -1,0 +1,1 @@
+"""The explicit lifecycle of a connection: pure data and pure functions."""

@@ -1,0 +1,1 @@
+"""Towline: follow a long-running job to its true end."""

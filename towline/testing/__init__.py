@@ -1,0 +1,1 @@
+"""What a program that embeds Towline needs for its own tests."""

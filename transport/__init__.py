@@ -1,0 +1,1 @@
+"""Sans-IO WebSocket and HTTP, and what drives them over anyio."""
