@@ -8,7 +8,7 @@ The pipeline named in the envelope chooses the shape of a result. Nothing is gue
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -33,14 +33,14 @@ class _Wire(Struct, frozen=True, rename="camel", omit_defaults=True):
 # --- payloads --------------------------------------------------------------------------------------------------
 
 
-class StartedPayload(_Wire):
+class StartedPayload(_Wire, frozen=True):
     """`estimated_duration` is in seconds."""
 
     total_count: Count | None = None
     estimated_duration: float | None = None
 
 
-class ProgressPayload(_Wire):
+class ProgressPayload(_Wire, frozen=True):
     """`progress` is a share of 1. `keep_alive` marks a heartbeat: it counts as alive and is not shown."""
 
     progress: Fraction
@@ -50,7 +50,7 @@ class ProgressPayload(_Wire):
     keep_alive: bool = False
 
 
-class ErrorPayload(_Wire):
+class ErrorPayload(_Wire, frozen=True):
     """How a job failed. `retryable` speaks of a new job, never of this one."""
 
     code: str
@@ -59,7 +59,7 @@ class ErrorPayload(_Wire):
     retryable: bool | None = None
 
 
-class CanceledPayload(_Wire):
+class CanceledPayload(_Wire, frozen=True):
     """How far a canceled job had come, and who stopped it."""
 
     processed_count: Count | None = None
@@ -69,7 +69,7 @@ class CanceledPayload(_Wire):
 # --- results, one a pipeline -----------------------------------------------------------------------------------
 
 
-class EnrichedBook(_Wire):
+class EnrichedBook(_Wire, frozen=True):
     """One book of a batch enrichment; a failing item is a result, not a failed job."""
 
     title: str
@@ -80,7 +80,7 @@ class EnrichedBook(_Wire):
     enriched: Any = None
 
 
-class BatchEnrichmentResult(_Wire):
+class BatchEnrichmentResult(_Wire, frozen=True):
     """Result of `batch_enrichment`; `duration` is in milliseconds."""
 
     total_processed: Count
@@ -90,7 +90,7 @@ class BatchEnrichmentResult(_Wire):
     enriched_books: list[EnrichedBook]
 
 
-class ImportedBook(_Wire):
+class ImportedBook(_Wire, frozen=True):
     """One good row of a CSV import."""
 
     title: str
@@ -102,14 +102,14 @@ class ImportedBook(_Wire):
     enrichment_error: str | None = None
 
 
-class RejectedRow(_Wire):
+class RejectedRow(_Wire, frozen=True):
     """One bad row of a CSV import."""
 
     title: str
     error: str
 
 
-class CsvImportResult(_Wire):
+class CsvImportResult(_Wire, frozen=True):
     """Result of `csv_import`; `success_rate` is text such as "45/50"."""
 
     books: list[ImportedBook]
@@ -117,7 +117,7 @@ class CsvImportResult(_Wire):
     success_rate: str
 
 
-class BoundingBox(_Wire, rename=None):
+class BoundingBox(_Wire, frozen=True, rename=None):
     """Two corners, in pixels of the photo (or shares of it: the server says)."""
 
     x1: float
@@ -126,7 +126,7 @@ class BoundingBox(_Wire, rename=None):
     y2: float
 
 
-class ScannedBook(_Wire):
+class ScannedBook(_Wire, frozen=True):
     """One book found in a photo."""
 
     title: str | None = None
@@ -140,7 +140,7 @@ class ScannedBook(_Wire):
     publication_year: int | str | None = None
 
 
-class AiScanResult(_Wire):
+class AiScanResult(_Wire, frozen=True):
     """Result of `ai_scan`."""
 
     total_detected: Count
@@ -149,7 +149,7 @@ class AiScanResult(_Wire):
     books: list[ScannedBook]
 
 
-class ResultReference(_Wire):
+class ResultReference(_Wire, frozen=True):
     """A result too large for a message (over 256 KiB): `result_url` has it whole."""
 
     result_url: str
@@ -166,7 +166,7 @@ PIPELINES: Final[Mapping[str, type]] = {
 # --- frames ----------------------------------------------------------------------------------------------------
 
 
-class _Frame(_Wire, tag_field="type", kw_only=True):
+class _Frame(_Wire, frozen=True, tag_field="type", kw_only=True):
     """The envelope. `timestamp` is in milliseconds since 1970; `seq` and `epoch` come from servers that keep a
     log. `version` is written by the sender (`VERSION`)."""
 
@@ -178,52 +178,52 @@ class _Frame(_Wire, tag_field="type", kw_only=True):
     epoch: str | None = None
 
 
-class JobStartedFrame(_Frame, tag="job_started"):
+class JobStartedFrame(_Frame, frozen=True, tag="job_started"):
     """The job has begun."""
 
     payload: StartedPayload = StartedPayload()
 
 
-class JobProgressFrame(_Frame, tag="job_progress"):
+class JobProgressFrame(_Frame, frozen=True, tag="job_progress"):
     """The job has come further, or (`payload.keep_alive`) is still alive."""
 
     payload: ProgressPayload
 
 
-class JobCompleteFrame(_Frame, tag="job_complete"):
+class JobCompleteFrame(_Frame, frozen=True, tag="job_complete"):
     """The job has ended well; `Codec.result` reads the payload, whose shape the pipeline decides."""
 
     payload: Raw = Raw(b"{}")
 
 
-class ErrorFrame(_Frame, tag="error"):
+class ErrorFrame(_Frame, frozen=True, tag="error"):
     """The job has failed."""
 
     payload: ErrorPayload
 
 
-class JobCanceledFrame(_Frame, tag="job_canceled"):
+class JobCanceledFrame(_Frame, frozen=True, tag="job_canceled"):
     """The job was stopped on request."""
 
     payload: CanceledPayload = CanceledPayload()
 
 
-class ReadyAckFrame(_Frame, tag="ready_ack"):
+class ReadyAckFrame(_Frame, frozen=True, tag="ready_ack"):
     """Answer to `ready`. With `epoch`, `from_` and `to` the server replays those events now (`from_` > `to`: none)."""
 
     from_: Annotated[int, Meta(ge=1)] | None = msgspec.field(default=None, name="from")
     to: Count | None = None
 
 
-class PingFrame(_Frame, tag="ping"):
+class PingFrame(_Frame, frozen=True, tag="ping"):
     """An application-level ping. It is not answered: some servers close on any message they do not know."""
 
 
-class PongFrame(_Frame, tag="pong"):
+class PongFrame(_Frame, frozen=True, tag="pong"):
     """An application-level pong."""
 
 
-class UnknownFrame(_Wire):
+class UnknownFrame(_Wire, frozen=True):
     """A frame of a type this version does not know; tolerated and counted."""
 
     type: str
@@ -232,7 +232,7 @@ class UnknownFrame(_Wire):
     epoch: str | None = None
 
 
-class UnreadableEnd(_Wire):
+class UnreadableEnd(_Wire, frozen=True):
     """A terminal frame that does not fit its type. The job has ended all the same: only how is not known whole.
 
     `raw` is the frame as it came, `problem` says what does not fit.
@@ -262,7 +262,7 @@ KnownFrame: TypeAlias = (
 Frame: TypeAlias = KnownFrame | UnknownFrame | UnreadableEnd
 
 
-class Ready(_Wire, tag_field="type", tag="ready"):
+class Ready(_Wire, frozen=True, tag_field="type", tag="ready"):
     """What the client says after each open: its cursor, where it has one."""
 
     timestamp: float
@@ -270,7 +270,7 @@ class Ready(_Wire, tag_field="type", tag="ready"):
     seq: Sequence | None = None
 
 
-class JobState(_Wire):
+class JobState(_Wire, frozen=True):
     """Answer of the state call. `results` and `error` are the terminal payloads less their type."""
 
     status: Literal["running", "complete", "failed", "canceled"]
@@ -307,9 +307,9 @@ class _Head(Struct, rename="camel"):
     epoch: Any = None
 
 
-_decode_known: Final = msgspec.json.Decoder(KnownFrame).decode
-_decode_head: Final = msgspec.json.Decoder(_Head).decode
-_decode_state: Final = msgspec.json.Decoder(JobState).decode
+_decode_known: Final[Callable[[str | bytes], KnownFrame]] = msgspec.json.Decoder(KnownFrame).decode
+_decode_head: Final[Callable[[str | bytes], _Head]] = msgspec.json.Decoder(_Head).decode
+_decode_state: Final[Callable[[bytes], JobState]] = msgspec.json.Decoder(JobState).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 # A deeply nested value exhausts the decoder's stack: a RecursionError is then the peer's doing, not ours.
@@ -334,7 +334,7 @@ class Codec:
     """Reads frames, states and results. `pipelines` adds result types of the application's own, by pipeline name."""
 
     def __init__(self, pipelines: Mapping[str, type] | None = None) -> None:
-        self._results = {
+        self._results: dict[str, Callable[[Raw | bytes], Any]] = {
             name: msgspec.json.Decoder(shape).decode for name, shape in {**PIPELINES, **(pipelines or {})}.items()
         }
 
