@@ -1,0 +1,123 @@
+"""Virtual time for `anyio` programs: when nothing is left to do but wait, the clock jumps to the next timer.
+
+An hour of sleep then costs no time, and two runs of the same program take the same course::
+
+    import pytest
+    from towline.testing import virtual_time, virtual_time_backends
+
+    @pytest.fixture(params=virtual_time_backends())
+    def anyio_backend(request):
+        return virtual_time(request.param)
+
+    @pytest.mark.anyio
+    async def test_an_hour():
+        await anyio.sleep(3600)         # at once, on asyncio and on trio
+
+Outside pytest: `run_virtual(main, backend="trio")`, or `anyio.run(main, backend=name, backend_options=options)` with
+`name, options = virtual_time("trio")`.
+
+Limits. A jumping clock cannot know of what happens outside its loop, so it runs past worker threads
+(`anyio.to_thread`, name resolution) and past real sockets and processes: keep it to memory streams. A program in which
+every task waits and no timer is set waits for ever, as it would in real time. Only the loop's own clock is virtual
+(`anyio.current_time`, `sleep`, `fail_after`, deadlines); `time.monotonic()` is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import selectors
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
+
+import anyio
+
+from .._exceptions import InvalidArgument
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+#: What asyncio adds to the present when it asks which timers are due, in seconds.
+_RESOLUTION: Final = time.get_clock_info("monotonic").resolution
+
+
+class _JumpingSelector(selectors.BaseSelector):
+    """The real selector, except that a wait which nothing ends at once moves `now` instead of passing time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._real = selectors.DefaultSelector()
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            # No timer is set: only the outside (a signal, another thread) can wake the loop.
+            return self._real.select(None)
+        ready = self._real.select(0)
+        if not ready:
+            self.now += timeout
+            # asyncio fires what is due before `now` plus the clock's resolution. Some months on, a float no longer
+            # holds that sum and a timer due exactly now would never fire: step past it.
+            if self.now + _RESOLUTION == self.now:
+                self.now = math.nextafter(self.now, math.inf)
+        return ready
+
+    def register(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._real.register(fileobj, events, data)
+
+    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+        return self._real.unregister(fileobj)
+
+    def modify(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._real.modify(fileobj, events, data)
+
+    def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
+        return self._real.get_map()
+
+    def close(self) -> None:
+        self._real.close()
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop whose `time()` begins at 0 and jumps to the next timer whenever nothing is ready.
+
+    It is a selector loop in all else, so the order of callbacks is asyncio's own. Give the class as `loop_factory`.
+    """
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self._jumping.now
+
+
+def virtual_time_backends() -> list[str]:
+    """Names of the installed backends that can have virtual time: `params` for an `anyio_backend` fixture."""
+    return ["asyncio", *(["trio"] if find_spec("trio") else [])]
+
+
+def virtual_time(backend: str) -> tuple[str, dict[str, Any]]:
+    """Make one run's backend name and options, as anyio's pytest plugin and `anyio.run` take them.
+
+    Call it anew for each run: a clock belongs to one run. Raises `InvalidArgument` for another backend's name.
+    """
+    if backend == "asyncio":
+        return "asyncio", {"loop_factory": VirtualTimeLoop}
+    if backend == "trio":
+        from trio.testing import MockClock
+
+        return "trio", {"clock": MockClock(autojump_threshold=0)}
+    raise InvalidArgument("backend", f"{backend!r} has no virtual clock; there are asyncio and trio")
+
+
+def run_virtual(func: Callable[[*Ts], Awaitable[T]], *args: *Ts, backend: str = "asyncio") -> T:
+    """`anyio.run` under virtual time: runs `func(*args)` and returns what it returns."""
+    name, options = virtual_time(backend)
+    return anyio.run(func, *args, backend=name, backend_options=options)
