@@ -35,6 +35,7 @@ The tree says who is at fault::
         ├── RecordMismatch         a record speaks of another job or origin
         ├── UnsafePermissions      others could read or replace the files
         ├── UnknownVersion         written by a newer Towline
+        ├── ReadFailed             a file is there and could not be read
         └── WriteFailed            nothing was saved; what stood there before still stands
 
 Facts are fields, the sentence is made in `__str__`, the cause is `__cause__`. No error holds a token, a header or
@@ -354,5 +355,13 @@ class UnknownVersion(TokenStoreError):
     """The store was written by a newer Towline; nothing was changed. Upgrade."""
 
 
+class ReadFailed(TokenStoreError):
+    """A file or folder is there and could not be read (not permitted, disk error, locked for too long)."""
+
+
 class WriteFailed(TokenStoreError):
-    """Nothing was saved (disk full, read-only, not permitted); what stood there before still stands."""
+    """The change was not made safe (disk full, read-only, not permitted); what stood there before still stands.
+
+    If the very last step failed, the folder's own sync, the change is there to be read, whole, but a power cut
+    could take it back. Calling again is lawful.
+    """

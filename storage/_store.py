@@ -1,0 +1,257 @@
+"""The token store as programs use it: async, with the file work in a worker thread."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import anyio.from_thread
+import anyio.to_thread
+
+from .._secret import Secret
+from ._providers import KeyProvider
+from ._record import Cursor, Record, check_job, with_cursor, with_end, with_token
+from ._vault import Vault
+
+_T = TypeVar("_T")
+
+
+class Store(ABC):
+    """What the engine needs of a token store. `TokenStore` keeps it on disk, `MemoryTokenStore` in memory.
+
+    A job has one record: its token, the origin the token may be sent to, how far its updates were delivered, and its
+    end. Every method raises a `TokenStoreError` where the record cannot be read or written, and `InvalidArgument`
+    for a value that cannot be kept; `None` means that nothing is on record, and nothing else.
+    """
+
+    @abstractmethod
+    async def save(
+        self,
+        job: str,
+        token: Secret | str | None,
+        origin: str,
+        expires: float | None = None,
+        *,
+        context: Mapping[str, str] | None = None,
+    ) -> None:
+        """Save a job's token; it may be sent to `origin` only (`https://api.example:443`).
+
+        `expires` is in seconds since 1970. `token` None keeps a job on record that needs none. `context` is a few
+        words of the caller's own, kept from the former save if left out; no secrets. Saved for the same origin as
+        before, cursor and end stay; for another one, the record begins anew.
+        """
+
+    @abstractmethod
+    async def load(self, job: str, origin: str) -> Secret | None:
+        """Return the job's token, expired or not. Raises `RecordMismatch` if it was saved for another origin."""
+
+    @abstractmethod
+    async def read(self, job: str) -> Record | None:
+        """Return the whole record. Compare `origin` before the token is sent anywhere."""
+
+    @abstractmethod
+    async def save_cursor(self, job: str, epoch: str, seq: int) -> bool:
+        """Save that the event `seq` of `epoch` was delivered, and leave everything else as it stands by then.
+
+        Returns False where the job has no record. Within one epoch a cursor never goes back.
+        """
+
+    @abstractmethod
+    async def mark_ended(self, job: str, outcome: bytes | str) -> bool:
+        """Save that the job ended: `outcome` is JSON text. The record stays until `delete` or its expiry.
+
+        Returns False where the job has no record. The first outcome stands. Raises `InvalidArgument` if it is not
+        JSON, or too long for a record of 64 KiB.
+        """
+
+    @abstractmethod
+    async def delete(self, job: str) -> None:
+        """Remove the job's record, if there is one."""
+
+    @abstractmethod
+    async def jobs(self) -> list[str]:
+        """Return the ids of all jobs on record, sorted."""
+
+    @abstractmethod
+    async def delete_all(self) -> None:
+        """Remove everything, readable or not."""
+
+
+class TokenStore(Store):
+    """An encrypted store in a private folder; docs/format.md says what stands there.
+
+    Several stores, threads and processes may use one folder. A call that has returned has survived a power cut; a
+    cancelled call was made whole or not at all. Nothing is opened or asked for before the first call.
+
+    `folder` is by default `<user state folder>/<app>/tokens`. `provider` gives the key that wraps the store; by
+    default `TOWLINE_KEY`, else a key file in the user's configuration folder, made at first use. An existing
+    store is opened by the kind of provider that wrapped it and by no other. `now` is the wall clock.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        app: str = "towline",
+        provider: KeyProvider | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._vault = Vault(folder or default_folder(app), app=app, provider=provider, now=now)
+        self._now = now
+
+    def __repr__(self) -> str:
+        return f"<TokenStore {str(self.folder)!r}>"
+
+    @property
+    def folder(self) -> Path:
+        """Where the records are."""
+        return self._vault.folder
+
+    async def save(
+        self,
+        job: str,
+        token: Secret | str | None,
+        origin: str,
+        expires: float | None = None,
+        *,
+        context: Mapping[str, str] | None = None,
+    ) -> None:
+        """See `Store.save`."""
+        token = _hidden(token)
+        check_job(job)
+
+        def edit(old: Record | None) -> Record:
+            return with_token(
+                old, job=job, origin=origin, token=token, expires=expires, context=context, now=self._now()
+            )
+
+        await _in_thread(partial(self._vault.change, job, edit, create=True, tick=_tick))
+
+    async def load(self, job: str, origin: str) -> Secret | None:
+        """See `Store.load`."""
+        record = await self.read(job)
+        return None if record is None else record.for_origin(origin, self.folder).token
+
+    async def read(self, job: str) -> Record | None:
+        """See `Store.read`."""
+        return await _in_thread(partial(self._vault.read, check_job(job), tick=_tick))
+
+    async def save_cursor(self, job: str, epoch: str, seq: int) -> bool:
+        """See `Store.save_cursor`."""
+        return await self._amend(job, lambda old: with_cursor(old, Cursor(epoch, seq), now=self._now()))
+
+    async def mark_ended(self, job: str, outcome: bytes | str) -> bool:
+        """See `Store.mark_ended`."""
+        text = _as_text(outcome)
+        return await self._amend(job, lambda old: with_end(old, text, now=self._now()))
+
+    async def delete(self, job: str) -> None:
+        """See `Store.delete`."""
+        await _in_thread(partial(self._vault.delete, check_job(job), tick=_tick))
+
+    async def jobs(self) -> list[str]:
+        """See `Store.jobs`."""
+        return await _in_thread(partial(self._vault.jobs, tick=_tick))
+
+    async def delete_all(self) -> None:
+        """See `Store.delete_all`. It needs no key, so it also ends a store whose key is lost."""
+        await _in_thread(partial(self._vault.delete_all, tick=_tick))
+
+    async def _amend(self, job: str, edit: Callable[[Record], Record]) -> bool:
+        change = partial(self._vault.change, check_job(job), lambda old: old and edit(old), create=False, tick=_tick)
+        return await _in_thread(change) is not None
+
+
+class MemoryTokenStore(Store):
+    """The same promises, but for the disk: for tests under virtual time, and for programs that keep no tokens."""
+
+    def __init__(self, *, now: Callable[[], float] = time.time) -> None:
+        self._records: dict[str, Record] = {}
+        self._now = now
+
+    def __repr__(self) -> str:
+        return f"<MemoryTokenStore of {len(self._records)} jobs>"
+
+    async def save(
+        self,
+        job: str,
+        token: Secret | str | None,
+        origin: str,
+        expires: float | None = None,
+        *,
+        context: Mapping[str, str] | None = None,
+    ) -> None:
+        """See `Store.save`."""
+        token = _hidden(token)
+        old = await self.read(job)
+        self._records[job] = with_token(
+            old, job=job, origin=origin, token=token, expires=expires, context=context, now=self._now()
+        )
+
+    async def load(self, job: str, origin: str) -> Secret | None:
+        """See `Store.load`."""
+        record = await self.read(job)
+        return None if record is None else record.for_origin(origin).token
+
+    async def read(self, job: str) -> Record | None:
+        """See `Store.read`."""
+        record = self._records.get(check_job(job))
+        if record is not None and record.is_over(self._now()):
+            del self._records[job]
+            return None
+        return record
+
+    async def save_cursor(self, job: str, epoch: str, seq: int) -> bool:
+        """See `Store.save_cursor`."""
+        old = await self.read(job)
+        if old is not None:
+            self._records[job] = with_cursor(old, Cursor(epoch, seq), now=self._now())
+        return old is not None
+
+    async def mark_ended(self, job: str, outcome: bytes | str) -> bool:
+        """See `Store.mark_ended`."""
+        old = await self.read(job)
+        if old is not None:
+            self._records[job] = with_end(old, _as_text(outcome), now=self._now())
+        return old is not None
+
+    async def delete(self, job: str) -> None:
+        """See `Store.delete`."""
+        self._records.pop(check_job(job), None)
+
+    async def jobs(self) -> list[str]:
+        """See `Store.jobs`."""
+        return [job for job in sorted(self._records) if await self.read(job) is not None]
+
+    async def delete_all(self) -> None:
+        """See `Store.delete_all`."""
+        self._records.clear()
+
+
+def default_folder(app: str) -> Path:
+    """Where a store is kept if the program names no folder."""
+    from platformdirs import user_state_path
+
+    return user_state_path(app, appauthor=False) / "tokens"
+
+
+def _hidden(token: Secret | str | None) -> Secret | None:
+    return Secret(token) if isinstance(token, str) else token
+
+
+def _as_text(outcome: bytes | str) -> str:
+    return outcome if isinstance(outcome, str) else outcome.decode("utf-8", "surrogateescape")
+
+
+async def _in_thread(call: Callable[[], _T]) -> _T:
+    """Run `call` in a worker thread. Once begun it is waited for, whatever is cancelled meanwhile."""
+    return await anyio.to_thread.run_sync(call)
+
+
+def _tick() -> None:
+    """End the wait for another process's lock if the call was cancelled: nothing is begun by then."""
+    anyio.from_thread.check_cancelled()
