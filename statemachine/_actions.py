@@ -1,0 +1,296 @@
+"""The named pieces of work that cells are made of. Each writes the snapshot to be and asks for effects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from ._draft import Draft
+from ._effects import Deliver, Dial, Greet, Probe, Purpose, ReleaseBuffer
+from ._events import Cause, GapFound, JobEnded, Lost, Reason, Refused, Stalled, Timer, TokenRejected
+from ._guards import next_revival, path_down, spent_budget
+from ._policy import Delay, exactly
+from ._table import Action
+
+DraftAction: TypeAlias = Action[Draft, Timer]
+
+
+def action(
+    *, arms: tuple[Timer, ...] = (), disarms: tuple[Timer, ...] = ()
+) -> Callable[[Callable[[Draft], None]], DraftAction]:
+    """Make a function an action that may arm or disarm these timers."""
+    return lambda run: Action(run, arms=arms, disarms=disarms)
+
+
+# --- the budget --------------------------------------------------------------------------------------------------
+
+
+@action()
+def forgive(draft: Draft) -> None:
+    """Reset what counts as "first" and the counts of three."""
+    draft.set(free_restarts=0, rejections=0, refetches=0, violations=0)
+
+
+@action()
+def fresh_budget(draft: Draft) -> None:
+    """Begin a new outage's budget, and forget why the last one ended."""
+    forgive.run(draft)
+    draft.set(retries=0, outage_spent=0.0, outage_since=None, cause=None, reason=None, refused_token=None)
+
+
+@action()
+def settle(draft: Draft) -> None:
+    """The link is stable: the outage is over and everything counted in it is reset."""
+    fresh_budget.run(draft)
+
+
+@action()
+def use_free_restart(draft: Draft) -> None:
+    """Count a restart that is not charged."""
+    draft.set(free_restarts=draft.after.free_restarts + 1)
+
+
+# --- attempts ----------------------------------------------------------------------------------------------------
+
+
+def _dial(draft: Draft, *, spaced: bool) -> None:
+    now, policy = draft.facts.now, draft.policy
+    dials = tuple(opened for opened in draft.after.dials if opened > now - policy.dial_window)
+    not_before = now
+    if dials and spaced:
+        not_before = max(not_before, dials[-1] + policy.dial_spacing)
+    if len(dials) >= policy.dials_per_window:
+        not_before = max(not_before, dials[-policy.dials_per_window] + policy.dial_window)
+    fresh_token = draft.after.token_stale
+    if draft.after.retries:
+        draft.start_clock()
+    draft.set(
+        generation=draft.after.generation + 1,
+        dials=(*dials, not_before),
+        trial=not draft.facts.path_up,
+        token_stale=False,
+    )
+    draft.emit(Dial(generation=draft.after.generation, not_before=not_before, fresh_token=fresh_token))
+
+
+@action()
+def dial(draft: Draft) -> None:
+    """Begin an attempt, spaced from the last ones."""
+    _dial(draft, spaced=True)
+
+
+@action()
+def dial_with_fresh_token(draft: Draft) -> None:
+    """Begin an attempt at once with a fresh token, and count the rejection."""
+    _note(draft)
+    draft.set(rejections=draft.after.rejections + 1, token_stale=True)
+    _dial(draft, spaced=False)
+
+
+@action()
+def mark_token_stale(draft: Draft) -> None:
+    """The next attempt asks for a fresh token."""
+    if draft.facts.renewable:
+        draft.set(token_stale=True)
+
+
+@action()
+def revive(draft: Draft) -> None:
+    """Begin anew from exhaustion, and note when."""
+    now, policy = draft.facts.now, draft.policy
+    revivals = tuple(at for at in draft.after.revivals if at > now - policy.revival_window)
+    draft.set(revivals=(*revivals, now))
+    fresh_budget.run(draft)
+    _dial(draft, spaced=True)
+
+
+@action(arms=(Timer.REVIVAL,))
+def await_revival(draft: Draft) -> None:
+    """Where the budget ran out, come back to it when the next revival is allowed."""
+    if spent_budget(draft) and draft.after.ticket(Timer.REVIVAL) is None:
+        draft.arm(Timer.REVIVAL, exactly(max(0.0, next_revival(draft) - draft.facts.now)))
+
+
+# --- waiting for the next attempt --------------------------------------------------------------------------------
+
+
+@action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
+def back_off(draft: Draft) -> None:
+    """Charge the failure, unless it was a trial; wait for the next attempt and ask meanwhile how the job stands."""
+    cause = _note(draft)
+    n = draft.after.retries
+    if not draft.after.trial:
+        draft.set(retries=n + 1)
+    draft.set(trial=False)
+    draft.start_clock()
+    if path_down(draft):
+        _hold(draft)
+        return
+    policy = draft.policy
+    delay = policy.backoff.delay(n, shared=cause.shared, advice=cause.advice, limit=policy.advice_limit)
+    _wait(draft, delay)
+    draft.fetch(Purpose.STATUS)
+
+
+@action(arms=(Timer.BACKOFF,), disarms=(Timer.OUTAGE,))
+def hold(draft: Draft) -> None:
+    """Hold the next attempt while the path is down; nothing is charged and the outage clock stands still."""
+    _hold(draft)
+
+
+@action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
+def wait_briefly(draft: Draft) -> None:
+    """The path is back: the next attempt comes within the first window, whatever had been counted."""
+    if path_down(draft):
+        _hold(draft)
+    else:
+        _wait(draft, Delay(min(draft.policy.prompt, draft.policy.restored_window), draft.policy.restored_window))
+
+
+@action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
+def wait_a_moment(draft: Draft) -> None:
+    """The host is back: the next attempt comes at once, with just enough spread; held if the path is down."""
+    if path_down(draft):
+        _hold(draft)
+    else:
+        _wait(draft, Delay(0.0, draft.policy.prompt))
+
+
+def _hold(draft: Draft) -> None:
+    draft.stop_clock()
+    draft.disarm(Timer.OUTAGE)
+    draft.arm(Timer.BACKOFF, exactly(draft.policy.hold))
+
+
+def _wait(draft: Draft, delay: Delay) -> None:
+    draft.start_clock()
+    draft.arm(Timer.BACKOFF, delay)
+    spent = draft.after.outage_seconds(draft.facts.now)
+    draft.arm(Timer.OUTAGE, exactly(max(0.0, draft.policy.backoff.seconds - spent)))
+
+
+# --- syncing and staying in step ---------------------------------------------------------------------------------
+
+
+@action(arms=(Timer.GRACE,))
+def greet(draft: Draft) -> None:
+    """Say where delivery stands and fetch the state; in the background, begin the grace anew."""
+    draft.emit(Greet())
+    draft.fetch(Purpose.SYNC)
+    if not draft.facts.foreground:
+        draft.arm(Timer.GRACE, exactly(draft.policy.grace))
+
+
+@action()
+def resync(draft: Draft) -> None:
+    """Hold live frames back and fetch the state, on the same socket."""
+    _note(draft)
+    draft.fetch(Purpose.SYNC)
+
+
+@action()
+def refetch(draft: Draft) -> None:
+    """Fetch the state again, a little later each time."""
+    _note(draft)
+    n = draft.after.refetches
+    draft.set(refetches=n + 1)
+    draft.fetch(Purpose.SYNC, delay=draft.policy.refetch_waits[n])
+
+
+@action()
+def refetch_with_fresh_token(draft: Draft) -> None:
+    """Fetch the state again with a fresh token, and count the rejection."""
+    _note(draft)
+    draft.set(rejections=draft.after.rejections + 1)
+    draft.fetch(Purpose.SYNC, fresh_token=True)
+
+
+@action(arms=(Timer.STABILITY, Timer.STALL))
+def join(draft: Draft) -> None:
+    """Deliver what was held back; begin to watch for stability and for silence."""
+    draft.emit(ReleaseBuffer())
+    draft.set(stalls=0, trial=False)
+    draft.arm(Timer.STABILITY, exactly(draft.policy.stable_after))
+    draft.arm(Timer.STALL, exactly(draft.policy.stall_after[0]))
+
+
+@action(arms=(Timer.STALL,))
+def look_into_silence(draft: Draft) -> None:
+    """Fetch the state, and look again later."""
+    limits = draft.policy.stall_after
+    first = isinstance(draft.event, Stalled) and draft.event.first
+    stalls = 1 if first else draft.after.stalls + 1
+    draft.set(stalls=stalls)
+    draft.fetch(Purpose.STALL)
+    draft.arm(Timer.STALL, exactly(limits[min(stalls, len(limits) - 1)]))
+
+
+@action()
+def probe(draft: Draft) -> None:
+    """Ping now: what the host reports is a reason to doubt the link, not to drop it."""
+    draft.emit(Probe())
+
+
+@action(arms=(Timer.GRACE,))
+def begin_grace(draft: Draft) -> None:
+    """Give the link the grace that the background leaves it."""
+    draft.arm(Timer.GRACE, exactly(draft.policy.grace))
+
+
+@action(disarms=(Timer.GRACE,))
+def end_grace(draft: Draft) -> None:
+    """The host is back in time."""
+    draft.disarm(Timer.GRACE)
+
+
+# --- endings -----------------------------------------------------------------------------------------------------
+
+
+@action()
+def deliver_end(draft: Draft) -> None:
+    """Deliver the final update, once: this is the only place that does, and it leads where no other end is taken."""
+    event = draft.event
+    if isinstance(event, JobEnded):
+        draft.set(outcome=event.outcome, reason=None)
+        draft.emit(Deliver(outcome=event.outcome, update=event.update))
+
+
+@action()
+def give_up_on_budget(draft: Draft) -> None:
+    """The outage has used up its retries or its seconds; ask once more how the job stands."""
+    _give_up(draft, "budget")
+
+
+@action()
+def give_up_on_auth(draft: Draft) -> None:
+    """A second token was rejected, or there is no other; ask once more how the job stands."""
+    _give_up(draft, "auth")
+
+
+@action()
+def give_up_on_protocol(draft: Draft) -> None:
+    """The peer keeps breaking the protocol; ask once more how the job stands."""
+    _give_up(draft, "protocol")
+
+
+@action()
+def give_up_as_refused(draft: Draft) -> None:
+    """The server, or the want of a token, rules out another attempt; ask once more how the job stands."""
+    _give_up(draft, draft.event.reason if isinstance(draft.event, Refused) else "protocol")
+
+
+def _give_up(draft: Draft, reason: Reason) -> None:
+    _note(draft)
+    token = draft.facts.token_id if reason == "auth" else None
+    draft.set(reason=reason, refused_token=token, trial=False)
+    draft.fetch(Purpose.STATUS)
+
+
+def _note(draft: Draft) -> Cause:
+    """Keep the cause that the event carries, and count a violation."""
+    event = draft.event
+    if not isinstance(event, Lost | GapFound | TokenRejected | Refused):
+        return draft.after.cause or Cause(code="unknown", text="no cause is known")
+    violations = draft.after.violations + event.cause.violation
+    draft.set(cause=event.cause, violations=violations)
+    return event.cause

@@ -1,0 +1,205 @@
+"""What a failure means for the lifecycle: the one place where errors become events.
+
+Reads only the error's own facts and where it arose. Sources: RFC 6455 section 7.4 for close codes, RFC 9110 section 15
+for HTTP status codes; what real servers send was looked at, and 1000 from a server means nothing by itself.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from .._exceptions import (
+    CertificateRejected,
+    ConnectFailed,
+    ConnectionBroken,
+    ConnectionClosed,
+    DeadlineExceeded,
+    HandshakeRefused,
+    MessageTooBig,
+    NameNotResolved,
+    ProtocolViolation,
+    ProxyFailed,
+    TokenRefused,
+    TokenStoreError,
+    UnexpectedResponse,
+)
+from ._events import Cause, Lost, Refused, TokenRejected
+from ._policy import Advice
+
+
+class Place(Enum):
+    """Where an error arose."""
+
+    TOKEN = "token"
+    """While a token was asked for."""
+    UPGRADE = "upgrade"
+    """While dialling, up to the server's answer to the upgrade."""
+    SOCKET = "socket"
+    """On the open socket."""
+    SYNC = "sync"
+    """At the state call, with a socket open."""
+    STATUS = "status"
+    """At the state call, without a socket or because of a silence: only a clear answer counts."""
+
+
+class AskState(Struct, frozen=True):
+    """Only the job's state can tell: fetch it once. Not ended: `otherwise`, or `gone` where it answers 404 or 410."""
+
+    otherwise: Lost | Refused
+    gone: Refused | None = None
+
+
+class Unavailable(Struct, frozen=True):
+    """The server keeps no state of this job: follow the socket without."""
+
+
+Meaning: TypeAlias = Lost | TokenRejected | Refused | AskState | Unavailable | None
+
+# Close codes that everybody connected sees at once: going away, restart, overload.
+_SHARED_CLOSES: Final = frozenset({1001, 1012, 1013})
+_LOST_CLOSES: Final = frozenset({1000, 1001, 1005, 1006, 1011, 1012, 1013, 1014})
+_REFUSED_CLOSES: Final = frozenset({1002, 1003, 1007, 1009, 1010})
+_TOKEN_CLOSES: Final = frozenset({1008, 4401})
+_PASSING_STATUSES: Final = frozenset({408, 425, 429})
+
+
+def classify(
+    error: BaseException, place: Place, *, path_up: bool = True, renewable: bool = True, strict_sync: bool = False
+) -> Meaning:
+    """Say what `error` means at `place`; None where it means nothing (a failed status fetch).
+
+    `renewable`: a rejected token can be replaced. `strict_sync`: a server without state of this job is not accepted.
+    """
+    cause = cause_of(error, place, path_up=path_up)
+    if isinstance(error, TokenRefused):
+        return Refused(reason="auth", cause=cause)
+    status = _status(error)
+    if status is not None:
+        return _by_status(status, place, cause, renewable=renewable, strict_sync=strict_sync)
+    if place is Place.STATUS:
+        return None
+    if isinstance(error, ConnectionClosed):
+        return _by_close(error.code, cause)
+    if isinstance(error, CertificateRejected):
+        return Refused(reason="protocol", cause=cause)
+    if isinstance(error, MessageTooBig) and place is Place.SOCKET:
+        return AskState(otherwise=Refused(reason="protocol", cause=cause))
+    # Garbage in answer to an upgrade is a server of another kind (a wrong port, say): dialling again will not teach it.
+    if isinstance(error, ProtocolViolation | MessageTooBig) and place is Place.UPGRADE:
+        return Refused(reason="protocol", cause=cause)
+    return Lost(cause=cause)
+
+
+def _by_close(code: int, cause: Cause) -> Lost | TokenRejected | Refused:
+    if code in _TOKEN_CLOSES:
+        return TokenRejected(cause=cause)
+    # 3000-3999 belong to frameworks, 4000-4999 to applications: by convention here, the lower half of each means
+    # "try again", the upper half "never".
+    if code in _REFUSED_CLOSES or 3500 <= code <= 3999 or 4500 <= code <= 4999:
+        return Refused(reason="protocol", cause=cause)
+    return Lost(cause=cause)
+
+
+def _by_status(status: int, place: Place, cause: Cause, *, renewable: bool, strict_sync: bool) -> Meaning:
+    if place is Place.TOKEN:
+        return Refused(reason="auth", cause=cause) if status in (401, 403, 404, 410) else Lost(cause=cause)
+    by_fetch = place in (Place.SYNC, Place.STATUS)
+    if status == 401 or (status == 403 and renewable):
+        return TokenRejected(cause=cause, by_fetch=by_fetch)
+    if status == 403:
+        return Refused(reason="auth", cause=cause)
+    if place is Place.STATUS:
+        return Refused(reason="gone", cause=cause) if status == 410 else None
+    if status in (404, 410):
+        gone = Refused(reason="gone", cause=cause)
+        if place is Place.UPGRADE:
+            return AskState(otherwise=Lost(cause=cause), gone=gone)
+        return gone if status == 410 or strict_sync else Unavailable()
+    if status in _PASSING_STATUSES or status >= 500:
+        return Lost(cause=cause)
+    # A state answer of 200 that cannot be read is a portal or a proxy speaking: another try may reach the server.
+    if by_fetch and status < 300:
+        return Lost(cause=cause)
+    return Refused(reason="protocol", cause=cause)
+
+
+def _status(error: BaseException) -> int | None:
+    match error:
+        case HandshakeRefused() | UnexpectedResponse():
+            return error.status
+        case ProxyFailed(status=407):
+            return 407
+    return None
+
+
+def cause_of(error: BaseException, place: Place, *, path_up: bool = True) -> Cause:
+    """Put an error into the words of a `Cause`."""
+    text = str(error) or type(error).__name__
+    code, shared, advice = _code(error), False, None
+    match error:
+        case ConnectionClosed():
+            shared = error.code in _SHARED_CLOSES
+            advice = close_advice(error.code, error.reason)
+        case HandshakeRefused() | UnexpectedResponse():
+            shared = error.status == 429 or error.status >= 500
+            advice = Advice(retry_after=error.retry_after) if error.retry_after is not None else None
+        case DeadlineExceeded() if place is Place.SOCKET:
+            # Silence with a path is the server's (or a middlebox's) death, which others see too.
+            code, shared = "silence", path_up
+    return Cause(
+        code=code,
+        text=text,
+        shared=shared,
+        violation=isinstance(error, ProtocolViolation),
+        certificate=isinstance(error, CertificateRejected),
+        advice=advice,
+    )
+
+
+def _code(error: BaseException) -> str:
+    match error:
+        case ConnectionClosed():
+            return f"close {error.code}"
+        case HandshakeRefused() | UnexpectedResponse():
+            return f"http {error.status}"
+    return next((code for kind, code in _CODES if isinstance(error, kind)), "error")
+
+
+_CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (ConnectionBroken, "broken"),
+    (ProtocolViolation, "violation"),
+    (MessageTooBig, "too big"),
+    (NameNotResolved, "dns"),
+    (ConnectFailed, "connect"),
+    (CertificateRejected, "certificate"),
+    (ProxyFailed, "proxy"),
+    (DeadlineExceeded, "timeout"),
+    (TokenRefused, "token refused"),
+    (TokenStoreError, "token store"),
+)
+
+
+class _Spread(Struct):
+    retry_in: float = 0.0
+    spread: float = 0.0
+
+
+def close_advice(code: int, reason: str) -> Advice | None:
+    """Read when to come back from the reason of a close for everybody; anything else in a reason is text.
+
+    The reason is `{"retry_in": seconds, "spread": seconds}` as JSON; both must be finite and not negative.
+    """
+    if code not in _SHARED_CLOSES or not reason.startswith("{"):
+        return None
+    try:
+        told = msgspec.json.decode(reason, type=_Spread)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    # JSON has no infinity, but a number too large for a float becomes one.
+    if not (0 <= told.retry_in < float("inf") and 0 <= told.spread < float("inf")):
+        return None
+    return Advice(retry_in=told.retry_in, spread=told.spread)

@@ -1,0 +1,168 @@
+"""The scratch a step is worked out on, and what each state owns.
+
+Leaving a state gives back what it owns and the next does not, before the next state's own actions run. That is one
+rule here, not a duty of each cell: there is one socket at the most by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from ._effects import AbandonDial, AnyEffect, Arm, CancelFetch, CloseSocket, Disarm, FetchState, Purpose, SaveCursor
+from ._events import AnyEvent, Cancel, Close, Expiry, Facts, JobEnded, State, Timer
+from ._policy import Delay, Policy
+from ._snapshot import Snapshot
+from ._table import Branch
+
+
+class Resource(Enum):
+    """What a state can own besides timers."""
+
+    ATTEMPT = "attempt"
+    SOCKET = "socket"
+    FETCH = "fetch"
+
+
+OWNS: Final[Mapping[State, frozenset[Resource]]] = {
+    State.IDLE: frozenset(),
+    State.CONNECTING: frozenset({Resource.ATTEMPT}),
+    State.SYNCING: frozenset({Resource.SOCKET, Resource.FETCH}),
+    State.CONNECTED: frozenset({Resource.SOCKET, Resource.FETCH}),
+    State.RECONNECTING: frozenset({Resource.FETCH}),
+    State.BACKGROUNDED: frozenset(),
+    State.EXHAUSTED: frozenset({Resource.FETCH}),
+    State.CANCELLED: frozenset(),
+}
+
+_LINK: Final = frozenset({State.CONNECTING, State.SYNCING, State.CONNECTED, State.RECONNECTING})
+
+#: Where each timer may run; leaving those states disarms it.
+RUNS_IN: Final[Mapping[Timer, frozenset[State]]] = {
+    Timer.BACKOFF: frozenset({State.RECONNECTING}),
+    Timer.OUTAGE: frozenset({State.RECONNECTING}),
+    Timer.STABILITY: frozenset({State.CONNECTED}),
+    Timer.STALL: frozenset({State.CONNECTED}),
+    Timer.GRACE: _LINK,
+    Timer.REVIVAL: frozenset({State.EXHAUSTED}),
+}
+
+# In these the outage clock stands still: nobody is trying.
+_AT_REST: Final = frozenset({State.IDLE, State.BACKGROUNDED, State.EXHAUSTED, State.CANCELLED})
+
+# Entering these makes whatever was under way a matter of the past. (A dial raises the generation by itself.)
+_NEW_GENERATION: Final = frozenset({State.IDLE, State.BACKGROUNDED, State.CANCELLED})
+
+# RFC 6455 section 7.4.1. 1000 tells a server that the client will not come back, and some then drop its token, so it is
+# said only when that is so; every other leave-taking is 1001.
+_DONE: Final = 1000
+_GOING_AWAY: Final = 1001
+
+
+class Draft:
+    """One step in the making. `before`, `event`, `facts` and `policy` are given; `after` and `effects` come of it."""
+
+    __slots__ = ("after", "before", "branch", "effects", "event", "facts", "policy", "state")
+
+    def __init__(self, before: Snapshot, event: AnyEvent, facts: Facts, policy: Policy) -> None:
+        self.before = before
+        self.event = event
+        self.facts = facts
+        self.policy = policy
+        self.state = before.state
+        self.after = before
+        self.effects: list[AnyEffect] = []
+        self.branch: Branch[Any, Any, Any] | None = None
+        if isinstance(event, Expiry):
+            self._forget_timer(event.timer)
+
+    def set(self, **changes: Any) -> None:
+        """Change fields of the snapshot to be."""
+        self.after = replace(self.after, **changes)
+
+    def emit(self, effect: AnyEffect) -> None:
+        """Ask for an effect, after those asked for already."""
+        self.effects.append(effect)
+
+    # --- timers and fetches -------------------------------------------------------------------------------------
+
+    def arm(self, timer: Timer, delay: Delay) -> None:
+        """Start a timer, in place of one that runs already."""
+        self._forget_timer(timer)
+        ticket = self.after.tickets + 1
+        self.set(tickets=ticket, armed=(*self.after.armed, (timer, ticket)))
+        self.emit(Arm(timer=timer, ticket=ticket, delay=delay))
+
+    def disarm(self, timer: Timer) -> None:
+        """Stop a timer, if it runs."""
+        if self.after.ticket(timer) is not None:
+            self._forget_timer(timer)
+            self.emit(Disarm(timer=timer))
+
+    def fetch(self, purpose: Purpose, *, delay: float = 0.0, fresh_token: bool = False) -> None:
+        """Ask for a state fetch; an earlier one's answer becomes stale."""
+        self.set(fetch=self.after.fetch + 1)
+        self.emit(
+            FetchState(
+                purpose=purpose,
+                generation=self.after.generation,
+                fetch=self.after.fetch,
+                delay=delay,
+                fresh_token=fresh_token,
+            )
+        )
+
+    def _forget_timer(self, timer: Timer) -> None:
+        self.set(armed=tuple(pair for pair in self.after.armed if pair[0] is not timer))
+
+    # --- the outage clock ---------------------------------------------------------------------------------------
+
+    def start_clock(self) -> None:
+        """Let the outage clock run."""
+        if self.after.outage_since is None:
+            self.set(outage_since=self.facts.now)
+
+    def stop_clock(self) -> None:
+        """Hold the outage clock: what has run stays spent."""
+        if self.after.outage_since is not None:
+            self.set(outage_spent=self.after.outage_seconds(self.facts.now), outage_since=None)
+
+    # --- leaving a state ----------------------------------------------------------------------------------------
+
+    def leave(self, source: State, target: State) -> None:
+        """Give back what `source` owns and `target` does not."""
+        owned, kept = OWNS[source], OWNS[target]
+        if Resource.FETCH in owned:
+            self.emit(CancelFetch())
+        if Resource.ATTEMPT in owned and target is not State.SYNCING:
+            self.emit(AbandonDial())
+            self._forget_dial_to_come()
+        if Resource.SOCKET in owned and Resource.SOCKET not in kept:
+            code, wait = self._farewell()
+            self.emit(CloseSocket(code=code, wait=wait))
+            self.emit(SaveCursor())
+        for timer, _ in self.after.armed:
+            if target not in RUNS_IN[timer]:
+                self.disarm(timer)
+        if target in _AT_REST:
+            self.stop_clock()
+        if target in _NEW_GENERATION:
+            self.set(generation=self.after.generation + 1)
+
+    def _farewell(self) -> tuple[int, float]:
+        event, policy = self.event, self.policy
+        if isinstance(event, JobEnded):
+            return _DONE, policy.close_wait
+        if isinstance(event, Cancel | Close):
+            wait = policy.cancel_wait if isinstance(event, Cancel) else policy.close_wait
+            return (_DONE if event.accepted else _GOING_AWAY), wait
+        return _GOING_AWAY, 0.0
+
+    def _forget_dial_to_come(self) -> None:
+        # A dial that was given up before it opened has cost nobody anything.
+        dials = self.after.dials
+        if dials and dials[-1] > self.facts.now:
+            self.set(dials=dials[:-1])

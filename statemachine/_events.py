@@ -1,0 +1,304 @@
+"""What can happen to a connection, as frozen values: states, events, causes, and the facts of the moment.
+
+Events are past facts (`Lost`) or requests (`Cancel`). They carry what happened; `Facts` carry how the world stood when
+the event was taken up. Both are msgspec structs, so that a recorded history is JSON and can be replayed.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from msgspec import Struct
+
+from ._policy import Advice
+
+
+class State(Enum):
+    """The lifecycle of a connection."""
+
+    IDLE = "idle"
+    """Nothing runs; after a job ended it holds the outcome. `connect` starts."""
+    CONNECTING = "connecting"
+    """One attempt is under way: DNS, TCP, TLS, upgrade, within one deadline."""
+    SYNCING = "syncing"
+    """The socket is open, live frames are buffered, the job's state is being fetched."""
+    CONNECTED = "connected"
+    """In step with the server."""
+    RECONNECTING = "reconnecting"
+    """Waiting for the next attempt."""
+    BACKGROUNDED = "backgrounded"
+    """The host asked for quiet: no socket, no attempts, the budget kept, until the host or the user speaks."""
+    EXHAUSTED = "exhausted"
+    """No further attempt by itself; `reason` says why. A user's `connect` or `retry` begins anew."""
+    CANCELLED = "cancelled"
+    """Final: the user ended it, and nothing is left."""
+
+
+class Trigger(Enum):
+    """The name of each event: the rows of the table."""
+
+    CONNECT = "connect"
+    RETRY = "retry"
+    OPENED = "opened"
+    SYNCED = "synced"
+    GAP_FOUND = "gap_found"
+    LOST = "lost"
+    TOKEN_REJECTED = "token_rejected"
+    REFUSED = "refused"
+    JOB_ENDED = "job_ended"
+    STALLED = "stalled"
+    PATH_LOST = "path_lost"
+    PATH_RESTORED = "path_restored"
+    PATH_CHANGED = "path_changed"
+    WOKE = "woke"
+    BACKGROUND = "background"
+    FOREGROUND = "foreground"
+    BACKOFF_ELAPSED = "backoff_elapsed"
+    BUDGET_SPENT = "budget_spent"
+    LINK_STABLE = "link_stable"
+    GRACE_ELAPSED = "grace_elapsed"
+    REVIVAL_DUE = "revival_due"
+    CANCEL = "cancel"
+    CLOSE = "close"
+
+
+class Timer(Enum):
+    """The timers the machine arms. The attempt's deadline, the heartbeat and its probe belong to the socket."""
+
+    BACKOFF = "backoff"
+    OUTAGE = "outage"
+    STABILITY = "stability"
+    STALL = "stall"
+    GRACE = "grace"
+    REVIVAL = "revival"
+
+
+Reason: TypeAlias = Literal["budget", "auth", "protocol", "gone"]
+
+
+class Cause(Struct, frozen=True, kw_only=True):
+    """Why a link or an attempt failed.
+
+    `code` is short and stable (`close 1012`, `http 503`, `silence`, `dns`), `text` is for people and holds no secret.
+    `shared` says that it hit every client at once. `violation` marks bytes that the protocol forbids. `certificate`
+    marks a certificate that could not be verified, which a change of the network path may mend.
+    """
+
+    code: str
+    text: str
+    shared: bool = False
+    violation: bool = False
+    certificate: bool = False
+    advice: Advice | None = None
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """How the world stands when an event is taken up: levels, asked for anew each time.
+
+    `now` is the loop's clock in seconds. `token_id` tells one fixed token from another (None with a provider);
+    `renewable` says whether a rejected token can be replaced by a fresh one.
+    """
+
+    now: float
+    path_up: bool = True
+    foreground: bool = True
+    token_id: str | None = None
+    renewable: bool = True
+
+
+class Event(Struct, frozen=True, kw_only=True, tag_field="event"):
+    """What all events share. An event of an older `generation` or `fetch` is stale; None is never stale."""
+
+    trigger: ClassVar[Trigger]
+    generation: int | None = None
+    fetch: int | None = None
+
+
+class Expiry(Event, frozen=True, kw_only=True):
+    """A timer has run out. `ticket` is that of the `Arm` effect; after another arm or a disarm it is stale."""
+
+    timer: ClassVar[Timer]
+    ticket: int
+
+
+class Connect(Event, frozen=True, tag="connect"):
+    """The user asks to follow the job."""
+
+    trigger = Trigger.CONNECT
+
+
+class Retry(Event, frozen=True, tag="retry"):
+    """The user asks for an attempt now: it outranks a held path and the background."""
+
+    trigger = Trigger.RETRY
+
+
+class Opened(Event, frozen=True, tag="opened"):
+    """The upgrade succeeded: there is a socket."""
+
+    trigger = Trigger.OPENED
+
+
+class Synced(Event, frozen=True, tag="synced"):
+    """Replay or snapshot is complete: the buffered frames join what was delivered."""
+
+    trigger = Trigger.SYNCED
+
+
+class GapFound(Event, frozen=True, kw_only=True, tag="gap_found"):
+    """What arrived does not join what was delivered."""
+
+    trigger = Trigger.GAP_FOUND
+    cause: Cause
+
+
+class Lost(Event, frozen=True, kw_only=True, tag="lost"):
+    """The attempt, the sync or the link failed in a way that another attempt may mend."""
+
+    trigger = Trigger.LOST
+    cause: Cause
+
+
+class TokenRejected(Event, frozen=True, kw_only=True, tag="token_rejected"):
+    """The server did not take the token, at the upgrade or on the socket, or (`by_fetch`) at the state call."""
+
+    trigger = Trigger.TOKEN_REJECTED
+    cause: Cause
+    by_fetch: bool = False
+
+
+class Refused(Event, frozen=True, kw_only=True, tag="refused"):
+    """The server, or the want of a token, rules out any further attempt."""
+
+    trigger = Trigger.REFUSED
+    reason: Reason
+    cause: Cause
+
+
+class JobEnded(Event, frozen=True, kw_only=True, tag="job_ended"):
+    """The job has ended. Never stale: whoever saw the end, it is the end. `update` is what to deliver."""
+
+    trigger = Trigger.JOB_ENDED
+    outcome: Literal["complete", "failed", "canceled"]
+    update: Any = None
+
+
+class Stalled(Expiry, frozen=True, kw_only=True, tag="stalled"):
+    """No job message for the stall limit. `first` of this silence."""
+
+    trigger = Trigger.STALLED
+    timer = Timer.STALL
+    first: bool = True
+
+
+class PathLost(Event, frozen=True, tag="path_lost"):
+    """The host has no network path now."""
+
+    trigger = Trigger.PATH_LOST
+
+
+class PathRestored(Event, frozen=True, tag="path_restored"):
+    """The host has a network path again."""
+
+    trigger = Trigger.PATH_RESTORED
+
+
+class PathChanged(Event, frozen=True, tag="path_changed"):
+    """The host has another network path than before."""
+
+    trigger = Trigger.PATH_CHANGED
+
+
+class Woke(Event, frozen=True, tag="woke"):
+    """The host had been suspended."""
+
+    trigger = Trigger.WOKE
+
+
+class Background(Event, frozen=True, tag="background"):
+    """The host asks for quiet."""
+
+    trigger = Trigger.BACKGROUND
+
+
+class Foreground(Event, frozen=True, tag="foreground"):
+    """The host is back."""
+
+    trigger = Trigger.FOREGROUND
+
+
+class BackoffElapsed(Expiry, frozen=True, tag="backoff_elapsed"):
+    """The wait before the next attempt is over."""
+
+    trigger = Trigger.BACKOFF_ELAPSED
+    timer = Timer.BACKOFF
+
+
+class BudgetSpent(Expiry, frozen=True, tag="budget_spent"):
+    """The outage has lasted as long as it may."""
+
+    trigger = Trigger.BUDGET_SPENT
+    timer = Timer.OUTAGE
+
+
+class LinkStable(Expiry, frozen=True, tag="link_stable"):
+    """The link has held, with frames coming in."""
+
+    trigger = Trigger.LINK_STABLE
+    timer = Timer.STABILITY
+
+
+class GraceElapsed(Expiry, frozen=True, tag="grace_elapsed"):
+    """The time that the background leaves to a link is over."""
+
+    trigger = Trigger.GRACE_ELAPSED
+    timer = Timer.GRACE
+
+
+class RevivalDue(Expiry, frozen=True, tag="revival_due"):
+    """A revival that came too early before is allowed now."""
+
+    trigger = Trigger.REVIVAL_DUE
+    timer = Timer.REVIVAL
+
+
+class Cancel(Event, frozen=True, tag="cancel"):
+    """The user ends it for good. `accepted`: the server had agreed to cancel the job."""
+
+    trigger = Trigger.CANCEL
+    accepted: bool = False
+
+
+class Close(Event, frozen=True, tag="close"):
+    """The user stops watching; the job goes on. `accepted` as in `Cancel`."""
+
+    trigger = Trigger.CLOSE
+    accepted: bool = False
+
+
+AnyEvent: TypeAlias = (
+    Connect
+    | Retry
+    | Opened
+    | Synced
+    | GapFound
+    | Lost
+    | TokenRejected
+    | Refused
+    | JobEnded
+    | Stalled
+    | PathLost
+    | PathRestored
+    | PathChanged
+    | Woke
+    | Background
+    | Foreground
+    | BackoffElapsed
+    | BudgetSpent
+    | LinkStable
+    | GraceElapsed
+    | RevivalDue
+    | Cancel
+    | Close
+)

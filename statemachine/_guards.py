@@ -1,0 +1,93 @@
+"""The questions on which a cell branches. Each reads the snapshot as it was, the event and its facts; nothing else.
+
+In a cell they stand in order, and each means "and none of the earlier ones".
+"""
+
+from __future__ import annotations
+
+from ._draft import Draft
+from ._events import GapFound, Lost, PathChanged, TokenRejected
+
+
+def job_has_ended(draft: Draft) -> bool:
+    """The job has ended: the outcome is known."""
+    return draft.before.outcome is not None
+
+
+def in_background(draft: Draft) -> bool:
+    """The host asked for quiet."""
+    return not draft.facts.foreground
+
+
+def path_down(draft: Draft) -> bool:
+    """The host says that it has no network path."""
+    return not draft.facts.path_up
+
+
+def same_refused_token(draft: Draft) -> bool:
+    """The fixed token that was refused is still the one given."""
+    before, facts = draft.before, draft.facts
+    return before.reason == "auth" and facts.token_id is not None and facts.token_id == before.refused_token
+
+
+def budget_left(draft: Draft) -> bool:
+    """The outage has retries and seconds left, or this attempt was a trial that is not charged."""
+    before, backoff = draft.before, draft.policy.backoff
+    if before.trial:
+        return True
+    return before.retries < backoff.attempts and before.outage_seconds(draft.facts.now) < backoff.seconds
+
+
+def broken_too_often(draft: Draft) -> bool:
+    """This stream broke the protocol, and so did enough others since the last stable link."""
+    event = draft.event
+    violation = isinstance(event, Lost | GapFound) and event.cause.violation
+    return violation and draft.before.violations + 1 >= draft.policy.violations
+
+
+def first_rejection(draft: Draft) -> bool:
+    """The first rejection since the last stable link, and a fresh token can be had."""
+    return draft.facts.renewable and draft.before.rejections == 0
+
+
+def first_rejection_by_fetch(draft: Draft) -> bool:
+    """As above, and it was the state call that rejected the token: the socket may live on."""
+    return isinstance(draft.event, TokenRejected) and draft.event.by_fetch and first_rejection(draft)
+
+
+def refetch_left(draft: Draft) -> bool:
+    """Fewer refetches than the policy allows since the last stable link."""
+    return draft.before.refetches < len(draft.policy.refetch_waits)
+
+
+def free_restart_left(draft: Draft) -> bool:
+    """Fewer free restarts than the policy allows since the last stable link."""
+    return draft.before.free_restarts < draft.policy.free_restarts
+
+
+def spent_budget(draft: Draft) -> bool:
+    """It was the budget that ran out, not a refusal."""
+    return draft.before.reason == "budget"
+
+
+def revival_allowed(draft: Draft) -> bool:
+    """In foreground, and a revival is not too soon: the budget ran out, or another path may mend a certificate."""
+    cause = draft.before.cause
+    another_path = isinstance(draft.event, PathChanged) and cause is not None and cause.certificate
+    if not (spent_budget(draft) or another_path) or in_background(draft):
+        return False
+    return next_revival(draft) <= draft.facts.now
+
+
+def next_revival(draft: Draft) -> float:
+    """When the next revival is allowed, on the loop's clock."""
+    revivals, policy = draft.before.revivals, draft.policy
+    earliest = revivals[-1] + policy.revival_spacing if revivals else draft.facts.now
+    if len(revivals) >= policy.revivals_per_window:
+        earliest = max(earliest, revivals[-policy.revivals_per_window] + policy.revival_window)
+    return earliest
+
+
+def foreground_and_path_up(draft: Draft) -> bool:
+    """The host is in foreground and has a network path."""
+    return draft.facts.foreground and draft.facts.path_up

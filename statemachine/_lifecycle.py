@@ -1,0 +1,356 @@
+"""The lifecycle of a connection: every state, every event, every cell.
+
+What this is: the whole of what a connection does about whatever happens to it. Pictures, documentation, tests and the
+running engine are made from `LIFECYCLE`; there is no other place where a state changes.
+
+What it does not know: sockets, clocks, randomness, the job's data. Data frames never come here; only what can change
+the lifecycle is an event.
+
+Which rules are not in the table, and why:
+
+- An event of an older generation or fetch, or of a timer armed anew since, is stale and never fired (`step`): it would
+  otherwise need a guard in every cell.
+- Leaving a state gives back what it owns (`_draft.OWNS`, `_draft.RUNS_IN`): so that no cell can forget it.
+- The job's end is taken in every state that does not hold an outcome, whoever saw it; `deliver_end` leads to `idle`,
+  where no further end is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+
+from .._exceptions import Cancelled, ForbiddenRequest, JobEnded
+from . import _actions as do
+from . import _guards as when
+from ._draft import RUNS_IN, Draft
+from ._events import State as S
+from ._events import Timer
+from ._events import Trigger as T
+from ._table import Action, Branch, Cell, Guard, Kind, Table, TimerRule
+
+LifecycleBranch: TypeAlias = Branch[S, Draft, Timer]
+LifecycleCell: TypeAlias = Cell[S, Draft, Timer]
+
+
+def go(
+    target: S, *actions: Action[Draft, Timer], when: Guard[Draft] | None = None, reason: str = ""
+) -> LifecycleBranch:
+    """Move to `target`."""
+    return Branch(Kind.MOVED, target, when=when, actions=actions, reason=reason)
+
+
+def stay(*actions: Action[Draft, Timer], when: Guard[Draft] | None = None, reason: str = "") -> LifecycleBranch:
+    """Handle the event, keep the state."""
+    return Branch(Kind.KEPT, when=when, actions=actions, reason=reason)
+
+
+def ignore(reason: str) -> LifecycleCell:
+    """Nothing to do, and why; counted."""
+    return (Branch(Kind.IGNORED, reason=reason),)
+
+
+def forbid(
+    reason: str, error: type[ForbiddenRequest] = ForbiddenRequest, *, when: Guard[Draft] | None = None
+) -> LifecycleBranch:
+    """Not lawful here: a typed error, and nothing changes."""
+    return Branch(Kind.FORBIDDEN, when=when, reason=reason, error=error)
+
+
+NO_ATTEMPT: Final = ignore("no attempt is under way here; a late success belongs to one that was given up")
+NO_SYNC: Final = ignore("no sync is under way here")
+NO_STREAM: Final = ignore("no stream is followed here, so none can have a gap")
+NO_LINK: Final = ignore("there is no link to lose here; its loss was already acted upon")
+NO_TOKEN_USED: Final = ignore("no token is in use here")
+NOTHING_ASKED: Final = ignore("nothing was asked of the server from here")
+ALREADY_OVER: Final = ignore("an end was told already, or nothing is followed")
+NOT_IN_STEP: Final = ignore("silence is measured in connected only")
+NO_BACKOFF: Final = ignore("no wait for an attempt runs here")
+NO_OUTAGE: Final = ignore("the outage clock is looked at in reconnecting only")
+NOT_CONNECTED: Final = ignore("stability is measured in connected only")
+NO_GRACE: Final = ignore("no grace runs here: there is nothing left to close")
+NO_REVIVAL: Final = ignore("a revival is awaited in exhausted only")
+FINAL: Final = ignore("cancelled is final: nothing is left that this could concern")
+
+# Cells that several states share.
+_LOST: Final[LifecycleCell] = (
+    go(S.BACKGROUNDED, when=when.in_background),
+    go(S.EXHAUSTED, do.give_up_on_protocol, when=when.broken_too_often),
+    go(S.RECONNECTING, do.back_off, when=when.budget_left),
+    go(S.EXHAUSTED, do.give_up_on_budget),
+)
+_TOKEN_REJECTED: Final[LifecycleCell] = (
+    go(S.CONNECTING, do.dial_with_fresh_token, when=when.first_rejection),
+    go(S.EXHAUSTED, do.give_up_on_auth),
+)
+_REFUSED: Final[LifecycleCell] = (go(S.EXHAUSTED, do.give_up_as_refused),)
+_JOB_ENDED: Final[LifecycleCell] = (go(S.IDLE, do.deliver_end),)
+_PROBE: Final[LifecycleCell] = (stay(do.probe),)
+_KEEP: Final[LifecycleCell] = (stay(),)
+_FORGIVE: Final[LifecycleCell] = (stay(do.forgive),)
+_CANCEL: Final[LifecycleCell] = (go(S.CANCELLED),)
+_CLOSE: Final[LifecycleCell] = (go(S.IDLE, do.fresh_budget),)
+_BEGIN_GRACE: Final[LifecycleCell] = (stay(do.begin_grace),)
+_GRACE_ELAPSED: Final[LifecycleCell] = (go(S.BACKGROUNDED),)
+_RESTART: Final[LifecycleCell] = (
+    go(S.CONNECTING, do.use_free_restart, do.dial, when=when.free_restart_left),
+    stay(),
+)
+_NEAR_AGAIN: Final[LifecycleCell] = (stay(do.wait_briefly),)
+_REVIVE: Final[LifecycleCell] = (
+    go(S.CONNECTING, do.revive, when=when.revival_allowed),
+    stay(do.await_revival),
+)
+_BEGIN_ANEW: Final[LifecycleCell] = (
+    forbid("the server refused this very token: give another one first", when=when.same_refused_token),
+    go(S.CONNECTING, do.fresh_budget, do.dial),
+)
+_IS_CANCELLED: Final[LifecycleCell] = (forbid("it was cancelled, which is final: make a new Connection", Cancelled),)
+
+_PATH_IS_BACK: Final[Mapping[S, LifecycleCell]] = {
+    S.IDLE: _KEEP,
+    S.CONNECTING: _RESTART,
+    S.SYNCING: _PROBE,
+    S.CONNECTED: _PROBE,
+    S.RECONNECTING: _NEAR_AGAIN,
+    S.BACKGROUNDED: _KEEP,
+    S.EXHAUSTED: _REVIVE,
+    S.CANCELLED: FINAL,
+}
+
+CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
+    T.CONNECT: {
+        S.IDLE: (
+            forbid("the job has ended: see `outcome`", JobEnded, when=when.job_has_ended),
+            go(S.BACKGROUNDED, do.fresh_budget, when=when.in_background),
+            go(S.RECONNECTING, do.fresh_budget, do.hold, when=when.path_down),
+            go(S.CONNECTING, do.fresh_budget, do.dial),
+        ),
+        S.CONNECTING: _FORGIVE,
+        S.SYNCING: _FORGIVE,
+        S.CONNECTED: _FORGIVE,
+        S.RECONNECTING: _FORGIVE,
+        S.BACKGROUNDED: _FORGIVE,
+        S.EXHAUSTED: _BEGIN_ANEW,
+        S.CANCELLED: _IS_CANCELLED,
+    },
+    T.RETRY: {
+        S.IDLE: (forbid("nothing was begun that could be tried again: call connect()"),),
+        S.CONNECTING: _FORGIVE,
+        S.SYNCING: _FORGIVE,
+        S.CONNECTED: _FORGIVE,
+        S.RECONNECTING: (go(S.CONNECTING, do.forgive, do.dial),),
+        S.BACKGROUNDED: (go(S.CONNECTING, do.forgive, do.dial),),
+        S.EXHAUSTED: _BEGIN_ANEW,
+        S.CANCELLED: _IS_CANCELLED,
+    },
+    T.OPENED: {
+        S.IDLE: NO_ATTEMPT,
+        S.CONNECTING: (go(S.SYNCING, do.greet),),
+        S.SYNCING: NO_ATTEMPT,
+        S.CONNECTED: NO_ATTEMPT,
+        S.RECONNECTING: NO_ATTEMPT,
+        S.BACKGROUNDED: NO_ATTEMPT,
+        S.EXHAUSTED: NO_ATTEMPT,
+        S.CANCELLED: FINAL,
+    },
+    T.SYNCED: {
+        S.IDLE: NO_SYNC,
+        S.CONNECTING: NO_SYNC,
+        S.SYNCING: (go(S.CONNECTED, do.join),),
+        S.CONNECTED: NO_SYNC,
+        S.RECONNECTING: NO_SYNC,
+        S.BACKGROUNDED: NO_SYNC,
+        S.EXHAUSTED: NO_SYNC,
+        S.CANCELLED: FINAL,
+    },
+    T.GAP_FOUND: {
+        S.IDLE: NO_STREAM,
+        S.CONNECTING: NO_STREAM,
+        S.SYNCING: (stay(do.refetch, when=when.refetch_left), *_LOST),
+        S.CONNECTED: (go(S.SYNCING, do.resync),),
+        S.RECONNECTING: NO_STREAM,
+        S.BACKGROUNDED: NO_STREAM,
+        S.EXHAUSTED: NO_STREAM,
+        S.CANCELLED: FINAL,
+    },
+    T.LOST: {
+        S.IDLE: NO_LINK,
+        S.CONNECTING: _LOST,
+        S.SYNCING: _LOST,
+        S.CONNECTED: _LOST,
+        S.RECONNECTING: NO_LINK,
+        S.BACKGROUNDED: NO_LINK,
+        S.EXHAUSTED: NO_LINK,
+        S.CANCELLED: FINAL,
+    },
+    T.TOKEN_REJECTED: {
+        S.IDLE: NO_TOKEN_USED,
+        S.CONNECTING: _TOKEN_REJECTED,
+        S.SYNCING: (stay(do.refetch_with_fresh_token, when=when.first_rejection_by_fetch), *_TOKEN_REJECTED),
+        S.CONNECTED: _TOKEN_REJECTED,
+        S.RECONNECTING: (stay(do.mark_token_stale),),
+        S.BACKGROUNDED: NO_TOKEN_USED,
+        S.EXHAUSTED: ignore("it has given up already; a user's connect asks for a token anew"),
+        S.CANCELLED: FINAL,
+    },
+    T.REFUSED: {
+        S.IDLE: NOTHING_ASKED,
+        S.CONNECTING: _REFUSED,
+        S.SYNCING: _REFUSED,
+        S.CONNECTED: _REFUSED,
+        S.RECONNECTING: _REFUSED,
+        S.BACKGROUNDED: NOTHING_ASKED,
+        S.EXHAUSTED: ignore("it has given up already, for a reason that stays the first"),
+        S.CANCELLED: FINAL,
+    },
+    T.JOB_ENDED: {
+        S.IDLE: ALREADY_OVER,
+        S.CONNECTING: _JOB_ENDED,
+        S.SYNCING: _JOB_ENDED,
+        S.CONNECTED: _JOB_ENDED,
+        S.RECONNECTING: _JOB_ENDED,
+        S.BACKGROUNDED: _JOB_ENDED,
+        S.EXHAUSTED: _JOB_ENDED,
+        S.CANCELLED: FINAL,
+    },
+    T.STALLED: {
+        S.IDLE: NOT_IN_STEP,
+        S.CONNECTING: NOT_IN_STEP,
+        S.SYNCING: NOT_IN_STEP,
+        S.CONNECTED: (stay(do.look_into_silence),),
+        S.RECONNECTING: NOT_IN_STEP,
+        S.BACKGROUNDED: NOT_IN_STEP,
+        S.EXHAUSTED: NOT_IN_STEP,
+        S.CANCELLED: FINAL,
+    },
+    T.PATH_LOST: {
+        S.IDLE: _KEEP,
+        S.CONNECTING: (go(S.RECONNECTING, do.use_free_restart, do.hold, when=when.free_restart_left), *_LOST),
+        S.SYNCING: _PROBE,
+        S.CONNECTED: _PROBE,
+        S.RECONNECTING: (stay(do.hold),),
+        S.BACKGROUNDED: _KEEP,
+        S.EXHAUSTED: _KEEP,
+        S.CANCELLED: FINAL,
+    },
+    T.PATH_RESTORED: _PATH_IS_BACK,
+    T.PATH_CHANGED: _PATH_IS_BACK,
+    T.WOKE: {**_PATH_IS_BACK, S.RECONNECTING: (stay(do.wait_a_moment),)},
+    T.BACKGROUND: {
+        S.IDLE: _KEEP,
+        S.CONNECTING: _BEGIN_GRACE,
+        S.SYNCING: _BEGIN_GRACE,
+        S.CONNECTED: _BEGIN_GRACE,
+        S.RECONNECTING: _BEGIN_GRACE,
+        S.BACKGROUNDED: _KEEP,
+        S.EXHAUSTED: _KEEP,
+        S.CANCELLED: FINAL,
+    },
+    T.FOREGROUND: {
+        S.IDLE: _KEEP,
+        S.CONNECTING: (stay(do.end_grace),),
+        S.SYNCING: (stay(do.end_grace, do.probe),),
+        S.CONNECTED: (stay(do.end_grace, do.probe),),
+        S.RECONNECTING: (stay(do.end_grace, do.wait_a_moment),),
+        S.BACKGROUNDED: (go(S.RECONNECTING, do.hold, when=when.path_down), go(S.CONNECTING, do.dial)),
+        S.EXHAUSTED: (go(S.CONNECTING, do.fresh_budget, do.dial, when=when.spent_budget), stay()),
+        S.CANCELLED: FINAL,
+    },
+    T.BACKOFF_ELAPSED: {
+        S.IDLE: NO_BACKOFF,
+        S.CONNECTING: NO_BACKOFF,
+        S.SYNCING: NO_BACKOFF,
+        S.CONNECTED: NO_BACKOFF,
+        S.RECONNECTING: (go(S.BACKGROUNDED, when=when.in_background), go(S.CONNECTING, do.dial)),
+        S.BACKGROUNDED: NO_BACKOFF,
+        S.EXHAUSTED: NO_BACKOFF,
+        S.CANCELLED: FINAL,
+    },
+    T.BUDGET_SPENT: {
+        S.IDLE: NO_OUTAGE,
+        S.CONNECTING: NO_OUTAGE,
+        S.SYNCING: NO_OUTAGE,
+        S.CONNECTED: NO_OUTAGE,
+        S.RECONNECTING: (go(S.EXHAUSTED, do.give_up_on_budget),),
+        S.BACKGROUNDED: NO_OUTAGE,
+        S.EXHAUSTED: NO_OUTAGE,
+        S.CANCELLED: FINAL,
+    },
+    T.LINK_STABLE: {
+        S.IDLE: NOT_CONNECTED,
+        S.CONNECTING: NOT_CONNECTED,
+        S.SYNCING: NOT_CONNECTED,
+        S.CONNECTED: (stay(do.settle),),
+        S.RECONNECTING: NOT_CONNECTED,
+        S.BACKGROUNDED: NOT_CONNECTED,
+        S.EXHAUSTED: NOT_CONNECTED,
+        S.CANCELLED: FINAL,
+    },
+    T.GRACE_ELAPSED: {
+        S.IDLE: NO_GRACE,
+        S.CONNECTING: _GRACE_ELAPSED,
+        S.SYNCING: _GRACE_ELAPSED,
+        S.CONNECTED: _GRACE_ELAPSED,
+        S.RECONNECTING: _GRACE_ELAPSED,
+        S.BACKGROUNDED: NO_GRACE,
+        S.EXHAUSTED: NO_GRACE,
+        S.CANCELLED: FINAL,
+    },
+    T.REVIVAL_DUE: {
+        S.IDLE: NO_REVIVAL,
+        S.CONNECTING: NO_REVIVAL,
+        S.SYNCING: NO_REVIVAL,
+        S.CONNECTED: NO_REVIVAL,
+        S.RECONNECTING: NO_REVIVAL,
+        S.BACKGROUNDED: NO_REVIVAL,
+        S.EXHAUSTED: (go(S.CONNECTING, do.revive, when=when.foreground_and_path_up), stay()),
+        S.CANCELLED: FINAL,
+    },
+    T.CANCEL: {
+        S.IDLE: (stay(when=when.job_has_ended, reason="the job's end came first, and is the answer"), *_CANCEL),
+        S.CONNECTING: _CANCEL,
+        S.SYNCING: _CANCEL,
+        S.CONNECTED: _CANCEL,
+        S.RECONNECTING: _CANCEL,
+        S.BACKGROUNDED: _CANCEL,
+        S.EXHAUSTED: _CANCEL,
+        S.CANCELLED: (stay(reason="the same answer as the first time"),),
+    },
+    T.CLOSE: {
+        S.IDLE: _KEEP,
+        S.CONNECTING: _CLOSE,
+        S.SYNCING: _CLOSE,
+        S.CONNECTED: _CLOSE,
+        S.RECONNECTING: _CLOSE,
+        S.BACKGROUNDED: _CLOSE,
+        S.EXHAUSTED: _CLOSE,
+        S.CANCELLED: FINAL,
+    },
+}
+
+_EXPIRY: Final[Mapping[Timer, T]] = {
+    Timer.BACKOFF: T.BACKOFF_ELAPSED,
+    Timer.OUTAGE: T.BUDGET_SPENT,
+    Timer.STABILITY: T.LINK_STABLE,
+    Timer.STALL: T.STALLED,
+    Timer.GRACE: T.GRACE_ELAPSED,
+    Timer.REVIVAL: T.REVIVAL_DUE,
+}
+
+LIFECYCLE: Final[Table[S, T, Draft, Timer]] = Table(
+    name="connection",
+    states=S,
+    events=T,
+    initial=S.IDLE,
+    final=frozenset({S.CANCELLED}),
+    cells=CELLS,
+    timers={timer: TimerRule(RUNS_IN[timer], expiry) for timer, expiry in _EXPIRY.items()},
+    waits={
+        S.IDLE: "waits for the user",
+        S.CONNECTING: "the attempt has one deadline, kept by the socket's own loop, and ends in opened or lost",
+        S.SYNCING: "each fetch has a deadline and the socket a heartbeat, and all of them end in an event",
+        S.BACKGROUNDED: "waits for the host or the user, by their own wish",
+        S.EXHAUSTED: "waits for the user, the host or, where one was due too early, the revival timer",
+    },
+)

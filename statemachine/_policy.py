@@ -1,0 +1,193 @@
+"""Every number of the lifecycle, as frozen and validated values.
+
+Seconds throughout. A delay is not drawn here: a policy gives the bounds, and whoever holds the randomness draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, Literal, TypeAlias
+
+from msgspec import Struct
+
+from .._exceptions import InvalidArgument
+
+Jitter: TypeAlias = Literal["none", "equal", "full"]
+
+
+def _positive(name: str, number: float) -> None:
+    if not (math.isfinite(number) and number > 0):
+        raise InvalidArgument(name, "must be a positive number")
+
+
+def _not_negative(name: str, number: float) -> None:
+    if not (math.isfinite(number) and number >= 0):
+        raise InvalidArgument(name, "must be zero or a positive number")
+
+
+class Delay(Struct, frozen=True):
+    """A delay to be drawn: uniform in `low`..`high`, at least `at_least`, plus uniform in 0..`extra`."""
+
+    low: float
+    high: float
+    at_least: float = 0.0
+    extra: float = 0.0
+
+    def draw(self, random: Callable[[], float]) -> float:
+        """Draw it; `random` gives numbers in 0..1."""
+        delay = max(self.low + (self.high - self.low) * random(), self.at_least)
+        return delay + self.extra * random() if self.extra else delay
+
+
+def exactly(seconds: float) -> Delay:
+    """A delay without a choice."""
+    return Delay(seconds, seconds)
+
+
+class Advice(Struct, frozen=True, kw_only=True):
+    """What the server said about coming back.
+
+    `retry_after` (HTTP `Retry-After`) is the least wait. `retry_in` and `spread` come with a close for everybody: wait
+    `retry_in`, then anywhere within `spread`.
+    """
+
+    retry_after: float | None = None
+    retry_in: float | None = None
+    spread: float | None = None
+
+
+class Backoff(Struct, frozen=True, kw_only=True):
+    """How long to wait before retry n (0, 1, 2 ...) of an outage, and how many there are.
+
+    The window is `base * factor**n`, first cut at `cap`, then jittered: `none` waits the whole window, `equal`
+    the upper half of it, `full` anything from `floor` on. `shared_window` is the least window for a cause that hits
+    every client at once; it is what keeps 10,000 clients from coming back in one second. An outage ends with
+    `exhausted` after `attempts` retries or `seconds`, whichever is first.
+    """
+
+    base: float = 1.0
+    factor: float = 2.0
+    cap: float = 30.0
+    floor: float = 0.25
+    jitter: Jitter = "full"
+    attempts: int = 20
+    seconds: float = 600.0
+    shared_window: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("cap", "seconds"):
+            _positive(name, getattr(self, name))
+        for name in ("base", "floor", "shared_window"):
+            _not_negative(name, getattr(self, name))
+        if not (math.isfinite(self.factor) and self.factor >= 1):
+            raise InvalidArgument("factor", "must be at least 1")
+        if self.attempts < 0:
+            raise InvalidArgument("attempts", "must not be negative")
+
+    @classmethod
+    def patient(cls) -> Backoff:
+        """The default: full jitter from 1 s (5 s where everybody was hit), cap 30 s, 20 retries or 10 minutes."""
+        return cls()
+
+    @classmethod
+    def original(cls) -> Backoff:
+        """1, 2, 4, 8, 16 s, exactly, five retries: what the first system did.
+
+        Not the default: without jitter all clients dial in the same second, and with five retries most give up after
+        a restart that takes longer than 31 s.
+        """
+        return cls(jitter="none", attempts=5, floor=0.0, shared_window=0.0)
+
+    def window(self, n: int, *, shared: bool = False) -> float:
+        """The window of retry n: capped, not yet jittered."""
+        # factor**n overflows a float for a large n; the cap is reached long before.
+        grown = self.base * self.factor ** min(n, 64)
+        return min(self.cap, max(self.shared_window if shared else self.base, grown))
+
+    def delay(self, n: int, *, shared: bool = False, advice: Advice | None = None, limit: float = 900.0) -> Delay:
+        """The delay before retry n, with the server's advice (cut at `limit`) taken into account."""
+        if advice is not None and advice.retry_in is not None:
+            start = min(advice.retry_in, limit)
+            return Delay(start, start + min(advice.spread or 0.0, limit))
+        window = self.window(n, shared=shared)
+        low = {"none": window, "equal": window / 2, "full": min(self.floor, window)}[self.jitter]
+        if advice is None or advice.retry_after is None:
+            return Delay(low, window)
+        least = min(advice.retry_after, limit)
+        # Clients that were all told the same number must not come back in the same instant.
+        return Delay(low, window, at_least=least, extra=min(5.0, 0.1 * least))
+
+
+_POSITIVE: Final = (
+    *("dial_window", "hold", "stable_after", "revival_window", "advice_limit"),
+    *("connect_deadline", "token_deadline", "ping_after", "lost_after", "probe", "fetch_deadline", "status_deadline"),
+)
+_NOT_NEGATIVE: Final = (
+    *("dial_spacing", "prompt", "restored_window", "free_restarts"),
+    *("grace", "revival_spacing", "close_wait", "cancel_wait"),
+)
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """All other numbers of a connection. The defaults are for a desktop or terminal program.
+
+    Dialling: a dial opens at least `dial_spacing` after the one before and at most `dials_per_window` times within
+    `dial_window`; no success shortens either. `prompt` bounds the wait after a user's action, a wake or a return to the
+    foreground; `restored_window` the one after the path came back. While the path is down a dial is held for `hold`,
+    then tried once without charge. `free_restarts` attempts an outage may be begun anew because the path changed.
+
+    Links: one counts as stable after `stable_after` in `connected`. Without a job message for `stall_after[0]` the
+    state is fetched, then after `stall_after[1]` and so on, the last number repeating. In the background everything is
+    closed after `grace` (0 on phones). `violations` broken streams without a stable link between them end it.
+
+    Revival from `exhausted`: at least `revival_spacing` apart, at most `revivals_per_window` within `revival_window`.
+    """
+
+    backoff: Backoff = Backoff()
+    dial_spacing: float = 4.0
+    dials_per_window: int = 60
+    dial_window: float = 600.0
+    prompt: float = 0.25
+    restored_window: float = 1.0
+    hold: float = 60.0
+    free_restarts: int = 3
+    stable_after: float = 30.0
+    stall_after: tuple[float, ...] = (120.0, 240.0, 600.0)
+    grace: float = 30.0
+    violations: int = 3
+    refetch_waits: tuple[float, ...] = (0.5, 1.0, 2.0)
+    revival_spacing: float = 30.0
+    revivals_per_window: int = 6
+    revival_window: float = 3600.0
+    advice_limit: float = 900.0
+    #: The whole attempt: DNS, TCP, TLS, upgrade. The token provider has `token_deadline` before it.
+    connect_deadline: float = 10.0
+    token_deadline: float = 30.0
+    #: Liveness: a ping after `ping_after` without inbound bytes, lost at `lost_after`; a probe waits `probe`.
+    ping_after: float = 15.0
+    lost_after: float = 25.0
+    probe: float = 5.0
+    #: How long the closing handshake may take: at the end and in `aclose()`, and on `cancel()`.
+    close_wait: float = 2.0
+    cancel_wait: float = 0.5
+    #: The state fetch while syncing: its deadline, and the waits between its tries; elsewhere one try.
+    fetch_deadline: float = 10.0
+    fetch_waits: tuple[float, ...] = (1.0, 2.0, 4.0)
+    status_deadline: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            _positive(name, getattr(self, name))
+        for name in _NOT_NEGATIVE:
+            _not_negative(name, getattr(self, name))
+        for name in ("dials_per_window", "revivals_per_window", "violations"):
+            if getattr(self, name) < 1:
+                raise InvalidArgument(name, "must be at least 1")
+        if not self.stall_after:
+            raise InvalidArgument("stall_after", "needs at least one number")
+        for name in ("stall_after", "refetch_waits", "fetch_waits"):
+            for number in getattr(self, name):
+                _positive(name, number)
+        if self.lost_after <= self.ping_after:
+            raise InvalidArgument("lost_after", "must exceed ping_after, or no ping could be answered in time")

@@ -1,0 +1,109 @@
+"""A recorded run of the machine: what a flight recorder holds, as versioned JSON that can be replayed.
+
+A recording begins with the snapshot before its first entry, so that it replays exactly though the entries before that
+were forgotten. It holds no token and no job data: of an end it keeps the kind only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from .._exceptions import ForbiddenRequest, InvalidArgument
+from ._events import AnyEvent, Facts, JobEnded, State
+from ._policy import Policy
+from ._snapshot import Snapshot
+from ._step import Verdict, step
+
+VERSION: Final = 1
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One event taken up: in which state, with which facts, and what became of it. `verdict` None: forbidden."""
+
+    event: AnyEvent
+    facts: Facts
+    source: State
+    target: State
+    verdict: Verdict | None
+
+
+class Recording(Struct, frozen=True, kw_only=True):
+    """Entries in order, and all that is needed to replay them."""
+
+    version: int = VERSION
+    policy: Policy = Policy()
+    start: Snapshot = Snapshot()
+    entries: tuple[Entry, ...] = ()
+
+    def to_json(self) -> bytes:
+        """The recording as JSON."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Recording:
+        """Read a recording; raises `InvalidArgument` for one that is damaged or of another version."""
+        try:
+            recording = msgspec.json.decode(data, type=cls)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InvalidArgument("recording", str(error)) from error
+        if recording.version != VERSION:
+            raise InvalidArgument("recording", f"version {recording.version} is not known, only {VERSION}")
+        return recording
+
+
+class Recorder:
+    """Keeps the last `limit` entries. A snapshot is shared, not copied: an entry costs a few hundred bytes."""
+
+    def __init__(self, policy: Policy, limit: int = 256) -> None:
+        self._policy = policy
+        self._entries: deque[tuple[Snapshot, Entry]] = deque(maxlen=limit)
+
+    def record(self, before: Snapshot, entry: Entry) -> None:
+        """Add an entry, forgetting the oldest beyond the limit."""
+        if isinstance(entry.event, JobEnded):
+            entry = msgspec.structs.replace(entry, event=msgspec.structs.replace(entry.event, update=None))
+        self._entries.append((before, entry))
+
+    def recording(self) -> Recording:
+        """What is held now."""
+        start = self._entries[0][0] if self._entries else Snapshot()
+        return Recording(policy=self._policy, start=start, entries=tuple(entry for _, entry in self._entries))
+
+
+class Divergence(NamedTuple):
+    """Where a replay first went another way than the recording: the entry's place, and what came of it now."""
+
+    place: int
+    entry: Entry
+    target: State
+    verdict: Verdict | None
+
+
+def replay(recording: Recording) -> Divergence | None:
+    """Run the recording through the machine as it is now; None where every step is as recorded."""
+    snapshot = recording.start
+    for place, entry in enumerate(recording.entries):
+        verdict: Verdict | None
+        try:
+            snapshot, _, verdict = step(snapshot, entry.event, entry.facts, recording.policy)
+        except ForbiddenRequest:
+            verdict = None
+        if (snapshot.state, verdict) != (entry.target, entry.verdict):
+            return Divergence(place, entry, snapshot.state, verdict)
+    return None
+
+
+def path(entries: Iterable[Entry]) -> list[State]:
+    """The states that the entries went through, without repeats."""
+    states: list[State] = []
+    for entry in entries:
+        if not states:
+            states.append(entry.source)
+        if entry.target is not states[-1]:
+            states.append(entry.target)
+    return states

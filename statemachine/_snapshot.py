@@ -1,0 +1,60 @@
+"""Everything the machine knows between two events, as one frozen value."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from ._events import Cause, Reason, State, Timer
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """One connection's lifecycle at rest.
+
+    `generation` is raised by a new attempt, background, cancel, close and the end; `fetch` by each state fetch. Times
+    are on the loop's clock, in seconds.
+    """
+
+    state: State = State.IDLE
+    generation: int = 0
+    fetch: int = 0
+
+    # The budget of an outage: retries made, and seconds of it that have run (a hold and the background stop the clock).
+    retries: int = 0
+    outage_spent: float = 0.0
+    outage_since: float | None = None
+
+    # What only `link_stable` and a user's `connect` or `retry` reset.
+    free_restarts: int = 0
+    rejections: int = 0
+    refetches: int = 0
+    violations: int = 0
+
+    # The attempt under way was begun although the path was down: its failure is not charged.
+    trial: bool = False
+    # The next attempt is to ask for a fresh token.
+    token_stale: bool = False
+    # The stalls of one silence.
+    stalls: int = 0
+
+    # When dials opened (or are to open), and when revivals were made: the newest last, bounded by the policy.
+    dials: tuple[float, ...] = ()
+    revivals: tuple[float, ...] = ()
+
+    # Which timers run, with the ticket of each, and the last ticket given.
+    armed: tuple[tuple[Timer, int], ...] = ()
+    tickets: int = 0
+
+    # How it stands: the last failure, why it gave up, which fixed token was refused, how the job ended.
+    cause: Cause | None = None
+    reason: Reason | None = None
+    refused_token: str | None = None
+    outcome: str | None = None
+
+    def ticket(self, timer: Timer) -> int | None:
+        """The ticket of a running timer, or None."""
+        return next((ticket for armed, ticket in self.armed if armed is timer), None)
+
+    def outage_seconds(self, now: float) -> float:
+        """How long the outage has lasted, holds and background left out."""
+        running = 0.0 if self.outage_since is None else max(0.0, now - self.outage_since)
+        return self.outage_spent + running
