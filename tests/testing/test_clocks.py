@@ -11,9 +11,9 @@ from towline._exceptions import InvalidArgument
 from towline.testing import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_backends
 
 
-@pytest.fixture(params=virtual_time_backends())
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return virtual_time(request.param)
+@pytest.fixture
+def anyio_backend(virtual_backend: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return virtual_backend
 
 
 pytestmark = pytest.mark.anyio
@@ -81,7 +81,7 @@ async def test_waiting_for_another_task_is_no_timer() -> None:
 
 
 @pytest.mark.parametrize("backend", virtual_time_backends())
-def test_each_run_begins_at_zero(backend: str, anyio_backend: object) -> None:
+def test_each_run_begins_at_zero(backend: str) -> None:
     async def main(seconds: float) -> float:
         await anyio.sleep(seconds)
         return anyio.current_time()
@@ -90,7 +90,7 @@ def test_each_run_begins_at_zero(backend: str, anyio_backend: object) -> None:
     assert run_virtual(main, 60, backend=backend) == pytest.approx(60)
 
 
-def test_real_events_are_not_starved(anyio_backend: object) -> None:
+def test_real_events_are_not_starved() -> None:
     """A socket that is ready is served before the clock jumps."""
     import asyncio
     import socket
@@ -112,10 +112,10 @@ def test_real_events_are_not_starved(anyio_backend: object) -> None:
             loop.close()
 
 
-def test_another_backend_is_refused(anyio_backend: object) -> None:
+def test_another_backend_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="curio"):
         virtual_time("curio")
 
 
-def test_all_names_are_exported(anyio_backend: object) -> None:
+def test_all_names_are_exported() -> None:
     assert all(hasattr(testing, name) for name in testing.__all__)

@@ -1,5 +1,37 @@
-"""What a program that embeds Towline needs for its own tests."""
+"""What a program that embeds Towline needs for its own tests: virtual time, a network in memory, a scripted server.
+
+None of it is imported by `towline` itself.
+"""
 
 from ._clocks import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_backends
+from ._memory_network import Dial, MemoryNetwork, NoAnswer, Reach, Unreachable
+from ._memory_stream import Direction, Ending, MemoryLink
+from ._scripted_job import LoggedEvent, ScriptedJob
+from ._scripted_server import Answer, Call, Drop, Hang, Reaction, Request, ScriptedServer
+from ._server_socket import Accept, ServerSocket
 
-__all__ = ["VirtualTimeLoop", "run_virtual", "virtual_time", "virtual_time_backends"]
+__all__ = [
+    "Accept",
+    "Answer",
+    "Call",
+    "Dial",
+    "Direction",
+    "Drop",
+    "Ending",
+    "Hang",
+    "LoggedEvent",
+    "MemoryLink",
+    "MemoryNetwork",
+    "NoAnswer",
+    "Reach",
+    "Reaction",
+    "Request",
+    "ScriptedJob",
+    "ScriptedServer",
+    "ServerSocket",
+    "Unreachable",
+    "VirtualTimeLoop",
+    "run_virtual",
+    "virtual_time",
+    "virtual_time_backends",
+]

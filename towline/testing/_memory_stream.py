@@ -1,0 +1,230 @@
+"""One TCP-like connection in memory: two byte streams and the faults between them.
+
+`MemoryLink.client` and `MemoryLink.server` are its ends. They know no socket, thread or clock but the event loop's, so
+they work under virtual time; they keep the manners of anyio's streams (`EndOfStream`, `BrokenResourceError`,
+`ClosedResourceError`, `BusyResourceError`).
+
+The two directions are named after where the bytes go: "up" from the client to the server, "down" back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import anyio
+from anyio.abc import ByteStream
+
+#: Where bytes go: to the server, to the client, or either.
+Direction: TypeAlias = Literal["up", "down"]
+#: How a connection ends: orderly, with end-of-file, or torn, with a reset.
+Ending: TypeAlias = Literal["fin", "rst"]
+
+#: Bytes a direction holds before its sender has to wait.
+_CAPACITY = 65_536
+
+
+class _Flow:
+    """One direction: bytes on their way, each piece with the time at which it arrives."""
+
+    def __init__(self) -> None:
+        self.pieces: deque[tuple[float, bytes]] = deque()
+        self.size = 0
+        self.carried = 0
+        self.latency = 0.0
+        self.held = False
+        self.finished_at: float | None = None  # when the sender's end-of-file arrives
+        self.torn = False  # ... and whether it is a reset instead
+        self.reader_gone = False
+        self.largest_read: int | None = None
+        self.ends_after: tuple[int, Callable[[], None]] | None = None
+        self.flipped_bit: int | None = None
+        self._changed = anyio.Event()
+
+    def touch(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def wait_touched(self, until: float | None = None) -> None:
+        changed = self._changed
+        if until is None:
+            await changed.wait()
+        else:
+            with anyio.move_on_after(max(0, until - anyio.current_time())):
+                await changed.wait()
+
+    def finish(self, ending: Ending) -> None:
+        if self.finished_at is None:
+            self.finished_at = anyio.current_time() + self.latency
+        self.torn = self.torn or ending == "rst"
+        self.touch()
+
+    def put(self, data: bytes) -> None:
+        if self.flipped_bit is not None and self.carried <= self.flipped_bit // 8 < self.carried + len(data):
+            place, bit = divmod(self.flipped_bit, 8)
+            damaged = bytearray(data)
+            damaged[place - self.carried] ^= 1 << bit
+            data = bytes(damaged)
+        end: Callable[[], None] | None = None
+        if self.ends_after is not None and self.carried + len(data) >= self.ends_after[0]:
+            data, end = data[: max(0, self.ends_after[0] - self.carried)], self.ends_after[1]
+        if data:
+            self.pieces.append((anyio.current_time() + self.latency, data))
+            self.size += len(data)
+            self.carried += len(data)
+        if end is not None:
+            end()
+        self.touch()
+
+    def take(self, most: int) -> bytes:
+        """Join what has arrived, at most `most` bytes of it."""
+        if self.largest_read is not None:
+            most = min(most, self.largest_read)
+        now, taken, room = anyio.current_time(), [], most
+        while room and self.pieces and self.pieces[0][0] <= now:
+            due, data = self.pieces.popleft()
+            if len(data) > room:
+                self.pieces.appendleft((due, data[room:]))
+                data = data[:room]
+            taken.append(data)
+            room -= len(data)
+        self.size -= most - room
+        self.touch()
+        return taken[0] if len(taken) == 1 else b"".join(taken)
+
+
+class MemoryLink:
+    """A connection in memory. Its faults act on both ends at once, or on one direction.
+
+    The faults of a direction: `hold` (a black hole: bytes are taken, none arrives), `latency`, `largest_read` (bytes a
+    read may return: 1 splits everything), `end_after` n bytes, `flip_bit`. `cut` ends the whole link.
+    """
+
+    def __init__(self, *, latency: float = 0.0) -> None:
+        self._flows: dict[Direction, _Flow] = {"up": _Flow(), "down": _Flow()}
+        self._torn = False
+        self.client: ByteStream = _End(self, out=self._flows["up"], into=self._flows["down"])
+        self.server: ByteStream = _End(self, out=self._flows["down"], into=self._flows["up"])
+        self.set_latency(latency)
+
+    @property
+    def torn(self) -> bool:
+        """Whether the link was reset: both ends then raise `BrokenResourceError`."""
+        return self._torn
+
+    @property
+    def closed(self) -> bool:
+        """Whether no byte can move any more."""
+        return self._torn or all(flow.finished_at is not None for flow in self._flows.values())
+
+    def carried(self, direction: Direction) -> int:
+        """Bytes sent so far in one direction, whether they arrived or not."""
+        return self._flows[direction].carried
+
+    def cut(self, ending: Ending = "rst") -> None:
+        """End the link now: both ends read what had been sent, then end-of-file ("fin") or the break ("rst").
+
+        What was on hold is lost. After "rst" neither end can send.
+        """
+        self._torn = self._torn or ending == "rst"
+        for flow in self._flows.values():
+            if flow.held:
+                flow.pieces.clear()
+                flow.held = False
+            flow.finish(ending)
+
+    def hold(self, *directions: Direction) -> None:
+        """Let nothing arrive any more (in both directions, if none is named), and say so to nobody."""
+        for direction in directions or ("up", "down"):
+            self._flows[direction].held = True
+
+    def release(self) -> None:
+        """Let arrive what was held, as TCP does when the way is open again."""
+        for flow in self._flows.values():
+            flow.held = False
+            flow.touch()
+
+    def set_latency(self, seconds: float, *directions: Direction) -> None:
+        """Seconds between a send and its arrival, for what is sent from now on."""
+        for direction in directions or ("up", "down"):
+            self._flows[direction].latency = seconds
+
+    def set_largest_read(self, size: int | None, *directions: Direction) -> None:
+        """Bytes that one read returns at most; None for no such limit."""
+        for direction in directions or ("up", "down"):
+            self._flows[direction].largest_read = size
+
+    def end_after(self, count: int, direction: Direction, ending: Ending = "rst") -> None:
+        """End the link as soon as `count` bytes, counted from its beginning, were sent in one direction."""
+        flow = self._flows[direction]
+        flow.ends_after = (count, lambda: self.cut(ending))
+        if flow.carried >= count:
+            self.cut(ending)
+
+    def flip_bit(self, number: int, direction: Direction) -> None:
+        """Turn over one bit, counted from the link's beginning (bit 8n+k is bit k of byte n), as it passes."""
+        self._flows[direction].flipped_bit = number
+
+
+class _End(ByteStream):
+    """One end of a `MemoryLink`."""
+
+    def __init__(self, link: MemoryLink, *, out: _Flow, into: _Flow) -> None:
+        self._link = link
+        self._out = out
+        self._into = into
+        self._closed = False
+        self._receiving = False
+        self._sending = False
+
+    async def receive(self, max_bytes: int = 65_536) -> bytes:
+        await anyio.lowlevel.checkpoint()
+        if self._receiving:
+            raise anyio.BusyResourceError("receiving from")
+        self._receiving = True
+        flow = self._into
+        try:
+            while True:
+                if self._closed:
+                    raise anyio.ClosedResourceError
+                due = flow.pieces[0][0] if flow.pieces else flow.finished_at
+                if flow.held:
+                    due = None
+                elif due is not None and due <= anyio.current_time():
+                    if flow.pieces:
+                        return flow.take(max_bytes)
+                    raise anyio.BrokenResourceError if flow.torn else anyio.EndOfStream
+                await flow.wait_touched(due)
+        finally:
+            self._receiving = False
+
+    async def send(self, item: bytes) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self._sending:
+            raise anyio.BusyResourceError("sending to")
+        self._sending = True
+        flow = self._out
+        try:
+            while True:
+                if self._closed:
+                    raise anyio.ClosedResourceError
+                if self._link.torn or flow.finished_at is not None or (flow.reader_gone and not flow.held):
+                    raise anyio.BrokenResourceError
+                if flow.size < _CAPACITY:
+                    flow.put(bytes(item))
+                    return
+                await flow.wait_touched()
+        finally:
+            self._sending = False
+
+    async def send_eof(self) -> None:
+        self._out.finish("fin")
+        await anyio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self._into.reader_gone = True
+        self._into.touch()
+        self._out.finish("fin")
+        await anyio.lowlevel.checkpoint()

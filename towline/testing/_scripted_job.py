@@ -1,0 +1,195 @@
+"""A job as a test tells it: each call is an event that goes into the job's log and to whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import anyio
+import msgspec
+from msgspec import Raw, Struct
+
+from ..transport._messages import (
+    TERMINAL_TYPES,
+    VERSION,
+    CanceledPayload,
+    ErrorFrame,
+    ErrorPayload,
+    JobCanceledFrame,
+    JobCompleteFrame,
+    JobProgressFrame,
+    JobStartedFrame,
+    JobState,
+    ProgressPayload,
+    StartedPayload,
+    encode,
+    encode_payload,
+)
+
+JobFrame: TypeAlias = JobStartedFrame | JobProgressFrame | JobCompleteFrame | ErrorFrame | JobCanceledFrame
+Status: TypeAlias = Literal["running", "complete", "failed", "canceled"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """One event of a job: its place in the log, its frame, and the frame's text as it goes over the wire.
+
+    `seq` counts from 1 in each `epoch`, also where the server does not tell it. `at` is in seconds of the loop's clock.
+    """
+
+    epoch: str
+    seq: int
+    at: float
+    type: str
+    text: str
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job sends nothing after it."""
+        return self.type in TERMINAL_TYPES
+
+
+class ScriptedJob:
+    """One job of a `ScriptedServer`; `ScriptedServer.job` makes it.
+
+    `start`, `progress`, `complete`, `fail`, `cancel` log an event and send it to every socket that has said `ready`
+    (without a log: to every open one). `log` is the truth that a client's updates are checked against. With
+    `numbered=False` frames and state carry no seq and epoch, as the original's.
+    """
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - a job's own word
+        *,
+        token: str,
+        pipeline: str,
+        numbered: bool,
+        publish: Callable[[ScriptedJob, LoggedEvent], None],
+    ) -> None:
+        self.id = id
+        self.pipeline = pipeline
+        self.numbered = numbered
+        self.token = token  # the newest; the server knows the older ones that are still good
+        self.epoch = "e1"
+        self.log: list[LoggedEvent] = []
+        self.silent = False  # events are logged, but no open socket hears of them
+        self._publish = publish
+        self._forgotten = 0
+        self._status: Status = "running"
+        self._total: int | None = None
+        self._processed: int | None = None
+        self._item: str | None = None
+        self._results: Raw | None = None
+        self._error: Raw | None = None
+        self._started = anyio.current_time()
+
+    # --- the story ---------------------------------------------------------------------------------------------
+
+    def start(self, total_count: int | None = None) -> LoggedEvent:
+        """Log `job_started`."""
+        self._total = total_count
+        return self._add(JobStartedFrame, StartedPayload(total_count=total_count))
+
+    def progress(
+        self,
+        progress: float,
+        status: str = "working",
+        *,
+        processed: int | None = None,
+        item: str | None = None,
+        keep_alive: bool = False,
+    ) -> LoggedEvent:
+        """Log `job_progress`; `progress` is a share of 1."""
+        if processed is not None:
+            self._processed = processed
+        self._item = item
+        payload = ProgressPayload(
+            progress=progress, status=status, processed_count=processed, current_item=item, keep_alive=keep_alive
+        )
+        return self._add(JobProgressFrame, payload)
+
+    def complete(self, result: Struct | Mapping[str, Any] | None = None) -> LoggedEvent:
+        """Log `job_complete` with a result of the pipeline's shape (an empty object, if none is given)."""
+        self._status = "complete"
+        self._results = Raw(encode(result)) if isinstance(result, Struct) else Raw(msgspec.json.encode(result or {}))
+        return self._add(JobCompleteFrame, encode_payload("job_complete", result if result is not None else {}))
+
+    def fail(self, code: str = "E_JOB", message: str = "it broke", *, retryable: bool | None = None) -> LoggedEvent:
+        """Log `error`, which ends the job."""
+        self._status = "failed"
+        payload = ErrorPayload(code=code, message=message, retryable=retryable)
+        self._error = Raw(encode(payload))
+        return self._add(ErrorFrame, payload)
+
+    def cancel(self, reason: str | None = None) -> LoggedEvent:
+        """Log `job_canceled`, which ends the job."""
+        self._status = "canceled"
+        return self._add(JobCanceledFrame, CanceledPayload(processed_count=self._processed, reason=reason))
+
+    def forget(self, seq: int) -> None:
+        """Drop all events up to `seq` from what can be replayed (`log` keeps them): a gap becomes too long."""
+        self._forgotten = max(self._forgotten, seq)
+
+    def begin_new_epoch(self, epoch: str) -> None:
+        """Begin the job's numbering anew, as a server does that lost its log."""
+        self.epoch = epoch
+        self._forgotten = 0
+
+    # --- what the server tells of it -------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has ended, however."""
+        return self._status != "running"
+
+    @property
+    def last_seq(self) -> int:
+        """The number of the present epoch's newest event; 0 if there is none."""
+        return next((event.seq for event in reversed(self.log) if event.epoch == self.epoch), 0)
+
+    def events_after(self, seq: int) -> list[LoggedEvent]:
+        """What can be replayed of the present epoch after `seq`."""
+        first = max(seq, self._forgotten)
+        return [event for event in self.log if event.epoch == self.epoch and event.seq > first]
+
+    @property
+    def result(self) -> Raw | None:
+        """The result as JSON, once the job is complete."""
+        return self._results
+
+    def state(self) -> JobState:
+        """The answer of the state call as it is now; keep an old one to script a stale answer."""
+        numbers: dict[str, Any] = {"seq": self.last_seq, "epoch": self.epoch} if self.numbered else {}
+        if self._results is not None:
+            numbers["results"] = self._results
+        if self._error is not None:
+            numbers["error"] = self._error
+        now = anyio.current_time()
+        return JobState(
+            status=self._status,
+            pipeline=self.pipeline,
+            total_count=self._total,
+            processed_count=self._processed,
+            start_time=self._started * 1000,
+            version=VERSION,
+            current_item=self._item,
+            last_update=(self.log[-1].at if self.log else now) * 1000,
+            end_time=self.log[-1].at * 1000 if self.ended else None,
+            **numbers,
+        )
+
+    def _add(self, frame: type[JobFrame], payload: Any) -> LoggedEvent:
+        seq, at = self.last_seq + 1, anyio.current_time()
+        numbers: dict[str, Any] = {"seq": seq, "epoch": self.epoch} if self.numbered else {}
+        built = frame(
+            job_id=self.id, pipeline=self.pipeline, timestamp=at * 1000, version=VERSION, payload=payload, **numbers
+        )
+        # The payload repeats the type, as the original's readers expect.
+        document = msgspec.json.decode(encode(built))
+        document["payload"] = {"type": document["type"], **document["payload"]}
+        event = LoggedEvent(self.epoch, seq, at, document["type"], msgspec.json.encode(document).decode())
+        self.log.append(event)
+        if not self.silent:
+            self._publish(self, event)
+        return event
