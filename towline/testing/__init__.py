@@ -4,6 +4,7 @@ None of it is imported by `towline` itself.
 """
 
 from ._clocks import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_backends
+from ._fault_proxy import FaultProxy, ProxyStatistics
 from ._memory_network import Dial, MemoryNetwork, NoAnswer, Reach, Unreachable
 from ._memory_stream import Direction, Ending, MemoryLink
 from ._scripted_job import LoggedEvent, ScriptedJob
@@ -18,11 +19,13 @@ __all__ = [
     "Direction",
     "Drop",
     "Ending",
+    "FaultProxy",
     "Hang",
     "LoggedEvent",
     "MemoryLink",
     "MemoryNetwork",
     "NoAnswer",
+    "ProxyStatistics",
     "Reach",
     "Reaction",
     "Request",
