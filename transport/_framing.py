@@ -1,0 +1,296 @@
+"""Frames of a WebSocket client (RFC 6455 section 5): a short cut in front of wsproto, and nothing beside it.
+
+A complete, final, unmasked text or binary frame without a reserved bit, outside a fragmented message and within the
+size limit, is cut and decoded right in the read buffer. Every other byte goes to `wsproto.Connection`, in order,
+which judges it. wsproto alone makes some thirty Python calls a frame; the short cut makes one.
+
+Control frames and broken ones are always wsproto's. Ours are the bounds wsproto does not have: bytes and fragments of
+a message, and frames taken at one turn.
+"""
+
+from __future__ import annotations
+
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from typing import Final, NamedTuple, TypeAlias
+
+from wsproto.connection import Connection, ConnectionState, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
+from wsproto.extensions import Extension
+
+from .._exceptions import MessageTooBig, ProtocolViolation
+from ._limits import Limits
+
+Message: TypeAlias = str | bytes
+
+_FIN_TEXT: Final = 0x81
+_FIN_BINARY: Final = 0x82
+_NEVER: Final = -1  # no byte equals it
+
+# How many pieces of one message are kept before they are joined: a peer that sends a byte at a time must not make
+# each of them cost an object for long.
+_PIECES: Final = 4096
+
+_utf8: Final = getincrementaldecoder("utf-8")
+
+
+class Failure(NamedTuple):
+    """Why reading ended: the close code to send (RFC 6455 section 7.4.1) and the error to raise."""
+
+    close_code: int
+    error: ProtocolViolation | MessageTooBig
+
+
+class FrameReader:
+    """Bytes in, messages out.
+
+    After each call of `receive`: messages are its result; `newest_ping` is the payload of the newest ping that came
+    since it was last set to None; `close` is the peer's close frame; `failure` says that the peer broke a rule. After
+    either of the last two every further byte is ignored. While `has_more`, frames wait in the buffer: call
+    `receive(b"")`.
+    """
+
+    def __init__(self, limits: Limits, extensions: Sequence[Extension] = ()) -> None:
+        self.connection = Connection(ConnectionType.CLIENT, list(extensions))
+        self.newest_ping: bytes | None = None
+        self.close: tuple[int, str] | None = None
+        self.failure: Failure | None = None
+        self.has_more = False
+        self._limits = limits
+        self._buffer = b""
+        # A length byte up to this is a whole length, unmasked and within the limit.
+        self._short = min(125, limits.max_message)
+        # The heads that may take the short cut; none may inside a fragmented message.
+        self._text_head = _FIN_TEXT
+        self._binary_head = _FIN_BINARY
+        # A frame of the short cut that reaches past the buffer: its pieces, and the bytes still to come.
+        self._pieces: list[str] | list[bytes] = []
+        self._decode: Callable[[bytes, bool], str] | None = None
+        self._missing = 0
+        # A frame that went to wsproto: its payload bytes still to come, and whether it ends its message.
+        self._rest = 0
+        # The fragmented message under way.
+        self._fragments = 0
+        self._message_size = 0
+        self._parts: list[str] | list[bytes] = []
+
+    def receive(self, data: bytes) -> list[Message]:
+        """Take bytes, give the messages they complete. Raises nothing: see `failure`."""
+        messages: list[Message] = []
+        if self._over():
+            return messages
+        buffer = self._buffer + data if self._buffer else data
+        end = len(buffer)
+        position = self._go_on(buffer, messages) if self._missing or self._rest else 0
+        if self._over():
+            return messages
+        short, text_head, binary_head = self._short, self._text_head, self._binary_head
+        append = messages.append
+        for _ in repeat(None, self._limits.frames_per_turn):
+            start = position + 2
+            if start > end:
+                break
+            head = buffer[position]
+            if head == text_head or head == binary_head:  # noqa: SIM109 - faster than a tuple
+                length = buffer[position + 1]
+                if length == 126:
+                    start = position + 4
+                    if start > end:
+                        break
+                    length = buffer[position + 2] << 8 | buffer[position + 3]
+                    short_cut = 125 < length <= self._limits.max_message
+                else:
+                    short_cut = length <= short
+                stop = start + length
+                if short_cut and stop <= end:
+                    if head == text_head:
+                        try:
+                            append(buffer[start:stop].decode())
+                        except UnicodeDecodeError:
+                            self._fail_text()
+                            break
+                    else:
+                        append(buffer[start:stop])
+                    position = stop
+                    continue
+            taken = self._take(buffer, position, end, messages)
+            if taken == 0 or self._over():
+                break
+            position += taken
+            text_head, binary_head = self._text_head, self._binary_head
+        else:
+            self.has_more = True
+            self._buffer = buffer[position:]
+            return messages
+        self.has_more = False
+        # At most the beginning of one header is left, unless reading has ended.
+        self._buffer = b"" if self._over() else buffer[position:]
+        return messages
+
+    def _over(self) -> bool:
+        return self.failure is not None or self.close is not None
+
+    def _take(self, buffer: bytes, position: int, end: int, messages: list[Message]) -> int:
+        """Take one frame, or what there is of it, the long way; gives the bytes taken, 0 if the header is not whole."""
+        head, length = buffer[position], buffer[position + 1] & 0x7F
+        opcode = head & 0x0F
+        size = 2
+        if (opcode in _CONTROL and (length > 125 or not head & 0x80)) or opcode not in _KNOWN:
+            # Wrong whatever follows: wsproto says so from two bytes on, and so it shall.
+            self._feed(buffer[position:end], messages)
+            self._refuse_if_accepted()
+            return end - position
+        if length >= 126:
+            size = 4 if length == 126 else 10
+            if end - position < size:
+                return 0
+            length = int.from_bytes(buffer[position + 2 : position + size], "big")
+        available = min(end - position - size, length)
+        if opcode not in _CONTROL:
+            if (
+                head in (self._text_head, self._binary_head)
+                and buffer[position + 1] < 0x80
+                and _is_minimal(size, length)
+            ):
+                if length > self._limits.max_message:
+                    self._fail_size()
+                    return 0
+                start = position + size
+                self._begin(head, buffer[start : start + available], length, messages)
+                return size + available
+            self._fragments += 1
+            self._message_size += length
+            if not length >> 63 and self._message_size > self._limits.max_message:
+                self._fail_size()
+                return 0
+            if self._fragments > self._limits.max_fragments:
+                self.failure = Failure(1009, MessageTooBig("fragments of a message", self._limits.max_fragments))
+                return 0
+            # Until the message ends, every frame goes the long way.
+            self._text_head = self._binary_head = _NEVER
+        self._rest = length - available
+        self._feed(buffer[position : position + size + available], messages)
+        return size + available
+
+    def _go_on(self, buffer: bytes, messages: list[Message]) -> int:
+        """The buffer begins inside a frame; gives where the next one begins."""
+        if self._rest:
+            taken = min(self._rest, len(buffer))
+            self._rest -= taken
+            self._feed(buffer[:taken], messages)
+            return taken
+        taken = min(self._missing, len(buffer))
+        self._missing -= taken
+        self._collect(buffer[:taken], messages)
+        return taken
+
+    # --- a frame of the short cut that reaches past the buffer: collected once, joined once ---------------------
+
+    def _begin(self, head: int, payload: bytes, length: int, messages: list[Message]) -> None:
+        # Text is decoded as it comes, so that bytes which are no UTF-8 are refused at once.
+        self._decode = _utf8().decode if head == _FIN_TEXT else None
+        self._pieces = []
+        self._missing = length - len(payload)
+        self._collect(payload, messages)
+
+    def _collect(self, payload: bytes, messages: list[Message]) -> None:
+        last = self._missing == 0
+        pieces = self._pieces
+        if self._decode is not None:
+            try:
+                pieces.append(self._decode(payload, last))  # type: ignore[arg-type]
+            except UnicodeDecodeError:
+                self._fail_text()
+                return
+        else:
+            pieces.append(payload)  # type: ignore[arg-type]
+        if last:
+            messages.append(_joined(pieces))
+            self._pieces = []
+            self._decode = None
+        elif len(pieces) >= _PIECES:
+            self._pieces = [_joined(pieces)]  # type: ignore[assignment]
+
+    # --- the long way -------------------------------------------------------------------------------------------
+
+    def _feed(self, data: bytes, messages: list[Message]) -> None:
+        """The one place where bytes of the peer meet wsproto. Its events are drained at once."""
+        try:
+            self.connection.receive_data(data)
+            for event in self.connection.events():
+                if isinstance(event, TextMessage | BytesMessage):
+                    self._parts.append(event.data)  # type: ignore[arg-type]
+                    if event.message_finished:
+                        messages.append(_joined(self._parts))
+                        self._parts = []
+                        self._fragments = self._message_size = 0
+                        self._text_head, self._binary_head = _FIN_TEXT, _FIN_BINARY
+                    elif len(self._parts) >= _PIECES:
+                        self._parts = [_joined(self._parts)]  # type: ignore[assignment]
+                elif isinstance(event, Ping):
+                    self.newest_ping = bytes(event.payload)
+                elif isinstance(event, CloseConnection):
+                    if self.connection.state is ConnectionState.OPEN or (
+                        self.connection.state is ConnectionState.LOCAL_CLOSING
+                    ):
+                        # wsproto reports a broken frame as an event and leaves its state as it was.
+                        self._fail_protocol(int(event.code), event.reason or "")
+                    else:
+                        self.close = int(event.code), event.reason or ""
+        except Exception as error:
+            problem = type(error).__name__  # never its text: it may quote the bytes
+        else:
+            return
+        self._fail_protocol(1002, f"its frames cannot be read ({problem})")
+
+    def _refuse_if_accepted(self) -> None:
+        if self.failure is None:
+            self._fail_protocol(1002, "a frame that no rule allows")
+
+    def _fail_protocol(self, code: int, problem: str) -> None:
+        if code == 1007:
+            self._fail_text()
+        elif code == 1009:
+            self._fail_size()
+        else:
+            self.failure = Failure(code, ProtocolViolation(problem, code))
+
+    def _fail_text(self) -> None:
+        self.failure = Failure(1007, ProtocolViolation("text that is not UTF-8", 1007))
+
+    def _fail_size(self) -> None:
+        self.failure = Failure(1009, MessageTooBig("bytes in a message", self._limits.max_message))
+
+
+_CONTROL: Final = frozenset({0x8, 0x9, 0xA})
+_KNOWN: Final = frozenset({0x0, 0x1, 0x2}) | _CONTROL
+
+
+def _is_minimal(header_size: int, length: int) -> bool:
+    """RFC 6455 section 5.2: the minimal number of bytes must be used, and the top bit of the longest form is 0."""
+    if header_size == 2:
+        return True
+    return length > 125 if header_size == 4 else 65535 < length < 1 << 63
+
+
+def _joined(parts: list[str] | list[bytes]) -> Message:
+    if len(parts) == 1:
+        return parts[0]
+    return (b"" if isinstance(parts[0], bytes) else "").join(parts)  # type: ignore[arg-type]
+
+
+def encode_frame(head: int, payload: bytes, mask: bytes) -> bytes:
+    """A client's frame: `head` is FIN, reserved bits and opcode; `mask` four fresh random bytes (section 5.3).
+
+    The XOR is one operation on big integers, whatever the length.
+    """
+    length = len(payload)
+    if length < 126:
+        header = bytes((head, 0x80 | length))
+    elif length < 1 << 16:
+        header = bytes((head, 0xFE, length >> 8, length & 0xFF))
+    else:
+        header = bytes((head, 0xFF)) + length.to_bytes(8, "big")
+    keys = int.from_bytes((mask * ((length + 3) >> 2))[:length], "little")
+    return header + mask + (int.from_bytes(payload, "little") ^ keys).to_bytes(length, "little")

@@ -1,0 +1,171 @@
+"""The seam to the network: how a byte stream to an endpoint comes to be.
+
+`Network` is the whole of it. `SystemNetwork` dials for real; a test passes an object of its own that gives memory
+streams. Errors of the operating system, of anyio and of TLS get our names here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import anyio
+from anyio.abc import ByteStream
+from anyio.streams.tls import TLSStream
+
+from .._exceptions import CertificateRejected, ConnectFailed, ConnectionBroken, NameNotResolved
+from ._url import URL, is_localhost
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to dial. `host` is an A-label or an IP literal.
+
+    `tls` is the context to wrap the stream with, None for a plain one; `server_name` is what the certificate must
+    say. `zone` is an IPv6 literal's zone.
+    """
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+    server_name: str | None = None
+    zone: str | None = None
+
+    @property
+    def dial_host(self) -> str:
+        """The host as the dialler wants it, with its zone."""
+        return f"{self.host}%{self.zone}" if self.zone else self.host
+
+
+class Network(Protocol):
+    """Opens byte streams. Each call looks the name up anew."""
+
+    async def connect(self, endpoint: Endpoint) -> ByteStream:
+        """Open a stream, through TLS where the endpoint says so.
+
+        Raises `NetworkError`: `NameNotResolved`, `ConnectFailed`, `CertificateRejected`. Has no deadline of its own;
+        the caller's cancel scope ends it, and then nothing is left open.
+        """
+        ...
+
+
+class SystemNetwork:
+    """The real network: happy eyeballs (RFC 8305, without its history), TLS 1.2 or later."""
+
+    async def connect(self, endpoint: Endpoint) -> ByteStream:
+        """See `Network.connect`."""
+        stream = await self._dial(endpoint)
+        if endpoint.tls is None:
+            return stream
+        return await start_tls(stream, endpoint)
+
+    async def _dial(self, endpoint: Endpoint) -> ByteStream:
+        host = endpoint.dial_host
+        with _renamed_dial_errors(endpoint):
+            if is_localhost(host):
+                # RFC 6761 section 6.3: the name is the machine itself, whatever a resolver would say.
+                try:
+                    return await anyio.connect_tcp("::1", endpoint.port)
+                except OSError:
+                    return await anyio.connect_tcp("127.0.0.1", endpoint.port)
+            return await anyio.connect_tcp(host, endpoint.port)
+
+
+async def start_tls(stream: ByteStream, endpoint: Endpoint) -> ByteStream:
+    """Wrap a stream with TLS as the endpoint says; closes it if that fails."""
+    try:
+        with _renamed_tls_errors(endpoint):
+            return await TLSStream.wrap(
+                stream,
+                server_side=False,
+                hostname=endpoint.server_name or endpoint.host,
+                ssl_context=endpoint.tls,
+                # WebSocket and HTTP know by themselves when they are complete (RFC 8446 section 6.1 leaves it to them).
+                standard_compatible=False,
+            )
+    except BaseException:
+        await close_now(stream)
+        raise
+
+
+@functools.cache
+def default_tls() -> ssl.SSLContext:
+    """The context used where the caller gives none: verified, TLS 1.2 or later. Made once: it loads every root."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def endpoint_of(url: URL, tls: ssl.SSLContext | None) -> Endpoint:
+    """Where a URL is dialled. A plain URL never takes a context; a secure one always has one."""
+    origin = url.origin
+    return Endpoint(
+        origin.host,
+        origin.port,
+        tls=(tls or default_tls()) if origin.secure else None,
+        server_name=origin.host if origin.secure else None,
+        zone=url.zone,
+    )
+
+
+async def close_now(stream: ByteStream) -> None:
+    """Close a stream without a farewell and without waiting, even in a cancelled task."""
+    with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 0.5):
+        with suppress(*STREAM_ERRORS):  # it was broken already, which is what closing wants
+            await anyio.aclose_forcefully(stream)
+
+
+# --- names of errors -------------------------------------------------------------------------------------------
+
+#: What a broken byte stream may raise, other than its plain end. `ssl.SSLError` is an `OSError`.
+STREAM_ERRORS: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.BusyResourceError, OSError)
+
+
+def broken(error: BaseException) -> ConnectionBroken:
+    """Our name for an error of an established stream; raise it `from` that error."""
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    if isinstance(cause, ssl.SSLError):
+        return ConnectionBroken(f"TLS: {cause.reason or 'broken'}")
+    if isinstance(cause, OSError):
+        return ConnectionBroken(cause.strerror or type(cause).__name__)
+    return ConnectionBroken("the stream was closed" if isinstance(error, anyio.ClosedResourceError) else "reset")
+
+
+@contextmanager
+def _renamed_dial_errors(endpoint: Endpoint) -> Iterator[None]:
+    try:
+        yield
+    except socket.gaierror as error:
+        raise NameNotResolved(endpoint.host) from error
+    except OSError as error:
+        raise ConnectFailed(endpoint.host, endpoint.port, _first_words(error)) from error
+    except UnicodeError as error:
+        raise NameNotResolved(endpoint.host) from error
+
+
+@contextmanager
+def _renamed_tls_errors(endpoint: Endpoint) -> Iterator[None]:
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise CertificateRejected(endpoint.host, error.verify_message or "not valid") from error
+    except ssl.SSLError as error:
+        raise ConnectFailed(endpoint.host, endpoint.port, f"TLS: {error.reason or 'failed'}") from error
+    except anyio.EndOfStream as error:
+        raise ConnectFailed(endpoint.host, endpoint.port, "TLS: the stream ended in the handshake") from error
+    except (anyio.BrokenResourceError, OSError) as error:
+        raise ConnectFailed(endpoint.host, endpoint.port, f"TLS: {broken(error).problem}") from error
+
+
+def _first_words(error: OSError) -> str:
+    """The operating system's own words, dug out of what the dialler wraps around them."""
+    cause: BaseException | None = error.__cause__
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    found = cause if isinstance(cause, OSError) else error
+    return found.strerror or type(found).__name__

@@ -1,0 +1,252 @@
+"""URLs, origins and headers, checked once, before anything is dialled.
+
+What passes here needs no second look: the host is an A-label (RFC 5890) or an IP literal, the target and every header
+are printable ASCII without line breaks. What does not pass raises `InvalidArgument`, whose text never quotes a query
+or a header's value: a token may stand there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final, TypeAlias
+from urllib.parse import quote, urlsplit
+
+import idna
+
+from .._exceptions import InvalidArgument
+from .._secret import Secret
+
+#: Headers to add to a request, as a mapping or as pairs; a value that must not be shown may be a `Secret`.
+Headers: TypeAlias = Mapping[str, "str | Secret"] | Iterable[tuple[str, "str | Secret"]]
+
+_SECURE: Final = {"wss": True, "https": True, "ws": False, "http": False}
+_TWIN: Final = {"wss": "https", "ws": "http", "https": "https", "http": "http"}
+_DEFAULT_PORT: Final = {True: 443, False: 80}
+
+_LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_TARGET: Final = re.compile(r"[!-~]*")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
+_FIELD_VALUE: Final = re.compile(r"[!-~]([\t -~]*[!-~])?|")  # RFC 9110 section 5.5, its ASCII part
+_ZONE: Final = re.compile(r"[0-9A-Za-z._~-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whom a token may be shown to: whether the line is secure, the host as A-label, the port.
+
+    `ws` and `http` are one, `wss` and `https` too. As text: `https://api.example:443`, the port always there.
+    """
+
+    secure: bool
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{'https' if self.secure else 'http'}://{_bracketed(self.host)}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class URL:
+    """An absolute URL that has been checked; make it with `parse_url`. As text it has no query, so it may be logged.
+
+    `target` is the request target, path and query, as it goes onto the wire. `zone` is an IPv6 literal's zone
+    (RFC 6874): it chooses the interface to dial from and is told to nobody.
+    """
+
+    scheme: str
+    origin: Origin
+    target: str = field(repr=False)
+    zone: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.host_header}{self.path}"
+
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition("?")[0]
+
+    @property
+    def host_header(self) -> str:
+        """The host, with its port where that is not the scheme's own (RFC 9110 section 7.2)."""
+        host = _bracketed(self.origin.host)
+        return host if self.origin.port == _DEFAULT_PORT[self.origin.secure] else f"{host}:{self.origin.port}"
+
+    def at(self, target: str) -> URL:
+        """The URL of another path (and query) at the same origin over HTTP: `ws` becomes `http`, `wss` `https`."""
+        _check_target(target)
+        return URL(_TWIN[self.scheme], self.origin, target, self.zone)
+
+    def with_query(self, name: str, value: str) -> URL:
+        """This URL with one more query parameter, percent-encoded."""
+        mark = "&" if "?" in self.target else "?"
+        pair = f"{quote(name, safe='')}={quote(value, safe='')}"
+        return URL(self.scheme, self.origin, f"{self.target}{mark}{pair}", self.zone)
+
+
+def parse_url(text: str, *, schemes: Iterable[str] = ("wss", "ws"), allow_insecure: bool = False) -> URL:
+    """Check an absolute URL.
+
+    A line without TLS (`ws`, `http`) is lawful to a loopback address or `localhost`; `allow_insecure=True` allows it
+    to any host. Raises `InvalidArgument`.
+    """
+    if not isinstance(text, str):
+        raise _wrong_url("must be text")
+    # urlsplit removes line breaks and tabs silently; a URL that holds them is a mistake or an attack.
+    if any(character <= " " or character == "\x7f" for character in text):
+        raise _wrong_url("holds a space or a control character")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+        userinfo, at_sign, _ = parts.netloc.rpartition("@")
+    except ValueError:
+        raise _wrong_url("is not a URL") from None
+    scheme = parts.scheme.lower()
+    schemes = tuple(schemes)
+    if scheme not in schemes or scheme not in _SECURE:
+        raise _wrong_url(f"the scheme must be {' or '.join(schemes)}")
+    if userinfo or at_sign:
+        raise _wrong_url("holds credentials; pass them as a header")
+    if parts.fragment or text.endswith("#"):
+        raise _wrong_url("holds a fragment (RFC 6455 section 3 forbids it)")
+    if port == 0:
+        raise _wrong_url("port 0 cannot be dialled")
+    if not parts.hostname:
+        raise _wrong_url("has no host")
+    host, zone = _parse_host(parts.hostname)
+    secure = _SECURE[scheme]
+    if not secure and not allow_insecure and not is_loopback(host):
+        raise _wrong_url(f"{scheme} is not encrypted: use {scheme}s, or allow_insecure=True")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    _check_target(target)
+    return URL(scheme, Origin(secure, host, port or _DEFAULT_PORT[secure]), target, zone)
+
+
+def parse_origin(text: str, *, allow_insecure: bool = False) -> URL:
+    """Check an origin, such as `https://api.example`, given as an http(s) or ws(s) URL without path and query."""
+    url = parse_url(text, schemes=("https", "http", "wss", "ws"), allow_insecure=allow_insecure)
+    if url.target != "/":
+        raise InvalidArgument("origin", "must have neither path nor query")
+    return url
+
+
+def _wrong_url(problem: str) -> InvalidArgument:
+    return InvalidArgument("url", problem)
+
+
+def _parse_host(text: str) -> tuple[str, str | None]:
+    """The host as A-label or canonical IP literal, and an IPv6 literal's zone."""
+    if ":" in text:
+        address, percent, zone = text.partition("%")
+        zone = zone.removeprefix("25")  # RFC 6874 writes the sign as %25; a bare one is common
+        if percent and not _ZONE.fullmatch(zone):
+            raise _wrong_url("the zone of the IPv6 address is not usable")
+        try:
+            return IPv6Address(address).compressed, zone or None
+        except ValueError:
+            raise _wrong_url("the IPv6 address is not one") from None
+    try:
+        return str(IPv4Address(text)), None
+    except ValueError:
+        pass
+    if text.isascii() and "xn--" not in text.lower():
+        # Underscores are no hostname by RFC 1123, yet service names in private networks have them.
+        host = text.lower()
+    else:
+        try:
+            host = idna.encode(text, uts46=True, transitional=False).decode("ascii")
+        except (idna.IDNAError, UnicodeError):
+            raise _wrong_url("the host is not a name that IDNA (UTS 46) knows") from None
+    labels = host.split(".")
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise _wrong_url("the host is not a name: labels of 1 to 63 letters, digits and hyphens")
+    if labels[-1].isdigit() or labels[-1].startswith("0x"):
+        # The system's resolver would read 127.1 or 0x7f000001 as an address that no rule of ours has seen.
+        raise _wrong_url("the host ends in a number but is no IPv4 address")
+    return host, None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _check_target(target: str) -> None:
+    if not target.startswith("/") or not _TARGET.fullmatch(target) or "#" in target:
+        raise InvalidArgument("url", "the path or query holds a character that must be percent-encoded")
+
+
+def is_localhost(host: str) -> bool:
+    """Whether the name is `localhost` or below it, which by RFC 6761 section 6.3 never leaves the machine."""
+    return host == "localhost" or host.endswith(".localhost")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is `localhost` or a loopback address; names are not looked up."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return is_localhost(host)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def encode_job_id(job: str) -> str:
+    """A job id as one path segment, with no character left as it is but letters, digits, `-._~`.
+
+    Raises `InvalidArgument` for what no segment can carry: the empty text, `.` and `..` (RFC 3986 section 5.2.4
+    removes them from a path), and a lone surrogate.
+    """
+    if not isinstance(job, str) or job in {"", ".", ".."}:
+        raise InvalidArgument("job", "must be text, and neither empty nor . nor ..")
+    try:
+        return quote(job, safe="")
+    except UnicodeEncodeError:
+        raise InvalidArgument("job", "holds a lone surrogate") from None
+
+
+def fill_template(template: str, job: str) -> str:
+    """A target from a template such as `/api/job-state/{job}`; the one field is `{job}`, the job id, encoded."""
+    if template.count("{job}") != 1 or re.search(r"[{}]", template.replace("{job}", "")):
+        raise InvalidArgument("template", "must hold {job} once, and no other field")
+    target = template.replace("{job}", encode_job_id(job))
+    _check_target(target)
+    return target
+
+
+def check_headers(headers: Headers, *, reserved: frozenset[str]) -> list[tuple[bytes, bytes]]:
+    """Check headers of the caller's own and turn them into bytes; `reserved` names (lower case) are refused.
+
+    Raises `InvalidArgument` naming the header, never its value.
+    """
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    checked = []
+    for name, value in pairs:
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            raise InvalidArgument("headers", "a name is not a token (RFC 9110 section 5.6.2)")
+        if name.lower() in reserved:
+            raise InvalidArgument("headers", f"{name} is set by the protocol itself")
+        text = value.reveal() if isinstance(value, Secret) else value
+        if not isinstance(text, str) or not _FIELD_VALUE.fullmatch(text):
+            raise InvalidArgument("headers", f"the value of {name} is not printable ASCII on one line")
+        checked.append((name.encode("ascii"), text.encode("ascii")))
+    return checked
+
+
+def check_subprotocols(subprotocols: Iterable[str]) -> tuple[str, ...]:
+    """Check the subprotocols to offer: tokens, each once. One may hold a credential, so none is quoted."""
+    if isinstance(subprotocols, str):
+        raise InvalidArgument("subprotocols", "must be a sequence of names, not one text")
+    offered = tuple(subprotocols)
+    if not all(isinstance(name, str) and _TOKEN.fullmatch(name) for name in offered):
+        raise InvalidArgument("subprotocols", "a name is not a token (RFC 6455 section 4.1)")
+    if len(set(offered)) != len(offered):
+        raise InvalidArgument("subprotocols", "a name is offered twice")
+    return offered
+
+
+def bearer(token: Secret) -> tuple[str, Secret]:
+    """The `Authorization` header of a token (RFC 6750 section 2.1)."""
+    return "Authorization", Secret(f"Bearer {token.reveal()}")

@@ -1,0 +1,462 @@
+"""A WebSocket over an anyio byte stream: `WebSocketProtocol` driven by the task that receives.
+
+No task is started here. The receiving task reads, answers pings and watches over silence; a send happens in the task
+that sends. Bytes are made and written under one lock, so frames go out whole and in order.
+"""
+
+from __future__ import annotations
+
+import ssl as ssl_module
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import ByteStream
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+
+from .._exceptions import (
+    ConnectionBroken,
+    ConnectionClosed,
+    DeadlineExceeded,
+    ForbiddenRequest,
+    HandshakeRefused,
+    InvalidArgument,
+    TowlineError,
+)
+from ._framing import Message
+from ._handshake import RESERVED, Accepted, ClientHandshake, Refused
+from ._http_protocol import parse_retry_after
+from ._limits import Limits, Liveness
+from ._network import STREAM_ERRORS, Network, SystemNetwork, broken, close_now, endpoint_of
+from ._url import URL, Headers, check_headers, check_subprotocols, parse_url
+from ._websocket_protocol import WebSocketProtocol, check_close
+
+# Who comes back to an overdue socket gets this long to find what the kernel has kept for it.
+_SECOND_LOOK = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WebSocketStatistics:
+    """Counts since the upgrade; bytes include the framing, not TLS."""
+
+    messages_received: int
+    messages_sent: int
+    bytes_received: int
+    bytes_sent: int
+
+
+class WebSocket:
+    """An open WebSocket; made by `open_websocket` and `connect_websocket`.
+
+    One task receives, any number may send. **While no task receives, pings are not answered, silence is not noticed
+    and the peer's close is not seen**: receiving is what keeps it alive. When nobody takes messages, reading stops and
+    the peer is held back by TCP.
+    """
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        *,
+        limits: Limits | None = None,
+        liveness: Liveness | None = None,
+        subprotocol: str | None = None,
+        trailing: bytes = b"",
+    ) -> None:
+        """Take over a stream whose upgrade is done; `trailing` are the bytes read past it."""
+        limits = limits or Limits()
+        #: The subprotocol the server chose, or None.
+        self.subprotocol = subprotocol
+        #: `anyio.current_time()` when bytes last came in.
+        self.last_received = anyio.current_time()
+        self._stream = stream
+        self._protocol = WebSocketProtocol(limits=limits)
+        self._read_size = limits.read_size
+        self._liveness = liveness
+        self._send_lock = anyio.Lock(fast_acquire=True)
+        self._receiving = False
+        # The reader's scope, while it waits for bytes: its deadline is the one timer of this socket.
+        self._waiting: anyio.CancelScope | None = None
+        self._pinged_at: float | None = None
+        self._overdue_since: float | None = None
+        self._probe: tuple[float, float] | None = None  # when it ends, and how long it was
+        self._ping_wanted = False
+        self._receiver_left: anyio.Event | None = None
+        self._ready: list[Message] = self._protocol.receive_data(trailing)
+        self._iterated: Iterator[Message] = iter(())
+
+    def __repr__(self) -> str:
+        end = self._protocol.end
+        state = "closing" if self._protocol.closing else "open"
+        return f"<{type(self).__name__} {state if end is None else type(end).__name__}>"
+
+    # --- receive ------------------------------------------------------------------------------------------------
+
+    async def receive_batch(self) -> list[Message]:
+        """All complete messages of the next read, at least one: `str` for text, `bytes` for binary.
+
+        May be cancelled at any time and called again: nothing is lost. What came before the end is given first, then
+        each call raises how it ended: `ConnectionClosed`, `ConnectionBroken`, `ProtocolViolation`, `MessageTooBig`, or
+        `DeadlineExceeded` for silence. Raises `ForbiddenRequest` while another task receives.
+        """
+        if self._receiving:
+            raise ForbiddenRequest("receive", "receiving", "another task is at it")
+        self._receiving = True
+        try:
+            if rest := list(self._iterated):
+                # An iteration was left in the middle of a batch.
+                self._ready[:0] = rest
+            while not self._ready:
+                await self._step()
+            if self._protocol.wants_to_send:
+                await self._flush()
+            ready, self._ready = self._ready, []
+            return ready
+        finally:
+            self._receiving = False
+            if self._receiver_left is not None:
+                self._receiver_left.set()
+
+    async def __aiter__(self) -> AsyncGenerator[Message, None]:
+        """The messages, one by one, until the peer closes with 1000 or 1001, or we did; raises as `receive_batch`."""
+        while True:
+            try:
+                self._iterated = iter(await self.receive_batch())
+            except ConnectionClosed as closed:
+                if closed.by_us or closed.code in {1000, 1001}:
+                    return
+                raise
+            for message in self._iterated:
+                yield message
+
+    async def _step(self) -> None:
+        """Do the next thing there is: write what the protocol wants to say, raise the end, or read."""
+        protocol = self._protocol
+        if protocol.wants_to_send:
+            await self._flush()
+        if protocol.end is not None:
+            await close_now(self._stream)
+            raise protocol.end.with_traceback(None)
+        if protocol.has_more:
+            await checkpoint()
+            self._ready += protocol.receive_data(b"")
+            return
+        data = await self._read()
+        if data:
+            self._ready += protocol.receive_data(data)
+
+    async def _read(self) -> bytes:
+        """One read, or empty bytes if the end was noted instead, or if it is time to look again."""
+        protocol = self._protocol
+        data = b""
+        try:
+            with anyio.CancelScope(deadline=self._next_deadline()) as self._waiting:
+                data = await self._stream.receive(self._read_size)
+        except anyio.EndOfStream:
+            protocol.receive_eof()
+        except STREAM_ERRORS as error:
+            if protocol.end is None:
+                renamed = broken(error)
+                renamed.__cause__ = error
+                protocol.fail(renamed)
+        finally:
+            self._waiting = None
+        if data:
+            self.last_received = anyio.current_time()
+            self._pinged_at = self._overdue_since = self._probe = None
+            self._ping_wanted = False
+        elif protocol.end is None:
+            await self._look_at_silence()
+        return data
+
+    # --- liveness -----------------------------------------------------------------------------------------------
+
+    def probe(self, seconds: float = 5.0) -> None:
+        """Ping now; unless bytes come in within `seconds`, receiving raises `DeadlineExceeded`.
+
+        Returns at once, and may be called from any task of the loop: the receiving task does it.
+        """
+        ends = anyio.current_time() + seconds
+        if self._probe is None or ends < self._probe[0]:
+            self._probe = ends, seconds
+        self._ping_wanted = True
+        self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        if self._waiting is not None:
+            self._waiting.deadline = float("-inf")
+
+    def _lost_at(self) -> float:
+        """When silence means death."""
+        lost = float("inf")
+        if self._liveness is not None:
+            lost = self.last_received + self._liveness.lost_after
+            if self._pinged_at is not None:
+                # Who was not receiving for a while pings late, and waits as long for the answer as others.
+                lost = max(lost, self._pinged_at + self._liveness.lost_after - self._liveness.ping_after)
+        if self._probe is not None:
+            lost = min(lost, self._probe[0])
+        if lost <= (now := anyio.current_time()):
+            if self._overdue_since is None:
+                self._overdue_since = now
+            lost = self._overdue_since + _SECOND_LOOK
+        return lost
+
+    def _next_deadline(self) -> float:
+        if self._ping_wanted:
+            return float("-inf")
+        if self._liveness is not None and self._pinged_at is None:
+            return self.last_received + self._liveness.ping_after
+        return self._lost_at()
+
+    async def _look_at_silence(self) -> None:
+        """The reader's deadline has passed without bytes: ping, or give up."""
+        now = anyio.current_time()
+        due = self._liveness is not None and self._pinged_at is None and now >= self._next_deadline()
+        if self._ping_wanted or due:
+            self._ping_wanted = False
+            self._pinged_at = now
+            self._protocol.queue_ping()
+            with anyio.CancelScope(deadline=self._lost_at()) as scope:
+                await self._flush()
+            if not scope.cancelled_caught:
+                return
+        elif now < self._lost_at():
+            return
+        seconds = now - self.last_received if self._probe is None else self._probe[1]
+        self._protocol.end = DeadlineExceeded("an answer to our ping", round(seconds, 3))
+
+    # --- send ---------------------------------------------------------------------------------------------------
+
+    async def send(self, message: Message) -> None:
+        """Send one message, `str` as text, `bytes` as binary; returns once it is handed to the system.
+
+        If it is cancelled while it waits for the socket, the peer may have half a frame: the WebSocket is then dead,
+        and says so. Raises `InvalidArgument` (nothing was sent, it lives on), and how it ended, as `receive_batch`.
+        """
+        async with self._send_lock:
+            await self._write(self._protocol.send_message(message))
+            if self._protocol.wants_to_send:
+                await self._drain()
+
+    async def ping(self) -> None:
+        """Send a ping. The answer counts as inbound bytes; nothing waits for it (see `probe`)."""
+        self._protocol.queue_ping()
+        async with self._send_lock:
+            await self._drain()
+
+    async def _flush(self) -> None:
+        """Write what the protocol wants to say; whoever holds the lock does it on its way out."""
+        try:
+            self._send_lock.acquire_nowait()
+        except anyio.WouldBlock:
+            return
+        try:
+            await self._drain()
+        finally:
+            self._send_lock.release()
+
+    async def _drain(self) -> None:
+        while self._protocol.wants_to_send:
+            # A pending cancellation strikes here, where nothing is taken out yet and nothing is lost.
+            await checkpoint_if_cancelled()
+            try:
+                await self._write(self._protocol.data_to_send())
+            except ConnectionBroken:
+                return  # what the peer said before is still to be read; the reader will see the end
+
+    async def _write(self, data: bytes) -> None:
+        """Hand bytes to the stream, whole or never again. The lock is held."""
+        protocol = self._protocol
+        try:
+            await self._stream.send(data)
+        except STREAM_ERRORS as error:
+            protocol.send_failed()
+            raise broken(error) from error
+        except BaseException:
+            protocol.send_failed()
+            protocol.fail(ConnectionBroken("a write was cancelled half-way"))
+            self._wake_reader()
+            await close_now(self._stream)
+            raise
+
+    # --- end ----------------------------------------------------------------------------------------------------
+
+    async def aclose(self, code: int = 1000, reason: str = "", timeout: float = 2.0) -> None:
+        """Say goodbye, wait at most `timeout` seconds for the peer's close frame, hang up.
+
+        The peer's frame ends the wait, not the end of TCP, which some servers delay by seconds. Cancellation waits for
+        it too, hence the bound. Messages that come in meanwhile are dropped, unless another task receives them.
+        """
+        check_close(code, reason)
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeout):
+            async with self._send_lock:
+                if data := self._protocol.send_close(code, reason):
+                    await self._try_write(data)
+            while self._protocol.end is None:
+                if self._receiving:
+                    self._receiver_left = anyio.Event()
+                    await self._receiver_left.wait()
+                else:
+                    await self._discard()
+        await self._hang_up()
+
+    async def abandon(self, code: int = 1001, reason: str = "") -> None:
+        """Write the close frame if the socket takes it at once, and hang up without waiting for anybody.
+
+        For a socket that is thought dead. It is async because a write is; it is shielded, and returns within 0.1 s.
+        """
+        check_close(code, reason)
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 0.1):
+            try:
+                self._send_lock.acquire_nowait()
+            except anyio.WouldBlock:
+                pass
+            else:
+                try:
+                    if data := self._protocol.send_close(code, reason):
+                        await self._try_write(data)
+                finally:
+                    self._send_lock.release()
+        await self._hang_up()
+
+    async def aclose_forcefully(self) -> None:
+        """Hang up without a word; never waits."""
+        await self._hang_up()
+
+    async def _try_write(self, data: bytes) -> None:
+        try:
+            await self._write(data)
+        except ConnectionBroken as error:
+            self._protocol.fail(error)
+
+    async def _discard(self) -> None:
+        """Read on for the peer's close frame, as the receiver."""
+        self._receiving = True
+        try:
+            await self._step()
+            self._ready.clear()
+        except TowlineError:
+            pass  # it is the end, which `end` holds
+        finally:
+            self._receiving = False
+
+    async def _hang_up(self) -> None:
+        self._protocol.fail(ConnectionClosed(1006, by_us=True))
+        self._wake_reader()
+        await close_now(self._stream)
+
+    def statistics(self) -> WebSocketStatistics:
+        """Counts since the upgrade."""
+        protocol = self._protocol
+        return WebSocketStatistics(
+            protocol.messages_received, protocol.messages_sent, protocol.bytes_received, protocol.bytes_sent
+        )
+
+
+async def connect_websocket(
+    url: str | URL,
+    *,
+    headers: Headers = (),
+    subprotocols: Iterable[str] = (),
+    require_subprotocol: bool = False,
+    ssl: ssl_module.SSLContext | None = None,
+    limits: Limits | None = None,
+    liveness: Liveness | None = Liveness(),  # noqa: B008 - frozen
+    network: Network | None = None,
+    allow_insecure: bool = False,
+    deadline: float = 10.0,
+    wall_time: Callable[[], float] = time.time,
+) -> WebSocket:
+    """Open a WebSocket; the caller must end it (`aclose`, `abandon` or `aclose_forcefully`).
+
+    `url` is a `wss` URL, or a `ws` one to loopback (to anywhere with `allow_insecure=True`). `headers` go with the
+    upgrade; `ssl` replaces the default context; `liveness=None` switches the heartbeat off; `deadline` is in seconds,
+    over name, TCP, TLS and upgrade together. `wall_time` gives seconds since 1970, to read a `Retry-After` date.
+
+    Raises `InvalidArgument` before anything is dialled; then `NetworkError`, `DeadlineExceeded`, `HandshakeRefused` for
+    another answer than 101, `ProtocolViolation`. Nothing is left open then.
+    """
+    if not isinstance(url, URL):
+        url = parse_url(url, allow_insecure=allow_insecure)
+    if url.scheme not in {"ws", "wss"}:
+        raise InvalidArgument("url", "the scheme must be wss or ws")
+    handshake = ClientHandshake(
+        url,
+        headers=check_headers(headers, reserved=RESERVED),
+        subprotocols=check_subprotocols(subprotocols),
+        require_subprotocol=require_subprotocol,
+        limits=limits,
+    )
+    answer: Accepted | Refused | None = None
+    stream: ByteStream | None = None
+    try:
+        with anyio.CancelScope(deadline=anyio.current_time() + deadline):
+            stream = await (network or SystemNetwork()).connect(endpoint_of(url, ssl))
+            answer = await _shake_hands(stream, handshake)
+        answer = answer or handshake.refusal
+        if stream is None or answer is None:
+            raise DeadlineExceeded("the WebSocket handshake", deadline)
+        if isinstance(answer, Refused):
+            retry_after = parse_retry_after(answer.retry_after, wall_time())
+            raise HandshakeRefused(answer.status, retry_after=retry_after, body=answer.body)
+    except BaseException:
+        if stream is not None:
+            await close_now(stream)
+        raise
+    return WebSocket(stream, limits=limits, liveness=liveness, subprotocol=answer.subprotocol, trailing=answer.trailing)
+
+
+async def _shake_hands(stream: ByteStream, handshake: ClientHandshake) -> Accepted | Refused:
+    # A server may refuse and hang up before it has read everything: its answer says more than our error.
+    with suppress(*STREAM_ERRORS):
+        await stream.send(handshake.request)
+    answer: Accepted | Refused | None = None
+    while answer is None:
+        try:
+            data = await stream.receive(64 << 10)
+        except anyio.EndOfStream:
+            answer = handshake.receive_eof()
+        except STREAM_ERRORS as error:
+            answer = handshake.refusal
+            if answer is None:
+                raise broken(error) from error
+        else:
+            answer = handshake.receive(data)
+    return answer
+
+
+@asynccontextmanager
+async def open_websocket(
+    url: str | URL,
+    *,
+    headers: Headers = (),
+    subprotocols: Iterable[str] = (),
+    require_subprotocol: bool = False,
+    ssl: ssl_module.SSLContext | None = None,
+    limits: Limits | None = None,
+    liveness: Liveness | None = Liveness(),  # noqa: B008 - frozen
+    network: Network | None = None,
+    allow_insecure: bool = False,
+    deadline: float = 10.0,
+) -> AsyncIterator[WebSocket]:
+    """`connect_websocket` as a block: closes with 1000 at its end, with 1001 and less patience if it raises."""
+    websocket = await connect_websocket(
+        url,
+        headers=headers,
+        subprotocols=subprotocols,
+        require_subprotocol=require_subprotocol,
+        ssl=ssl,
+        limits=limits,
+        liveness=liveness,
+        network=network,
+        allow_insecure=allow_insecure,
+        deadline=deadline,
+    )
+    try:
+        yield websocket
+    except BaseException:
+        await websocket.aclose(1001, timeout=0.5)
+        raise
+    await websocket.aclose()

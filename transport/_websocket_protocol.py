@@ -1,0 +1,185 @@
+"""An open WebSocket, client side, without I/O: bytes in, messages out; messages in, bytes out.
+
+It begins where `ClientHandshake` ends. Whoever drives it does, in this order:
+
+1. feed what was read to `receive_data` (and the end of the stream to `receive_eof`), take the messages it returns;
+2. while `has_more`, let other tasks run and call `receive_data(b"")`;
+3. write `data_to_send()` if `wants_to_send`: pongs, and the close frame that answers the peer's or blames it;
+4. when `end` is set, nothing more comes: raise it, hang up;
+5. bytes made by `send_message`, `send_close` and `data_to_send` must be written whole and in the order in which they
+   were made; if a write fails or is cancelled, call `send_failed`, because nobody knows what the peer got.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from wsproto.events import CloseConnection, Ping, Pong
+from wsproto.extensions import Extension
+from wsproto.frame_protocol import CloseReason
+
+from .._exceptions import ConnectionBroken, ConnectionClosed, InvalidArgument, TowlineError
+from ._framing import FrameReader, Message, encode_frame
+from ._handshake import Entropy
+from ._limits import Limits
+
+#: Close codes a client may send (RFC 6455 section 7.4): the registered ones, and those of libraries and applications.
+_SENDABLE = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
+
+
+class WebSocketProtocol:
+    """The state of one open WebSocket. `end` is None while it lives, then the error that tells how it ended."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        extensions: Sequence[Extension] = (),
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        self.end: TowlineError | None = None
+        self._reader = FrameReader(limits or Limits(), extensions)
+        self._entropy = entropy
+        self._out: list[bytes] = []
+        self._sent_close: int | None = None
+        self._send_failed = False
+        self.messages_received = 0
+        self.messages_sent = 0
+        self.bytes_received = 0
+        self.bytes_sent = 0
+
+    # --- receive ------------------------------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes) -> list[Message]:
+        """Take bytes; give the complete messages, in order. After it, look at `wants_to_send`, `has_more`, `end`."""
+        if self.end is not None:
+            return []
+        self.bytes_received += len(data)
+        reader = self._reader
+        messages = reader.receive(data)
+        self.messages_received += len(messages)
+        if reader.failure is not None:
+            close_code, error = reader.failure
+            # RFC 6455 section 7.1.7: say why, then hang up.
+            self._queue_close(close_code)
+            self.end = error
+        elif reader.close is not None:
+            code, reason = reader.close
+            by_us = self._sent_close is not None
+            # Section 5.5.1: answer with a close frame, typically echoing the code.
+            self._queue_close(code)
+            self.end = ConnectionClosed(code, reason, sent_code=self._sent_close, by_us=by_us)
+        return messages
+
+    def receive_eof(self) -> None:
+        """The stream ended: without a close frame, that is a broken connection."""
+        self.fail(ConnectionBroken("the stream ended without a close frame"))
+
+    def fail(self, error: TowlineError) -> None:
+        """The stream broke, or was given up; the first end told stays. Once we have closed, it is only that."""
+        if self.end is None:
+            if self._sent_close is not None:
+                self.end = ConnectionClosed(1006, sent_code=self._sent_close, by_us=True)
+                self.end.__cause__ = error
+            else:
+                self.end = error
+
+    @property
+    def has_more(self) -> bool:
+        """Whether frames wait in the read buffer because one turn may take only so many."""
+        return self._reader.has_more
+
+    # --- send ---------------------------------------------------------------------------------------------------
+
+    @property
+    def closing(self) -> bool:
+        """Whether a close frame was made by us, first or in answer; nothing may follow it."""
+        return self._sent_close is not None
+
+    def send_message(self, message: Message) -> bytes:
+        """The bytes of one message. Raises `end`, `ConnectionClosed` after our close, or `InvalidArgument`."""
+        self._check_sendable()
+        if isinstance(message, str):
+            try:
+                payload, head = message.encode(), 0x81
+            except UnicodeEncodeError:
+                raise InvalidArgument("message", "holds a lone surrogate, which UTF-8 cannot say") from None
+        elif isinstance(message, bytes | bytearray | memoryview):
+            payload, head = bytes(message), 0x82
+        else:
+            raise InvalidArgument("message", f"must be str or bytes, not {type(message).__name__}")
+        self.messages_sent += 1
+        return self._counted(encode_frame(head, payload, self._entropy(4)))
+
+    def queue_ping(self) -> None:
+        """Have `data_to_send` give a ping; after our close or the end it does nothing."""
+        if self.end is None and not self.closing:
+            self._out.append(self._counted(self._reader.connection.send(Ping())))
+
+    def send_close(self, code: int = 1000, reason: str = "") -> bytes:
+        """The bytes of a close frame, empty if one was sent or the end has come. Raises `InvalidArgument`."""
+        check_close(code, reason)
+        if self.end is not None or self._sent_close is not None or self._send_failed:
+            return b""
+        self._sent_close = code
+        return self._counted(self._reader.connection.send(CloseConnection(code, reason or None)))
+
+    def send_failed(self) -> None:
+        """Bytes handed out were not written whole: what the peer got is unknown, so nothing more can be said.
+
+        What the peer said before may still be read; only sending has ended.
+        """
+        self._send_failed = True
+        self._out.clear()
+
+    def _check_sendable(self) -> None:
+        if self.end is not None:
+            raise self.end.with_traceback(None)
+        if self._send_failed:
+            raise ConnectionBroken("an earlier write failed")
+        if self._sent_close is not None:
+            raise ConnectionClosed(1006, sent_code=self._sent_close, by_us=True)
+
+    # --- drain --------------------------------------------------------------------------------------------------
+
+    @property
+    def wants_to_send(self) -> bool:
+        """Whether `data_to_send` has something."""
+        return not self._send_failed and (
+            bool(self._out) or (self._reader.newest_ping is not None and not self.closing)
+        )
+
+    def data_to_send(self) -> bytes:
+        """A pong for the newest ping (RFC 6455 section 5.5.3 allows to skip the others), and a close frame."""
+        ping = self._reader.newest_ping
+        self._reader.newest_ping = None
+        # A close frame that is queued closes wsproto at once, so a pong is made only while none is.
+        pong = b"" if ping is None or self.closing else self._counted(self._reader.connection.send(Pong(ping)))
+        data = pong + b"".join(self._out)
+        self._out.clear()
+        return data
+
+    def _queue_close(self, code: int) -> None:
+        if self._sent_close is None:
+            self._sent_close = code
+            # 1005 is no code to send: it stands for a close frame without one. wsproto writes that for this very
+            # object, and 1000 for the plain number.
+            said = CloseReason.NO_STATUS_RCVD if code == 1005 else code
+            self._out.append(self._counted(self._reader.connection.send(CloseConnection(said))))
+
+    def _counted(self, data: bytes) -> bytes:
+        self.bytes_sent += len(data)
+        return bytes(data)
+
+
+def check_close(code: int, reason: str) -> None:
+    """Check a close code and reason of the caller's own; raises `InvalidArgument`."""
+    if not isinstance(code, int) or (code not in _SENDABLE and not 3000 <= code <= 4999):
+        raise InvalidArgument("code", "must be a close code that a client may send (RFC 6455 section 7.4)")
+    try:
+        size = len(reason.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument("reason", "holds a lone surrogate, which UTF-8 cannot say") from None
+    if size > 123:
+        raise InvalidArgument("reason", "must be at most 123 bytes of UTF-8")
