@@ -33,6 +33,12 @@ class NoKdf(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
     """The provider has 32 random bytes; nothing is derived."""
 
 
+class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name", tag="stored"):
+    """The provider keeps several keys of 32 random bytes; this is the name of the one that was used."""
+
+    id: _Id
+
+
 class Argon2id(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name", tag="argon2id"):
     """Argon2id (RFC 9106): `m` KiB of memory, `t` passes, `p` lanes. Values above these bounds are never computed."""
 
@@ -51,7 +57,7 @@ class Scrypt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     salt: _Salt
 
 
-Kdf = NoKdf | Argon2id | Scrypt
+Kdf = NoKdf | Stored | Argon2id | Scrypt
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,4 +1,7 @@
-"""Where the key that wraps a store comes from. Never plain text beside the records, never a prompt by default."""
+"""Where the key that wraps a store comes from. Never plain text beside the records, never a prompt by default.
+
+No frame that an error passes through holds a key: tracebacks that print locals would show it.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,16 @@ from ._files import Folder
 from ._keyset import Entry, Kdf, NoKdf, Source
 
 ENVIRONMENT: Final = "TOWLINE_KEY"
-_KEY_BYTES: Final = 32
+CREDENTIAL: Final = "towline-key"
+KEY_BYTES: Final = 32
+_FILE_BYTES: Final = 45
 
 
 class KeyProvider(Protocol):
-    """Gives the 32 bytes that wrap a store's keys. Called in a worker thread, under the store's lock.
+    """Gives the 32 bytes that wrap a store's keys. Called in a worker thread.
 
-    `source` is written into the keyset; a store is opened by a provider of the same source only. A program's own
-    provider has the source `caller`.
+    A store is opened by a provider of the `source` that wrapped it, and by no other. A program's own provider has
+    the source `caller` and, unless it derives or keeps several keys, the `kdf` `NoKdf()`.
     """
 
     @property
@@ -29,7 +34,10 @@ class KeyProvider(Protocol):
         ...
 
     def create(self) -> tuple[Kdf, bytes]:
-        """The key for a store that begins (or is wrapped anew), made if there is none yet."""
+        """The key for a store that begins or is wrapped anew, and what `open` needs to give it again.
+
+        Raises `KeyUnavailable` or `Locked`. Of two first uses at the same moment one answer is thrown away.
+        """
         ...
 
     def open(self, kdf: Kdf) -> bytes:
@@ -43,7 +51,11 @@ class CallerKey:
     source: Final = "caller"
 
     def __init__(self, key: bytes) -> None:
-        self._key = checked_key(key, "the program's own key")
+        self._key = key
+        problem = _problem(key)
+        if problem is not None:
+            del key
+            raise KeyUnavailable(f"the program's own key {problem}")
 
     def create(self) -> tuple[Kdf, bytes]:
         """See `KeyProvider`."""
@@ -73,7 +85,49 @@ class EnvironmentKey:
     def _read(self) -> bytes:
         if self.variable not in os.environ:
             raise KeyUnavailable(f"the environment variable {self.variable} is not set")
-        return _decoded(os.environ[self.variable].encode("utf-8", "replace"), f"the value of {self.variable}")
+        key = decoded(os.environ[self.variable])
+        if key is None:
+            raise KeyUnavailable(f"the value of {self.variable} is not base64 of {KEY_BYTES} random bytes")
+        return key
+
+
+class CredentialKey:
+    """A systemd credential (systemd.exec(5), `LoadCredential=`): a file with base64 of 32 random bytes.
+
+    The service manager keeps that folder apart from every other service and user; no mode is checked here.
+    """
+
+    source: Final = "credential"
+
+    def __init__(self, name: str = CREDENTIAL) -> None:
+        self.name = name
+
+    @property
+    def path(self) -> Path | None:
+        """Where the service manager put it; None outside a service."""
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        return None if not folder else Path(folder) / self.name
+
+    def create(self) -> tuple[Kdf, bytes]:
+        """See `KeyProvider`."""
+        return NoKdf(), self._read()
+
+    def open(self, kdf: Kdf) -> bytes:
+        """See `KeyProvider`."""
+        return self._read()
+
+    def _read(self) -> bytes:
+        path = self.path
+        if path is None:
+            raise KeyUnavailable(f"there is no credential {self.name!r}: this is not a service that was given one")
+        try:
+            with path.open("rb") as file:
+                key = decoded(file.read(_FILE_BYTES + 1).removesuffix(b"\n"))
+        except OSError as exc:
+            raise KeyUnavailable(f"the credential cannot be read: {exc.strerror}", path=path) from exc
+        if key is None:
+            raise KeyUnavailable(f"the credential is not base64 of {KEY_BYTES} random bytes", path=path)
+        return key
 
 
 class KeyFile:
@@ -92,36 +146,38 @@ class KeyFile:
         """See `KeyProvider`."""
         with Folder.make(self.path.parent, private=False) as folder:
             folder.lock(exclusive=True)  # of two first uses, the second finds the key of the first
-            found = folder.read(self.path.name, limit=_FILE_LIMIT)
-            if found is None:
-                found = base64.b64encode(os.urandom(_KEY_BYTES)) + b"\n"
-                folder.write(self.path.name, found)
-        return NoKdf(), self._parse(found)
+            if folder.stamp(self.path.name) is None:
+                folder.anchor()
+                folder.write(self.path.name, memoryview(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n"))
+        return NoKdf(), self._read()
 
     def open(self, kdf: Kdf) -> bytes:
         """See `KeyProvider`."""
+        return self._read()
+
+    def _read(self) -> bytes:
         folder = Folder.open(self.path.parent, private=False)
-        if folder is not None:
-            with folder:
-                found = folder.read(self.path.name, limit=_FILE_LIMIT)
-                if found is not None:
-                    return self._parse(found)
-        raise KeyUnavailable("the key file is gone", path=self.path)
-
-    def _parse(self, data: bytes) -> bytes:
-        if len(data) != _FILE_LIMIT or not data.endswith(b"\n"):
-            raise Damaged("this is not a key file: it must be 44 characters of base64 and a newline", path=self.path)
-        return _decoded(data[:-1], "the key file", self.path)
-
-
-_FILE_LIMIT: Final = 45
+        if folder is None:
+            raise KeyUnavailable("the key file is gone", path=self.path)
+        with folder:
+            key = _parsed(folder.read(self.path.name, limit=_FILE_BYTES))
+        if isinstance(key, bytes):
+            return key
+        if key is _Absent:
+            raise KeyUnavailable("the key file is gone", path=self.path)
+        raise Damaged("this is no key file: 44 characters of base64 and a newline", path=self.path)
 
 
 def default_provider(app: str) -> KeyProvider:
     """What a store that begins is wrapped with."""
     if ENVIRONMENT in os.environ:
         return EnvironmentKey()
-    return provider_of("file", app)
+    credential = CredentialKey()
+    if credential.path is not None and credential.path.exists():
+        return credential
+    from ._keyring import usable
+
+    return usable(app) or provider_of("file", app)
 
 
 def provider_of(source: Source, app: str) -> KeyProvider:
@@ -129,6 +185,12 @@ def provider_of(source: Source, app: str) -> KeyProvider:
     match source:
         case "env":
             return EnvironmentKey()
+        case "credential":
+            return CredentialKey()
+        case "keyring":
+            from ._keyring import KeyringKey
+
+            return KeyringKey(app)
         case "file":
             from platformdirs import user_config_path
 
@@ -143,24 +205,47 @@ def opened_by(provider: KeyProvider, entry: Entry) -> bytes:
         raise KeyUnavailable(
             f"this store was wrapped by the source {entry.source!r}, the provider given is {provider.source!r}"
         )
-    return checked_key(provider.open(entry.kdf), f"the key of the source {entry.source!r}")
+    return checked(provider.open(entry.kdf), provider)
 
 
-def checked_key(key: bytes, what: str, path: Path | None = None) -> bytes:
-    """Return 32 bytes that can be random ones, or raise `KeyUnavailable`."""
-    if len(key) != _KEY_BYTES:
-        raise KeyUnavailable(f"{what} must be {_KEY_BYTES} bytes long", path=path)
-    # 32 random bytes have fewer than 16 distinct values once in 10**16 times; what a person types has them often.
-    if len(set(key)) < 16:
-        raise KeyUnavailable(f"{what} is not random", path=path)
+def created_by(provider: KeyProvider) -> tuple[Kdf, bytes]:
+    """The provider's key for a store that begins."""
+    kdf, key = provider.create()
+    return kdf, checked(key, provider)
+
+
+def checked(key: bytes, provider: KeyProvider) -> bytes:
+    """The provider's answer, or `KeyUnavailable` if that cannot be a key."""
+    problem = _problem(key)
+    if problem is not None:
+        del key
+        raise KeyUnavailable(f"the key of the source {provider.source!r} {problem}")
     return key
 
 
-def _decoded(text: bytes, what: str, path: Path | None = None) -> bytes:
+def decoded(text: bytes | str) -> bytes | None:
+    """The key that base64 spells, or None where it spells none. It raises nothing: its frame holds the key."""
     try:
         key = base64.b64decode(text, validate=True)
-    except binascii.Error:
-        key = b""
-    if base64.b64encode(key) != text:
-        raise KeyUnavailable(f"{what} must be base64 of {_KEY_BYTES} bytes", path=path)
-    return checked_key(key, what, path)
+    except (binascii.Error, ValueError):
+        return None
+    spelled = base64.b64encode(key)
+    same = spelled == text if isinstance(text, bytes) else spelled.decode() == text
+    return key if same and _problem(key) is None else None
+
+
+def _problem(key: bytes) -> str | None:
+    if len(key) != KEY_BYTES:
+        return f"is not {KEY_BYTES} bytes long"
+    # 32 random bytes have fewer than 16 distinct values once in 10**16 times; what a person types often has.
+    return "is not random" if len(set(key)) < 16 else None
+
+
+class _Absent:
+    """There is no file."""
+
+
+def _parsed(data: bytes | None) -> bytes | type[_Absent] | None:
+    if data is None:
+        return _Absent
+    return decoded(data[:-1]) if data.endswith(b"\n") else None

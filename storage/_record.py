@@ -6,6 +6,7 @@ No frame that an error passes through holds the plaintext: tracebacks that print
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ HEADER_BYTES: Final = 44
 BLOCK: Final = 256
 OVERHEAD: Final = HEADER_BYTES + 16
 MAX_RECORD_BYTES: Final = 64 * 1024
+RECORD_NAME: Final = re.compile(r"([0-9a-f]{32})\.tok")
 
 
 class Cursor(NamedTuple):
@@ -178,6 +180,11 @@ class _Plain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 _DECODER: Final = msgspec.json.Decoder(_Plain)
+
+
+def name_of(tag: bytes) -> str:
+    """The name of a record's file."""
+    return tag.hex() + ".tok"
 
 
 class Header(NamedTuple):

@@ -15,7 +15,7 @@ import anyio.to_thread
 from .._secret import Secret
 from ._providers import KeyProvider
 from ._record import Cursor, Record, check_job, with_cursor, with_end, with_token
-from ._vault import Vault
+from ._vault import Vault, Verification
 
 _T = TypeVar("_T")
 
@@ -129,7 +129,7 @@ class TokenStore(Store):
                 old, job=job, origin=origin, token=token, expires=expires, context=context, now=self._now()
             )
 
-        await _in_thread(partial(self._vault.change, job, edit, create=True, tick=_tick))
+        await _in_thread(partial(self._vault.change, job, edit, begin=True, tick=_tick))
 
     async def load(self, job: str, origin: str) -> Secret | None:
         """See `Store.load`."""
@@ -161,8 +161,28 @@ class TokenStore(Store):
         """See `Store.delete_all`. It needs no key, so it also ends a store whose key is lost."""
         await _in_thread(partial(self._vault.delete_all, tick=_tick))
 
+    async def rotate(self) -> int:
+        """Seal every record with a new key and forget the old one; returns how many were sealed.
+
+        This, after a `delete`, is what makes deleting sure. Ended half-way it has lost nothing, and the next call
+        finishes. Raises `Damaged` where a record cannot be read: it keeps the old key until it is deleted.
+        """
+        return await _in_thread(partial(self._vault.rotate, tick=_tick))
+
+    async def rewrap(self, provider: KeyProvider | None = None) -> None:
+        """Wrap the store by another provider, which opens it from now on; None: the same one with today's costs."""
+        await _in_thread(partial(self._vault.rewrap, provider, tick=_tick))
+
+    async def needs_rewrap(self) -> bool:
+        """Return whether the store was wrapped with lower costs than are thought right today."""
+        return await _in_thread(partial(self._vault.needs_rewrap, tick=_tick))
+
+    async def verify(self) -> Verification:
+        """Read everything, change nothing, and say what is damaged."""
+        return await _in_thread(partial(self._vault.verify, tick=_tick))
+
     async def _amend(self, job: str, edit: Callable[[Record], Record]) -> bool:
-        change = partial(self._vault.change, check_job(job), lambda old: old and edit(old), create=False, tick=_tick)
+        change = partial(self._vault.change, check_job(job), lambda old: old and edit(old), begin=False, tick=_tick)
         return await _in_thread(change) is not None
 
 

@@ -1,0 +1,164 @@
+"""A private folder and the files in it, on Windows.
+
+What differs from POSIX, and what docs/format.md says of it: who may read is what the user's profile folder grants
+(Python 3.12.4 and later make the folder for its owner alone); a folder has no lock and no fsync, so a byte of the
+file `lock` is locked, and a rename is as durable as NTFS's journal makes it.
+"""
+
+from __future__ import annotations
+
+import io
+import msvcrt
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from .._exceptions import Damaged, ReadFailed, UnsafePermissions, WriteFailed
+from ._folder import Stamp, never, renamed, says, take_lock, temporary_of
+
+assert sys.platform == "win32"  # this is how a type checker is told what system this module is for
+
+_LOCK: Final = "lock"
+_CHUNK: Final = 64 * 1024
+_REPLACE_TRIES: Final = 20  # a virus scanner that holds the file lets go within milliseconds
+
+
+class Folder:
+    """See `_folder_posix.Folder`: the same methods with the same promises, but for those named above."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @classmethod
+    def open(cls, path: Path, *, private: bool = True) -> Self | None:
+        """Open the folder, or return None where there is none."""
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise ReadFailed(says(exc), path=path) from exc
+        if not stat.S_ISDIR(found.st_mode) or _is_link(found):
+            raise UnsafePermissions("is not a folder, or is a link to one", path=path)
+        return cls(path)
+
+    @classmethod
+    def make(cls, path: Path, *, private: bool = True) -> Self:
+        """Open the folder, making it and what is missing above it."""
+        with renamed(WriteFailed, path):
+            path.mkdir(0o700, parents=True, exist_ok=True)
+        folder = cls.open(path)
+        if folder is None:
+            raise WriteFailed("the folder went away as soon as it was made", path=path)
+        return folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            with suppress(OSError):
+                os.close(self._lock)  # which also drops the lock
+
+    def lock(self, *, exclusive: bool, tick: Callable[[], None] = never) -> None:
+        """Take the folder's lock; Windows has one kind of it only, so readers wait for each other too."""
+        with renamed(WriteFailed if exclusive else ReadFailed, self.path / _LOCK):
+            fd = self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_BINARY | os.O_NOINHERIT, 0o600)
+
+        def attempt() -> bool:
+            try:
+                msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+            except PermissionError:
+                return False
+            return True
+
+        take_lock(attempt, exclusive=exclusive, path=self.path, tick=tick)
+
+    def stamp(self, name: str) -> Stamp | None:
+        """What tells one version of a file from the next, or None where there is no such file."""
+        with renamed(ReadFailed, self.path / name):
+            try:
+                found = (self.path / name).lstat()
+            except FileNotFoundError:
+                return None
+        return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def read(self, name: str, *, limit: int) -> bytes | None:
+        """The file's bytes, or None where there is no such file."""
+        path = self.path / name
+        with renamed(ReadFailed, path):
+            try:
+                found = path.lstat()
+                if not stat.S_ISREG(found.st_mode) or _is_link(found):
+                    raise UnsafePermissions("is a link or no regular file", path=path)
+                fd = os.open(path, os.O_RDONLY | os.O_BINARY | os.O_NOINHERIT)
+            except FileNotFoundError:
+                return None
+            try:
+                data = io.BytesIO()  # not bytes: a traceback that prints locals must not show a key file
+                while data.tell() <= limit:
+                    if not data.write(os.read(fd, min(limit + 1 - data.tell(), _CHUNK))):
+                        return data.getvalue()
+            finally:
+                os.close(fd)
+        raise Damaged(f"is longer than {limit} bytes", path=path)
+
+    def names(self) -> list[str]:
+        """The names of all files, sorted."""
+        with renamed(ReadFailed, self.path):
+            return sorted(path.name for path in self.path.iterdir())
+
+    def anchor(self) -> None:
+        """Nothing: NTFS keeps the names of folders by itself."""
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Put `data` in place of the file. Raises `WriteFailed`: the old file still stands."""
+        path = self.path / name
+        temporary = self.path / temporary_of(name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_BINARY | os.O_NOINHERIT
+        with renamed(WriteFailed, path):
+            temporary.unlink(missing_ok=True)  # a writer was killed; the lock says that it is not alive
+            fd = os.open(temporary, flags, 0o600)
+            try:
+                try:
+                    rest = memoryview(data)
+                    while rest:
+                        rest = rest[os.write(fd, rest) :]
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                _replace(temporary, path)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
+
+    def remove(self, *names: str) -> None:
+        """Remove the files that are there."""
+        with renamed(WriteFailed, self.path):
+            for name in names:
+                (self.path / name).unlink(missing_ok=True)
+
+
+def _replace(source: Path, target: Path) -> None:
+    for _ in range(_REPLACE_TRIES - 1):
+        try:
+            source.replace(target)
+        except PermissionError:
+            time.sleep(0.005)
+        else:
+            return
+    source.replace(target)
+
+
+def _is_link(found: os.stat_result) -> bool:
+    return bool(found.st_file_attributes & stat.FILE_ATTRIBUTE_REPARSE_POINT)

@@ -1,0 +1,213 @@
+"""The keyset of one folder: opened once, read again whenever another process replaced it, made, added to, rewrapped."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from .._exceptions import Damaged, InvalidArgument, WriteFailed
+from ._files import Folder, Stamp
+from ._keyset import MAX_KEYSET_BYTES, Entry, Kdf, Keys, Keyset, Role, Source, parse, spell, unwrap, unwrap_one, wrap
+from ._passphrase import is_dated
+from ._providers import KeyFile, KeyProvider, created_by, default_provider, opened_by, provider_of
+from ._record import RECORD_NAME
+
+if TYPE_CHECKING:
+    from ._aead import Cipher
+
+KEYSET: Final = "keyset.json"
+
+
+class Wrapping(NamedTuple):
+    """What keys are wrapped with from now on."""
+
+    source: Source
+    kdf: Kdf
+    cipher: Cipher
+
+
+@dataclass(slots=True, repr=False)
+class _Open:
+    """What was read last. `proven`: a record was seen that names one of these keys."""
+
+    stamp: Stamp
+    keyset: Keyset
+    keys: Keys
+    asked: _Asked
+    proven: bool = False
+
+
+class Keychain:
+    """Methods that take a folder need its lock, but for `prepare`; those that write need it exclusively."""
+
+    def __init__(self, path: Path, *, app: str, provider: KeyProvider | None, now: Callable[[], float]) -> None:
+        if isinstance(provider, KeyFile) and provider.path.parent == path:
+            raise InvalidArgument("provider", "the key file must not lie beside the records that it guards")
+        self._path = path / KEYSET
+        self._app = app
+        self._provider = provider
+        self._now = now
+        self._opening = threading.Lock()
+        self._open: _Open | None = None
+
+    # --- opening ---
+
+    def prepare(self, folder: Folder, *, begin: bool, tick: Callable[[], None]) -> Wrapping | None:
+        """Ask the provider before the lock is taken, since a person may have to answer it.
+
+        Returns what a new keyset is to be wrapped with if there is none and one is to begin.
+        """
+        stamp = folder.stamp(KEYSET)
+        if stamp is None:
+            return self.wrapping() if begin else None
+        self._read(folder, stamp, tick)
+        return None
+
+    def current(self, folder: Folder, tick: Callable[[], None]) -> Keys | None:
+        """The opened keyset as it stands now, or None where there is none."""
+        stamp = folder.stamp(KEYSET)
+        if stamp is not None:
+            return self._read(folder, stamp, tick)
+        if any(RECORD_NAME.fullmatch(name) for name in folder.names()):
+            raise Damaged("the keyset is gone, though there are records", path=self._path)
+        return None
+
+    def _read(self, folder: Folder, stamp: Stamp, tick: Callable[[], None]) -> Keys | None:
+        while not self._opening.acquire(timeout=0.02):  # one thread asks the provider, the others share its answer
+            tick()
+        try:
+            if self._open is None or self._open.stamp != stamp:
+                data = folder.read(KEYSET, limit=MAX_KEYSET_BYTES)
+                if data is None:
+                    return None
+                keyset = parse(data, self._path)
+                asked = _Asked(self._provider, self._app)
+                self._open = _Open(stamp, keyset, unwrap(keyset, asked, self._path), asked)
+            return self._open.keys
+        finally:
+            self._opening.release()
+
+    def wrapping(self, provider: KeyProvider | None = None) -> Wrapping:
+        """A fresh answer of the provider given, or of the one that a new store gets."""
+        from ._aead import Cipher
+
+        provider = provider or self._provider or default_provider(self._app)
+        kdf, key = created_by(provider)
+        return Wrapping(provider.source, kdf, Cipher(key))
+
+    def provider(self) -> KeyProvider:
+        """The provider of the keyset that was opened last."""
+        return self._provider or provider_of(self._opened().keyset.entry.source, self._app)
+
+    # --- what it knows ---
+
+    @property
+    def proven(self) -> bool:
+        """Whether a record was seen that names one of the current keys."""
+        return self._open is not None and self._open.proven
+
+    def prove(self) -> None:
+        """Remember that such a record was seen."""
+        if self._open is not None:
+            self._open.proven = True
+
+    @property
+    def is_dated(self) -> bool:
+        """Whether the costs of the keyset that was opened last are below today's."""
+        return self._open is not None and any(is_dated(entry.kdf) for entry in self._open.keyset.keys)
+
+    # --- writing ---
+
+    def begin(self, folder: Folder, wrapping: Wrapping) -> None:
+        """Make the keyset of a new store."""
+        folder.anchor()
+        root = self._entry(wrapping, "root")
+        names = self._entry(wrapping, "name")
+        self._write(folder, Keyset(v=1, primary=root.id, keys=(root,), names=names))
+
+    def add(self, folder: Folder) -> None:
+        """Add a root key and make it the primary."""
+        opened = self._opened()
+        last = opened.keyset.entry
+        root = self._entry(Wrapping(last.source, last.kdf, opened.asked(last)), "root")
+        keys = (*opened.keyset.keys, root)
+        self._write(folder, msgspec.structs.replace(opened.keyset, primary=root.id, keys=keys))
+
+    def retire(self, folder: Folder) -> None:
+        """Drop every root key but the primary: no record may need another one by now."""
+        keyset = self._opened().keyset
+        if len(keyset.keys) > 1:
+            self._write(folder, msgspec.structs.replace(keyset, keys=(keyset.entry,)))
+
+    def rewrap(self, folder: Folder, wrapping: Wrapping) -> None:
+        """Wrap every key anew; `adopt` must follow. The keys stay the same, so no record has to change."""
+        opened = self._opened()
+        keyset = msgspec.structs.replace(
+            opened.keyset,
+            keys=tuple(self._rewrapped(entry, wrapping, "root") for entry in opened.keyset.keys),
+            names=self._rewrapped(opened.keyset.names, wrapping, "name"),
+        )
+        self._write(folder, keyset)
+
+    def adopt(self, provider: KeyProvider | None) -> None:
+        """Open the store by another provider from now on."""
+        self._provider = provider or self._provider
+
+    def _rewrapped(self, old: Entry, wrapping: Wrapping, role: Role) -> Entry:
+        return wrap(
+            unwrap_one(old, self._opened().asked, role, self._path),
+            wrapping.cipher,
+            role,
+            key_id=old.id,
+            made=old.made,
+            source=wrapping.source,
+            kdf=wrapping.kdf,
+            nonce=os.urandom(12),
+        )
+
+    def _entry(self, wrapping: Wrapping, role: Role) -> Entry:
+        return wrap(
+            os.urandom(32),
+            wrapping.cipher,
+            role,
+            key_id=os.urandom(16).hex(),
+            made=round(self._now() * 1000),
+            source=wrapping.source,
+            kdf=wrapping.kdf,
+            nonce=os.urandom(12),
+        )
+
+    def _write(self, folder: Folder, keyset: Keyset) -> None:
+        data = spell(keyset)
+        if len(data) > MAX_KEYSET_BYTES:
+            raise WriteFailed("the keyset is full of keys that damaged records still name", path=self._path)
+        folder.write(KEYSET, data)
+
+    def _opened(self) -> _Open:
+        if self._open is None:
+            raise Damaged("the keyset was not opened", path=self._path)
+        return self._open
+
+
+class _Asked:
+    """Gives the cipher of an entry's provider, asking it once for all entries of the same source and kdf."""
+
+    def __init__(self, provider: KeyProvider | None, app: str) -> None:
+        self._provider = provider
+        self._app = app
+        self._ciphers: dict[tuple[Source, Kdf], Cipher] = {}
+
+    def __call__(self, entry: Entry) -> Cipher:
+        from ._aead import Cipher
+
+        known = (entry.source, entry.kdf)
+        if known not in self._ciphers:
+            provider = self._provider or provider_of(entry.source, self._app)
+            self._ciphers[known] = Cipher(opened_by(provider, entry))
+        return self._ciphers[known]
