@@ -7,6 +7,7 @@ from ._clocks import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_ba
 from ._fault_proxy import FaultProxy, ProxyStatistics
 from ._memory_network import Dial, MemoryNetwork, NoAnswer, Reach, Unreachable
 from ._memory_stream import Direction, Ending, MemoryLink
+from ._message_faults import MessageFault
 from ._scripted_job import LoggedEvent, ScriptedJob
 from ._scripted_server import Answer, Call, Drop, Hang, Reaction, Request, ScriptedServer
 from ._server_socket import Accept, ServerSocket
@@ -24,6 +25,7 @@ __all__ = [
     "LoggedEvent",
     "MemoryLink",
     "MemoryNetwork",
+    "MessageFault",
     "NoAnswer",
     "ProxyStatistics",
     "Reach",
