@@ -3,7 +3,6 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -13,6 +12,8 @@ from anyio.abc import ByteStream
 from wsproto import ConnectionType, WSConnection
 from wsproto import events as ws
 
+from towline._exceptions import TowlineError
+from towline._secret import Secret
 from towline.testing import (
     Accept,
     Answer,
@@ -24,6 +25,7 @@ from towline.testing import (
     run_virtual,
     virtual_time_backends,
 )
+from towline.transport import Endpoint, JobCalls, open_websocket
 
 pytestmark = pytest.mark.anyio
 
@@ -31,12 +33,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend(virtual_backend: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     return virtual_backend
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    host: str = "hub"
-    port: int = 80
 
 
 class Client:
@@ -69,7 +65,7 @@ class Client:
 
 @asynccontextmanager
 async def socket(server: ScriptedServer, token: str = "t1", job: str = "j1", **more: Any) -> AsyncIterator[Client]:
-    async with await server.network.connect(Endpoint()) as stream:
+    async with await server.network.connect(Endpoint("hub", 80)) as stream:
         client = Client(stream)
         headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
         await client.send(ws.Request(host="hub", target=f"/ws/progress?jobId={job}", extra_headers=headers, **more))
@@ -80,7 +76,7 @@ async def call(
     server: ScriptedServer, method: str, target: str, *, token: str = "t1", body: bytes = b"", **headers: str
 ) -> tuple[int, Any]:
     http = h11.Connection(h11.CLIENT)
-    async with await server.network.connect(Endpoint()) as stream:
+    async with await server.network.connect(Endpoint("hub", 80)) as stream:
         fields = {"host": "hub", "authorization": f"Bearer {token}", "content-length": str(len(body)), **headers}
         head = h11.Request(method=method, target=target, headers=list(fields.items()))
         pieces = [http.send(head), http.send(h11.Data(data=body)), http.send(h11.EndOfMessage())]
@@ -374,6 +370,42 @@ async def test_cancelling_is_idempotent_and_may_come_too_late() -> None:
         assert await call(server, "GET", "/api/jobs/j2/results", token="t2") == (200, {"books": [1]})
         assert (await call(server, "GET", "/api/jobs/j1/results"))[0] == 404
         assert (await call(server, "GET", "/elsewhere"))[0] == 404
+
+
+# --- with the transport of the engine --------------------------------------------------------------------------
+
+
+async def test_the_transport_runs_on_it_unchanged() -> None:
+    async with ScriptedServer() as server:
+        job = server.job("j1", token="t1")
+        job.progress(0.5, processed=1)
+        calls = JobCalls("ws://hub", network=server.network, allow_insecure=True)
+        server.script("state", Answer(503), Answer(500))
+        assert (await calls.fetch_state("j1", Secret("t1"))).processed_count == 1
+        assert server.times("state") == pytest.approx([0, 1, 3])
+        url = "ws://hub/ws/progress?jobId=j1"
+        async with open_websocket(
+            url, headers={"Authorization": "Bearer t1"}, network=server.network, allow_insecure=True
+        ) as line:
+            await line.send('{"type":"ready","timestamp":0}')
+            job.complete()
+            types = [json.loads(message)["type"] async for message in line]
+        assert types == ["ready_ack", "job_progress", "job_complete"]
+
+
+async def test_the_transport_notices_a_black_hole_under_virtual_time() -> None:
+    async with ScriptedServer() as server:
+        server.job("j1", token="t1")
+        headers = {"Authorization": "Bearer t1"}
+        with pytest.raises(TowlineError):
+            async with open_websocket(
+                "ws://hub/ws/progress?jobId=j1", headers=headers, network=server.network, allow_insecure=True
+            ) as line:
+                await server.wait_sockets()
+                server.socket.hold()
+                async for _ in line:
+                    pass
+        assert 20 < anyio.current_time() < 30
 
 
 # --- at scale ----------------------------------------------------------------------------------------------------

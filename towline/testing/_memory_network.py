@@ -1,7 +1,7 @@
 """A network in memory: what the transport dials with, and a server behind it.
 
-It stands behind the transport's network seam (an object with `async connect(endpoint) -> ByteStream`), so the engine
-runs on it unchanged, thousands of connections at a time, under virtual time.
+It stands behind the transport's network seam (`towline.transport.Network`), so the engine runs on it unchanged,
+thousands of connections at a time, under virtual time.
 """
 
 from __future__ import annotations
@@ -9,24 +9,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, Self, TypeAlias
+from typing import Self, TypeAlias
 
 import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import ByteStream, TaskGroup
 
 from .._exceptions import ConnectFailed, NameNotResolved
+from ..transport import Endpoint
 from ._memory_stream import MemoryLink
-
-
-class HostAndPort(Protocol):
-    """What the network reads of an endpoint."""
-
-    @property
-    def host(self) -> str: ...
-
-    @property
-    def port(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +56,10 @@ class Dial:
 
 
 class MemoryNetwork(AsyncContextManagerMixin):
-    """Links every dial to `serve(link)`, which runs in the network's own task group until the block ends.
+    """A `Network` that links every dial to `serve(link)`, run in the network's own task group until the block ends.
 
     `weather` is the fate of every dial, `script(...)` that of the next ones, one each. `dials` records them all. An
-    exception of `serve` comes out of the block.
+    exception of `serve` comes out of the block. TLS is not played: an endpoint's context is ignored.
     """
 
     def __init__(self, serve: Callable[[MemoryLink], Awaitable[None]]) -> None:
@@ -100,7 +91,7 @@ class MemoryNetwork(AsyncContextManagerMixin):
         while len(self.dials) < count:
             await self._dialled.wait()
 
-    async def connect(self, endpoint: HostAndPort) -> ByteStream:
+    async def connect(self, endpoint: Endpoint) -> ByteStream:
         """Dial. Raises `ConnectFailed` or `NameNotResolved` as scripted; `RuntimeError` outside the block."""
         if self._tasks is None:
             raise RuntimeError("the memory network is not running: enter it with `async with`")
