@@ -1,1 +1,29 @@
-"""The server layer."""
+"""The job hub: durable progress, exact replay, tokens and cancel, as an ASGI application to mount or to serve."""
+
+from .._exceptions import HubStorageError, JobFailure
+from ._access import Authorize, loopback_only
+from ._csv_import import csv_import
+from ._hub import Hub, StartedJob
+from ._jobs import JobContext, JobFunction, Result, Upload
+from ._serve import serve
+from ._settings import Lifetimes, Limits
+from ._sqlite import LoggedEvent, read_events
+
+__all__ = [
+    "Authorize",
+    "Hub",
+    "HubStorageError",
+    "JobContext",
+    "JobFailure",
+    "JobFunction",
+    "Lifetimes",
+    "Limits",
+    "LoggedEvent",
+    "Result",
+    "StartedJob",
+    "Upload",
+    "csv_import",
+    "loopback_only",
+    "read_events",
+    "serve",
+]

@@ -27,6 +27,8 @@ The tree says who is at fault::
     │   └── CertificateRejected    the peer's certificate could not be verified
     ├── DeadlineExceeded           (a TimeoutError) nobody answered in time
     ├── Exhausted                  the engine has given up; `reason` says why
+    ├── HubStorageError            the job hub's log cannot be used, or did not take a write
+    ├── JobFailure                 raised by a job's own function: how that job failed
     └── TokenStoreError            the token store
         ├── Locked                 the keyring is locked, or did not answer
         ├── KeyUnavailable         the key that wrapped the store is not to be had
@@ -310,6 +312,42 @@ class Exhausted(TowlineError):
 
     def __str__(self) -> str:
         return f"gave up ({self.reason}): {self.cause}"
+
+
+# --- the job hub -----------------------------------------------------------------------------------------------
+
+
+class HubStorageError(TowlineError):
+    """The hub's log could not do what was asked: nothing of the failed call was kept, and it may be made again.
+
+    `path` is the database it speaks of, where there is one.
+    """
+
+    def __init__(self, problem: str, *, path: Path | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.path = path
+
+    def __str__(self) -> str:
+        return self.problem if self.path is None else f"{self.path}: {self.problem}"
+
+
+class JobFailure(TowlineError):
+    """Raise it in a job's function to end the job as failed, with words its watcher can use.
+
+    `code` is for programs, `message` for people, `details` any JSON value; `retryable` says whether a new job with
+    the same input may do better.
+    """
+
+    def __init__(self, code: str, message: str, *, details: object = None, retryable: bool = False) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+        self.details = details
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
 
 
 # --- the token store -------------------------------------------------------------------------------------------

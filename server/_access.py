@@ -1,0 +1,71 @@
+"""Who may do what: the tokens a request carries, and who may start jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from typing import Final, TypeAlias
+from urllib.parse import urlsplit
+
+from starlette.requests import HTTPConnection, Request
+
+from .._secret import Secret
+
+#: Says in whose name a request may start a job, or None where it may not.
+Authorize: TypeAlias = Callable[[Request], Awaitable[str | None]]
+
+LOCAL_OWNER: Final = "local"
+_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+
+
+async def loopback_only(request: Request) -> str | None:
+    """Let in who calls from this machine, by its loopback address; it is what a hub without `authorize=` does.
+
+    A proxy on this machine is not this machine's user, so what was forwarded is refused. So is a web page of another
+    origin, and any name that is not loopback's own (which a page can make point here).
+    """
+    if request.client is None or not _is_loopback(request.client.host):
+        return None
+    if any(name in request.headers for name in _FORWARDED):
+        return None
+    host = request.headers.get("host", "")
+    if not _is_loopback(urlsplit(f"//{host}").hostname or ""):
+        return None
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        return None
+    return LOCAL_OWNER
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bearer_token(connection: HTTPConnection) -> Secret | None:
+    """The token of the Authorization header (RFC 6750 section 2.1)."""
+    scheme, _, text = connection.headers.get("authorization", "").partition(" ")
+    text = text.strip()
+    return Secret(text) if scheme.lower() == "bearer" and text else None
+
+
+def socket_token(connection: HTTPConnection, *, subprotocol: str, in_query: bool) -> tuple[Secret | None, str | None]:
+    """The token of an upgrade, and the subprotocol to answer with.
+
+    A browser cannot set headers, so it offers `<subprotocol>.<token>`, best together with plain `<subprotocol>`, which
+    is then the answer: the token is not said back.
+    """
+    offered = [item.strip() for item in connection.headers.get("sec-websocket-protocol", "").split(",")]
+    carrier = next((item for item in offered if item.startswith(f"{subprotocol}.")), None)
+    answer = subprotocol if subprotocol in offered else carrier
+    if (bearer := bearer_token(connection)) is not None:
+        return bearer, answer
+    if carrier is not None and len(carrier) > len(subprotocol) + 1:
+        return Secret(carrier[len(subprotocol) + 1 :]), answer
+    if in_query and (text := connection.query_params.get("token")):
+        return Secret(text), answer
+    return None, answer

@@ -1,0 +1,298 @@
+"""The hub's HTTP calls, and the door to its sockets: what a request may do is decided here, and answered."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+from msgspec import UNSET, Raw, Struct
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from .._exceptions import HubStorageError
+from .._secret import Secret
+from ..transport._messages import VERSION, JobState
+from ._access import bearer_token, socket_token
+from ._files import RESULT_FILE, UPLOAD_FILE, make_incoming_folder, remove_job_folder
+from ._log import Job, Missing, RequestMismatch
+from ._log import Request as StartRequest
+from ._socket import Watcher
+from ._tokens import TooEarly
+from ._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
+
+if TYPE_CHECKING:
+    from ._hub import Hub, Pipeline
+
+logger: Final = logging.getLogger("towline.server")
+
+T = TypeVar("T")
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+_MAX_BODY: Final = 16 * 1024
+_MAX_KEY: Final = 255
+_RETRY_SOON: Final = 5  # seconds
+
+
+class _RefreshRequest(Struct, rename="camel"):
+    job_id: str
+    old_token: str
+
+
+class _CancelRequest(Struct):
+    reason: str | None = None
+
+
+class Refusal(Exception):
+    """The answer to a request that gets nothing: a status, a code for programs, a sentence for people."""
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, code)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+
+    def response(self) -> Response:
+        """The answer itself."""
+        return _json({"error": {"code": self.code, "message": self.message}}, self.status, self.headers)
+
+
+_NO_TOKEN: Final = ("unauthorized", "a valid token of this job is needed")
+_CHALLENGE: Final = {"www-authenticate": "Bearer"}
+
+
+def _json(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    # Answers hold tokens and states of the moment: nothing on the way may keep them.
+    return Response(
+        msgspec.json.encode(content),
+        status,
+        {"cache-control": "no-store", "x-content-type-options": "nosniff", **(headers or {})},
+        "application/json",
+    )
+
+
+class Api:
+    """The routes of one hub."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def routes(self, pipelines: Mapping[str, Pipeline]) -> list[BaseRoute]:
+        """All routes, one of them for each pipeline that can be started by HTTP."""
+        return [
+            WebSocketRoute("/ws/progress", self.progress),
+            Route("/ws/progress", self._answering(self.no_upgrade), methods=["GET"]),
+            Route("/api/job-state/{job_id}", self._answering(self.state), methods=["GET"]),
+            Route("/api/jobs/{job_id}/results", self._answering(self.results), methods=["GET"]),
+            Route("/api/jobs/{job_id}/cancel", self._answering(self.cancel), methods=["POST"]),
+            Route("/api/token/refresh", self._answering(self.refresh), methods=["POST"]),
+            *(
+                Route(pipeline.path, self._answering(self._starter(pipeline)), methods=["POST"])
+                for pipeline in pipelines.values()
+                if pipeline.path is not None
+            ),
+        ]
+
+    # --- sockets -----------------------------------------------------------------------------------------------
+
+    async def progress(self, websocket: WebSocket) -> None:
+        """`GET /ws/progress?jobId=`: the job's events, from the client's cursor on."""
+        await websocket.receive()
+        try:
+            job, subprotocol = await self._admit(websocket)
+        except Refusal as refusal:
+            await self._deny(websocket, refusal)
+        except HubStorageError as error:
+            await self._deny(websocket, _storage_refusal(error))
+        else:
+            watcher = Watcher(websocket, job, self._hub.log, self._hub.limits, self._hub.now)
+            with self._hub.watching(job.id, watcher):
+                await watcher.run(subprotocol)
+
+    async def _admit(self, websocket: WebSocket) -> tuple[Job, str | None]:
+        self._hub.check_open()
+        job_id = websocket.query_params.get("jobId")
+        if not job_id:
+            raise Refusal(400, "bad_request", "the query names no jobId")
+        token, subprotocol = socket_token(
+            websocket, subprotocol=self._hub.subprotocol, in_query=self._hub.token_in_query
+        )
+        job = await self._job(job_id, token)
+        self._hub.check_room(job_id)
+        return job, subprotocol
+
+    async def _deny(self, websocket: WebSocket, refusal: Refusal) -> None:
+        if "websocket.http.response" in websocket.scope.get("extensions", {}):
+            await websocket.send_denial_response(refusal.response())
+        else:  # this server can only say 403
+            await websocket.close()
+
+    async def no_upgrade(self, request: Request) -> Response:
+        """A plain GET where an upgrade is wanted (RFC 9110 section 15.5.22)."""
+        raise Refusal(426, "upgrade_required", "this is a WebSocket", {"upgrade": "websocket", "connection": "upgrade"})
+
+    # --- jobs --------------------------------------------------------------------------------------------------
+
+    async def state(self, request: Request) -> Response:
+        """`GET /api/job-state/{jobId}`: the state, and the `seq` of the last event it holds."""
+        job = await self._job(request.path_params["job_id"], bearer_token(request))
+        outcome = UNSET if job.outcome is None else Raw(job.outcome)
+        state = JobState(
+            status=job.status,
+            pipeline=job.pipeline,
+            total_count=job.total,
+            processed_count=job.processed or 0,
+            start_time=job.created,
+            version=VERSION,
+            current_item=job.current_item,
+            last_update=job.updated,
+            end_time=job.ended,
+            results=outcome if job.status == "complete" else UNSET,
+            error=outcome if job.status == "failed" else UNSET,
+            seq=job.seq,
+            epoch=job.epoch,
+        )
+        return _json(state)
+
+    async def results(self, request: Request) -> Response:
+        """`GET /api/jobs/{jobId}/results`: the whole result, however large."""
+        job = await self._job(request.path_params["job_id"], bearer_token(request))
+        if job.running:
+            raise Refusal(409, "still_running", "the job has not ended", {"retry-after": str(_RETRY_SOON)})
+        if job.status != "complete" or job.outcome is None:
+            raise Refusal(404, "no_result", "the job ended without a result")
+        path = self._hub.directory(job.id) / RESULT_FILE
+        if not await anyio.Path(path).is_file():
+            return _json(Raw(job.outcome))
+        headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+        return FileResponse(path, media_type="application/json", headers=headers)
+
+    async def cancel(self, request: Request) -> Response:
+        """`POST /api/jobs/{jobId}/cancel`: end the job as canceled, if nothing else has ended it before.
+
+        Idempotent by nature: a job that was canceled answers `accepted` however often it is asked.
+        """
+        job = await self._job(request.path_params["job_id"], bearer_token(request))
+        body = await _small_body(request)
+        reason = _decode(body, _CancelRequest).reason if body else None
+        return _json({"jobId": job.id, "result": await self._hub.cancel(job.id, reason)})
+
+    async def refresh(self, request: Request) -> Response:
+        """`POST /api/token/refresh`: a new token for an old one."""
+        asked = _decode(await _small_body(request), _RefreshRequest)
+        grant = await self._hub.tokens.refresh(asked.job_id, Secret(asked.old_token))
+        if grant is None:
+            raise Refusal(401, *_NO_TOKEN, _CHALLENGE)
+        if isinstance(grant, TooEarly):
+            raise Refusal(425, "too_early", "the token has time left", {"retry-after": str(grant.retry_after)})
+        return _json({"jobId": asked.job_id, "token": grant.token.reveal(), "expiresIn": grant.expires_in})
+
+    def _starter(self, pipeline: Pipeline) -> Handler:
+        async def start(request: Request) -> Response:
+            """The pipeline's own call: 202, and the new job with its token."""
+            self._hub.check_open()
+            owner = await self._hub.authorize(request)
+            if owner is None:
+                raise Refusal(403, "forbidden", "you may not start jobs here")
+            key = request.headers.get("idempotency-key")
+            if key is not None and not 0 < len(key) <= _MAX_KEY:
+                raise Refusal(400, "bad_request", f"an Idempotency-Key has 1 to {_MAX_KEY} characters")
+            incoming = await anyio.to_thread.run_sync(make_incoming_folder, self._hub.files)
+            try:
+                received = await self._receive(request, incoming / UPLOAD_FILE, pipeline)
+                digest = hashlib.sha256(pipeline.name.encode() + b"\0" + received.digest).digest()
+                asked = None if key is None else StartRequest(key=hashlib.sha256(key.encode()).digest(), digest=digest)
+                started = await self._hub.adopt(pipeline.name, incoming, received.name, owner, asked)
+            except RequestMismatch as error:
+                raise Refusal(422, "key_reused", "this Idempotency-Key came with another upload before") from error
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(remove_job_folder, incoming)
+            answer = {
+                "jobId": started.job_id,
+                "token": started.token.reveal(),
+                "expiresIn": started.expires_in,
+                "pipeline": pipeline.name,
+            }
+            return _json(answer, 202)
+
+        return start
+
+    async def _receive(self, request: Request, path: Path, pipeline: Pipeline) -> Received:
+        limit = self._hub.limits.upload
+        try:
+            return await receive_upload(request, path, limit=limit, media_types=pipeline.media_types)
+        except TooLarge as error:
+            # What is still on its way is not waited for.
+            close = {"connection": "close"}
+            raise Refusal(413, "too_large", f"an upload may have {limit} bytes", close) from error
+        except Malformed as error:
+            raise Refusal(400, "bad_form", "the form is broken, or has no file in it") from error
+        except WrongMediaType as error:
+            types = ", ".join(pipeline.media_types)
+            raise Refusal(415, "wrong_media_type", f"send a form with a file, or one of: {types}") from error
+        except OSError as error:
+            logger.error("an upload could not be kept: %s", error)
+            raise Refusal(507, "no_space", "the upload could not be kept", _retry(60)) from error
+
+    # --- what all calls share ----------------------------------------------------------------------------------
+
+    async def _job(self, job_id: str, token: Secret | None) -> Job:
+        """Find the job for who holds its token. Without any token nothing is told, not even that it is not there."""
+        if token is None:
+            raise Refusal(401, *_NO_TOKEN, _CHALLENGE)
+        job = await self._hub.log.job(job_id)
+        if job is Missing.GONE:
+            raise Refusal(410, "gone", "the job ended long ago and is no longer kept")
+        if job is Missing.UNKNOWN:
+            raise Refusal(404, "unknown_job", "there is no such job")
+        if not await self._hub.tokens.admits(job, token):
+            raise Refusal(401, *_NO_TOKEN, _CHALLENGE)
+        return job
+
+    def _answering(self, handler: Handler) -> Handler:
+        async def answer(request: Request) -> Response:
+            try:
+                self._hub.check_entered()
+                return await handler(request)
+            except Refusal as refusal:
+                return refusal.response()
+            except HubStorageError as error:
+                return _storage_refusal(error).response()
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody is left to read it
+
+        return answer
+
+
+def _storage_refusal(error: HubStorageError) -> Refusal:
+    logger.error("the log failed: %s", error)
+    return Refusal(503, "storage", "the hub's log does not answer now", _retry(_RETRY_SOON))
+
+
+def _retry(seconds: float) -> dict[str, str]:
+    return {"retry-after": str(max(1, round(seconds)))}
+
+
+async def _small_body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_BODY:
+            raise Refusal(413, "too_large", f"the body may have {_MAX_BODY} bytes", {"connection": "close"})
+    return body
+
+
+def _decode(body: bytes, type: type[T]) -> T:  # noqa: A002
+    try:
+        return msgspec.json.decode(body, type=type)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Refusal(400, "bad_request", "the body is not the JSON this call takes") from error

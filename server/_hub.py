@@ -1,0 +1,314 @@
+"""The job hub: an ASGI application that runs jobs and tells their watchers, to the true end.
+
+It is mounted in an application of the user's own, or served alone. What it keeps is in one SQLite database and a folder
+beside it; a hub that is killed takes its jobs up again when it starts anew, in the same epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import anyio
+import anyio.to_thread
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup
+from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
+
+from .._exceptions import HubStorageError, InvalidArgument
+from .._secret import Secret
+from ..transport._messages import CanceledPayload
+from ._access import Authorize, loopback_only
+from ._files import (
+    UPLOAD_FILE,
+    adopt_upload,
+    clear_job_folder,
+    job_folders,
+    make_incoming_folder,
+    remove_job_folder,
+)
+from ._http import Api, Refusal
+from ._jobs import Ending, JobFunction, Runner
+from ._log import EventLog, Job, Request
+from ._settings import Lifetimes, Limits
+from ._socket import Watcher, restart_reason
+from ._sqlite import SqliteLog
+from ._tokens import Tokens
+
+logger: Final = logging.getLogger("towline.server")
+
+_DRAIN_WAIT: Final = 3.0
+_DOWN_FOR: Final = 1.0  # seconds a client is asked to leave a hub that restarts alone
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A kind of job: its function, and the HTTP call that starts it, if it has one."""
+
+    name: str
+    function: JobFunction
+    path: str | None
+    media_types: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedJob:
+    """A job that was started, and the token that opens it; `expires_in` is in seconds."""
+
+    job_id: str
+    token: Secret
+    expires_in: int
+
+
+class Hub(AsyncContextManagerMixin):
+    """The job hub over the SQLite file `database`; uploads and large results lie in `<database>.files/`.
+
+    It works while it is entered (`async with hub:`); served as an application of its own, its lifespan does that. It
+    is entered once. Entering raises `HubStorageError` where the database cannot be used.
+
+    `authorize` says in whose name a request may start a job (None: it may not); without it only this machine may.
+    `token_in_query` also takes a socket's token from `?token=`, where logs and proxies can see it. `subprotocol` is
+    the name by which browsers hand in a token. `base_path` is where the hub is mounted, for the URLs it tells.
+    `accept_rate` is how many sockets a second it wants to see come back after a restart.
+    """
+
+    def __init__(
+        self,
+        database: Path | str,
+        *,
+        authorize: Authorize = loopback_only,
+        limits: Limits | None = None,
+        lifetimes: Lifetimes | None = None,
+        token_in_query: bool = False,
+        subprotocol: str = "towline",
+        base_path: str = "",
+        accept_rate: float = 100,
+    ) -> None:
+        if not accept_rate > 0:
+            raise InvalidArgument("accept_rate", "must be above zero")
+        if base_path and (not base_path.startswith("/") or base_path.endswith("/")):
+            raise InvalidArgument("base_path", "begins with a slash and ends with none")
+        self.database: Final = Path(database)
+        self.files: Final = self.database.with_name(f"{self.database.name}.files")
+        self.authorize: Final = authorize
+        self.limits: Final = limits or Limits()
+        self.token_in_query: Final = token_in_query
+        self.subprotocol: Final = subprotocol
+        self._lifetimes = lifetimes or Lifetimes()
+        self._base_path = base_path
+        self._accept_rate = accept_rate
+        self._pipelines: dict[str, Pipeline] = {}
+        self._functions: dict[str, JobFunction] = {}
+        self._watchers: dict[str, set[Watcher]] = {}
+        self._tasks: TaskGroup | None = None
+        self._draining = False
+        self._application: Starlette | None = None
+        self.log: EventLog = SqliteLog(self.database)
+        self.tokens: Final = Tokens(self.log, self._lifetimes, self.now)
+        self._runner = Runner(
+            self.log,
+            self.files,
+            self._functions,
+            limits=self.limits,
+            base_path=base_path,
+            now=self.now,
+        )
+
+    # --- for the application -----------------------------------------------------------------------------------
+
+    def job(
+        self, name: str, *, path: str | None = None, media_types: tuple[str, ...] = ("application/octet-stream",)
+    ) -> Callable[[JobFunction], JobFunction]:
+        """Decorate the function of a pipeline: `async def run(context, upload)`, which returns the result.
+
+        With `path` the pipeline is started by `POST` to it: a multipart form with a file, or a raw body of one of
+        `media_types`. Without, by `start`. Raises `InvalidArgument` for a name that is taken, or once it is served.
+        """
+
+        def decorate(function: JobFunction) -> JobFunction:
+            if name in self._pipelines or self._application is not None:
+                raise InvalidArgument("name", f"the pipeline {name!r} is there already, or comes too late")
+            self._pipelines[name] = Pipeline(name, function, path, media_types)
+            self._functions[name] = function
+            return function
+
+        return decorate
+
+    async def start(
+        self, pipeline: str, upload: Path | bytes, *, owner: str = "", name: str | None = None
+    ) -> StartedJob:
+        """Start a job with a file (copied) or bytes; raises `InvalidArgument` for a pipeline that is not there."""
+        incoming = await anyio.to_thread.run_sync(make_incoming_folder, self.files)
+        if isinstance(upload, Path):
+            await anyio.to_thread.run_sync(shutil.copyfile, upload, incoming / UPLOAD_FILE)
+        else:
+            await anyio.Path(incoming / UPLOAD_FILE).write_bytes(upload)
+        return await self.adopt(pipeline, incoming, name, owner, None)
+
+    async def cancel(self, job_id: str, reason: str | None = None) -> Literal["accepted", "too_late", "unknown"]:
+        """Ask for a job to be stopped. `too_late`: it had ended in another way; asking again gives the same answer."""
+        job = await self.log.job(job_id)
+        if not isinstance(job, Job):
+            return "unknown"
+        payload = CanceledPayload(processed_count=job.processed, reason=reason)
+        if job.running:
+            await self._runner.end(job_id, Ending.of("job_canceled", payload))
+            job = await self.log.job(job_id)
+        return "accepted" if isinstance(job, Job) and job.status == "canceled" else "too_late"
+
+    async def drain(self) -> None:
+        """Take no more requests and send the watchers away with close 1012 and word when to come back.
+
+        Call it when the server is told to stop, before it cuts its connections itself.
+        """
+        self._draining = True
+        self._last_watcher_left = anyio.Event()
+        watchers = [watcher for watchers in self._watchers.values() for watcher in watchers]
+        if not watchers:
+            return
+        logger.info("sending %d sockets away", len(watchers))
+        reason = restart_reason(_DOWN_FOR, max(1.0, len(watchers) / self._accept_rate))
+        for watcher in watchers:
+            watcher.close(1012, reason)
+        with anyio.move_on_after(_DRAIN_WAIT):
+            await self._last_watcher_left.wait()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope."""
+        if self._application is None:
+            self._application = Starlette(routes=Api(self).routes(self._pipelines), lifespan=self._lifespan)
+        await self._application(scope, receive, send)
+
+    # --- life --------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        async with self.log, anyio.create_task_group() as tasks:
+            await self._tidy_up()
+            await self._runner.resume(tasks)
+            tasks.start_soon(self._keep_house)
+            self._tasks = tasks
+            try:
+                yield self
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self.drain()
+                # Jobs stop where they are; the next hub takes them up there.
+                self._tasks = None
+                tasks.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
+        if self._tasks is not None:  # whoever serves it has entered it already
+            yield
+        else:
+            async with self:
+                yield
+
+    async def _tidy_up(self) -> None:
+        """Remove what a hub that was killed left behind: uploads without a job, leftovers of ended jobs."""
+        for name in await anyio.to_thread.run_sync(job_folders, self.files):
+            job = await self.log.job(name)
+            if not isinstance(job, Job):
+                await anyio.to_thread.run_sync(remove_job_folder, self.files / name)
+            elif not job.running:
+                await anyio.to_thread.run_sync(clear_job_folder, self.files / name)
+
+    async def _keep_house(self) -> None:
+        """Remove what has outlived its time, every now and then."""
+        period = min(self._lifetimes.result / 4, 600)
+        while True:
+            before = self.now() - round(self._lifetimes.result * 1000)
+            try:
+                for job_id in await self.log.remove_ended(before):
+                    logger.info("job %s: no longer kept", job_id)
+                    await anyio.to_thread.run_sync(remove_job_folder, self.directory(job_id))
+                await self.log.remove_traces(before - round(self._lifetimes.trace * 1000))
+            except HubStorageError as error:
+                logger.error("old jobs could not be removed: %s", error)
+            await anyio.sleep(period)
+
+    # --- for the calls -----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def now() -> int:
+        """Milliseconds since 1970."""
+        return time.time_ns() // 1_000_000
+
+    def directory(self, job_id: str) -> Path:
+        """The job's own folder."""
+        return self._runner.directory(job_id)
+
+    def check_entered(self) -> None:
+        """Raise the refusal of a call that comes while the hub is not entered."""
+        if self._tasks is None:
+            raise Refusal(503, "not_running", "the hub is not running", {"retry-after": "1"})
+
+    def check_open(self) -> None:
+        """Raise the refusal of a call that would begin something while the hub is about to stop."""
+        self.check_entered()
+        if self._draining:
+            raise Refusal(503, "restarting", "the hub is about to restart", {"retry-after": "1"})
+
+    def check_room(self, job_id: str) -> None:
+        """Raise the refusal of a socket there is no room for."""
+        if len(self._watchers.get(job_id, ())) >= self.limits.watchers:
+            raise Refusal(429, "too_many_watchers", "this job has too many sockets", {"retry-after": "10"})
+        if sum(map(len, self._watchers.values())) >= self.limits.sockets:
+            raise Refusal(503, "full", "this hub has too many sockets", {"retry-after": "10"})
+
+    @contextmanager
+    def watching(self, job_id: str, watcher: Watcher) -> Iterator[None]:
+        """Keep a watcher among those that `drain` sends away."""
+        watchers = self._watchers.setdefault(job_id, set())
+        watchers.add(watcher)
+        try:
+            yield
+        finally:
+            watchers.remove(watcher)
+            if not watchers:
+                del self._watchers[job_id]
+            if not self._watchers and self._draining:
+                self._last_watcher_left.set()
+
+    async def adopt(
+        self, pipeline: str, incoming: Path, name: str | None, owner: str, request: Request | None
+    ) -> StartedJob:
+        """Make a job of an upload that lies in a folder of its own; the same request gives the same job.
+
+        Raises `InvalidArgument`, and `RequestMismatch` where the request's key was used for something else.
+        """
+        if pipeline not in self._pipelines:
+            raise InvalidArgument("pipeline", f"there is no {pipeline!r}")
+        if self._tasks is None:
+            raise HubStorageError("the hub is not running", path=self.database)
+        new = Job(
+            id=secrets.token_hex(16),
+            pipeline=pipeline,
+            owner=owner,
+            epoch=secrets.token_hex(8),
+            created=self.now(),
+        )
+        # From the job's row on it has to run: a caller that goes away does not stop that.
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(adopt_upload, incoming, self.files, new.id, name)
+            try:
+                kept = await self.log.create(new, request)
+            except BaseException:
+                await anyio.to_thread.run_sync(remove_job_folder, self.directory(new.id))
+                raise
+            if kept is not new:
+                await anyio.to_thread.run_sync(remove_job_folder, self.directory(new.id))
+            else:
+                self._tasks.start_soon(self._runner.run, new.id, name=f"job {new.id}")
+                logger.info("job %s (%s) begins", new.id, pipeline)
+            grant = await self.tokens.grant(kept.id)
+        return StartedJob(job_id=kept.id, token=grant.token, expires_in=grant.expires_in)

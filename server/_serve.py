@@ -1,0 +1,105 @@
+"""The hub as a server of its own, on uvicorn; asyncio only, because uvicorn is.
+
+uvicorn's WebSocket implementation is `websockets-sansio`: it answers a refused upgrade with any status, waits for a
+slow peer in `send`, and sends protocol pings, which let a dead peer be noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from ._csv_import import MEDIA_TYPES, csv_import
+from ._hub import Hub
+
+logger: Final = logging.getLogger("towline.server")
+
+_PING_EVERY: Final = 20.0
+_PONG_WITHIN: Final = 20.0
+_STOP_WITHIN: Final = 5
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does, and lets the hub say goodbye before connections are cut."""
+
+    def __init__(self, config: uvicorn.Config, hub: Hub, announce: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._hub = hub
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        await self._hub.drain()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn raises the signal again at the end, so that a stop looks like a crash; here it is a plain return.
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(signal.SIGINT if self.should_exit else sig, frame)
+
+
+def announce_on_stdout(url: str) -> None:
+    """Print the line by which whoever started the process learns the port."""
+    print(f"towline hub listening on {url}", flush=True)  # noqa: T201
+
+
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 8470,
+    database: Path | str = "towline-hub.db",
+    *,
+    row_delay: float = 0,
+    hub: Hub | None = None,
+    announce: Callable[[str], None] = announce_on_stdout,
+) -> None:
+    """Serve a hub with the `csv_import` pipeline (or the `hub` given) until SIGTERM or SIGINT; blocks.
+
+    Port 0 takes a free one. `announce` is called with the hub's URL once it listens. `row_delay` is a pause after each
+    row of a CSV file, in seconds. At a stop, sockets are sent away with word when to come back, and jobs stay in the
+    database for the next start. Exits by `SystemExit` where the address is taken or the database cannot be used.
+    """
+    if hub is None:
+        hub = Hub(database)
+        hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import(row_delay=row_delay))
+    make_server(hub, host, port, announce).run()
+
+
+def make_server(hub: Hub, host: str, port: int, announce: Callable[[str], None]) -> uvicorn.Server:
+    """Make the server of a hub; setting its `should_exit` stops it as a signal does."""
+    config = uvicorn.Config(
+        hub,
+        host=host,
+        port=port,
+        ws="websockets-sansio",
+        ws_max_size=hub.limits.client_message * 4,
+        ws_ping_interval=_PING_EVERY,
+        ws_ping_timeout=_PONG_WITHIN,
+        ws_per_message_deflate=False,
+        lifespan="on",
+        # uvicorn's own lines hold whole URLs, which may hold tokens; the hub's hold none.
+        log_config=None,
+        access_log=False,
+        log_level=logging.WARNING,
+        timeout_graceful_shutdown=_STOP_WITHIN,
+    )
+    return _Server(config, hub, announce)

@@ -1,0 +1,57 @@
+"""What a hub can be told, as frozen values that check themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from .._exceptions import InvalidArgument
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds of one hub. Sizes are in bytes, times in seconds.
+
+    Raises `InvalidArgument` for a bound that is not above zero.
+    """
+
+    upload: int = 1024**3
+    inline_result: int = 256 * 1024  #: a larger result goes by URL
+    running_jobs: int = 8  #: further ones wait their turn
+    sockets: int = 10_000
+    watchers: int = 64  #: sockets of one job
+    client_message: int = 4096
+    client_messages: int = 100  #: messages of one socket that are none of ours
+    send_wait: float = 30  #: how long a socket may not take what is sent before it is let go
+    ready_wait: float = 2  #: how long a new socket may stay silent before it gets everything from the first event
+    idle_attempts: int = 10  #: runs of a job in which its log did not move, before it counts as failed
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lifetimes:
+    """How long tokens and results live, in seconds.
+
+    A token lives `token` from when it is given; it may be refreshed in its last `refresh_window`, and until `grace`
+    after it ran out. A token refreshed away still holds for `grace` after its successor was first used. Results,
+    events and the tokens that were valid at the job's end live `result` from the end; word that the job was there,
+    another `trace`.
+
+    Raises `InvalidArgument` for a time that is not above zero.
+    """
+
+    token: float = 24 * 3600
+    refresh_window: float = 6 * 3600
+    grace: float = 600
+    result: float = 7 * 24 * 3600
+    trace: float = 30 * 24 * 3600
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+
+
+def _check_positive(settings: Limits | Lifetimes) -> None:
+    for item in fields(settings):
+        if not getattr(settings, item.name) > 0:
+            raise InvalidArgument(item.name, "must be above zero")

@@ -1,0 +1,168 @@
+"""One socket of one job: it reads the job's log from its cursor on, and sends what it reads.
+
+There is no queue to overflow and no difference between replay and live events: each socket is a reader of the log with
+a place of its own, woken when there is more. A slow one falls behind and nobody waits for it; one that takes nothing
+for too long is let go, and finds everything in the log when it comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import anyio
+import msgspec
+from msgspec import Struct
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from ..transport._messages import VERSION, Ready, ReadyAckFrame, encode
+from ._log import Bell, EventLog, Job
+from ._settings import Limits
+
+logger: Final = logging.getLogger("towline.server")
+
+_BATCH: Final = 64
+_CLOSE_WAIT: Final = 2.0
+
+
+class _Head(Struct):
+    type: Any = None
+
+
+_decode_head: Final = msgspec.json.Decoder(_Head).decode
+_decode_ready: Final = msgspec.json.Decoder(Ready).decode
+
+
+class Watcher:
+    """Serves one accepted upgrade. `close` may be called by the hub at any time."""
+
+    def __init__(self, websocket: WebSocket, job: Job, log: EventLog, limits: Limits, now: Callable[[], int]) -> None:
+        self._websocket = websocket
+        self._job = job
+        self._log = log
+        self._limits = limits
+        self._now = now
+        self._scope = anyio.CancelScope()
+        self._close: tuple[int, str] | None = None
+        self._ready: Ready | None = None
+        self._sent = 0
+
+    def close(self, code: int, reason: str = "") -> None:
+        """End the socket with this close code and reason; the first call counts."""
+        if self._close is None:
+            self._close = (code, reason)
+        self._scope.cancel()
+
+    async def run(self, subprotocol: str | None) -> None:
+        """Accept the socket and serve it to its end."""
+        await self._websocket.accept(subprotocol=subprotocol)
+        with self._scope, self._log.subscribe(self._job.id) as bell:
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._receive, bell)
+                    await self._send(bell)
+            except* (WebSocketDisconnect, anyio.BrokenResourceError):
+                pass
+        await self._say_goodbye()
+
+    async def _say_goodbye(self) -> None:
+        if self._close is None or self._websocket.client_state is not WebSocketState.CONNECTED:
+            return
+        code, reason = self._close
+        with anyio.move_on_after(_CLOSE_WAIT, shield=True):
+            with suppress(RuntimeError, OSError, WebSocketDisconnect):  # the peer was faster
+                await self._websocket.close(code, reason)
+
+    # --- what the client says ----------------------------------------------------------------------------------
+
+    async def _receive(self, bell: Bell) -> None:
+        strangers = 0
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                self._scope.cancel()
+                return
+            text = message.get("text")
+            if text is None:
+                self.close(1003, "text messages only")
+                return
+            if len(text) > self._limits.client_message:
+                self.close(1009, f"more than {self._limits.client_message} characters")
+                return
+            try:
+                if _decode_head(text).type == "ready":
+                    self._ready = _decode_ready(text)
+                    bell.ring()
+                    continue
+            except (msgspec.DecodeError, UnicodeError, RecursionError):
+                self.close(1007, "not a message of this protocol")
+                return
+            strangers += 1
+            if strangers > self._limits.client_messages:
+                self.close(1008, "too many messages that mean nothing here")
+                return
+
+    # --- what the log says -------------------------------------------------------------------------------------
+
+    async def _send(self, bell: Bell) -> None:
+        # A client that stays silent is served all the same, from the first event on.
+        with anyio.move_on_after(self._limits.ready_wait):
+            while self._ready is None:
+                await bell.wait_ring()
+        while True:
+            await self._acknowledge()
+            events = await self._log.read(self._job.id, self._sent, _BATCH)
+            for event in events:
+                await self._send_text(event.text)
+                self._sent = event.seq
+                if event.terminal:
+                    self.close(1000, "the job has ended")
+                    return
+                if self._ready is not None:
+                    break
+            if not events and self._ready is None:
+                await bell.wait_ring()
+
+    async def _acknowledge(self) -> None:
+        """Answer `ready`: whoever says it, the first time or again, is served from the cursor it holds."""
+        ready, self._ready = self._ready, None
+        if ready is None:
+            return
+        job = await self._log.job(self._job.id)
+        if not isinstance(job, Job):
+            self.close(1001, "the job is no longer kept")
+            return
+        # A cursor beyond the log is one into another log, whatever its epoch says.
+        known = ready.epoch == job.epoch and ready.seq is not None and ready.seq <= job.seq
+        self._sent = ready.seq if known and ready.seq is not None else 0
+        acknowledgement = ReadyAckFrame(
+            job_id=job.id,
+            pipeline=job.pipeline,
+            timestamp=self._now(),
+            version=VERSION,
+            epoch=job.epoch,
+            from_=self._sent + 1,
+            to=job.seq,
+        )
+        await self._send_text(encode(acknowledgement).decode())
+        if self._sent == job.seq and not job.running:
+            self.close(1000, "the job has ended")
+
+    async def _send_text(self, text: str) -> None:
+        with anyio.move_on_after(self._limits.send_wait) as waiting:
+            try:
+                await self._websocket.send_text(text)
+            except RuntimeError as error:  # the server has sent a close of its own, for a ping unanswered
+                raise WebSocketDisconnect(1006) from error
+        if waiting.cancelled_caught:
+            logger.info("job %s: a socket took nothing for %g s", self._job.id, self._limits.send_wait)
+            self.close(1013, "too slow; what was missed is kept")
+            await anyio.sleep_forever()
+
+
+def restart_reason(retry_in: float, spread: float) -> str:
+    """The reason of a close 1012 that tells clients when to come back, each at a moment of its own (in seconds)."""
+    return json.dumps({"retry_in": round(retry_in, 1), "spread": round(spread, 1)})

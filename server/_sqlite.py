@@ -1,0 +1,404 @@
+"""The hub's log in one SQLite file: the embedded engine.
+
+One writer connection, in a worker thread, commits whatever waits for it in one transaction: each append is atomic, and
+many of them share one fsync. Readers have connections of their own (WAL: they never wait for the writer).
+
+One hub owns a database. A second file, `<database>-owner`, is held in an exclusive transaction for as long as it runs;
+the operating system lets it go however the process ends.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio import AsyncContextManagerMixin, CapacityLimiter
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from msgspec import UNSET
+
+from .._exceptions import HubStorageError
+from ._log import ENDS, Bell, Bells, Change, Event, Job, Missing, Request, RequestMismatch, Token
+
+_FORMAT: Final = 1
+
+_SCHEMA: Final = """
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, owner TEXT NOT NULL, epoch TEXT NOT NULL, created INTEGER NOT NULL,
+    seq INTEGER NOT NULL, status TEXT NOT NULL, total INTEGER, processed INTEGER, current_item TEXT, updated INTEGER,
+    ended INTEGER, attempts INTEGER NOT NULL, outcome BLOB, checkpoint BLOB, request_key BLOB, request_digest BLOB
+);
+CREATE UNIQUE INDEX jobs_by_request ON jobs (owner, request_key) WHERE request_key IS NOT NULL;
+CREATE INDEX jobs_running ON jobs (created) WHERE status = 'running';
+CREATE INDEX jobs_by_end ON jobs (ended) WHERE ended IS NOT NULL;
+CREATE TABLE events (
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, seq INTEGER NOT NULL, type TEXT NOT NULL,
+    at INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (job, seq)
+) WITHOUT ROWID;
+CREATE TABLE tokens (
+    digest BLOB PRIMARY KEY, job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, expires INTEGER NOT NULL,
+    replaces BLOB
+) WITHOUT ROWID;
+CREATE INDEX tokens_by_job ON tokens (job, expires);
+CREATE TABLE gone (job TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+_JOB_COLUMNS: Final = tuple(Job.__dataclass_fields__)
+_SELECT_JOB: Final = f"SELECT {', '.join(_JOB_COLUMNS)} FROM jobs"
+_SELECT_EVENTS: Final = """
+SELECT jobs.id, jobs.pipeline, jobs.epoch, events.seq, events.type, events.at, events.payload
+FROM events JOIN jobs ON jobs.id = events.job WHERE events.job = ? AND events.seq > ? ORDER BY events.seq LIMIT ?
+"""
+
+_MAX_BATCH: Final = 256  # appends that share one transaction
+_MAX_WAITING: Final = 1024  # appends that wait for the writer before callers wait too
+_TAIL_EVENTS: Final = 128  # newest events of a job kept in memory, for the sockets that keep up
+_TAIL_JOBS: Final = 512
+_READERS: Final = 4
+_TOKENS_PER_JOB: Final = 32
+_OWNER_WAIT: Final = 10.0  # seconds a new hub gives the one before it to let go
+_NO_LIMIT: Final = 2**62
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class _Write(Generic[T]):
+    """One change on its way to the writer."""
+
+    apply: Callable[[sqlite3.Connection], T]
+    done: anyio.Event = field(default_factory=anyio.Event)
+    result: T | None = None
+    error: Exception | None = None
+
+
+class SqliteLog(AsyncContextManagerMixin):
+    """An `EventLog` in the SQLite file `database`, made where it is not there. Enter it before use, once.
+
+    Entering raises `HubStorageError` where the file is no hub's database, was written by a newer version, cannot be
+    written, or is still owned by another hub after 10 s.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._path = database
+        self._bells = Bells()
+        # Newest events by job, each list without a hole and up to the last event written.
+        self._tails: OrderedDict[str, deque[Event]] = OrderedDict()
+        self._queue: MemoryObjectSendStream[_Write[Any]] | None = None
+        self._idle_readers: list[sqlite3.Connection] = []
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        self._read_limit = CapacityLimiter(_READERS)
+        self._write_limit = CapacityLimiter(1)
+        owner, writer = await anyio.to_thread.run_sync(self._open)
+        try:
+            self._queue, waiting = anyio.create_memory_object_stream[_Write[Any]](_MAX_WAITING)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._write_all, writer, waiting)
+                try:
+                    yield self
+                finally:
+                    self._queue.close()
+        finally:
+            for connection in (*self._idle_readers, writer, owner):
+                connection.close()
+            self._idle_readers.clear()
+
+    # --- opening -----------------------------------------------------------------------------------------------
+
+    def _open(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+        with self._renaming_errors():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            owner = _connect(Path(f"{self._path}-owner"), timeout=_OWNER_WAIT)
+            try:
+                try:
+                    owner.execute("BEGIN EXCLUSIVE")
+                except sqlite3.OperationalError as error:
+                    raise HubStorageError("another hub is using this database", path=self._path) from error
+                writer = _connect(self._path, timeout=5)
+                try:
+                    self._prepare(writer)
+                except BaseException:
+                    writer.close()
+                    raise
+            except BaseException:
+                owner.close()
+                raise
+        return owner, writer
+
+    def _prepare(self, writer: sqlite3.Connection) -> None:
+        writer.execute("PRAGMA journal_mode = WAL")
+        # An event a client has seen is never taken back, not even by a loss of power: its seq would be given twice.
+        writer.execute("PRAGMA synchronous = FULL")
+        writer.execute("PRAGMA foreign_keys = ON")
+        (found,) = writer.execute("PRAGMA user_version").fetchone()
+        if found > _FORMAT:
+            raise HubStorageError("the database was written by a newer version", path=self._path)
+        if found == 0:
+            if writer.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None:
+                raise HubStorageError("the file is a database, but not a hub's", path=self._path)
+            writer.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
+
+    @contextmanager
+    def _renaming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise HubStorageError(str(error), path=self._path) from error
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    async def _write(self, apply: Callable[[sqlite3.Connection], T]) -> T:
+        write = _Write(apply)
+        if self._queue is None:
+            raise HubStorageError("the log is not open", path=self._path)
+        try:
+            await self._queue.send(write)
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+            raise HubStorageError("the log is closed", path=self._path) from error
+        await write.done.wait()
+        if isinstance(write.error, sqlite3.Error):
+            raise HubStorageError(str(write.error), path=self._path) from write.error
+        if write.error is not None:
+            raise write.error
+        return write.result  # type: ignore[return-value]  # set with `done`, unless there was an error
+
+    async def _write_all(self, writer: sqlite3.Connection, waiting: MemoryObjectReceiveStream[_Write[Any]]) -> None:
+        # Ends by its queue being closed, never by cancellation: what was handed in is written and answered.
+        with anyio.CancelScope(shield=True), waiting:
+            async for first in waiting:
+                batch = [first]
+                with suppress(anyio.WouldBlock, anyio.EndOfStream):
+                    while len(batch) < _MAX_BATCH:
+                        batch.append(waiting.receive_nowait())
+                await anyio.to_thread.run_sync(_commit, writer, batch, limiter=self._write_limit)
+                for write in batch:
+                    if isinstance(write.result, Event):
+                        self._publish(write.result)
+                    write.done.set()
+
+    def _publish(self, event: Event) -> None:
+        tail = self._tails.get(event.job_id)
+        if tail is None:
+            tail = self._tails[event.job_id] = deque(maxlen=_TAIL_EVENTS)
+            if len(self._tails) > _TAIL_JOBS:
+                self._tails.popitem(last=False)
+        else:
+            self._tails.move_to_end(event.job_id)
+        tail.append(event)
+        self._bells.ring(event.job_id)
+
+    async def create(self, job: Job, request: Request | None) -> Job:
+        def apply(writer: sqlite3.Connection) -> Job:
+            if request is not None:
+                found = writer.execute(
+                    "SELECT id, request_digest FROM jobs WHERE owner = ? AND request_key = ?", (job.owner, request.key)
+                ).fetchone()
+                if found is not None and found[1] != request.digest:
+                    raise RequestMismatch
+                if found is not None:
+                    return _read_job(writer, found[0])  # type: ignore[return-value]  # it was there a line ago
+            row = {name: getattr(job, name) for name in _JOB_COLUMNS}
+            if request is not None:
+                row |= {"request_key": request.key, "request_digest": request.digest}
+            names, marks = ", ".join(row), ", ".join("?" * len(row))
+            writer.execute(f"INSERT INTO jobs ({names}) VALUES ({marks})", tuple(row.values()))
+            return job
+
+        return await self._write(apply)
+
+    async def append(
+        self,
+        job_id: str,
+        event_type: str,
+        payload: bytes,
+        at: int,
+        change: Change | None = None,
+    ) -> Event | None:
+        columns: dict[str, Any] = {"updated": at, "attempts": 0}
+        if change is not None:
+            columns |= {
+                name: value for name in Change.__dataclass_fields__ if (value := getattr(change, name)) is not UNSET
+            }
+        if (status := ENDS.get(event_type)) is not None:
+            columns |= {"status": status, "ended": at, "checkpoint": None}
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        update = (
+            f"UPDATE jobs SET seq = seq + 1, {assignments} WHERE id = ? AND status = 'running' "
+            "RETURNING seq, pipeline, epoch"
+        )
+
+        def apply(writer: sqlite3.Connection) -> Event | None:
+            rows = writer.execute(update, (*columns.values(), job_id)).fetchall()
+            if not rows:
+                return None
+            [(seq, pipeline, epoch)] = rows
+            writer.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", (job_id, seq, event_type, at, payload))
+            return Event(job_id, pipeline, epoch, seq, event_type, at, payload)
+
+        return await self._write(apply)
+
+    async def count_attempt(self, job_id: str) -> int:
+        def apply(writer: sqlite3.Connection) -> int:
+            rows = writer.execute(
+                "UPDATE jobs SET attempts = attempts + 1 WHERE id = ? RETURNING attempts", (job_id,)
+            ).fetchall()
+            return int(rows[0][0]) if rows else 0
+
+        return await self._write(apply)
+
+    async def add_token(self, token: Token) -> None:
+        def apply(writer: sqlite3.Connection) -> None:
+            writer.execute(
+                "INSERT INTO tokens VALUES (?, ?, ?, ?)", (token.digest, token.job_id, token.expires, token.replaces)
+            )
+            writer.execute(
+                "DELETE FROM tokens WHERE digest IN "
+                "(SELECT digest FROM tokens WHERE job = ? ORDER BY expires DESC LIMIT -1 OFFSET ?)",
+                (token.job_id, _TOKENS_PER_JOB),
+            )
+
+        await self._write(apply)
+
+    async def limit_token(self, digest: bytes, expires: int) -> None:
+        await self._execute("UPDATE tokens SET expires = min(expires, ?) WHERE digest = ?", (expires, digest))
+
+    async def remove_ended(self, before: int) -> Sequence[str]:
+        def apply(writer: sqlite3.Connection) -> list[str]:
+            removed = [
+                str(job_id)
+                for (job_id,) in writer.execute("DELETE FROM jobs WHERE ended < ? RETURNING id", (before,)).fetchall()
+            ]
+            writer.executemany("INSERT OR REPLACE INTO gone VALUES (?, ?)", [(job_id, before) for job_id in removed])
+            return removed
+
+        removed = await self._write(apply)
+        for job_id in removed:
+            self._tails.pop(job_id, None)
+        return removed
+
+    async def remove_traces(self, before: int) -> None:
+        await self._execute("DELETE FROM gone WHERE at < ?", (before,))
+
+    async def _execute(self, statement: str, values: tuple[Any, ...]) -> None:
+        def apply(writer: sqlite3.Connection) -> None:
+            writer.execute(statement, values)
+
+        await self._write(apply)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        def run() -> T:
+            with self._renaming_errors():
+                reader = self._idle_readers.pop() if self._idle_readers else _connect(self._path, timeout=5)
+                try:
+                    return query(reader)
+                finally:
+                    self._idle_readers.append(reader)
+
+        return await anyio.to_thread.run_sync(run, limiter=self._read_limit)
+
+    async def job(self, job_id: str) -> Job | Missing:
+        return await self._read(lambda reader: _read_job(reader, job_id))
+
+    async def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
+        tail = self._tails.get(job_id)
+        if tail is not None and after >= tail[0].seq - 1:
+            first = max(0, after - tail[0].seq + 1)
+            return [tail[index] for index in range(first, min(len(tail), first + limit))]
+        return await self._read(lambda reader: _read_events(reader, job_id, after, limit))
+
+    def subscribe(self, job_id: str) -> AbstractContextManager[Bell]:
+        return self._bells.subscribe(job_id)
+
+    async def unfinished(self) -> Sequence[Job]:
+        return await self._read(
+            lambda reader: [
+                Job(**dict(zip(_JOB_COLUMNS, row, strict=True)))
+                for row in reader.execute(f"{_SELECT_JOB} WHERE status = 'running' ORDER BY created")
+            ]
+        )
+
+    async def token(self, digest: bytes) -> Token | None:
+        def query(reader: sqlite3.Connection) -> Token | None:
+            row = reader.execute(
+                "SELECT digest, job, expires, replaces FROM tokens WHERE digest = ?", (digest,)
+            ).fetchone()
+            return None if row is None else Token(digest=row[0], job_id=row[1], expires=row[2], replaces=row[3])
+
+        return await self._read(query)
+
+
+def _connect(path: Path, *, timeout: float) -> sqlite3.Connection:
+    # No implicit transactions: each one is written out. Connections move between worker threads, one at a time.
+    return sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
+
+
+def _commit(writer: sqlite3.Connection, batch: list[_Write[Any]]) -> None:
+    """Apply a batch in one transaction. One change that fails takes back only itself; a failed commit, all of them."""
+    try:
+        writer.execute("BEGIN IMMEDIATE")
+        for write in batch:
+            writer.execute("SAVEPOINT one")
+            try:
+                write.result = write.apply(writer)
+            except Exception as error:  # the caller's to hear
+                write.error = error
+                writer.execute("ROLLBACK TO one")
+            writer.execute("RELEASE one")
+        writer.execute("COMMIT")
+    except Exception as error:  # whatever it was, nothing of this batch is kept, and every caller hears of it
+        if writer.in_transaction:
+            with suppress(sqlite3.Error):
+                writer.execute("ROLLBACK")
+        for write in batch:
+            write.result, write.error = None, error
+
+
+def _read_job(connection: sqlite3.Connection, job_id: str) -> Job | Missing:
+    row = connection.execute(f"{_SELECT_JOB} WHERE id = ?", (job_id,)).fetchone()
+    if row is not None:
+        return Job(**dict(zip(_JOB_COLUMNS, row, strict=True)))
+    gone = connection.execute("SELECT 1 FROM gone WHERE job = ?", (job_id,)).fetchone()
+    return Missing.UNKNOWN if gone is None else Missing.GONE
+
+
+def _read_events(connection: sqlite3.Connection, job_id: str, after: int, limit: int) -> list[Event]:
+    return [Event(*row) for row in connection.execute(_SELECT_EVENTS, (job_id, after, limit))]
+
+
+class LoggedEvent(NamedTuple):
+    """One event as the log holds it; `timestamp` is in milliseconds since 1970, `payload` as it went to clients."""
+
+    seq: int
+    epoch: str
+    type: str
+    timestamp: int
+    payload: dict[str, Any]
+
+
+def read_events(database: Path, job_id: str) -> list[LoggedEvent]:
+    """Read a job's whole log from the hub's database, which may be in use: to check what a client says it saw.
+
+    Raises `HubStorageError` where the database cannot be read; a job that is not there has no events.
+    """
+    if not database.is_file():
+        raise HubStorageError("there is no such database", path=database)
+    try:
+        with closing(_connect(database, timeout=5)) as connection:
+            connection.execute("PRAGMA query_only = ON")
+            return [
+                LoggedEvent(event.seq, event.epoch, event.type, event.timestamp, msgspec.json.decode(event.payload))
+                for event in _read_events(connection, job_id, 0, _NO_LIMIT)
+            ]
+    except sqlite3.Error as error:
+        raise HubStorageError(str(error), path=database) from error

@@ -1,0 +1,231 @@
+"""Real hubs for the tests: in a thread of this process, or in a process of their own that can be killed."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import websockets.exceptions
+from websockets.sync.client import ClientConnection, connect
+
+from towline.server import Hub
+from towline.server._serve import make_server
+
+PROGRAM = """
+import sys
+from towline.server import serve
+serve(port=int(sys.argv[1]), database=sys.argv[2], row_delay=float(sys.argv[3]))
+"""
+WAIT = 20
+
+
+class Client:
+    """A plain client of a hub at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.http = httpx.Client(base_url=url, timeout=WAIT)
+        self.job = ""
+        self.token = ""
+
+    @property
+    def auth(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token}"}
+
+    def start(self, body: bytes, path: str = "/api/imports/csv", **headers: str) -> httpx.Response:
+        """Start a job with a raw body and remember its id and token."""
+        headers = {"content-type": "text/csv"} | {name.replace("_", "-"): value for name, value in headers.items()}
+        response = self.http.post(path, content=body, headers=headers)
+        if response.status_code == 202:
+            self.job, self.token = response.json()["jobId"], response.json()["token"]
+        return response
+
+    def state(self) -> dict[str, Any]:
+        response = self.http.get(f"/api/job-state/{self.job}", headers=self.auth)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def cancel(self) -> str:
+        response = self.http.post(f"/api/jobs/{self.job}/cancel", headers=self.auth)
+        assert response.status_code == 200, response.text
+        return response.json()["result"]
+
+    @contextlib.contextmanager
+    def socket(self, **options: Any) -> Iterator[ClientConnection]:
+        url = self.url.replace("http", "ws", 1) + f"/ws/progress?jobId={self.job}"
+        with connect(url, **({"additional_headers": self.auth, "proxy": None} | options)) as socket:
+            yield socket
+
+    def refusal(self, path: str, **options: Any) -> Any:
+        """The HTTP answer to an upgrade that is refused."""
+        with pytest.raises(websockets.exceptions.InvalidStatus) as refused:
+            with connect(self.url.replace("http", "ws", 1) + path, **({"proxy": None} | options)):
+                pass
+        return refused.value.response
+
+    def follow(self, cursor: dict[str, Any] | None = None) -> "Followed":
+        """Follow the job from a cursor to the socket's end."""
+        with self.socket() as socket:
+            say_ready(socket, cursor)
+            return follow(socket)
+
+
+class Followed:
+    """What one socket brought: the acknowledgement, the events, and the close code."""
+
+    def __init__(self) -> None:
+        self.ack: dict[str, Any] = {}
+        self.events: list[dict[str, Any]] = []
+        self.code = 0
+        self.reason = ""
+
+    @property
+    def seqs(self) -> list[int]:
+        return [event["seq"] for event in self.events]
+
+    @property
+    def cursor(self) -> dict[str, Any]:
+        return {"epoch": self.events[-1]["epoch"], "seq": self.events[-1]["seq"]}
+
+
+def say_ready(socket: ClientConnection, cursor: dict[str, Any] | None = None) -> None:
+    socket.send(json.dumps({"type": "ready", "timestamp": 1, **(cursor or {})}))
+
+
+def follow(socket: ClientConnection, until: Callable[[dict[str, Any]], bool] = lambda frame: False) -> Followed:
+    """Read frames until one fulfils `until`, or the socket ends."""
+    followed = Followed()
+    try:
+        while True:
+            frame = json.loads(socket.recv(timeout=WAIT))
+            if frame["type"] == "ready_ack":
+                followed.ack = frame
+                continue
+            followed.events.append(frame)
+            if until(frame):
+                return followed
+    except websockets.exceptions.ConnectionClosed as closed:
+        followed.code = closed.rcvd.code if closed.rcvd else 1006
+        followed.reason = closed.rcvd.reason if closed.rcvd else ""
+    return followed
+
+
+@pytest.fixture
+def following() -> Callable[..., Followed]:
+    return follow
+
+
+@pytest.fixture
+def ready() -> Callable[..., None]:
+    return say_ready
+
+
+@pytest.fixture
+def serving() -> Callable[..., Any]:
+    """Serve a hub in a thread: `with serving(hub) as client:`."""
+
+    @contextlib.contextmanager
+    def serve_in_thread(hub: Hub) -> Iterator[Client]:
+        listening = threading.Event()
+        urls: list[str] = []
+
+        def announce(url: str) -> None:
+            urls.append(url)
+            listening.set()
+
+        server = make_server(hub, "127.0.0.1", 0, announce)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            assert listening.wait(WAIT)
+            client = Client(urls[0])
+            with client.http:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join(WAIT)
+            assert not thread.is_alive()
+
+    return serve_in_thread
+
+
+class HubProcess:
+    """A hub in a process of its own, on one database, that can be killed and started again on the same port."""
+
+    def __init__(self, database: Path, row_delay: float) -> None:
+        self.database = database
+        self._row_delay = row_delay
+        self._process: subprocess.Popen[str] | None = None
+        self._port = 0
+        self.client: Client
+
+    def start(self) -> Client:
+        arguments = [sys.executable, "-c", PROGRAM, str(self._port), str(self.database), str(self._row_delay)]
+        self._process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        url = line.split()[-1]
+        if not self._port:
+            self._port = int(url.rpartition(":")[2])
+            self.client = Client(url)
+        return self.client
+
+    def kill(self) -> None:
+        self._stop(signal.SIGKILL)
+
+    def terminate(self) -> int:
+        return self._stop(signal.SIGTERM)
+
+    def send_terminate(self) -> None:
+        assert self._process is not None
+        self._process.terminate()
+
+    def _stop(self, sig: int) -> int:
+        assert self._process is not None
+        process, self._process = self._process, None
+        process.send_signal(sig)
+        code = process.wait(WAIT)
+        assert process.stdout is not None
+        process.stdout.close()
+        return code
+
+    def close(self) -> None:
+        if self._process is not None:
+            self.kill()
+        if hasattr(self, "client"):
+            self.client.http.close()
+
+
+@pytest.fixture
+def hub_process(tmp_path: Path) -> Iterator[Callable[..., HubProcess]]:
+    """Make hubs in processes of their own: `hub_process(row_delay=0.01)`."""
+    made: list[HubProcess] = []
+
+    def make(row_delay: float = 0) -> HubProcess:
+        made.append(HubProcess(tmp_path / "hub.db", row_delay))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.close()
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Wait until something holds, in real time, and fail if it does not within 20 s."""
+
+    def wait(holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    return wait

@@ -1,0 +1,498 @@
+"""The hub over real sockets: exact replay, tokens, refusals, cancel, large results, uploads."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from towline.server import Hub, JobContext, JobFailure, Lifetimes, Limits, Upload, read_events
+from towline.server._csv_import import MEDIA_TYPES, csv_import
+
+ROWS = b"title,author,isbn\n" + b"".join(b"Book %d,Somebody,9780306406157\n" % n for n in range(30))
+
+
+class Gate:
+    """A job that counts to ten and then waits for the test to let it end."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.stopped = False
+
+    async def run(self, context: JobContext, upload: Upload) -> dict[str, Any]:
+        for done in range(1, 11):
+            await context.progress(done, 10, f"item {done}")
+        try:
+            while not self.open:  # noqa: ASYNC110 - set from another thread
+                await anyio.sleep(0.005)
+        except anyio.get_cancelled_exc_class():
+            self.stopped = True
+            raise
+        return {"said": (upload.path.read_bytes()).decode()}
+
+
+async def large(context: JobContext, upload: Upload) -> dict[str, Any]:
+    return {"text": "å" * 300_000}
+
+
+async def failing(context: JobContext, upload: Upload) -> None:
+    raise JobFailure("NO_GOOD", "it is no good", details={"why": [1]}, retryable=True)
+
+
+async def broken(context: JobContext, upload: Upload) -> None:
+    raise ZeroDivisionError("secret words")
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+def make_hub(tmp_path: Path, gate: Gate | None = None, **options: Any) -> Hub:
+    options = {"limits": Limits(upload=100_000, ready_wait=0.3)} | options
+    hub = Hub(tmp_path / "hub.db", **options)
+    hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import())
+    for function in (large, failing, broken, (gate or Gate()).run):
+        hub.job(function.__name__, path=f"/start/{function.__name__}")(function)
+    return hub
+
+
+@pytest.fixture
+def client(tmp_path: Path, gate: Gate, serving: Any) -> Iterator[Any]:
+    with serving(make_hub(tmp_path, gate)) as client:
+        yield client
+
+
+def start(client: Any, name: str) -> None:
+    assert client.start(b"hello", f"/start/{name}", content_type="application/octet-stream").status_code == 202
+
+
+def test_a_csv_is_followed_to_its_end(client: Any, tmp_path: Path) -> None:
+    client.start(ROWS)
+    seen = client.follow()
+    assert seen.code == 1000
+    assert seen.ack["from"] == 1
+    assert seen.seqs == list(range(1, 33))
+    assert [event["type"] for event in seen.events] == ["job_started", *["job_progress"] * 30, "job_complete"]
+    assert seen.events[-1]["payload"]["successRate"] == "30/30"
+    assert seen.events[-1]["payload"]["type"] == "job_complete"
+    logged = read_events(tmp_path / "hub.db", client.job)
+    assert [(e.seq, e.epoch, e.type, e.payload) for e in logged] == [
+        (e["seq"], e["epoch"], e["type"], e["payload"]) for e in seen.events
+    ]
+
+
+def test_a_late_client_gets_everything(client: Any, eventually: Any) -> None:
+    client.start(ROWS)
+    eventually(lambda: client.state()["status"] == "complete")
+    seen = client.follow()
+    assert (seen.ack["from"], seen.ack["to"]) == (1, 32)
+    assert seen.seqs == list(range(1, 33))
+
+
+def test_a_cursor_is_gone_on_from(client: Any, gate: Gate, ready: Any, following: Any) -> None:
+    start(client, "run")
+    with client.socket() as socket:
+        ready(socket)
+        first = following(socket, lambda frame: frame["seq"] == 7)
+    with client.socket() as socket:
+        ready(socket, first.cursor)
+        rest = following(socket, lambda frame: frame["seq"] == 11)
+        assert rest.ack["from"] == 8
+        gate.open = True
+        end = following(socket)
+    assert first.seqs + rest.seqs + end.seqs == list(range(1, 13))
+    assert end.events[-1]["payload"]["said"] == "hello"
+
+
+@pytest.mark.parametrize("cursor", [{"epoch": "another", "seq": 5}, {"epoch": "another"}, {}])
+def test_a_cursor_of_another_epoch_begins_anew(client: Any, cursor: dict[str, Any]) -> None:
+    client.start(ROWS)
+    seen = client.follow(cursor)
+    assert seen.ack["from"] == 1
+    assert seen.seqs == list(range(1, 33))
+
+
+def test_a_cursor_beyond_the_log_begins_anew(client: Any) -> None:
+    client.start(ROWS)
+    epoch = client.follow().events[0]["epoch"]
+    assert client.follow({"epoch": epoch, "seq": 1000}).ack["from"] == 1
+
+
+def test_a_cursor_at_the_end_gets_nothing_more_and_a_close(client: Any, ready: Any, gate: Gate, following: Any) -> None:
+    start(client, "run")
+    gate.open = True
+    end = client.follow()
+    with client.socket() as socket:
+        ready(socket, end.cursor)
+        ack = json.loads(socket.recv(timeout=10))
+        assert (ack["from"], ack["to"]) == (13, 12)
+        assert following(socket).code == 1000
+
+
+def test_a_silent_client_gets_everything_without_an_acknowledgement(client: Any, following: Any) -> None:
+    client.start(ROWS)
+    with client.socket() as socket:
+        seen = following(socket)
+    assert seen.ack == {}
+    assert seen.seqs == list(range(1, 33))
+
+
+def test_several_watchers_see_the_same(client: Any, gate: Gate, ready: Any, following: Any) -> None:
+    start(client, "run")
+    with client.socket() as one, client.socket() as two:
+        for socket in (one, two):
+            ready(socket)
+        gate.open = True
+        first, second = following(one), following(two)
+    assert first.events == second.events
+    assert first.seqs == list(range(1, 13))
+
+
+def test_the_state_holds_its_events(client: Any, gate: Gate, ready: Any, following: Any) -> None:
+    start(client, "run")
+    with client.socket() as socket:
+        ready(socket)
+        following(socket, lambda frame: frame["seq"] == 11)
+        state = client.state()
+        assert (state["seq"], state["status"], state["processedCount"], state["totalCount"]) == (11, "running", 10, 10)
+        assert state["currentItem"] == "item 10"
+        gate.open = True
+        end = following(socket).events[-1]
+    state = client.state()
+    assert (state["seq"], state["status"], state["epoch"]) == (12, "complete", end["epoch"])
+    assert state["results"] == {key: value for key, value in end["payload"].items() if key != "type"}
+
+
+# --- how jobs end ----------------------------------------------------------------------------------------------
+
+
+def test_a_failure_says_why(client: Any) -> None:
+    start(client, "failing")
+    end = client.follow().events[-1]
+    expected = {"code": "NO_GOOD", "message": "it is no good", "details": {"why": [1]}, "retryable": True}
+    assert end["type"] == "error"
+    assert end["payload"] == {"type": "error"} | expected
+    state = client.state()
+    assert (state["status"], state["error"]) == ("failed", expected)
+
+
+def test_a_bug_is_not_shown(client: Any) -> None:
+    start(client, "broken")
+    seen = client.follow()
+    assert seen.events[-1]["payload"]["code"] == "INTERNAL"
+    assert "secret words" not in json.dumps(seen.events)
+
+
+def test_a_large_result_goes_by_url(client: Any) -> None:
+    start(client, "large")
+    payload = client.follow().events[-1]["payload"]
+    assert payload == {"type": "job_complete", "pipeline": "large", "resultUrl": f"/api/jobs/{client.job}/results"}
+    assert client.state()["results"]["resultUrl"] == payload["resultUrl"]
+    response = client.http.get(payload["resultUrl"], headers=client.auth)
+    assert response.json() == {"pipeline": "large", "text": "å" * 300_000}
+    assert client.http.get(payload["resultUrl"]).status_code == 401
+
+
+def test_a_small_result_is_there_by_url_too(client: Any) -> None:
+    client.start(ROWS)
+    end = client.follow().events[-1]["payload"]
+    response = client.http.get(f"/api/jobs/{client.job}/results", headers=client.auth)
+    assert response.json() == {key: value for key, value in end.items() if key != "type"}
+
+
+def test_no_result_before_the_end(client: Any, gate: Gate) -> None:
+    start(client, "run")
+    response = client.http.get(f"/api/jobs/{client.job}/results", headers=client.auth)
+    assert response.status_code == 409
+    gate.open = True
+
+
+def test_cancel_stops_the_work(client: Any, gate: Gate, ready: Any, following: Any, eventually: Any) -> None:
+    start(client, "run")
+    with client.socket() as socket:
+        ready(socket)
+        following(socket, lambda frame: frame["seq"] == 11)
+        body = {"reason": "enough"}
+        answer = client.http.post(f"/api/jobs/{client.job}/cancel", headers=client.auth, json=body)
+        assert answer.json() == {"jobId": client.job, "result": "accepted"}
+        end = following(socket)
+    assert end.code == 1000
+    assert end.events[-1]["payload"] == {"type": "job_canceled", "processedCount": 10, "reason": "enough"}
+    eventually(lambda: gate.stopped)
+    assert client.cancel() == "accepted"
+    assert client.state()["status"] == "canceled"
+
+
+def test_cancel_after_the_end_is_too_late(client: Any) -> None:
+    client.start(ROWS)
+    client.follow()
+    assert client.cancel() == "too_late"
+    assert client.state()["status"] == "complete"
+
+
+def test_cancel_racing_the_end_has_one_winner(client: Any) -> None:
+    results = set()
+    for _ in range(40):
+        client.start(b"title,author\na,b\n")
+        answer = client.cancel()
+        end = client.follow().events[-1]["type"]
+        assert (answer, end) in {("accepted", "job_canceled"), ("too_late", "job_complete")}
+        assert client.cancel() == answer
+        results.add(answer)
+    assert results  # which of them came up is the machine's luck
+
+
+# --- who may -----------------------------------------------------------------------------------------------------
+
+
+def test_refusals_at_the_upgrade(client: Any) -> None:
+    client.start(ROWS)
+    path, good = f"/ws/progress?jobId={client.job}", {"additional_headers": client.auth}
+    assert client.refusal("/ws/progress", **good).status_code == 400
+    assert client.refusal(path).status_code == 401
+    assert client.refusal(path, additional_headers={"authorization": "Bearer nonsense"}).status_code == 401
+    assert client.refusal(path + "&token=" + client.token).status_code == 401
+    assert client.refusal("/ws/progress?jobId=nope").status_code == 401
+    unknown = client.refusal("/ws/progress?jobId=nope", **good)
+    assert unknown.status_code == 404
+    assert json.loads(unknown.body)["error"]["code"] == "unknown_job"
+    assert client.http.get(path, headers=client.auth).status_code == 426
+
+
+def test_a_token_opens_its_own_job_only(client: Any) -> None:
+    client.start(ROWS)
+    first = client.job
+    client.start(ROWS)
+    assert client.http.get(f"/api/job-state/{first}", headers=client.auth).status_code == 401
+
+
+def test_unauthorized_comes_before_unknown(client: Any) -> None:
+    assert client.http.get("/api/job-state/nope").status_code == 401
+    assert client.http.get("/api/job-state/nope", headers={"authorization": "Bearer x"}).status_code == 404
+    assert client.http.post("/api/jobs/nope/cancel").status_code == 401
+
+
+@pytest.mark.parametrize("job", ["'; DROP TABLE jobs; --", "%2e%2e%2fetc", "..", "\u202e", "a" * 5000])
+def test_a_job_id_is_only_data(client: Any, job: str) -> None:
+    response = client.http.get(f"/api/job-state/{job}", headers={"authorization": "Bearer x"})
+    assert response.status_code in {401, 404}
+    client.start(ROWS)
+    assert client.follow().code == 1000
+
+
+def test_a_token_by_subprotocol(client: Any, ready: Any, following: Any) -> None:
+    client.start(ROWS)
+    carrier = f"towline.{client.token}"
+    for offered, answered in (([carrier], carrier), (["towline", carrier], "towline")):
+        with client.socket(additional_headers={}, subprotocols=offered) as socket:
+            assert socket.subprotocol == answered
+            ready(socket)
+            assert following(socket).code == 1000
+
+
+def test_a_token_in_the_query_where_it_is_allowed(tmp_path: Path, serving: Any) -> None:
+    with serving(make_hub(tmp_path, token_in_query=True)) as client:
+        client.start(ROWS)
+        assert client.refusal(f"/ws/progress?jobId={client.job}&token=x").status_code == 401
+        client.job += f"&token={client.token}"
+        with client.socket(additional_headers={}) as socket:
+            assert socket.response.status_code == 101
+
+
+def test_starting_is_for_this_machine_only(client: Any) -> None:
+    assert client.start(ROWS, x_forwarded_for="10.0.0.1").status_code == 403
+    assert client.start(ROWS, host="evil.example").status_code == 403
+    assert client.start(ROWS, origin="https://evil.example").status_code == 403
+    assert client.start(ROWS, origin=client.url).status_code == 202
+
+
+def test_authorize_decides(tmp_path: Path, serving: Any) -> None:
+    async def by_header(request: Any) -> str | None:
+        return request.headers.get("x-user")
+
+    with serving(make_hub(tmp_path, authorize=by_header)) as client:
+        assert client.start(ROWS).status_code == 403
+        assert client.start(ROWS, x_user="ann", x_forwarded_for="10.0.0.1").status_code == 202
+
+
+def test_a_token_is_not_on_the_disk(client: Any, tmp_path: Path) -> None:
+    client.start(ROWS)
+    client.follow()
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            assert client.token.encode() not in file.read_bytes()
+
+
+# --- refresh -----------------------------------------------------------------------------------------------------
+
+
+def refresh(client: Any, token: str | None = None) -> Any:
+    return client.http.post("/api/token/refresh", json={"jobId": client.job, "oldToken": token or client.token})
+
+
+def test_a_refresh_too_early(client: Any) -> None:
+    client.start(ROWS)
+    response = refresh(client)
+    assert response.status_code == 425
+    assert 0 < int(response.headers["retry-after"]) <= 18 * 3600
+
+
+def test_a_lost_refresh_costs_nothing(tmp_path: Path, gate: Gate, serving: Any) -> None:
+    with serving(make_hub(tmp_path, gate, lifetimes=Lifetimes(token=3600, grace=0.001))) as client:
+        start(client, "run")
+        old = client.token
+        lost, kept = refresh(client).json(), refresh(client).json()
+        assert lost["token"] != kept["token"]
+        assert client.state()["status"] == "running"
+        client.token = kept["token"]
+        assert client.state()["status"] == "running"
+        # The new token was used, so the answer arrived, and the old one's grace begins: it is over at once here.
+        time.sleep(0.01)
+        client.token = old
+        assert client.http.get(f"/api/job-state/{client.job}", headers=client.auth).status_code == 401
+        assert refresh(client, "nonsense").status_code == 401
+        gate.open = True
+
+
+def test_an_expired_token(tmp_path: Path, gate: Gate, serving: Any) -> None:
+    with serving(make_hub(tmp_path, gate, lifetimes=Lifetimes(token=0.05, grace=30))) as client:
+        start(client, "run")
+        time.sleep(0.1)
+        response = client.http.get(f"/api/job-state/{client.job}", headers=client.auth)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert refresh(client).status_code == 200
+        gate.open = True
+
+
+def test_a_token_lives_as_long_as_the_result(tmp_path: Path, serving: Any) -> None:
+    with serving(make_hub(tmp_path, lifetimes=Lifetimes(token=1, result=60))) as client:
+        client.start(b"title,author\na,b\n")
+        assert client.follow().code == 1000
+        time.sleep(1.1)
+        assert client.state()["status"] == "complete"
+
+
+def test_a_job_is_gone_after_its_time(tmp_path: Path, serving: Any, eventually: Any) -> None:
+    with serving(make_hub(tmp_path, lifetimes=Lifetimes(result=0.2))) as client:
+        start(client, "large")
+        assert client.follow().code == 1000
+
+        def status() -> int:
+            return client.http.get(f"/api/job-state/{client.job}", headers=client.auth).status_code
+
+        eventually(lambda: status() == 410)
+        assert client.refusal(f"/ws/progress?jobId={client.job}", additional_headers=client.auth).status_code == 410
+        assert refresh(client).status_code == 401
+        eventually(lambda: not list((tmp_path / "hub.db.files").iterdir()))
+
+
+# --- uploads -----------------------------------------------------------------------------------------------------
+
+
+def test_a_form_and_a_raw_body_are_the_same(client: Any) -> None:
+    client.start(ROWS, idempotency_key="k1")
+    first = client.job
+    response = client.http.post(
+        "/api/imports/csv",
+        files={"other": (None, b"x"), "file": ("../b\u00f6oks.csv", ROWS)},
+        headers={"idempotency-key": "k1"},
+    )
+    assert response.status_code == 202
+    assert response.json()["jobId"] == first
+    client.token = response.json()["token"]
+    assert client.follow().events[-1]["payload"]["successRate"] == "30/30"
+
+
+def test_a_key_used_for_another_upload(client: Any) -> None:
+    assert client.start(ROWS, idempotency_key="k").status_code == 202
+    assert client.start(ROWS + b"more,more,\n", idempotency_key="k").status_code == 422
+    assert client.start(ROWS, idempotency_key="").status_code == 400
+
+
+def test_the_upload_limit(client: Any, tmp_path: Path) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield from [b"a" * 10_000] * 11
+
+    exact = b"title,author\n" + b"a" * (100_000 - 13)
+    assert client.start(exact).status_code == 202
+    client.follow()
+    assert client.start(exact + b"a").status_code == 413
+    response = client.http.post("/api/imports/csv", content=chunks(), headers={"content-type": "text/csv"})
+    assert response.status_code == 413
+    response = client.http.post("/api/imports/csv", files={"file": ("a.csv", exact + b"a")})
+    assert response.status_code == 413
+    assert not list((tmp_path / "hub.db.files").iterdir())
+
+
+def test_bad_uploads(client: Any) -> None:
+    post = client.http.post
+    assert post("/api/imports/csv", content=b"{}", headers={"content-type": "application/json"}).status_code == 415
+    assert post("/api/imports/csv", files={"field": (None, b"x")}).status_code == 400
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    assert post("/api/imports/csv", content=b"--b\r\nbroken", headers=form).status_code == 400
+    assert post("/api/imports/csv", content=b"x", headers={"content-type": "multipart/form-data"}).status_code == 400
+
+
+def test_bad_bodies(client: Any) -> None:
+    client.start(ROWS)
+    path = f"/api/jobs/{client.job}/cancel"
+    assert client.http.post(path, headers=client.auth, content=b"[").status_code == 400
+    assert client.http.post("/api/token/refresh", content=b"[" * 10_000).status_code == 400
+    assert client.http.post("/api/token/refresh", content=b" " * 20_000).status_code == 413
+    assert client.http.post("/api/token/refresh", json={"jobId": client.job}).status_code == 400
+
+
+# --- sockets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (b"\x00", 1003),
+        ("not json", 1007),
+        ("[" * 4000, 1007),
+        ('{"type":"ready","seq":-1,"timestamp":1}', 1007),
+        ('{"type":"x","pad":"' + "x" * 5000 + '"}', 1009),
+    ],
+)
+def test_what_a_client_may_not_say(client: Any, following: Any, message: str | bytes, code: int) -> None:
+    start(client, "run")
+    with client.socket() as socket:
+        socket.send(message)
+        assert following(socket).code == code
+
+
+def test_other_messages_are_ignored_up_to_a_point(client: Any, ready: Any, gate: Gate, following: Any) -> None:
+    start(client, "run")
+    with client.socket() as socket:
+        for _ in range(100):
+            socket.send('{"type":"ping","timestamp":1}')
+        ready(socket)
+        gate.open = True
+        assert following(socket).code == 1000
+    start(client, "run")
+    gate.open = False
+    with client.socket() as socket:
+        for _ in range(101):
+            socket.send('{"no":"type"}')
+        assert following(socket).code == 1008
+
+
+def test_too_many_watchers(tmp_path: Path, gate: Gate, serving: Any) -> None:
+    with serving(make_hub(tmp_path, gate, limits=Limits(watchers=1, sockets=2))) as client:
+        start(client, "run")
+        path = f"/ws/progress?jobId={client.job}"
+        with client.socket():
+            refused = client.refusal(path, additional_headers=client.auth)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "10")
+            start(client, "run")
+            with client.socket():
+                start(client, "run")
+                path = f"/ws/progress?jobId={client.job}"
+                assert client.refusal(path, additional_headers=client.auth).status_code == 503
+        gate.open = True
