@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 from ._draft import Draft
 from ._effects import Deliver, Dial, Greet, Probe, Purpose, ReleaseBuffer
-from ._events import Cause, GapFound, JobEnded, Lost, Reason, Refused, Stalled, Timer, TokenRejected
-from ._guards import next_revival, path_down, spent_budget
-from ._policy import Delay, exactly
+from ._events import Cause, GapFound, JobEnded, Lost, PathLost, Reason, Refused, Stalled, Timer, TokenRejected
+from ._guards import next_revival, path_down, revivable
+from ._policy import Delay, advised, exactly
 from ._table import Action
 
 DraftAction: TypeAlias = Action[Draft, Timer]
@@ -47,6 +47,7 @@ def settle(draft: Draft) -> None:
 @action()
 def use_free_restart(draft: Draft) -> None:
     """Count a restart that is not charged."""
+    _note(draft)
     draft.set(free_restarts=draft.after.free_restarts + 1)
 
 
@@ -66,8 +67,9 @@ def _dial(draft: Draft, *, spaced: bool) -> None:
         draft.start_clock()
     draft.set(
         generation=draft.after.generation + 1,
-        dials=(*dials, not_before),
+        dials=(*dials, not_before)[-policy.dials_per_window :],
         trial=not draft.facts.path_up,
+        advised_until=None,
         token_stale=False,
     )
     draft.emit(Dial(generation=draft.after.generation, not_before=not_before, fresh_token=fresh_token))
@@ -106,8 +108,8 @@ def revive(draft: Draft) -> None:
 
 @action(arms=(Timer.REVIVAL,))
 def await_revival(draft: Draft) -> None:
-    """Where the budget ran out, come back to it when the next revival is allowed."""
-    if spent_budget(draft) and draft.after.ticket(Timer.REVIVAL) is None:
+    """Where a revival may mend it, come back to it when the next one is allowed."""
+    if revivable(draft) and draft.after.ticket(Timer.REVIVAL) is None:
         draft.arm(Timer.REVIVAL, exactly(max(0.0, next_revival(draft) - draft.facts.now)))
 
 
@@ -132,6 +134,13 @@ def back_off(draft: Draft) -> None:
     draft.fetch(Purpose.STATUS)
 
 
+@action()
+def note_loss(draft: Draft) -> None:
+    """Keep the cause; in the background nothing is charged."""
+    _note(draft)
+    draft.set(trial=False)
+
+
 @action(arms=(Timer.BACKOFF,), disarms=(Timer.OUTAGE,))
 def hold(draft: Draft) -> None:
     """Hold the next attempt while the path is down; nothing is charged and the outage clock stands still."""
@@ -144,7 +153,9 @@ def wait_briefly(draft: Draft) -> None:
     if path_down(draft):
         _hold(draft)
     else:
-        _wait(draft, Delay(min(draft.policy.prompt, draft.policy.restored_window), draft.policy.restored_window))
+        _wait(
+            draft, _advised(draft, min(draft.policy.prompt, draft.policy.restored_window), draft.policy.restored_window)
+        )
 
 
 @action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
@@ -153,13 +164,24 @@ def wait_a_moment(draft: Draft) -> None:
     if path_down(draft):
         _hold(draft)
     else:
-        _wait(draft, Delay(0.0, draft.policy.prompt))
+        _wait(draft, _advised(draft, 0.0, draft.policy.prompt))
 
 
 def _hold(draft: Draft) -> None:
+    now, until = draft.facts.now, draft.after.hold_until
     draft.stop_clock()
     draft.disarm(Timer.OUTAGE)
-    draft.arm(Timer.BACKOFF, exactly(draft.policy.hold))
+    if until is None:
+        # Set once for each wait: a path that comes and goes must not put the trial off for ever.
+        until = now + draft.policy.hold
+        draft.set(hold_until=until)
+    draft.arm(Timer.BACKOFF, exactly(max(now, until, draft.after.advised_until or now) - now))
+
+
+def _advised(draft: Draft, low: float, high: float) -> Delay:
+    """A short delay that what the host reports asks for; the server's own advice outlasts it."""
+    left = max(0.0, (draft.after.advised_until or 0.0) - draft.facts.now)
+    return advised(Delay(low, high), left)
 
 
 def _wait(draft: Draft, delay: Delay) -> None:
@@ -287,10 +309,14 @@ def _give_up(draft: Draft, reason: Reason) -> None:
 
 
 def _note(draft: Draft) -> Cause:
-    """Keep the cause that the event carries, and count a violation."""
+    """Keep the cause that the event carries and the server's advice, and count a violation."""
     event = draft.event
-    if not isinstance(event, Lost | GapFound | TokenRejected | Refused):
+    if isinstance(event, PathLost):
+        cause = Cause(code="path", text="the network path was lost")
+    elif isinstance(event, Lost | GapFound | TokenRejected | Refused):
+        cause = event.cause
+    else:
         return draft.after.cause or Cause(code="unknown", text="no cause is known")
-    violations = draft.after.violations + event.cause.violation
-    draft.set(cause=event.cause, violations=violations)
-    return event.cause
+    until = None if cause.advice is None else draft.facts.now + cause.advice.least(draft.policy.advice_limit)
+    draft.set(cause=cause, violations=draft.after.violations + cause.violation, advised_until=until)
+    return cause

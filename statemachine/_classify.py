@@ -121,8 +121,9 @@ def _by_status(status: int, place: Place, cause: Cause, *, renewable: bool, stri
         return gone if status == 410 or strict_sync else Unavailable()
     if status in _PASSING_STATUSES or status >= 500:
         return Lost(cause=cause)
-    # A state answer of 200 that cannot be read is a portal or a proxy speaking: another try may reach the server.
-    if by_fetch and status < 300:
+    # A state answer that is a redirect, or a 200 that cannot be read, is a portal or a proxy speaking: another try may
+    # reach the server.
+    if by_fetch and status < 400:
         return Lost(cause=cause)
     return Refused(reason="protocol", cause=cause)
 
@@ -184,8 +185,8 @@ _CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
 
 
 class _Spread(Struct):
-    retry_in: float = 0.0
-    spread: float = 0.0
+    retry_in: float
+    spread: float
 
 
 def close_advice(code: int, reason: str) -> Advice | None:

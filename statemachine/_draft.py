@@ -136,6 +136,8 @@ class Draft:
         """Give back what `source` owns and `target` does not."""
         owned, kept = OWNS[source], OWNS[target]
         if Resource.FETCH in owned:
+            # Its answer may be queued already: a new number makes that stale.
+            self.set(fetch=self.after.fetch + 1)
             self.emit(CancelFetch())
         if Resource.ATTEMPT in owned and target is not State.SYNCING:
             self.emit(AbandonDial())
@@ -143,10 +145,13 @@ class Draft:
         if Resource.SOCKET in owned and Resource.SOCKET not in kept:
             code, wait = self._farewell()
             self.emit(CloseSocket(code=code, wait=wait))
+        if source is State.CONNECTED or (Resource.SOCKET in owned and Resource.SOCKET not in kept):
             self.emit(SaveCursor())
         for timer, _ in self.after.armed:
             if target not in RUNS_IN[timer]:
                 self.disarm(timer)
+        if source is State.RECONNECTING:
+            self.set(hold_until=None)
         if target in _AT_REST:
             self.stop_clock()
         if target in _NEW_GENERATION:

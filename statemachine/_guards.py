@@ -6,7 +6,7 @@ In a cell they stand in order, and each means "and none of the earlier ones".
 from __future__ import annotations
 
 from ._draft import Draft
-from ._events import GapFound, Lost, PathChanged, TokenRejected
+from ._events import GapFound, Lost, PathChanged, PathRestored, TokenRejected
 
 
 def job_has_ended(draft: Draft) -> bool:
@@ -71,18 +71,23 @@ def spent_budget(draft: Draft) -> bool:
 
 
 def revival_allowed(draft: Draft) -> bool:
-    """In foreground, and a revival is not too soon: the budget ran out, or another path may mend a certificate."""
+    """What the host reports may mend it (the budget, a certificate), it is in foreground, and it is not too soon."""
+    return revivable(draft) and not in_background(draft) and next_revival(draft) <= draft.facts.now
+
+
+def revivable(draft: Draft) -> bool:
+    """The budget ran out, or a certificate was bad and the path is another one: what the host reports may mend it."""
     cause = draft.before.cause
-    another_path = isinstance(draft.event, PathChanged) and cause is not None and cause.certificate
-    if not (spent_budget(draft) or another_path) or in_background(draft):
-        return False
-    return next_revival(draft) <= draft.facts.now
+    another_path = isinstance(draft.event, PathRestored | PathChanged)
+    return spent_budget(draft) or (another_path and cause is not None and cause.certificate)
 
 
 def next_revival(draft: Draft) -> float:
-    """When the next revival is allowed, on the loop's clock."""
+    """When the next revival is allowed, on the loop's clock: not before the server's own advice either."""
     revivals, policy = draft.before.revivals, draft.policy
-    earliest = revivals[-1] + policy.revival_spacing if revivals else draft.facts.now
+    earliest = max(draft.facts.now, draft.before.advised_until or 0.0)
+    if revivals:
+        earliest = max(earliest, revivals[-1] + policy.revival_spacing)
     if len(revivals) >= policy.revivals_per_window:
         earliest = max(earliest, revivals[-policy.revivals_per_window] + policy.revival_window)
     return earliest

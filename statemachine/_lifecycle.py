@@ -73,11 +73,14 @@ NO_REVIVAL: Final = ignore("a revival is awaited in exhausted only")
 FINAL: Final = ignore("cancelled is final: nothing is left that this could concern")
 
 # Cells that several states share.
-_LOST: Final[LifecycleCell] = (
-    go(S.BACKGROUNDED, when=when.in_background),
-    go(S.EXHAUSTED, do.give_up_on_protocol, when=when.broken_too_often),
+_FAILED: Final[LifecycleCell] = (
+    go(S.BACKGROUNDED, do.note_loss, when=when.in_background),
     go(S.RECONNECTING, do.back_off, when=when.budget_left),
     go(S.EXHAUSTED, do.give_up_on_budget),
+)
+_LOST: Final[LifecycleCell] = (
+    go(S.EXHAUSTED, do.give_up_on_protocol, when=when.broken_too_often),
+    *_FAILED,
 )
 _TOKEN_REJECTED: Final[LifecycleCell] = (
     go(S.CONNECTING, do.dial_with_fresh_token, when=when.first_rejection),
@@ -226,7 +229,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
     },
     T.PATH_LOST: {
         S.IDLE: _KEEP,
-        S.CONNECTING: (go(S.RECONNECTING, do.use_free_restart, do.hold, when=when.free_restart_left), *_LOST),
+        S.CONNECTING: (go(S.RECONNECTING, do.use_free_restart, do.hold, when=when.free_restart_left), *_FAILED),
         S.SYNCING: _PROBE,
         S.CONNECTED: _PROBE,
         S.RECONNECTING: (stay(do.hold),),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct
 
@@ -56,6 +56,15 @@ class Advice(Struct, frozen=True, kw_only=True):
     retry_in: float | None = None
     spread: float | None = None
 
+    def least(self, limit: float) -> float:
+        """The least wait asked for, in seconds, cut at `limit`."""
+        return min(self.retry_in if self.retry_in is not None else self.retry_after or 0.0, limit)
+
+
+def advised(delay: Delay, least: float) -> Delay:
+    """The delay, but `least` at the least; and clients told the same number must not come back in the same instant."""
+    return Delay(delay.low, delay.high, at_least=least, extra=min(5.0, 0.1 * least))
+
 
 class Backoff(Struct, frozen=True, kw_only=True):
     """How long to wait before retry n (0, 1, 2 ...) of an outage, and how many there are.
@@ -82,6 +91,8 @@ class Backoff(Struct, frozen=True, kw_only=True):
             _not_negative(name, getattr(self, name))
         if not (math.isfinite(self.factor) and self.factor >= 1):
             raise InvalidArgument("factor", "must be at least 1")
+        if self.jitter not in get_args(Jitter):
+            raise InvalidArgument("jitter", f"must be one of {', '.join(get_args(Jitter))}")
         if self.attempts < 0:
             raise InvalidArgument("attempts", "must not be negative")
 
@@ -108,15 +119,11 @@ class Backoff(Struct, frozen=True, kw_only=True):
     def delay(self, n: int, *, shared: bool = False, advice: Advice | None = None, limit: float = 900.0) -> Delay:
         """The delay before retry n, with the server's advice (cut at `limit`) taken into account."""
         if advice is not None and advice.retry_in is not None:
-            start = min(advice.retry_in, limit)
+            start = advice.least(limit)
             return Delay(start, start + min(advice.spread or 0.0, limit))
         window = self.window(n, shared=shared)
         low = {"none": window, "equal": window / 2, "full": min(self.floor, window)}[self.jitter]
-        if advice is None or advice.retry_after is None:
-            return Delay(low, window)
-        least = min(advice.retry_after, limit)
-        # Clients that were all told the same number must not come back in the same instant.
-        return Delay(low, window, at_least=least, extra=min(5.0, 0.1 * least))
+        return advised(Delay(low, window), 0.0 if advice is None else advice.least(limit))
 
 
 _POSITIVE: Final = (

@@ -80,6 +80,7 @@ class Divergence(NamedTuple):
 
     place: int
     entry: Entry
+    source: State
     target: State
     verdict: Verdict | None
 
@@ -89,12 +90,13 @@ def replay(recording: Recording) -> Divergence | None:
     snapshot = recording.start
     for place, entry in enumerate(recording.entries):
         verdict: Verdict | None
+        source = snapshot.state
         try:
             snapshot, _, verdict = step(snapshot, entry.event, entry.facts, recording.policy)
         except ForbiddenRequest:
             verdict = None
-        if (snapshot.state, verdict) != (entry.target, entry.verdict):
-            return Divergence(place, entry, snapshot.state, verdict)
+        if (source, snapshot.state, verdict) != (entry.source, entry.target, entry.verdict):
+            return Divergence(place, entry, source, snapshot.state, verdict)
     return None
 
 

@@ -31,6 +31,9 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
     # The attempt under way was begun although the path was down: its failure is not charged.
     trial: bool = False
+    # Until when the waiting attempt may be held for the path, and until when the server asked us to stay away.
+    hold_until: float | None = None
+    advised_until: float | None = None
     # The next attempt is to ask for a fresh token.
     token_stale: bool = False
     # The stalls of one silence.
