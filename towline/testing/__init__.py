@@ -4,6 +4,7 @@ None of it is imported by `towline` itself.
 """
 
 from ._clocks import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_backends
+from ._dry_run import DryRun
 from ._fault_proxy import FaultProxy, ProxyStatistics
 from ._memory_network import Dial, MemoryNetwork, NoAnswer, Reach, Unreachable
 from ._memory_stream import Direction, Ending, MemoryLink
@@ -19,6 +20,7 @@ __all__ = [
     "Dial",
     "Direction",
     "Drop",
+    "DryRun",
     "Ending",
     "FaultProxy",
     "Hang",

@@ -1,0 +1,533 @@
+"""Every event in every state, against a transcription of the lifecycle's table that was written by hand.
+
+A cell reads: branches separated by `;`, each `[guard] target words`. The target is a state, `=` (handled, state kept),
+`-` (ignored and counted) or `✗` with the error's name (forbidden, nothing changes). The words say what else must
+happen, and each is checked by its effect. A branch means "and none of the earlier ones".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from msgspec.structs import replace
+
+from towline import _exceptions as errors
+from towline.statemachine import (
+    LIFECYCLE,
+    AbandonDial,
+    AnyEvent,
+    Arm,
+    Background,
+    BackoffElapsed,
+    BudgetSpent,
+    Cancel,
+    CancelFetch,
+    Cause,
+    Close,
+    CloseSocket,
+    Connect,
+    Delay,
+    Deliver,
+    Dial,
+    Disarm,
+    Facts,
+    FetchState,
+    Foreground,
+    GapFound,
+    GraceElapsed,
+    Greet,
+    JobEnded,
+    Kind,
+    LinkStable,
+    Lost,
+    Opened,
+    PathChanged,
+    PathLost,
+    PathRestored,
+    Policy,
+    Probe,
+    Purpose,
+    Refused,
+    ReleaseBuffer,
+    Retry,
+    RevivalDue,
+    SaveCursor,
+    Snapshot,
+    Stalled,
+    State,
+    Step,
+    Synced,
+    Timer,
+    TokenRejected,
+    Trigger,
+    Verdict,
+    Woke,
+    step,
+)
+from towline.statemachine._draft import Draft
+
+STATES = ["idle", "connecting", "syncing", "connected", "reconnecting", "backgrounded", "exhausted", "cancelled"]
+
+LOST = (
+    "[third violation] exhausted reason-protocol status; [in background] backgrounded uncharged; "
+    "[B] reconnecting charged backoff status; exhausted reason-budget status"
+)
+# As lost, for an event that is no violation and whose world has no path: the wait is a hold.
+LOST_WITHOUT_PATH = (
+    "[in background] backgrounded uncharged; [B] reconnecting charged hold; exhausted reason-budget status"
+)
+BEGIN_ANEW = "[auth and the same fixed token] ✗ ForbiddenRequest; connecting fresh-budget dial"
+RESTART = "[fewer than 3 free restarts] connecting uncharged dial; ="
+REVIVE = (
+    "[revivable, in foreground, allowed now] connecting fresh-budget dial; "
+    "[budget, not allowed now] = revival-armed; = nothing-armed"
+)
+
+# fmt: off
+TABLE: dict[str, list[str]] = {
+    "connect": [
+        "[outcome] ✗ JobEnded; [in background] backgrounded; [path down] reconnecting hold; connecting dial",
+        "= forgiven", "= forgiven", "= forgiven", "= forgiven", "= forgiven", BEGIN_ANEW, "✗ Cancelled"],
+    "retry": [
+        "✗ ForbiddenRequest", "= forgiven", "= forgiven", "= forgiven",
+        "connecting dial forgiven", "connecting dial forgiven", BEGIN_ANEW, "✗ Cancelled"],
+    "opened": ["-", "syncing greet fetch", "-", "-", "-", "-", "-", "-"],
+    "synced": ["-", "-", "connected release stability stall-120", "-", "-", "-", "-", "-"],
+    "gap_found": [
+        "-", "-", "[fewer than 3 refetches] = refetch-later; " + LOST, "syncing fetch same-socket", "-", "-", "-", "-"],
+    "lost": ["-", LOST, LOST, LOST, "-", "-", "-", "-"],
+    "token_rejected": [
+        "-",
+        "[first] connecting fresh-token no-wait; exhausted reason-auth status",
+        "[by the fetch, first] = fresh-token-fetch; [by the socket, first] connecting fresh-token no-wait; "
+        "exhausted reason-auth status",
+        "[first] connecting fresh-token no-wait; exhausted reason-auth status",
+        "= fresh-token-next", "-", "-", "-"],
+    "refused": [
+        "-", "exhausted reason-gone status", "exhausted reason-gone status", "exhausted reason-gone status",
+        "exhausted reason-gone status", "-", "-", "-"],
+    "job_ended": [
+        "-", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "-"],
+    "stalled": ["-", "-", "-", "= fetch-stall stall-240", "-", "-", "-", "-"],
+    "path_lost": [
+        "=", "[fewer than 3 free restarts] reconnecting uncharged hold; " + LOST_WITHOUT_PATH,
+        "= probe", "= probe", "= hold", "=", "=", "-"],
+    "path_restored": ["=", RESTART, "= probe", "= probe", "= one-second-window", "=", REVIVE, "-"],
+    "path_changed": ["=", RESTART, "= probe", "= probe", "= one-second-window", "=", REVIVE, "-"],
+    "woke": ["=", RESTART, "= probe", "= probe", "= within-250-ms", "=", REVIVE, "-"],
+    "background": ["=", "= grace-on", "= grace-on", "= grace-on", "= grace-on", "=", "=", "-"],
+    "foreground": [
+        "=", "= grace-off", "= grace-off probe", "= grace-off probe", "= grace-off within-250-ms",
+        "[path down] reconnecting hold; connecting dial", "[budget] connecting fresh-budget dial; =", "-"],
+    "backoff_elapsed": ["-", "-", "-", "-", "[in background] backgrounded; connecting dial", "-", "-", "-"],
+    "budget_spent": ["-", "-", "-", "-", "exhausted reason-budget status", "-", "-", "-"],
+    "link_stable": ["-", "-", "-", "= fresh-budget forgiven", "-", "-", "-", "-"],
+    "grace_elapsed": ["-", "backgrounded", "backgrounded", "backgrounded", "backgrounded", "-", "-", "-"],
+    "revival_due": ["-", "-", "-", "-", "-", "-", "[in foreground, path up] connecting fresh-budget dial; =", "-"],
+    "cancel": [
+        "[outcome] = same-answer; cancelled", "cancelled", "cancelled", "cancelled", "cancelled", "cancelled",
+        "cancelled", "= same-answer"],
+    "close": ["=", "idle", "idle", "idle", "idle", "idle", "idle", "-"],
+}
+# fmt: on
+
+NOW = 10_000.0
+CAUSE = Cause(code="close 1006", text="the server closed the WebSocket with code 1006")
+VIOLATION = Cause(code="violation", text="the server broke the protocol", violation=True)
+TICKET = 7
+
+EVENTS: dict[str, AnyEvent] = {
+    "connect": Connect(),
+    "retry": Retry(),
+    "opened": Opened(),
+    "synced": Synced(),
+    "gap_found": GapFound(cause=CAUSE),
+    "lost": Lost(cause=CAUSE),
+    "token_rejected": TokenRejected(cause=CAUSE),
+    "refused": Refused(reason="gone", cause=CAUSE),
+    "job_ended": JobEnded(outcome="complete", update="the end"),
+    "stalled": Stalled(ticket=TICKET),
+    "path_lost": PathLost(),
+    "path_restored": PathRestored(),
+    "path_changed": PathChanged(),
+    "woke": Woke(),
+    "background": Background(),
+    "foreground": Foreground(),
+    "backoff_elapsed": BackoffElapsed(ticket=TICKET),
+    "budget_spent": BudgetSpent(ticket=TICKET),
+    "link_stable": LinkStable(ticket=TICKET),
+    "grace_elapsed": GraceElapsed(ticket=TICKET),
+    "revival_due": RevivalDue(ticket=TICKET),
+    "cancel": Cancel(),
+    "close": Close(),
+}
+EXPIRIES = {"stalled", "backoff_elapsed", "budget_spent", "link_stable", "grace_elapsed", "revival_due"}
+
+
+class Situation(NamedTuple):
+    """Where a step begins: the snapshot, the event, the world."""
+
+    before: Snapshot
+    event: AnyEvent
+    facts: Facts
+
+    def snapshot(self, **changes: Any) -> Situation:
+        return self._replace(before=replace(self.before, **changes))
+
+    def world(self, **changes: Any) -> Situation:
+        return self._replace(facts=replace(self.facts, **changes))
+
+    def event_with(self, **changes: Any) -> Situation:
+        return self._replace(event=replace(self.event, **changes))
+
+
+Change = Callable[[Situation], Situation]
+
+
+def given_up_by(reason: str) -> Change:
+    return lambda s: s.snapshot(reason=reason, cause=CAUSE, revivals=())
+
+
+# How to make each guard true, and every way to make it false. Each way is tried.
+GUARDS: dict[str, tuple[list[Change], list[Change]]] = {
+    "outcome": (
+        [lambda s: s.snapshot(outcome="complete")],
+        [lambda s: s],
+    ),
+    "in background": (
+        [lambda s: s.world(foreground=False)],
+        [lambda s: s.world(foreground=True)],
+    ),
+    "path down": (
+        [lambda s: s.world(path_up=False)],
+        [lambda s: s.world(path_up=True)],
+    ),
+    "auth and the same fixed token": (
+        [lambda s: s.snapshot(reason="auth", refused_token="t1").world(token_id="t1")],
+        [
+            lambda s: s.snapshot(reason="auth", refused_token="t1").world(token_id="t2"),
+            lambda s: s.snapshot(reason="auth", refused_token=None).world(token_id=None),
+            lambda s: s.snapshot(reason="gone", refused_token=None).world(token_id="t1"),
+        ],
+    ),
+    "third violation": (
+        [lambda s: s.snapshot(violations=2).event_with(cause=VIOLATION)],
+        [lambda s: s.snapshot(violations=1).event_with(cause=VIOLATION), lambda s: s.snapshot(violations=9)],
+    ),
+    "B": (
+        [
+            lambda s: s.snapshot(retries=19),
+            lambda s: s.snapshot(outage_since=NOW - 599.9),
+            lambda s: s.snapshot(retries=20, trial=True),
+        ],
+        [
+            lambda s: s.snapshot(retries=20),
+            lambda s: s.snapshot(outage_since=NOW - 600),
+            lambda s: s.snapshot(outage_spent=400.0, outage_since=NOW - 200),
+        ],
+    ),
+    "first": (
+        [lambda s: s.snapshot(rejections=0).world(renewable=True)],
+        [
+            lambda s: s.snapshot(rejections=1).world(renewable=True),
+            lambda s: s.snapshot(rejections=0).world(renewable=False),
+        ],
+    ),
+    "by the fetch, first": (
+        [lambda s: s.event_with(by_fetch=True)],
+        [lambda s: s.event_with(by_fetch=True).snapshot(rejections=1), lambda s: s.event_with(by_fetch=False)],
+    ),
+    "by the socket, first": (
+        [lambda s: s.event_with(by_fetch=False).snapshot(rejections=0)],
+        [lambda s: s.snapshot(rejections=1), lambda s: s.world(renewable=False)],
+    ),
+    "fewer than 3 refetches": (
+        [lambda s: s.snapshot(refetches=0), lambda s: s.snapshot(refetches=2)],
+        [lambda s: s.snapshot(refetches=3)],
+    ),
+    "fewer than 3 free restarts": (
+        [lambda s: s.snapshot(free_restarts=2)],
+        [lambda s: s.snapshot(free_restarts=3)],
+    ),
+    "budget": (
+        [lambda s: s.snapshot(reason="budget")],
+        [given_up_by(reason) for reason in ("auth", "protocol", "gone")],
+    ),
+    "revivable, in foreground, allowed now": (
+        [
+            lambda s: s.snapshot(reason="budget"),
+            lambda s: s.snapshot(reason="budget", revivals=(NOW - 30,)),
+            lambda s: s.snapshot(reason="budget", revivals=(NOW - 3600, *(NOW - 1000 + 100 * i for i in range(5)))),
+        ],
+        [
+            lambda s: s.snapshot(reason="budget").world(foreground=False),
+            lambda s: s.snapshot(reason="budget", revivals=(NOW - 29.9,)),
+            lambda s: s.snapshot(reason="budget", revivals=tuple(NOW - 1000 + 100 * i for i in range(6))),
+            lambda s: s.snapshot(reason="budget", advised_until=NOW + 1),
+            lambda s: s.snapshot(reason="gone"),
+        ],
+    ),
+    # Follows the one above, which was made false: what remains is whether it was the budget.
+    "budget, not allowed now": (
+        [lambda s: s.snapshot(reason="budget", revivals=(NOW - 29.9,))],
+        [given_up_by(reason) for reason in ("auth", "protocol", "gone")],
+    ),
+    "in foreground, path up": (
+        [lambda s: s.world(foreground=True, path_up=True)],
+        [lambda s: s.world(foreground=False, path_up=True), lambda s: s.world(foreground=True, path_up=False)],
+    ),
+}
+# Those two share their situation: the table has one branch, where this transcription tells what it does in two cases.
+MERGED = {"budget, not allowed now"}
+
+OWNS = {
+    "idle": "",
+    "connecting": "attempt",
+    "syncing": "socket fetch",
+    "connected": "socket fetch",
+    "reconnecting": "fetch",
+    "backgrounded": "",
+    "exhausted": "fetch",
+    "cancelled": "",
+}
+# A timer that each state would have running, so that its end is seen when the state is left.
+RUNNING = {
+    "connecting": [(Timer.GRACE, 1)],
+    "syncing": [(Timer.GRACE, 1)],
+    "connected": [(Timer.STABILITY, 1), (Timer.STALL, 2), (Timer.GRACE, 3)],
+    "reconnecting": [(Timer.BACKOFF, 1), (Timer.OUTAGE, 2), (Timer.GRACE, 3)],
+    "exhausted": [],
+}
+
+
+def parse(cell: str) -> list[tuple[str | None, str, list[str]]]:
+    """Split a cell into guard, target and words."""
+    branches = []
+    for text in cell.split(";"):
+        guard = None
+        if text.strip().startswith("["):
+            guard, _, text = text.strip()[1:].partition("]")
+        target, *words = text.split()
+        branches.append((guard, target, words))
+    return branches
+
+
+def base(event: str, state: str) -> Situation:
+    """An everyday situation: some of everything has been used, so that a reset is seen."""
+    armed = list(RUNNING.get(state, []))
+    if event in EXPIRIES:
+        timer = type(EVENTS[event]).timer  # type: ignore[union-attr]
+        armed = [pair for pair in armed if pair[0] is not timer] + [(timer, TICKET)]
+    snapshot = Snapshot(
+        state=State(state),
+        generation=5,
+        fetch=3,
+        retries=4,
+        free_restarts=1,
+        refetches=1,
+        violations=1,
+        armed=tuple(armed),
+        tickets=9,
+        dials=(NOW - 60,),
+        reason="budget" if state == "exhausted" else None,
+        cause=CAUSE,
+    )
+    facts = Facts(now=NOW, path_up=event != "path_lost", foreground=event not in ("background", "grace_elapsed"))
+    return Situation(snapshot, EVENTS[event], facts)
+
+
+class Case(NamedTuple):
+    """One branch of one cell, in one situation."""
+
+    name: str
+    situation: Situation
+    target: str
+    words: list[str]
+
+
+def cases() -> Iterator[Case]:
+    for event, row in TABLE.items():
+        for state, cell in zip(STATES, row, strict=True):
+            branches = parse(cell)
+            for place, (guard, target, words) in enumerate(branches):
+                earlier = [other for other, _, _ in branches[:place] if other is not None]
+                if guard in MERGED:
+                    earlier.remove("revivable, in foreground, allowed now")
+                ways = [GUARDS[other][1] for other in earlier] + ([GUARDS[guard][0]] if guard else [])
+                for number, changes in enumerate(itertools.product(*ways)):
+                    situation = base(event, state)
+                    if event == "path_lost" and guard != "fewer than 3 free restarts" and len(branches) > 1:
+                        situation = situation.world(path_up=False)
+                    for change in changes:
+                        situation = change(situation)
+                    yield Case(f"{event}-{state}-{guard or 'else'}-{number}", situation, target, words)
+
+
+CASES = list(cases())
+
+
+def test_the_transcription_speaks_of_every_event_and_state() -> None:
+    assert list(TABLE) == [trigger.value for trigger in Trigger] == list(EVENTS)
+    assert [state.value for state in State] == STATES
+    assert all(len(row) == len(STATES) for row in TABLE.values())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_cell(case: Case) -> None:
+    before, event, facts = case.situation
+    if case.target == "✗":
+        with pytest.raises(getattr(errors, case.words[0])) as caught:
+            step(before, event, facts)
+        assert type(caught.value).__name__ == case.words[0]
+        assert caught.value.why
+        assert (caught.value.request, caught.value.state) == (event.trigger.value, before.state.value)
+        return
+
+    taken = step(before, event, facts)
+    if case.target == "-":
+        assert taken.verdict is Verdict.IGNORED
+        assert taken.effects == ()
+        expected = before
+        if event.trigger.value in EXPIRIES:
+            expected = replace(before, armed=tuple(pair for pair in before.armed if pair[1] != TICKET))
+        assert taken.snapshot in (before, expected)
+        (branch,) = LIFECYCLE.cell(event.trigger, before.state)
+        assert branch.kind is Kind.IGNORED
+        assert len(branch.reason.split()) > 3
+        return
+
+    moved = case.target != "="
+    assert taken.verdict is (Verdict.MOVED if moved else Verdict.KEPT)
+    target = case.target if moved else before.state.value
+    assert taken.snapshot.state is State(target)
+    for word in case.words:
+        assert WORDS[word](case.situation, taken), word
+    check_ownership(case.situation, taken, moved)
+
+
+def check_ownership(situation: Situation, taken: Step, moved: bool) -> None:
+    """What the old state owned was given back before anything new began; the new one owns what it must."""
+    before, after = situation.before, taken.snapshot
+    kinds = [type(effect) for effect in taken.effects]
+    old, new = OWNS[before.state.value].split(), OWNS[after.state.value].split()
+    if moved:
+        assert (AbandonDial in kinds) is ("attempt" in old and after.state is not State.SYNCING)
+        assert (CloseSocket in kinds) is ("socket" in old and "socket" not in new)
+        assert (CancelFetch in kinds) is ("fetch" in old)
+        assert (SaveCursor in kinds) is (CloseSocket in kinds or before.state is State.CONNECTED)
+        assert kinds.count(Dial) == ("attempt" in new)
+        begun = [kinds.index(kind) for kind in (Dial, FetchState, Greet, Arm, ReleaseBuffer, Deliver) if kind in kinds]
+        ended = [kinds.index(kind) for kind in (AbandonDial, CloseSocket, CancelFetch, SaveCursor) if kind in kinds]
+        assert not begun or not ended or max(ended) < min(begun)
+        stale = taken.effects and CancelFetch in kinds
+        assert not stale or after.fetch > before.fetch
+    else:
+        assert not {AbandonDial, CloseSocket, CancelFetch, Dial, SaveCursor} & set(kinds)
+    for effect in taken.effects:
+        if isinstance(effect, Dial):
+            assert effect.generation == after.generation > before.generation
+    if after.state in (State.IDLE, State.BACKGROUNDED, State.CANCELLED) and moved:
+        assert after.generation > before.generation
+    for timer, _ in after.armed:
+        assert after.state in LIFECYCLE.timers[timer].runs_in
+    for timer, ticket in before.armed:
+        gone = after.ticket(timer) is None
+        spent = situation.event.trigger.value in EXPIRIES and ticket == TICKET
+        assert (Disarm(timer=timer) in taken.effects) is (gone and not spent)
+
+
+def arms(taken: Step, timer: Timer, delay: Delay | None = None) -> bool:
+    found = [effect.delay for effect in taken.effects if isinstance(effect, Arm) and effect.timer is timer]
+    return len(found) == 1 and taken.snapshot.ticket(timer) is not None and delay in (None, found[0])
+
+
+def fetches(taken: Step, purpose: Purpose, delay: float = 0.0, fresh_token: bool = False) -> bool:
+    found = [effect for effect in taken.effects if isinstance(effect, FetchState)]
+    wanted = FetchState(
+        purpose=purpose,
+        generation=taken.snapshot.generation,
+        fetch=taken.snapshot.fetch,
+        delay=delay,
+        fresh_token=fresh_token,
+    )
+    return found == [wanted]
+
+
+def has(taken: Step, effect: object) -> bool:
+    return effect in taken.effects
+
+
+def the_dial(taken: Step) -> Dial:
+    (dial,) = (effect for effect in taken.effects if isinstance(effect, Dial))
+    return dial
+
+
+def reason_is(reason: str) -> Callable[[Situation, Step], bool]:
+    return lambda situation, taken: taken.snapshot.reason == reason and taken.snapshot.cause is not None
+
+
+def exactly(seconds: float) -> Delay:
+    return Delay(seconds, seconds)
+
+
+FORGIVEN = {"free_restarts": 0, "rejections": 0, "refetches": 0, "violations": 0}
+
+
+WORDS: dict[str, Callable[[Situation, Step], bool]] = {
+    "dial": lambda s, t: the_dial(t).not_before == NOW,
+    "no-wait": lambda s, t: the_dial(t).not_before == NOW,
+    "fresh-token": lambda s, t: the_dial(t).fresh_token and t.snapshot.rejections == 1,
+    "fresh-token-next": lambda s, t: t.snapshot.token_stale and t.effects == (),
+    "fresh-token-fetch": lambda s, t: fetches(t, Purpose.SYNC, fresh_token=True) and t.snapshot.rejections == 1,
+    "forgiven": lambda s, t: all(getattr(t.snapshot, name) == number for name, number in FORGIVEN.items()),
+    "fresh-budget": lambda s, t: (
+        (t.snapshot.retries, t.snapshot.outage_seconds(NOW), t.snapshot.reason) == (0, 0, None)
+    ),
+    "charged": lambda s, t: t.snapshot.retries == s.before.retries + (not s.before.trial),
+    "uncharged": lambda s, t: t.snapshot.retries == s.before.retries,
+    "hold": lambda s, t: arms(t, Timer.BACKOFF, exactly(60)) and t.snapshot.ticket(Timer.OUTAGE) is None,
+    "backoff": lambda s, t: arms(t, Timer.BACKOFF, Delay(0.25, min(30, 2**s.before.retries))) and arms(t, Timer.OUTAGE),
+    "one-second-window": lambda s, t: arms(t, Timer.BACKOFF, Delay(0.25, 1.0)) and t.snapshot.retries == 4,
+    "within-250-ms": lambda s, t: arms(t, Timer.BACKOFF, Delay(0.0, 0.25)) and t.snapshot.retries == 4,
+    "status": lambda s, t: fetches(t, Purpose.STATUS),
+    "fetch": lambda s, t: fetches(t, Purpose.SYNC),
+    "fetch-stall": lambda s, t: fetches(t, Purpose.STALL),
+    "refetch-later": lambda s, t: (
+        fetches(t, Purpose.SYNC, delay=[0.5, 1, 2][s.before.refetches])
+        and t.snapshot.refetches == s.before.refetches + 1
+    ),
+    "greet": lambda s, t: has(t, Greet()),
+    "same-socket": lambda s, t: not any(isinstance(effect, CloseSocket) for effect in t.effects),
+    "release": lambda s, t: has(t, ReleaseBuffer()),
+    "stability": lambda s, t: arms(t, Timer.STABILITY, exactly(30)),
+    "stall-120": lambda s, t: arms(t, Timer.STALL, exactly(120)),
+    "stall-240": lambda s, t: arms(t, Timer.STALL, exactly(240)),
+    "probe": lambda s, t: has(t, Probe()),
+    "grace-on": lambda s, t: arms(t, Timer.GRACE, exactly(30)),
+    "grace-off": lambda s, t: has(t, Disarm(timer=Timer.GRACE)) and t.snapshot.ticket(Timer.GRACE) is None,
+    "revival-armed": lambda s, t: arms(t, Timer.REVIVAL),
+    "nothing-armed": lambda s, t: t.effects == (),
+    "outcome": lambda s, t: t.snapshot.outcome == "complete" and has(t, Deliver(outcome="complete", update="the end")),
+    "same-answer": lambda s, t: t.effects == () and t.snapshot == s.before,
+    **{f"reason-{reason}": reason_is(reason) for reason in ("budget", "auth", "protocol", "gone")},
+}
+
+
+def test_every_branch_of_the_table_is_driven() -> None:
+    driven = set()
+    for case in CASES:
+        before, event, facts = case.situation
+        draft = Draft(before, event, facts, Policy())
+        with contextlib.suppress(errors.ForbiddenRequest):
+            LIFECYCLE.fire(event.trigger, draft)
+        driven.add((event.trigger, before.state, id(draft.branch)))
+    missed = [
+        f"{event.value} in {state.value}: {branch.when.__name__ if branch.when else 'else'}"
+        for event, state, branch in LIFECYCLE.branches()
+        if (event, state, id(branch)) not in driven
+    ]
+    assert missed == []

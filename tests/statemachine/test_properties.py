@@ -1,0 +1,299 @@
+"""Whatever happens, in whatever order: what must hold after every step of the lifecycle alone."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
+
+from towline._exceptions import ForbiddenRequest
+from towline.statemachine import (
+    LIFECYCLE,
+    AbandonDial,
+    Advice,
+    AnyEvent,
+    Arm,
+    Background,
+    Backoff,
+    Cancel,
+    CancelFetch,
+    Cause,
+    Close,
+    CloseSocket,
+    Connect,
+    Deliver,
+    Dial,
+    Disarm,
+    FetchState,
+    Foreground,
+    GapFound,
+    Greet,
+    JobEnded,
+    Lost,
+    Opened,
+    PathChanged,
+    PathLost,
+    PathRestored,
+    Policy,
+    Probe,
+    Purpose,
+    Reason,
+    Refused,
+    ReleaseBuffer,
+    Retry,
+    SaveCursor,
+    Snapshot,
+    State,
+    Step,
+    Synced,
+    Timer,
+    TokenRejected,
+    Trigger,
+    Verdict,
+    Woke,
+    step,
+)
+from towline.testing import DryRun
+
+ADVICES = st.none() | st.builds(
+    Advice,
+    retry_after=st.none() | st.floats(0, 2000),
+    retry_in=st.none() | st.floats(0, 2000),
+    spread=st.none() | st.floats(0, 2000),
+)
+CAUSES = st.builds(
+    Cause,
+    code=st.just("broken"),
+    text=st.just("the connection broke"),
+    shared=st.booleans(),
+    violation=st.booleans(),
+    certificate=st.booleans(),
+    advice=ADVICES,
+)
+REASONS: st.SearchStrategy[Reason] = st.sampled_from(["budget", "auth", "protocol", "gone"])
+REQUESTS = st.sampled_from([Connect(), Retry(), Cancel(), Close(), Close(accepted=True)])
+REPORTS = st.sampled_from([PathLost(), PathRestored(), PathChanged(), Woke(), Background(), Foreground()])
+POLICIES = st.builds(
+    Policy,
+    backoff=st.sampled_from([Backoff.patient(), Backoff.original(), Backoff(attempts=0), Backoff(seconds=0.001)]),
+    dial_spacing=st.sampled_from([0.0, 4.0]),
+    dials_per_window=st.sampled_from([1, 60]),
+    free_restarts=st.sampled_from([0, 3]),
+    grace=st.sampled_from([0.0, 30.0]),
+    violations=st.sampled_from([1, 3]),
+    refetch_waits=st.sampled_from([(), (0.5, 1.0, 2.0)]),
+)
+
+
+class World(RuleBasedStateMachine):
+    """The machine, and an engine and a network that do whatever they like. `held` is what the engine would hold."""
+
+    @initialize(policy=POLICIES)
+    def begin(self, policy: Policy) -> None:
+        self.run = DryRun(policy)
+        self.attempts: set[int] = set()
+        self.sockets = 0
+        self.fetches: set[int] = set()
+        self.delivered = 0
+        self.forgotten: list[AnyEvent] = []
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.run.snapshot
+
+    def take(self, event: AnyEvent) -> None:
+        before, facts = self.snapshot, self.run.facts
+        try:
+            taken = self.run.take(event)
+        except ForbiddenRequest:
+            assert event.trigger in (Trigger.CONNECT, Trigger.RETRY)
+            assert self.snapshot is before
+            return
+        self.forgotten.append(event)
+        self.check(event, before, taken)
+        # The same question has the same answer: no clock, no randomness, no memory but the snapshot.
+        assert step(before, event, facts, self.run.policy) == taken
+
+    def check(self, event: AnyEvent | None, before: Snapshot, taken: Step) -> None:
+        after = taken.snapshot
+        if taken.verdict in (Verdict.IGNORED, Verdict.STALE):
+            assert taken.effects == ()
+            assert after.state is before.state
+        for effect in taken.effects:
+            match effect:
+                case Dial():
+                    assert not self.attempts
+                    assert self.sockets == 0
+                    assert effect.not_before >= self.run.now
+                    self.attempts.add(effect.generation)
+                case AbandonDial():
+                    assert self.attempts
+                    self.attempts.clear()
+                case Greet():
+                    # `opened` turned the attempt into a socket.
+                    assert self.attempts
+                    self.attempts.clear()
+                    self.sockets += 1
+                    assert self.sockets == 1
+                case CloseSocket():
+                    assert self.sockets == 1
+                    will_not_return = isinstance(event, JobEnded) or getattr(event, "accepted", False)
+                    assert effect.code == (1000 if will_not_return else 1001)
+                    self.sockets = 0
+                case FetchState():
+                    assert effect.fetch == max((*self.fetches, effect.fetch))
+                    self.fetches = {effect.fetch}
+                    wanted = {State.RECONNECTING: Purpose.STATUS, State.EXHAUSTED: Purpose.STATUS}
+                    assert (effect.purpose is Purpose.STATUS) is (after.state in wanted)
+                case CancelFetch():
+                    self.fetches.clear()
+                case Deliver():
+                    self.delivered += 1
+                    assert after.state is State.IDLE
+                case ReleaseBuffer():
+                    assert (before.state, after.state) == (State.SYNCING, State.CONNECTED)
+                case Probe():
+                    assert self.sockets == 1
+                case Arm():
+                    assert after.state in LIFECYCLE.timers[effect.timer].runs_in
+                    assert 0 <= effect.delay.low <= effect.delay.high
+                case Disarm() | SaveCursor():
+                    pass
+        assert after.generation >= before.generation
+        assert after.fetch >= before.fetch
+        assert after.tickets >= before.tickets
+
+    @rule(request=REQUESTS)
+    def user(self, request: AnyEvent) -> None:
+        self.take(request)
+
+    @rule(report=REPORTS)
+    def host(self, report: AnyEvent) -> None:
+        match report:
+            case PathLost():
+                self.run.world(path_up=False)
+            case PathRestored() | PathChanged():
+                self.run.world(path_up=True)
+            case Background():
+                self.run.world(foreground=False)
+            case Foreground():
+                self.run.world(foreground=True)
+        self.take(report)
+
+    @rule(renewable=st.booleans(), token_id=st.sampled_from([None, "a", "b"]))
+    def token(self, renewable: bool, token_id: str | None) -> None:
+        self.run.world(renewable=renewable, token_id=token_id)
+
+    @precondition(lambda self: self.attempts)
+    @rule()
+    def server_accepts(self) -> None:
+        self.take(Opened(generation=max(self.attempts)))
+
+    @precondition(lambda self: self.attempts or self.sockets)
+    @rule(cause=CAUSES, reason=REASONS, what=st.sampled_from(["lost", "rejected", "refused"]), fetched=st.booleans())
+    def network_fails(self, cause: Cause, reason: Reason, what: str, fetched: bool) -> None:
+        at = self.snapshot.generation
+        if what == "lost":
+            self.take(Lost(cause=cause, generation=at))
+        elif what == "rejected":
+            self.take(TokenRejected(cause=cause, generation=at, by_fetch=fetched))
+        else:
+            self.take(Refused(reason=reason, cause=cause, generation=at))
+
+    @precondition(lambda self: self.sockets)
+    @rule(cause=CAUSES)
+    def stream_goes_on(self, cause: Cause) -> None:
+        self.take(GapFound(cause=cause, generation=self.snapshot.generation))
+
+    @precondition(lambda self: self.fetches)
+    @rule()
+    def state_is_fetched(self) -> None:
+        self.take(Synced(generation=self.snapshot.generation, fetch=max(self.fetches)))
+
+    @rule(outcome=st.sampled_from(["complete", "failed", "canceled"]))
+    def job_ends(self, outcome: str) -> None:
+        over = self.snapshot.outcome
+        self.take(JobEnded(outcome=outcome))  # type: ignore[arg-type]
+        assert self.snapshot.outcome == over or over is None
+
+    @rule(seconds=st.sampled_from([0.0, 0.3, 4.0, 31.0, 700.0, 4000.0]))
+    def time_passes(self, seconds: float) -> None:
+        until = self.run.now + seconds
+        while (due := self.run.next_expiry()) is not None and due <= until:
+            before = self.snapshot
+            taken = self.run.expire()
+            self.check(None, before, taken)
+            assert taken.verdict in (Verdict.MOVED, Verdict.KEPT)
+        self.run.world(now=until)
+
+    @precondition(lambda self: self.forgotten)
+    @rule(data=st.data())
+    def something_late_arrives(self, data: st.DataObject) -> None:
+        event = data.draw(st.sampled_from(self.forgotten))
+        if not isinstance(event, Connect | Retry | Cancel | Close):
+            self.take(event)
+
+    @invariant()
+    def what_is_owned_fits_the_state(self) -> None:
+        at = self.snapshot.state
+        assert len(self.attempts) == (at is State.CONNECTING)
+        assert self.sockets == (at in (State.SYNCING, State.CONNECTED))
+        if at in (State.IDLE, State.CONNECTING, State.BACKGROUNDED, State.CANCELLED):
+            assert not self.fetches
+
+    @invariant()
+    def every_timer_runs_where_it_may(self) -> None:
+        timers = [timer for timer, _ in self.snapshot.armed]
+        assert len(timers) == len(set(timers))
+        for timer in timers:
+            assert self.snapshot.state in LIFECYCLE.timers[timer].runs_in
+        if self.snapshot.state is State.RECONNECTING:
+            assert Timer.BACKOFF in timers
+
+    @invariant()
+    def the_end_is_told_once(self) -> None:
+        assert self.delivered == (self.snapshot.outcome is not None)
+        assert self.delivered <= 1
+
+    @invariant()
+    def what_is_kept_is_bounded(self) -> None:
+        policy = self.run.policy
+        assert len(self.snapshot.dials) <= policy.dials_per_window
+        assert len(self.snapshot.revivals) <= policy.revivals_per_window + 1
+        assert (self.snapshot.reason is not None) == (self.snapshot.state is State.EXHAUSTED)
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+EVENTS = st.one_of(
+    REQUESTS,
+    REPORTS,
+    st.builds(Opened),
+    st.builds(Synced),
+    st.builds(Lost, cause=CAUSES),
+    st.builds(GapFound, cause=CAUSES),
+    st.builds(TokenRejected, cause=CAUSES, by_fetch=st.booleans()),
+    st.builds(Refused, reason=REASONS, cause=CAUSES),
+    st.builds(JobEnded, outcome=st.sampled_from(["complete", "failed", "canceled"])),
+)
+
+
+@given(POLICIES, st.lists(st.tuples(EVENTS, st.booleans(), st.booleans(), st.sampled_from([0.0, 0.5, 35.0]))))
+def test_only_a_forbidden_request_raises_and_nothing_given_is_touched(
+    policy: Policy, story: list[tuple[AnyEvent, bool, bool, float]]
+) -> None:
+    run = DryRun(policy)
+    for event, path_up, foreground, seconds in story:
+        run.world(path_up=path_up, foreground=foreground)
+        before = run.snapshot
+        kept = replace(before)
+        try:
+            run.take(event)
+        except ForbiddenRequest:
+            assert event.trigger in (Trigger.CONNECT, Trigger.RETRY)
+            assert run.snapshot is before
+        assert before == kept
+        run.advance(seconds)

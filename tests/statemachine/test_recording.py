@@ -1,0 +1,134 @@
+"""A recorded run is JSON, and replays step by step; a change of the machine or of the record is seen."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from towline._exceptions import ForbiddenRequest, InvalidArgument
+from towline.statemachine import (
+    Advice,
+    AnyEvent,
+    Backoff,
+    Cancel,
+    Cause,
+    Connect,
+    Entry,
+    JobEnded,
+    Lost,
+    Opened,
+    PathLost,
+    PathRestored,
+    Policy,
+    Recorder,
+    Recording,
+    State,
+    Synced,
+    Verdict,
+    replay,
+)
+from towline.testing import DryRun
+
+CAUSE = Cause(code="close 1012", text="restart", shared=True, advice=Advice(retry_in=1.0, spread=5.0))
+STORY: list[AnyEvent] = [
+    Connect(),
+    Opened(generation=1),
+    Synced(generation=1, fetch=1),
+    Lost(cause=CAUSE, generation=1),
+    PathLost(),
+    PathRestored(),
+    Lost(cause=CAUSE, generation=0),
+    JobEnded(outcome="complete", update=b"the books"),
+    Connect(),
+    Cancel(),
+]
+
+
+def record(limit: int = 256, policy: Policy | None = None) -> Recording:
+    run = DryRun(policy)
+    recorder = Recorder(run.policy, limit)
+    for event in STORY:
+        before = run.snapshot
+        verdict: Verdict | None = None
+        with contextlib.suppress(ForbiddenRequest):
+            verdict = run.take(event).verdict
+        entry = Entry(event=event, facts=run.facts, source=before.state, target=run.snapshot.state, verdict=verdict)
+        recorder.record(before, entry)
+        run.world(now=run.now + 1.0)
+    return recorder.recording()
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(backoff=Backoff.original(), grace=0.0)], ids=["default", "own"])
+def test_round_trip_and_replay(policy: Policy) -> None:
+    recording = record(policy=policy)
+    again = Recording.from_json(recording.to_json())
+    assert again == recording
+    assert again.policy == policy
+    assert [entry.verdict for entry in again.entries][-3:] == [Verdict.MOVED, None, Verdict.KEPT]
+    assert replay(again) is None
+
+
+def test_no_job_data_is_kept() -> None:
+    assert b"books" not in record().to_json()
+
+
+def test_the_oldest_entries_are_forgotten_and_the_rest_still_replays() -> None:
+    recording = record(limit=4)
+    assert len(recording.entries) == 4
+    assert recording.start.state is State.RECONNECTING
+    assert replay(Recording.from_json(recording.to_json())) is None
+
+
+def test_an_empty_recording() -> None:
+    assert replay(Recorder(Policy()).recording()) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("target", State.EXHAUSTED), ("verdict", Verdict.STALE), ("source", State.CANCELLED)]
+)
+def test_the_first_divergence_is_shown(field: str, value: Any) -> None:
+    recording = record()
+    entries = list(recording.entries)
+    entries[3] = replace(entries[3], **{field: value})
+    found = replay(replace(recording, entries=tuple(entries)))
+    assert found is not None
+    assert (found.place, found.entry) == (3, entries[3])
+    assert (found.source, found.target, found.verdict) == (State.CONNECTED, State.RECONNECTING, Verdict.MOVED)
+
+
+def test_another_policy_diverges() -> None:
+    recording = record()
+    stingy = replace(recording, policy=Policy(backoff=Backoff(attempts=0)))
+    found = replay(stingy)
+    assert found is not None
+    assert (found.place, found.target) == (3, State.EXHAUSTED)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"version": 2}',
+        b'{"version": 1, "policy": {"grace": -1}}',
+        b'{"version": 1, "entries": [{"event": {"event": "unheard of"}}]}',
+        b"[" * 100_000,
+    ],
+)
+def test_damaged_recordings_are_refused(data: bytes) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        Recording.from_json(data)
+    assert caught.value.name == "recording"
+
+
+def test_a_recording_is_plain_json() -> None:
+    tree = msgspec.json.decode(record().to_json())
+    assert tree["version"] == 1
+    assert tree["entries"][3]["event"]["event"] == "lost"
+    assert tree["entries"][3]["event"]["cause"]["code"] == "close 1012"
