@@ -1,1 +1,165 @@
-"""Towline: follow a long-running job to its true end."""
+"""Towline: follow a long-running job over a WebSocket to its true end.
+
+    async with towline.Connection("wss://api.example/ws/progress", job="j1", token=token) as line:
+        async for update in line:
+            print(line.state, update)
+    print(line.outcome)
+
+See `Connection` for everything else.
+"""
+
+from ._connection import (
+    Connection,
+    Statistics,
+)
+from ._delivery import (
+    Subscription,
+)
+from ._exceptions import (
+    Cancelled,
+    CertificateRejected,
+    ConnectFailed,
+    ConnectionBroken,
+    ConnectionClosed,
+    Damaged,
+    DeadlineExceeded,
+    Exhausted,
+    ForbiddenRequest,
+    HandshakeRefused,
+    InvalidArgument,
+    JobEnded,
+    KeyUnavailable,
+    Locked,
+    MalformedMessage,
+    MessageTooBig,
+    NameNotResolved,
+    NetworkError,
+    ProtocolViolation,
+    ProxyFailed,
+    ReadFailed,
+    RecordMismatch,
+    RemoteError,
+    StateUnreachable,
+    TableError,
+    TokenProviderFailed,
+    TokenRefused,
+    TokenStoreError,
+    TowlineError,
+    UnexpectedResponse,
+    UnknownVersion,
+    UnsafePermissions,
+    UsageError,
+    WriteFailed,
+    WrongKey,
+)
+from ._secret import (
+    Secret,
+)
+from ._text import (
+    escape,
+)
+from ._tokens import (
+    Token,
+    TokenProvider,
+)
+from ._updates import (
+    AnyUpdate,
+    JobCanceled,
+    JobComplete,
+    JobFailed,
+    JobStarted,
+    Outcome,
+    Progress,
+    Resynced,
+    Stalled,
+    StateChange,
+    Update,
+)
+from .statemachine import (
+    Backoff,
+    Cause,
+    Policy,
+    Recording,
+    State,
+)
+from .storage import (
+    MemoryTokenStore,
+    Store,
+    TokenStore,
+)
+from .transport import (
+    Limits,
+    Network,
+    Templates,
+    WebSocket,
+    open_websocket,
+)
+
+__all__ = [
+    "AnyUpdate",
+    "Backoff",
+    "Cancelled",
+    "Cause",
+    "CertificateRejected",
+    "ConnectFailed",
+    "Connection",
+    "ConnectionBroken",
+    "ConnectionClosed",
+    "Damaged",
+    "DeadlineExceeded",
+    "Exhausted",
+    "ForbiddenRequest",
+    "HandshakeRefused",
+    "InvalidArgument",
+    "JobCanceled",
+    "JobComplete",
+    "JobEnded",
+    "JobFailed",
+    "JobStarted",
+    "KeyUnavailable",
+    "Limits",
+    "Locked",
+    "MalformedMessage",
+    "MemoryTokenStore",
+    "MessageTooBig",
+    "NameNotResolved",
+    "Network",
+    "NetworkError",
+    "Outcome",
+    "Policy",
+    "Progress",
+    "ProtocolViolation",
+    "ProxyFailed",
+    "ReadFailed",
+    "RecordMismatch",
+    "Recording",
+    "RemoteError",
+    "Resynced",
+    "Secret",
+    "Stalled",
+    "State",
+    "StateChange",
+    "StateUnreachable",
+    "Statistics",
+    "Store",
+    "Subscription",
+    "TableError",
+    "Templates",
+    "Token",
+    "TokenProvider",
+    "TokenProviderFailed",
+    "TokenRefused",
+    "TokenStore",
+    "TokenStoreError",
+    "TowlineError",
+    "UnexpectedResponse",
+    "UnknownVersion",
+    "UnsafePermissions",
+    "Update",
+    "UsageError",
+    "WebSocket",
+    "WriteFailed",
+    "WrongKey",
+    "escape",
+    "open_websocket",
+]

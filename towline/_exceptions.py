@@ -10,6 +10,8 @@ The tree says who is at fault::
     │   ├── ForbiddenRequest       the request is not lawful in the present state
     │   │   ├── JobEnded           ... because the job has ended
     │   │   └── Cancelled          ... because cancel() was called: final
+    │   ├── StateUnreachable       what was waited for cannot happen any more
+    │   ├── TokenProviderFailed    the program's token provider raised
     │   └── TableError             a state table that does not hold together
     ├── RemoteError                the peer
     │   ├── ProtocolViolation      it sent bytes that no server may send
@@ -91,6 +93,30 @@ class JobEnded(ForbiddenRequest):
 
 class Cancelled(ForbiddenRequest):
     """`cancel()` was called on this connection, which is final; make a new `Connection`."""
+
+
+class StateUnreachable(UsageError):
+    """What was waited for cannot happen from the state the connection is in; it is still usable."""
+
+    def __init__(self, wanted: str, state: str) -> None:
+        super().__init__(wanted, state)
+        self.wanted = wanted
+        self.state = state
+
+    def __str__(self) -> str:
+        return f"{self.wanted} cannot come about while {self.state}"
+
+
+class TokenProviderFailed(UsageError):
+    """The program's token provider raised; its error is the cause. The engine tries again, within its budget."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+    def __str__(self) -> str:
+        # Not the provider's own text: it may quote the token.
+        return f"the token provider raised {self.kind}"
 
 
 class TableError(UsageError):

@@ -1,0 +1,496 @@
+"""The front door: one connection that follows one job to its end."""
+
+from __future__ import annotations
+
+import random as random_module
+import ssl as ssl_module
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Self, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+from anyio import AsyncContextManagerMixin
+
+from ._delivery import Subscription
+from ._engine import Engine
+from ._exceptions import (
+    Cancelled,
+    DeadlineExceeded,
+    ForbiddenRequest,
+    InvalidArgument,
+    StateUnreachable,
+    TokenRefused,
+    TokenStoreError,
+)
+from ._handlers import Handler
+from ._recovery import Cursor
+from ._secret import Secret
+from ._settings import Classifier, Settings
+from ._tokens import Token, TokenProvider
+from ._updates import OUTCOME_KINDS, Outcome, Progress, StateChange, load_outcome
+from .statemachine import (
+    AnyEvent,
+    Background,
+    Cancel,
+    Cause,
+    Close,
+    Connect,
+    Foreground,
+    PathChanged,
+    PathLost,
+    PathRestored,
+    Policy,
+    Reason,
+    Recording,
+    Retry,
+    Snapshot,
+    State,
+    Woke,
+)
+from .storage import Record, Store, TokenStore
+from .transport import (
+    CancelAnswer,
+    Codec,
+    Headers,
+    Limits,
+    Network,
+    Templates,
+    encode_job_id,
+    parse_origin,
+    parse_url,
+)
+
+T = TypeVar("T")
+
+#: Most bytes of a result that `fetch_result` takes, unless told otherwise.
+MAX_RESULT: Final = 256 << 20
+
+# What the closing of everything may take beyond the closing handshake: a slow disk, a slow handler.
+_MARGIN: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """How a connection fares, at one moment. Counts are since its making; `cursor` is (epoch, seq) handed on."""
+
+    state: State
+    generation: int
+    retries: int
+    cause: Cause | None
+    reason: Reason | None
+    cursor: tuple[str, int] | None
+    dials: int
+    connects: int
+    messages: int
+    updates: int
+    gaps: int
+    overflows: int
+    duplicates: int
+    malformed_messages: int
+    unknown_messages: int
+    foreign_messages: int
+    stale_events: int
+    ignored_events: int
+    handler_errors: int
+    store_problem: TokenStoreError | None
+
+
+class Connection(AsyncContextManagerMixin):
+    """Follows one job through drops, sleep, restarts of the server and of this process.
+
+    Use it as an async context manager: entering it connects, leaving it closes what is open; the job goes on. Iterate
+    over it for the updates. It belongs to the event loop and thread that entered it; `cancel`, `background`,
+    `foreground`, `retry`, `connect` and the `report_` methods may be called from any thread and any callback.
+
+    - `url`: a `wss` URL, or `ws` to loopback (elsewhere with `allow_insecure=True`). Left out, it is taken from the
+      store. The job's id is added to its query.
+    - `token`: text, a `Secret`, an async function that gives one, or left out: then it is taken from the store.
+      `refresh=True` lets the server exchange a text token for a fresh one; a stored token may always be exchanged.
+    - `store`: where token and progress are kept for another process. Given a token, nothing is stored unless a store is
+      given; without a token the user's default `TokenStore` is opened.
+    - `pipelines`: result types of your own, by pipeline name (anything msgspec decodes).
+    - `policy`: every number. `limits`: what the server may cost. `network`, `ssl`: how to dial.
+    - `api_origin`: where the HTTP calls go if not to the URL's own origin. `templates`: their paths.
+    - `headers`, `subprotocols`: added to the upgrade. `token_subprotocol="name"` sends the token as the subprotocol
+      `name.<token>` in place of the header; `token_in_query=True` sends it in the URL, where servers log it.
+    - `strict_sync`: a server that keeps no state of the job is not accepted.
+    - `classify`: your own word on errors and application close codes: "lost", "token_rejected", "refused" or None.
+    - `on_state`, `on_disconnected` (both get a `StateChange`), `on_progress`: plain functions, called at once, or
+      coroutine functions, called in order in a task. One that raises is logged and counted.
+    - `random`, `wall_time`: for tests.
+
+    Raises `InvalidArgument` at once for what cannot be right.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        job: str,
+        token: str | Secret | TokenProvider | None = None,
+        token_expires: float | None = None,
+        refresh: bool = False,
+        store: Store | None = None,
+        pipelines: Mapping[str, type] | None = None,
+        policy: Policy | None = None,
+        limits: Limits | None = None,
+        headers: Headers = (),
+        subprotocols: Iterable[str] = (),
+        token_subprotocol: str | None = None,
+        token_in_query: bool = False,
+        ssl: ssl_module.SSLContext | None = None,
+        network: Network | None = None,
+        allow_insecure: bool = False,
+        api_origin: str | None = None,
+        templates: Templates | None = None,
+        strict_sync: bool = False,
+        classify: Classifier | None = None,
+        on_state: Handler[StateChange] | None = None,
+        on_progress: Handler[Progress] | None = None,
+        on_disconnected: Handler[StateChange] | None = None,
+        random: Callable[[], float] = random_module.random,
+        wall_time: Callable[[], float] = time.time,
+    ) -> None:
+        encode_job_id(job)
+        if token_subprotocol is not None and token_in_query:
+            raise InvalidArgument("token_in_query", "cannot be combined with token_subprotocol: choose one")
+        self._job = job
+        self._url = url
+        self._allow_insecure = allow_insecure
+        self._api_origin = api_origin
+        if url is not None:
+            parse_url(url, allow_insecure=allow_insecure)
+        if api_origin is not None:
+            parse_origin(api_origin, allow_insecure=allow_insecure)
+        self._token = token
+        self._token_expires = token_expires
+        self._store = store
+        self._engine: Engine | None = None
+        self._thread = 0
+        self._event_loop: anyio.lowlevel.EventLoopToken | None = None
+        pipelines = dict(pipelines or {})
+        self._options: dict[str, Any] = {
+            "job": job,
+            "policy": policy or Policy(),
+            "limits": limits or Limits(),
+            "codec": Codec(pipelines),
+            "pipelines": pipelines,
+            "templates": templates or Templates(),
+            "headers": tuple(headers.items() if isinstance(headers, Mapping) else headers),
+            "subprotocols": tuple(subprotocols),
+            "token_subprotocol": token_subprotocol,
+            "token_in_query": token_in_query,
+            "ssl": ssl,
+            "network": network,
+            "provider": token if callable(token) else None,
+            "refresh": refresh,
+            "strict_sync": strict_sync,
+            "classify": classify,
+            "on_state": on_state,
+            "on_progress": on_progress,
+            "on_disconnected": on_disconnected,
+            "random": random,
+            "wall_time": wall_time,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Connection to job {self._job!r}: {self.state.value}>"
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        if self._engine is not None:
+            raise ForbiddenRequest("entering", self.state.value, "a Connection is entered once: make a new one")
+        settings, record = await self._resume()
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            engine = Engine(settings, tasks)
+            self._thread = threading.get_ident()
+            self._event_loop = anyio.lowlevel.current_token()
+            self._engine = engine
+            try:
+                await self._begin(engine, record)
+                yield self
+            except Exception as error:
+                # Carried past the task group, which would wrap it: the body's own errors come out as they are.
+                failure = error
+            finally:
+                await self._end(engine)
+                tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _resume(self) -> tuple[Settings, Record | None]:
+        """What is on record of the job, and the settings with what the record adds to them."""
+        store, record = self._store, None
+        if self._token is None or self._url is None:
+            store = store or TokenStore()
+            record = await store.read(self._job)
+        elif store is not None:
+            try:
+                record = await store.read(self._job)
+            except TokenStoreError:
+                # The token is at hand: the connection goes on without the store. The first save says what is wrong.
+                record = None
+        text = self._url
+        if text is None:
+            if record is None:
+                raise TokenRefused(f"job {self._job!r} is not on record: give its url and token")
+            text = record.context.get("url")
+            if text is None:
+                raise InvalidArgument("url", "the record of the job does not hold one")
+        url = parse_url(text, allow_insecure=self._allow_insecure)
+        if record is not None and str(url.origin) != record.origin:
+            if self._token is None:
+                record.for_origin(str(url.origin))
+            record = None
+        api = url if self._api_origin is None else parse_origin(self._api_origin, allow_insecure=self._allow_insecure)
+        options = dict(self._options)
+        if self._token is None:
+            options["refresh"] = True
+        return Settings(url=url, api=api, store=store, **options), record
+
+    async def _begin(self, engine: Engine, record: Record | None) -> None:
+        token = self._token
+        if isinstance(token, str):
+            token = Secret(token)
+        given: Token | None = None
+        if isinstance(token, Secret):
+            given = Token(token, self._token_expires)
+        elif record is not None and record.token is not None:
+            given = Token(record.token, record.expires)
+        engine.tokens.give(given)
+        cursor = None
+        if record is not None:
+            if record.outcome is not None:
+                outcome = load_outcome(record.outcome, dict(engine.settings.pipelines))
+                engine.snapshot = Snapshot(outcome=OUTCOME_KINDS[type(outcome)])
+                engine.delivery.begin(None)
+                engine.delivery.end(outcome, None)
+                return
+            cursor = None if record.cursor is None else Cursor(*record.cursor)
+        engine.start(cursor)
+        if given is not None and (record is None or record.token != given.secret):
+            await engine.journal.save_token(given)
+        engine.request(Connect())
+
+    async def _end(self, engine: Engine) -> None:
+        policy = engine.settings.policy
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + policy.close_wait + _MARGIN):
+            engine.request(Close(accepted=engine.cancel_accepted))
+            await engine.all_closed()
+            await engine.journal.settle()
+
+    def _entered(self) -> Engine:
+        if self._engine is None:
+            raise ForbiddenRequest("this", "not entered", "use `async with Connection(...)` first")
+        return self._engine
+
+    def _on_loop(self, call: Callable[[], T]) -> T:
+        """Run `call` on the connection's own thread, from any."""
+        if threading.get_ident() == self._thread:
+            return call()
+        return anyio.from_thread.run_sync(call, token=self._event_loop)
+
+    def _request(self, event: AnyEvent) -> None:
+        engine = self._entered()
+        self._on_loop(lambda: engine.request(event))
+
+    # --- updates ---------------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Subscription:
+        """The updates, to the job's end. See `updates`."""
+        return self.updates()
+
+    def updates(self, *, wait: bool = False) -> Subscription:
+        """Iterate over the updates; several may do so, each gets all from its beginning on.
+
+        Ends after the job's end, and on `cancel()` and `aclose()`. Raises `Exhausted` when the engine gives up; with
+        `wait` it waits for a revival instead. Begun after the end, it yields the end.
+        """
+        return self._entered().delivery.subscribe(wait=wait)
+
+    @property
+    def state(self) -> State:
+        """Where the connection stands."""
+        return State.IDLE if self._engine is None else self._engine.snapshot.state
+
+    @property
+    def job(self) -> str:
+        """The job's id."""
+        return self._job
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the job ended, or None while that is not known."""
+        return None if self._engine is None else self._engine.outcome
+
+    async def result(self) -> Outcome:
+        """Wait for the job's end and return it: complete, failed or canceled.
+
+        Raises `Exhausted` when the engine gives up, `Cancelled` after `cancel()`, `StateUnreachable` after `aclose()`.
+        """
+        engine = self._entered()
+        while engine.outcome is None:
+            self._raise_if_out_of_reach(engine, "the job's end", frozenset())
+            await engine.changed.wait()
+        engine.journal.ended(engine.outcome)
+        return engine.outcome
+
+    async def wait_for(self, *states: State, timeout: float | None = None) -> State:
+        """Wait until the connection is in one of `states` and return which.
+
+        Raises `DeadlineExceeded` after `timeout` seconds, and at once, or as soon as it is so, where none of them can
+        come about by itself any more: `Exhausted`, `Cancelled`, or `StateUnreachable` once the job has ended or the
+        connection was closed.
+        """
+        engine = self._entered()
+        wanted = frozenset(states)
+        name = " or ".join(sorted(state.value for state in wanted))
+        with anyio.move_on_after(timeout):
+            while engine.snapshot.state not in wanted:
+                self._raise_if_out_of_reach(engine, name, wanted)
+                await engine.changed.wait()
+            return engine.snapshot.state
+        raise DeadlineExceeded(f"the state {name}", timeout or 0.0)
+
+    def _raise_if_out_of_reach(self, engine: Engine, wanted: str, states: frozenset[State]) -> None:
+        state = engine.snapshot.state
+        if state is State.CANCELLED:
+            raise Cancelled(f"waiting for {wanted}", state.value, "it was cancelled, which is final")
+        if state is State.IDLE:
+            raise StateUnreachable(wanted, "the job has ended" if engine.outcome is not None else "idle")
+        if state is State.EXHAUSTED and engine.settled:
+            raise engine.exhausted()
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def connect(self, *, token: str | Secret | None = None) -> None:
+        """Follow the job again after `aclose()` or exhaustion, with another fixed token if one is given.
+
+        Raises `JobEnded` after the job's end, `Cancelled` after `cancel()`, `ForbiddenRequest` if the server refused
+        this very token. Does nothing where the connection is at it already.
+        """
+        engine = self._entered()
+
+        def connect() -> None:
+            if token is not None:
+                engine.tokens.give(Token(token if isinstance(token, Secret) else Secret(token)))
+            engine.request(Connect())
+
+        self._on_loop(connect)
+
+    def retry(self) -> None:
+        """Make an attempt now, whatever is waited for: the backoff, the path, the foreground. Raises as `connect`."""
+        self._request(Retry())
+
+    def cancel(self) -> bool:
+        """Stop following for good; the job goes on. Lawful in any state, from any thread or callback, and again.
+
+        The state changes before this returns; within a second nothing is left: no task, socket, timer or callback.
+        Returns True, or False if the job's end came first: `outcome` then holds it. Each call gives the same answer.
+        """
+        engine = self._entered()
+
+        def cancel() -> bool:
+            engine.request(Cancel(accepted=engine.cancel_accepted))
+            return engine.snapshot.state is State.CANCELLED
+
+        return self._on_loop(cancel)
+
+    async def cancel_job(self) -> CancelAnswer:
+        """Ask the server to stop the job; following goes on, and tells of the end as of any other.
+
+        Returns `accepted`, `too_late` (it had ended: the end is delivered) or `unknown`. Raises the errors of the call
+        (`UnexpectedResponse`, `NetworkError`, `DeadlineExceeded`, `TokenRefused`); it may be called again.
+        """
+        return await self._entered().cancel_job()
+
+    def background(self) -> None:
+        """The host goes to the background: after the grace everything is closed, and nothing is dialled."""
+        self._level("foreground", False, Background())
+
+    def foreground(self) -> None:
+        """The host is back."""
+        self._level("foreground", True, Foreground())
+
+    def report_path(self, up: bool, identity: str | None = None) -> None:
+        """Tell how the host's network path stands; `identity` tells one path from another (interface and address).
+
+        A lost path holds dials back and doubts the socket; another one doubts the socket. Told twice the same, nothing
+        happens.
+        """
+        engine = self._entered()
+
+        def report() -> None:
+            was_up, before = engine.path_up, engine.path_identity
+            engine.path_up, engine.path_identity = up, identity
+            if up != was_up:
+                engine.request(PathRestored() if up else PathLost())
+            elif up and identity != before:
+                engine.request(PathChanged())
+
+        self._on_loop(report)
+
+    def report_wake(self) -> None:
+        """Tell that the host was suspended and has woken."""
+        self._request(Woke())
+
+    def _level(self, name: str, value: bool, event: AnyEvent) -> None:
+        engine = self._entered()
+
+        def change() -> None:
+            setattr(engine, name, value)
+            engine.request(event)
+
+        self._on_loop(change)
+
+    async def aclose(self) -> None:
+        """Stop watching; the job goes on, and `connect()` follows it again. Waits, bounded, for the close."""
+        await self._end(self._entered())
+
+    async def fetch_result(self, *, max_bytes: int = MAX_RESULT) -> Any:
+        """The job's result, fetched if it was too large for its message; None if it ended otherwise than complete.
+
+        Raises `StateUnreachable` before the end, `UnexpectedResponse`, `MessageTooBig` past `max_bytes`,
+        `MalformedMessage` if it does not fit its pipeline's type; it may be called again.
+        """
+        engine = self._entered()
+        return await engine.fetch_result(max_bytes)
+
+    # --- looking at it ---------------------------------------------------------------------------------------------
+
+    def statistics(self) -> Statistics:
+        """How it fares now."""
+        engine = self._entered()
+        snapshot, counts, recovery = engine.snapshot, engine.counts, engine.recovery
+        return Statistics(
+            state=snapshot.state,
+            generation=snapshot.generation,
+            retries=snapshot.retries,
+            cause=snapshot.cause,
+            reason=snapshot.reason,
+            cursor=recovery.applied,
+            dials=counts["dials"],
+            connects=counts["connects"],
+            messages=counts["messages"],
+            updates=counts["updates"],
+            gaps=counts["gaps"],
+            overflows=counts["overflows"],
+            duplicates=recovery.duplicates,
+            malformed_messages=counts["malformed_messages"],
+            unknown_messages=recovery.unknown,
+            foreign_messages=recovery.foreign,
+            stale_events=counts["stale_events"],
+            ignored_events=counts["ignored_events"],
+            handler_errors=engine.handlers.errors,
+            store_problem=engine.journal.problem,
+        )
+
+    def history(self) -> Recording:
+        """The last events and what became of them: JSON through `to_json()`, and replayable. Holds no token."""
+        return self._entered().recorder.recording()

@@ -1,0 +1,93 @@
+"""What a connection was told at its making, checked and frozen."""
+
+from __future__ import annotations
+
+import ssl as ssl_module
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from ._handlers import Handler
+from ._secret import Secret
+from ._tokens import TokenProvider
+from ._updates import Progress, StateChange
+from .statemachine import Lost, Place, Policy, Refused, TokenRejected, Unavailable, cause_of
+from .storage import Store
+from .transport import URL, Codec, JobCalls, Limits, Network, Templates, bearer
+
+Meaning: TypeAlias = Lost | TokenRejected | Refused | Unavailable | None
+
+#: An application's own word on what an error means; None leaves it as it is.
+Classifier: TypeAlias = Callable[[BaseException], Literal["lost", "token_rejected", "refused"] | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One connection's settings. `url` is where the job is followed, without the job's id."""
+
+    url: URL
+    api: URL
+    job: str
+    policy: Policy
+    limits: Limits
+    codec: Codec
+    pipelines: Mapping[str, type]
+    templates: Templates
+    headers: tuple[tuple[str, str | Secret], ...]
+    subprotocols: tuple[str, ...]
+    token_subprotocol: str | None
+    token_in_query: bool
+    ssl: ssl_module.SSLContext | None
+    network: Network | None
+    store: Store | None
+    provider: TokenProvider | None
+    refresh: bool
+    strict_sync: bool
+    classify: Classifier | None
+    on_state: Handler[StateChange] | None
+    on_progress: Handler[Progress] | None
+    on_disconnected: Handler[StateChange] | None
+    random: Callable[[], float]
+    wall_time: Callable[[], float]
+
+    def url_with(self, token: Secret) -> URL:
+        """Where to dial: with the job's id, and with the token only where that was asked for by name."""
+        url = self.url.with_query("jobId", self.job)
+        return url.with_query("token", token.reveal()) if self.token_in_query else url
+
+    def headers_with(self, token: Secret) -> list[tuple[str, str | Secret]]:
+        """The headers of the upgrade."""
+        if self.token_in_query or self.token_subprotocol is not None:
+            return list(self.headers)
+        return [*self.headers, bearer(token)]
+
+    def subprotocols_with(self, token: Secret) -> list[str]:
+        """The subprotocols to offer."""
+        if self.token_subprotocol is None:
+            return list(self.subprotocols)
+        return [*self.subprotocols, f"{self.token_subprotocol}.{token.reveal()}"]
+
+    def job_calls(self) -> JobCalls:
+        """The HTTP calls about the job."""
+        return JobCalls(
+            self.api,
+            templates=self.templates,
+            codec=self.codec,
+            headers=self.headers,
+            network=self.network,
+            ssl=self.ssl,
+            wall_time=self.wall_time,
+        )
+
+    def reclassified(self, error: BaseException, place: Place, meaning: Meaning) -> Meaning:
+        """What the application says that an error means, or what it was taken for."""
+        word = None if self.classify is None else self.classify(error)
+        cause = cause_of(error, place)
+        match word:
+            case "lost":
+                return Lost(cause=cause)
+            case "refused":
+                return Refused(reason="protocol", cause=cause)
+            case "token_rejected":
+                return TokenRejected(cause=cause, by_fetch=place in (Place.SYNC, Place.STATUS))
+        return meaning

@@ -1,0 +1,131 @@
+"""Where a connection's token comes from: a fixed one, a provider or the store, and how it is renewed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple, TypeAlias
+
+import anyio
+
+from ._exceptions import DeadlineExceeded, TokenProviderFailed, TokenRefused, TowlineError
+from ._secret import Secret
+from .transport import JobCalls
+
+
+class Token(NamedTuple):
+    """A token, and when it expires: seconds since 1970, or None."""
+
+    secret: Secret
+    expires: float | None = None
+
+
+#: An async function that gives a token, as text, as a `Secret`, or with its expiry. Raises `TokenRefused` for "never".
+TokenProvider: TypeAlias = Callable[[], Awaitable[str | Secret | Token]]
+
+#: A token is renewed when it has less than this to live, in seconds.
+RENEW_BEFORE: Final = 60.0
+
+
+class TokenSource:
+    """Gives the token to use now. Single-flight: callers that come meanwhile share one answer.
+
+    The provider is called when there is no token, when the token expires within a minute, and when a fresh one is asked
+    for; not at every attempt. Without a provider a fresh token is got from the server in exchange for the old one, if
+    `refresh` allows it.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        calls: JobCalls,
+        *,
+        provider: TokenProvider | None,
+        refresh: bool,
+        deadline: float,
+        changed: Callable[[Token], Awaitable[None]],
+        wall_time: Callable[[], float] = time.time,
+    ) -> None:
+        self._job = job
+        self._calls = calls
+        self._provider = provider
+        self._refresh = refresh
+        self._deadline = deadline
+        self._changed = changed
+        self._wall_time = wall_time
+        self._lock = anyio.Lock()
+        self._token: Token | None = None
+        self._given = 0
+
+    def give(self, token: Token | None) -> None:
+        """Use this token from now on."""
+        self._token = token
+        self._given += 1
+
+    @property
+    def token_id(self) -> str | None:
+        """Tells one given token from the next; None where tokens are made on demand."""
+        return None if self.renewable else str(self._given)
+
+    @property
+    def renewable(self) -> bool:
+        """Whether a rejected token can be replaced by a fresh one."""
+        return self._provider is not None or self._refresh
+
+    @property
+    def expires(self) -> float | None:
+        """When the token in use expires: seconds since 1970."""
+        return None if self._token is None else self._token.expires
+
+    async def get(self, *, fresh: bool = False) -> Secret:
+        """The token to use. `fresh`: another one than is held now.
+
+        Raises `TokenRefused` where none is to be had, `DeadlineExceeded` if the provider takes too long, and whatever
+        the provider or the server's refusal raises.
+        """
+        held = self._token
+        async with self._lock:
+            token = self._token
+            renewed_meanwhile = token is not None and token is not held
+            if token is None or (fresh and not renewed_meanwhile) or (self.renewable and self._is_near_its_end(token)):
+                token = await self._renew(token, demanded=fresh or token is None)
+            return token.secret
+
+    def _is_near_its_end(self, token: Token) -> bool:
+        return token.expires is not None and token.expires - self._wall_time() < RENEW_BEFORE
+
+    async def _renew(self, old: Token | None, *, demanded: bool) -> Token:
+        try:
+            token = await self._ask(old)
+        except TowlineError:
+            # A token that still lives is used on, when renewing it was our own idea.
+            if old is None or demanded:
+                raise
+            return old
+        self._token = token
+        await self._changed(token)
+        return token
+
+    async def _ask(self, old: Token | None) -> Token:
+        if self._provider is not None:
+            return await self._provided(self._provider)
+        if old is None:
+            raise TokenRefused(f"there is no token for job {self._job!r}: none was given and none is on record")
+        if not self._refresh:
+            raise TokenRefused("the token was rejected, and a fixed token cannot be renewed")
+        renewed = await self._calls.refresh_token(self._job, old.secret)
+        expires = None if renewed.expires_in is None else self._wall_time() + renewed.expires_in
+        return Token(renewed.token, expires)
+
+    async def _provided(self, provider: TokenProvider) -> Token:
+        with anyio.move_on_after(self._deadline):
+            try:
+                given = await provider()
+            except TowlineError:
+                raise
+            except Exception as error:
+                raise TokenProviderFailed(type(error).__name__) from error
+            if isinstance(given, Token):
+                return given
+            return Token(given if isinstance(given, Secret) else Secret(given))
+        raise DeadlineExceeded("an answer of the token provider", self._deadline)

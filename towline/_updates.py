@@ -1,0 +1,168 @@
+"""What a program that follows a job is told, as frozen values.
+
+Every update is JSON with a `type` through `msgspec.json.encode`. `seq` and `epoch` place it in the server's log where
+the server keeps one; `timestamp` is the server's, in milliseconds since 1970. Text in an update is the server's: escape
+it before a terminal or a page shows it (`towline.escape`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from .statemachine import Cause, State
+from .transport import PIPELINES
+
+
+class Update(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    """What all updates share."""
+
+    job: str
+    pipeline: str = ""
+    timestamp: float = 0
+    seq: int | None = None
+    epoch: str | None = None
+
+
+class JobStarted(Update, frozen=True, kw_only=True, tag="job_started"):
+    """The job has begun; `estimated_duration` is in seconds."""
+
+    total_count: int | None = None
+    estimated_duration: float | None = None
+
+
+class Progress(Update, frozen=True, kw_only=True, tag="progress"):
+    """The job has come further; `progress` is a share of 1.
+
+    A consumer that is slow gets several of them merged into the newest: `first_seq` to `seq` is then what it stands
+    for. Without a log `first_seq` is None, and `merged` alone tells how many there were.
+    """
+
+    progress: float
+    status: str = ""
+    processed_count: int | None = None
+    current_item: str | None = None
+    first_seq: int | None = None
+    merged: int = 1
+
+
+class Resynced(Update, frozen=True, kw_only=True, tag="resynced"):
+    """The follower came back into step, or (after the last attempt) learnt what it had missed.
+
+    `kind`: `replay` (the server sends again all that was missed), `snapshot` (it told where the job stands now),
+    `unavailable` (it keeps no state of this job), `end` (the end came before what lies between). `from_seq` to
+    `to_seq` is what the re-sync covers; `missed` of these events are not delivered one by one, None where the server
+    keeps no log. `refused`: the snapshot was older than what had been shown, and was not used. The other fields are the
+    snapshot's.
+    """
+
+    kind: Literal["replay", "snapshot", "unavailable", "end"]
+    from_seq: int | None = None
+    to_seq: int | None = None
+    missed: int | None = None
+    refused: bool = False
+    processed_count: int | None = None
+    total_count: int | None = None
+    current_item: str | None = None
+
+
+class Stalled(Update, frozen=True, kw_only=True, tag="stalled"):
+    """The link is alive, but the job has said nothing for `seconds` and its state has not moved either."""
+
+    seconds: float
+
+
+class JobComplete(Update, frozen=True, kw_only=True, tag="job_complete"):
+    """The job ended well.
+
+    `result` is of the pipeline's type (plain JSON values where it has none). A large one is not in the message: then
+    `result_url` is set and `Connection.fetch_result()` gets it. Where the end could not be read whole, `result` is
+    None, `problem` says why and `raw` is what came.
+    """
+
+    result: Any = None
+    result_url: str | None = None
+    problem: str | None = None
+    raw: str | None = None
+
+
+class JobFailed(Update, frozen=True, kw_only=True, tag="job_failed"):
+    """The job failed; `retryable` speaks of a new job. `problem` and `raw` as in `JobComplete`."""
+
+    code: str = ""
+    message: str = ""
+    details: Any = None
+    retryable: bool | None = None
+    problem: str | None = None
+    raw: str | None = None
+
+
+class JobCanceled(Update, frozen=True, kw_only=True, tag="job_canceled"):
+    """The job was stopped on request. `problem` and `raw` as in `JobComplete`."""
+
+    processed_count: int | None = None
+    reason: str | None = None
+    problem: str | None = None
+    raw: str | None = None
+
+
+class StateChange(Struct, frozen=True, kw_only=True, tag_field="type", tag="state"):
+    """The connection went from one state to another; `cause` is the last failure's, `at` on the loop's clock (s)."""
+
+    previous: State
+    state: State
+    cause: Cause | None
+    at: float
+
+
+#: How a job ended.
+Outcome: TypeAlias = JobComplete | JobFailed | JobCanceled
+AnyUpdate: TypeAlias = JobStarted | Progress | Resynced | Stalled | JobComplete | JobFailed | JobCanceled
+
+#: The machine's word for each end.
+OUTCOME_KINDS: Final[dict[type[Update], Literal["complete", "failed", "canceled"]]] = {
+    JobComplete: "complete",
+    JobFailed: "failed",
+    JobCanceled: "canceled",
+}
+
+
+def merge(older: Progress, newer: Progress) -> Progress | None:
+    """One progress that stands for both, or None where they do not follow upon each other."""
+    if older.epoch != newer.epoch:
+        return None
+    if older.seq is not None and newer.first_seq is not None and newer.first_seq != older.seq + 1:
+        return None
+    first = older.first_seq if newer.first_seq is not None else None
+    return msgspec.structs.replace(newer, first_seq=first, merged=older.merged + newer.merged)
+
+
+def dump_outcome(outcome: Outcome, limit: int) -> str:
+    """An outcome as JSON text of at most `limit` bytes; a larger one without its result, and with a word about it."""
+    text = msgspec.json.encode(outcome)
+    if len(text) > limit:
+        problem = "the result was too large to be kept beside the token"
+        slim: Outcome
+        match outcome:
+            case JobComplete():
+                slim = msgspec.structs.replace(outcome, result=None, raw=None, problem=problem)
+            case JobFailed():
+                slim = msgspec.structs.replace(
+                    outcome, details=None, raw=None, message=outcome.message[:1000], problem=problem
+                )
+            case JobCanceled():
+                slim = msgspec.structs.replace(outcome, raw=None, problem=problem)
+        text = msgspec.json.encode(slim)
+    return text.decode()
+
+
+def load_outcome(text: str, pipelines: dict[str, type]) -> Outcome:
+    """Read what `dump_outcome` wrote; the result gets its pipeline's type again."""
+    outcome: Outcome = msgspec.json.decode(text, type=Outcome)
+    if isinstance(outcome, JobComplete) and outcome.result is not None:
+        shape = {**PIPELINES, **pipelines}.get(outcome.pipeline)
+        if shape is not None:
+            outcome = msgspec.structs.replace(outcome, result=msgspec.convert(outcome.result, shape))
+    return outcome
