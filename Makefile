@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check clean
+.PHONY: help install demo test soak lint check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ demo: install  ## follow one real job through every kind of drop
 
 test: install  ## the quick suite, on asyncio and trio
 	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+
+soak: install  ## the figures that take long, printed
+	$(BIN)/python -m pytest tests/soak $(ARGS)
 
 lint: install  ## ruff, and mypy --strict on an installed copy
 	$(BIN)/ruff check .

@@ -56,7 +56,8 @@ class Folder:
                 found = os.fstat(fd)
             _check(found, path, 0o077 if private else 0o022)
         except BaseException:
-            os.close(fd)
+            with suppress(OSError):
+                os.close(fd)
             raise
         return cls(path, fd)
 
@@ -207,11 +208,12 @@ class Folder:
 
 def _make(path: Path) -> None:
     try:
-        os.mkdir(path, 0o700)  # noqa: PTH102 - every call that the crash tests interrupt goes through `os`
-    except FileNotFoundError:
-        _make(path.parent)
-        os.mkdir(path, 0o700)  # noqa: PTH102
-    except FileExistsError:
+        try:
+            os.mkdir(path, 0o700)  # noqa: PTH102 - every call that the crash tests interrupt goes through `os`
+        except FileNotFoundError:
+            _make(path.parent)
+            os.mkdir(path, 0o700)  # noqa: PTH102
+    except FileExistsError:  # another process was faster
         return
     os.chmod(path, 0o700)  # noqa: PTH101 - whatever the umask took away
 
