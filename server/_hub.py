@@ -108,6 +108,7 @@ class Hub(AsyncContextManagerMixin):
         self._pipelines: dict[str, Pipeline] = {}
         self._functions: dict[str, JobFunction] = {}
         self._watchers: dict[str, set[Watcher]] = {}
+        self._sockets = 0
         self._tasks: TaskGroup | None = None
         self._draining = False
         self._application: Starlette | None = None
@@ -147,11 +148,15 @@ class Hub(AsyncContextManagerMixin):
     ) -> StartedJob:
         """Start a job with a file (copied) or bytes; raises `InvalidArgument` for a pipeline that is not there."""
         incoming = await anyio.to_thread.run_sync(make_incoming_folder, self.files)
-        if isinstance(upload, Path):
-            await anyio.to_thread.run_sync(shutil.copyfile, upload, incoming / UPLOAD_FILE)
-        else:
-            await anyio.Path(incoming / UPLOAD_FILE).write_bytes(upload)
-        return await self.adopt(pipeline, incoming, name, owner, None)
+        try:
+            if isinstance(upload, Path):
+                await anyio.to_thread.run_sync(shutil.copyfile, upload, incoming / UPLOAD_FILE)
+            else:
+                await anyio.Path(incoming / UPLOAD_FILE).write_bytes(upload)
+            return await self.adopt(pipeline, incoming, name, owner, None)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(remove_job_folder, incoming)
 
     async def cancel(self, job_id: str, reason: str | None = None) -> Literal["accepted", "too_late", "unknown"]:
         """Ask for a job to be stopped. `too_late`: it had ended in another way; asking again gives the same answer."""
@@ -262,7 +267,7 @@ class Hub(AsyncContextManagerMixin):
         """Raise the refusal of a socket there is no room for."""
         if len(self._watchers.get(job_id, ())) >= self.limits.watchers:
             raise Refusal(429, "too_many_watchers", "this job has too many sockets", {"retry-after": "10"})
-        if sum(map(len, self._watchers.values())) >= self.limits.sockets:
+        if self._sockets >= self.limits.sockets:
             raise Refusal(503, "full", "this hub has too many sockets", {"retry-after": "10"})
 
     @contextmanager
@@ -270,10 +275,12 @@ class Hub(AsyncContextManagerMixin):
         """Keep a watcher among those that `drain` sends away."""
         watchers = self._watchers.setdefault(job_id, set())
         watchers.add(watcher)
+        self._sockets += 1
         try:
             yield
         finally:
             watchers.remove(watcher)
+            self._sockets -= 1
             if not watchers:
                 del self._watchers[job_id]
             if not self._watchers and self._draining:

@@ -220,7 +220,10 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
         """
 
     async def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
-        """Read up to `limit` events with a `seq` above `after`, in order."""
+        """Read up to `limit` events with a `seq` above `after`, in order.
+
+        An event may be in the state a moment before it can be read; the bell rings when it can.
+        """
 
     def subscribe(self, job_id: str) -> AbstractContextManager[Bell]:
         """Give a bell that rings after each new event, whoever wrote it."""

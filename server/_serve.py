@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+import anyio
 import uvicorn
 
 from ._csv_import import MEDIA_TYPES, csv_import
@@ -28,18 +29,29 @@ _STOP_WITHIN: Final = 5
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does, and lets the hub say goodbye before connections are cut."""
+    """Serves one hub on one listening socket, says where, and lets the hub say goodbye before connections are cut."""
 
-    def __init__(self, config: uvicorn.Config, hub: Hub, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, hub: Hub, listener: socket.socket, announce: Callable[[str], None]
+    ) -> None:
         super().__init__(config)
         self._hub = hub
+        self._listener = listener
         self._announce = announce
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        anyio.run(self._run_hub)
+
+    async def _run_hub(self) -> None:
+        # The hub is entered here and not by ASGI's lifespan, so that its errors come out as they are.
+        with self._listener:
+            async with self._hub:
+                await self.serve(sockets=[self._listener])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            self._announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        host, port = self._listener.getsockname()[:2]
+        self._announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -76,7 +88,8 @@ def serve(
 
     Port 0 takes a free one. `announce` is called with the hub's URL once it listens. `row_delay` is a pause after each
     row of a CSV file, in seconds. At a stop, sockets are sent away with word when to come back, and jobs stay in the
-    database for the next start. Exits by `SystemExit` where the address is taken or the database cannot be used.
+    database for the next start. Raises `OSError` where the address cannot be had, and
+    `HubStorageError` where the database cannot be used.
     """
     if hub is None:
         hub = Hub(database)
@@ -88,18 +101,21 @@ def make_server(hub: Hub, host: str, port: int, announce: Callable[[str], None])
     """Make the server of a hub; setting its `should_exit` stops it as a signal does."""
     config = uvicorn.Config(
         hub,
-        host=host,
-        port=port,
         ws="websockets-sansio",
         ws_max_size=hub.limits.client_message * 4,
         ws_ping_interval=_PING_EVERY,
         ws_ping_timeout=_PONG_WITHIN,
         ws_per_message_deflate=False,
-        lifespan="on",
+        lifespan="off",
         # uvicorn's own lines hold whole URLs, which may hold tokens; the hub's hold none.
         log_config=None,
         access_log=False,
         log_level=logging.WARNING,
         timeout_graceful_shutdown=_STOP_WITHIN,
     )
-    return _Server(config, hub, announce)
+    return _Server(config, hub, _listen(host, port), announce)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)

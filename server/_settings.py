@@ -23,7 +23,7 @@ class Limits:
     client_messages: int = 100  #: messages of one socket that are none of ours
     send_wait: float = 30  #: how long a socket may not take what is sent before it is let go
     ready_wait: float = 2  #: how long a new socket may stay silent before it gets everything from the first event
-    idle_attempts: int = 10  #: runs of a job in which its log did not move, before it counts as failed
+    idle_attempts: int = 20  #: runs of a job in which its log did not move, before it counts as failed
 
     def __post_init__(self) -> None:
         _check_positive(self)

@@ -128,8 +128,21 @@ def ready() -> Callable[..., None]:
     return say_ready
 
 
-@pytest.fixture
-def serving() -> Callable[..., Any]:
+@pytest.fixture(scope="session")
+def client_of() -> Callable[..., Any]:
+    """A client of the hub at a URL: `with client_of(url) as client:`."""
+
+    @contextlib.contextmanager
+    def make(url: str) -> Iterator[Client]:
+        client = Client(url)
+        with client.http:
+            yield client
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def serving(client_of: Any) -> Callable[..., Any]:
     """Serve a hub in a thread: `with serving(hub) as client:`."""
 
     @contextlib.contextmanager
@@ -146,8 +159,7 @@ def serving() -> Callable[..., Any]:
         thread.start()
         try:
             assert listening.wait(WAIT)
-            client = Client(urls[0])
-            with client.http:
+            with client_of(urls[0]) as client:
                 yield client
         finally:
             server.should_exit = True

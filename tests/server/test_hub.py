@@ -1,10 +1,9 @@
 """The hub over real sockets: exact replay, tokens, refusals, cancel, large results, uploads."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import pytest
@@ -16,22 +15,28 @@ ROWS = b"title,author,isbn\n" + b"".join(b"Book %d,Somebody,9780306406157\n" % n
 
 
 class Gate:
-    """A job that counts to ten and then waits for the test to let it end."""
+    """A job that counts to ten and then waits for its test to let it end."""
+
+    all: ClassVar[dict[str, "Gate"]] = {}
 
     def __init__(self) -> None:
         self.open = False
         self.stopped = False
+        self.name = f"gate {len(self.all)}"
+        self.all[self.name] = self
 
-    async def run(self, context: JobContext, upload: Upload) -> dict[str, Any]:
-        for done in range(1, 11):
-            await context.progress(done, 10, f"item {done}")
-        try:
-            while not self.open:  # noqa: ASYNC110 - set from another thread
-                await anyio.sleep(0.005)
-        except anyio.get_cancelled_exc_class():
-            self.stopped = True
-            raise
-        return {"said": (upload.path.read_bytes()).decode()}
+
+async def waiting(context: JobContext, upload: Upload) -> dict[str, Any]:
+    gate = Gate.all[upload.path.read_text()]
+    for done in range(1, 11):
+        await context.progress(done, 10, f"item {done}")
+    try:
+        while not gate.open:  # noqa: ASYNC110 - set from another thread
+            await anyio.sleep(0.005)
+    except anyio.get_cancelled_exc_class():
+        gate.stopped = True
+        raise
+    return {"said": gate.name}
 
 
 async def large(context: JobContext, upload: Upload) -> dict[str, Any]:
@@ -47,30 +52,54 @@ async def broken(context: JobContext, upload: Upload) -> None:
 
 
 @pytest.fixture
-def gate() -> Gate:
-    return Gate()
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open = True
 
 
-def make_hub(tmp_path: Path, gate: Gate | None = None, **options: Any) -> Hub:
+class ShiftedHub(Hub):
+    """A hub whose clock a test can set forward."""
+
+    ahead = 0.0
+
+    def now(self) -> int:
+        return Hub.now() + round(self.ahead * 1000)
+
+
+def make_hub(folder: Path, **options: Any) -> ShiftedHub:
     options = {"limits": Limits(upload=100_000, ready_wait=0.3)} | options
-    hub = Hub(tmp_path / "hub.db", **options)
+    hub = ShiftedHub(folder / "hub.db", **options)
     hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import())
-    for function in (large, failing, broken, (gate or Gate()).run):
+    for function in (large, failing, broken, waiting):
         hub.job(function.__name__, path=f"/start/{function.__name__}")(function)
     return hub
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, serving: Any) -> Iterator[str]:
+    """One hub for all tests that need nothing special."""
+    with serving(make_hub(folder)) as client:
+        yield client.url
+
+
 @pytest.fixture
-def client(tmp_path: Path, gate: Gate, serving: Any) -> Iterator[Any]:
-    with serving(make_hub(tmp_path, gate)) as client:
+def client(url: str, client_of: Any) -> Iterator[Any]:
+    with client_of(url) as client:
         yield client
 
 
-def start(client: Any, name: str) -> None:
-    assert client.start(b"hello", f"/start/{name}", content_type="application/octet-stream").status_code == 202
+def start(client: Any, name: str, gate: Gate | None = None) -> None:
+    body = gate.name.encode() if gate else b"hello"
+    assert client.start(body, f"/start/{name}", content_type="application/octet-stream").status_code == 202
 
 
-def test_a_csv_is_followed_to_its_end(client: Any, tmp_path: Path) -> None:
+def test_a_csv_is_followed_to_its_end(client: Any, folder: Path) -> None:
     client.start(ROWS)
     seen = client.follow()
     assert seen.code == 1000
@@ -79,7 +108,7 @@ def test_a_csv_is_followed_to_its_end(client: Any, tmp_path: Path) -> None:
     assert [event["type"] for event in seen.events] == ["job_started", *["job_progress"] * 30, "job_complete"]
     assert seen.events[-1]["payload"]["successRate"] == "30/30"
     assert seen.events[-1]["payload"]["type"] == "job_complete"
-    logged = read_events(tmp_path / "hub.db", client.job)
+    logged = read_events(folder / "hub.db", client.job)
     assert [(e.seq, e.epoch, e.type, e.payload) for e in logged] == [
         (e["seq"], e["epoch"], e["type"], e["payload"]) for e in seen.events
     ]
@@ -94,7 +123,7 @@ def test_a_late_client_gets_everything(client: Any, eventually: Any) -> None:
 
 
 def test_a_cursor_is_gone_on_from(client: Any, gate: Gate, ready: Any, following: Any) -> None:
-    start(client, "run")
+    start(client, "waiting", gate)
     with client.socket() as socket:
         ready(socket)
         first = following(socket, lambda frame: frame["seq"] == 7)
@@ -105,7 +134,7 @@ def test_a_cursor_is_gone_on_from(client: Any, gate: Gate, ready: Any, following
         gate.open = True
         end = following(socket)
     assert first.seqs + rest.seqs + end.seqs == list(range(1, 13))
-    assert end.events[-1]["payload"]["said"] == "hello"
+    assert end.events[-1]["payload"]["said"] == gate.name
 
 
 @pytest.mark.parametrize("cursor", [{"epoch": "another", "seq": 5}, {"epoch": "another"}, {}])
@@ -123,7 +152,7 @@ def test_a_cursor_beyond_the_log_begins_anew(client: Any) -> None:
 
 
 def test_a_cursor_at_the_end_gets_nothing_more_and_a_close(client: Any, ready: Any, gate: Gate, following: Any) -> None:
-    start(client, "run")
+    start(client, "waiting", gate)
     gate.open = True
     end = client.follow()
     with client.socket() as socket:
@@ -142,7 +171,7 @@ def test_a_silent_client_gets_everything_without_an_acknowledgement(client: Any,
 
 
 def test_several_watchers_see_the_same(client: Any, gate: Gate, ready: Any, following: Any) -> None:
-    start(client, "run")
+    start(client, "waiting", gate)
     with client.socket() as one, client.socket() as two:
         for socket in (one, two):
             ready(socket)
@@ -153,7 +182,7 @@ def test_several_watchers_see_the_same(client: Any, gate: Gate, ready: Any, foll
 
 
 def test_the_state_holds_its_events(client: Any, gate: Gate, ready: Any, following: Any) -> None:
-    start(client, "run")
+    start(client, "waiting", gate)
     with client.socket() as socket:
         ready(socket)
         following(socket, lambda frame: frame["seq"] == 11)
@@ -205,14 +234,13 @@ def test_a_small_result_is_there_by_url_too(client: Any) -> None:
 
 
 def test_no_result_before_the_end(client: Any, gate: Gate) -> None:
-    start(client, "run")
+    start(client, "waiting", gate)
     response = client.http.get(f"/api/jobs/{client.job}/results", headers=client.auth)
     assert response.status_code == 409
-    gate.open = True
 
 
 def test_cancel_stops_the_work(client: Any, gate: Gate, ready: Any, following: Any, eventually: Any) -> None:
-    start(client, "run")
+    start(client, "waiting", gate)
     with client.socket() as socket:
         ready(socket)
         following(socket, lambda frame: frame["seq"] == 11)
@@ -236,7 +264,7 @@ def test_cancel_after_the_end_is_too_late(client: Any) -> None:
 
 def test_cancel_racing_the_end_has_one_winner(client: Any) -> None:
     results = set()
-    for _ in range(40):
+    for _ in range(20):
         client.start(b"title,author\na,b\n")
         answer = client.cancel()
         end = client.follow().events[-1]["type"]
@@ -319,10 +347,10 @@ def test_authorize_decides(tmp_path: Path, serving: Any) -> None:
         assert client.start(ROWS, x_user="ann", x_forwarded_for="10.0.0.1").status_code == 202
 
 
-def test_a_token_is_not_on_the_disk(client: Any, tmp_path: Path) -> None:
+def test_a_token_is_not_on_the_disk(client: Any, folder: Path) -> None:
     client.start(ROWS)
     client.follow()
-    for file in tmp_path.rglob("*"):
+    for file in folder.rglob("*"):
         if file.is_file():
             assert client.token.encode() not in file.read_bytes()
 
@@ -342,38 +370,44 @@ def test_a_refresh_too_early(client: Any) -> None:
 
 
 def test_a_lost_refresh_costs_nothing(tmp_path: Path, gate: Gate, serving: Any) -> None:
-    with serving(make_hub(tmp_path, gate, lifetimes=Lifetimes(token=3600, grace=0.001))) as client:
-        start(client, "run")
+    hub = make_hub(tmp_path, lifetimes=Lifetimes(token=3600, grace=60))
+    with serving(hub) as client:
+        start(client, "waiting", gate)
         old = client.token
         lost, kept = refresh(client).json(), refresh(client).json()
         assert lost["token"] != kept["token"]
         assert client.state()["status"] == "running"
         client.token = kept["token"]
         assert client.state()["status"] == "running"
-        # The new token was used, so the answer arrived, and the old one's grace begins: it is over at once here.
-        time.sleep(0.01)
+        # The new token was used, so the answer arrived, and the old one's grace begins.
         client.token = old
+        hub.ahead = 50
+        assert client.state()["status"] == "running"
+        hub.ahead = 70
         assert client.http.get(f"/api/job-state/{client.job}", headers=client.auth).status_code == 401
         assert refresh(client, "nonsense").status_code == 401
-        gate.open = True
 
 
 def test_an_expired_token(tmp_path: Path, gate: Gate, serving: Any) -> None:
-    with serving(make_hub(tmp_path, gate, lifetimes=Lifetimes(token=0.05, grace=30))) as client:
-        start(client, "run")
-        time.sleep(0.1)
+    hub = make_hub(tmp_path, lifetimes=Lifetimes(token=3600, grace=30))
+    with serving(hub) as client:
+        start(client, "waiting", gate)
+        hub.ahead = 3601
         response = client.http.get(f"/api/job-state/{client.job}", headers=client.auth)
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
+        hub.ahead = 3640
+        assert refresh(client).status_code == 401
+        hub.ahead = 3620
         assert refresh(client).status_code == 200
-        gate.open = True
 
 
 def test_a_token_lives_as_long_as_the_result(tmp_path: Path, serving: Any) -> None:
-    with serving(make_hub(tmp_path, lifetimes=Lifetimes(token=1, result=60))) as client:
+    hub = make_hub(tmp_path, lifetimes=Lifetimes(token=60, result=600))
+    with serving(hub) as client:
         client.start(b"title,author\na,b\n")
         assert client.follow().code == 1000
-        time.sleep(1.1)
+        hub.ahead = 500
         assert client.state()["status"] == "complete"
 
 
@@ -414,7 +448,7 @@ def test_a_key_used_for_another_upload(client: Any) -> None:
     assert client.start(ROWS, idempotency_key="").status_code == 400
 
 
-def test_the_upload_limit(client: Any, tmp_path: Path) -> None:
+def test_the_upload_limit(client: Any, folder: Path) -> None:
     def chunks() -> Iterator[bytes]:
         yield from [b"a" * 10_000] * 11
 
@@ -426,7 +460,7 @@ def test_the_upload_limit(client: Any, tmp_path: Path) -> None:
     assert response.status_code == 413
     response = client.http.post("/api/imports/csv", files={"file": ("a.csv", exact + b"a")})
     assert response.status_code == 413
-    assert not list((tmp_path / "hub.db.files").iterdir())
+    assert not list((folder / "hub.db.files").glob("incoming-*"))
 
 
 def test_bad_uploads(client: Any) -> None:
@@ -460,23 +494,22 @@ def test_bad_bodies(client: Any) -> None:
         ('{"type":"x","pad":"' + "x" * 5000 + '"}', 1009),
     ],
 )
-def test_what_a_client_may_not_say(client: Any, following: Any, message: str | bytes, code: int) -> None:
-    start(client, "run")
+def test_what_a_client_may_not_say(client: Any, gate: Gate, following: Any, message: str | bytes, code: int) -> None:
+    start(client, "waiting", gate)
     with client.socket() as socket:
         socket.send(message)
         assert following(socket).code == code
 
 
 def test_other_messages_are_ignored_up_to_a_point(client: Any, ready: Any, gate: Gate, following: Any) -> None:
-    start(client, "run")
+    start(client, "waiting", gate)
     with client.socket() as socket:
         for _ in range(100):
             socket.send('{"type":"ping","timestamp":1}')
         ready(socket)
         gate.open = True
         assert following(socket).code == 1000
-    start(client, "run")
-    gate.open = False
+    start(client, "waiting", Gate())
     with client.socket() as socket:
         for _ in range(101):
             socket.send('{"no":"type"}')
@@ -484,15 +517,14 @@ def test_other_messages_are_ignored_up_to_a_point(client: Any, ready: Any, gate:
 
 
 def test_too_many_watchers(tmp_path: Path, gate: Gate, serving: Any) -> None:
-    with serving(make_hub(tmp_path, gate, limits=Limits(watchers=1, sockets=2))) as client:
-        start(client, "run")
+    with serving(make_hub(tmp_path, limits=Limits(watchers=1, sockets=2))) as client:
+        start(client, "waiting", gate)
         path = f"/ws/progress?jobId={client.job}"
         with client.socket():
             refused = client.refusal(path, additional_headers=client.auth)
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "10")
-            start(client, "run")
+            start(client, "waiting", gate)
             with client.socket():
-                start(client, "run")
+                start(client, "waiting", gate)
                 path = f"/ws/progress?jobId={client.job}"
                 assert client.refusal(path, additional_headers=client.auth).status_code == 503
-        gate.open = True

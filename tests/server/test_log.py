@@ -1,0 +1,246 @@
+"""The contract of an event log, kept by every engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+from towline.server._log import Change, Event, EventLog, Job, Missing, Request, RequestMismatch, Token
+from towline.server._sqlite import SqliteLog
+
+pytestmark = pytest.mark.anyio
+
+OpenLog = Callable[[], EventLog]
+
+
+@pytest.fixture(params=["sqlite"])
+def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> OpenLog:
+    """Opens the same log each time."""
+    return lambda: SqliteLog(tmp_path / "hub.db")
+
+
+def job(job_id: str = "j", **fields: object) -> Job:
+    return Job(**({"id": job_id, "pipeline": "p", "owner": "o", "epoch": "e", "created": 5} | fields))  # type: ignore[arg-type]
+
+
+async def test_events_are_numbered_by_job(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job("a"), None)
+        await log.create(job("b"), None)
+        for job_id in ("a", "b", "a", "a"):
+            await log.append(job_id, "job_progress", b"{}", 7)
+        assert [event.seq for event in await log.read("a", 0, 100)] == [1, 2, 3]
+        assert [event.seq for event in await log.read("b", 0, 100)] == [1]
+        assert (await log.read("a", 0, 1))[0] == Event("a", "p", "e", 1, "job_progress", 7, b"{}")
+
+
+async def test_reading_goes_on_after_a_place(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        for number in range(300):
+            await log.append("j", "job_progress", b"%d" % number, 7)
+        for after, limit in ((0, 10), (5, 64), (171, 64), (172, 64), (290, 64), (300, 64), (999, 64)):
+            expected = list(range(after + 1, min(300, after + limit) + 1))
+            assert [event.seq for event in await log.read("j", after, limit)] == expected
+    async with open_log() as log:
+        assert [event.payload for event in await log.read("j", 250, 2)] == [b"250", b"251"]
+
+
+async def test_state_and_events_change_together(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        await log.append("j", "job_started", b"{}", 6, Change(total=3, processed=0))
+        await log.append("j", "job_progress", b"{}", 7, Change(processed=1, current_item="x", checkpoint=b"[1]"))
+        kept = await log.job("j")
+        assert kept == job(seq=2, total=3, processed=1, current_item="x", checkpoint=b"[1]", updated=7)
+        await log.append("j", "job_progress", b"{}", 8, Change(processed=2))
+        kept = await log.job("j")
+        assert isinstance(kept, Job)
+        assert (kept.seq, kept.processed, kept.current_item, kept.checkpoint) == (3, 2, "x", b"[1]")
+
+
+@pytest.mark.parametrize(
+    ("event_type", "status"), [("job_complete", "complete"), ("error", "failed"), ("job_canceled", "canceled")]
+)
+async def test_an_end_is_the_end(open_log: OpenLog, event_type: str, status: str) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        event = await log.append("j", event_type, b"{}", 9, Change(outcome=b"{}"))
+        assert event is not None
+        assert event.terminal
+        for later in ("job_progress", "job_complete", "error", "job_canceled"):
+            assert await log.append("j", later, b"{}", 10, Change(processed=5, outcome=b"other")) is None
+        kept = await log.job("j")
+        assert isinstance(kept, Job)
+        assert (kept.status, kept.seq, kept.ended, kept.outcome, kept.processed) == (status, 1, 9, b"{}", None)
+        assert len(await log.read("j", 0, 100)) == 1
+
+
+async def test_of_many_ends_one_wins(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        for number in range(10):
+            job_id = f"j{number}"
+            await log.create(job(job_id), None)
+            won: list[Event] = []
+
+            async def end(job_id: str, event_type: str, won: list[Event]) -> None:
+                if (event := await log.append(job_id, event_type, b"{}", 9)) is not None:
+                    won.append(event)
+
+            async with anyio.create_task_group() as tasks:
+                for event_type in ("job_complete", "error", "job_canceled") * 5:
+                    tasks.start_soon(end, job_id, event_type, won)
+            assert len(won) == 1
+            kept = await log.read(job_id, 0, 100)
+            assert [event.type for event in kept] == [won[0].type]
+
+
+async def test_many_writers_leave_no_hole(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        seen: list[int] = []
+
+        async def write() -> None:
+            for _ in range(20):
+                event = await log.append("j", "job_progress", b"{}", 7)
+                assert event is not None
+                seen.append(event.seq)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(write)
+        assert sorted(seen) == list(range(1, 401))
+        assert [event.seq for event in await log.read("j", 0, 1000)] == list(range(1, 401))
+
+
+async def test_the_state_is_of_its_seq(open_log: OpenLog) -> None:
+    """Whenever it is read, the state holds the events up to its seq and no other."""
+    async with open_log() as log:
+        await log.create(job(), None)
+
+        async def write() -> None:
+            for number in range(1, 101):
+                await log.append("j", "job_progress", b"{}", 7, Change(processed=number))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            while True:
+                kept = await log.job("j")
+                assert isinstance(kept, Job)
+                assert (kept.processed or 0) == kept.seq
+                if kept.seq == 100:
+                    break
+
+
+async def test_a_reader_between_replay_and_live_misses_nothing(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+
+        async def follow(seen: list[int]) -> None:
+            with log.subscribe("j") as bell:
+                while not seen or seen[-1] < 200:
+                    events = await log.read("j", seen[-1] if seen else 0, 7)
+                    seen += [event.seq for event in events]
+                    if not events:
+                        await bell.wait_ring()
+
+        readers: list[list[int]] = [[] for _ in range(5)]
+        async with anyio.create_task_group() as tasks:
+            for number, seen in enumerate(readers):
+                tasks.start_soon(follow, seen)
+                for _ in range(40):
+                    await log.append("j", "job_progress", b"{}", number)
+        assert readers == [list(range(1, 201))] * 5
+
+
+async def test_everything_outlives_a_restart(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job("a"), None)
+        await log.create(job("b", created=6), None)
+        await log.append("a", "job_progress", b"1", 7, Change(processed=1))
+        await log.append("b", "error", b"2", 8)
+        await log.add_token(Token(digest=b"d", job_id="a", expires=100))
+    async with open_log() as log:
+        assert [kept.id for kept in await log.unfinished()] == ["a"]
+        event = await log.append("a", "job_progress", b"3", 9)
+        assert event is not None
+        assert (event.seq, event.epoch) == (2, "e")
+        assert [event.payload for event in await log.read("a", 0, 10)] == [b"1", b"3"]
+        assert await log.token(b"d") == Token(digest=b"d", job_id="a", expires=100)
+
+
+async def test_the_same_request_is_the_same_job(open_log: OpenLog) -> None:
+    request = Request(key=b"k", digest=b"d")
+    async with open_log() as log:
+        first = job("a")
+        assert await log.create(first, request) is first
+        assert (await log.create(job("b"), request)).id == "a"
+        assert await log.job("b") is Missing.UNKNOWN
+        with pytest.raises(RequestMismatch):
+            await log.create(job("c"), Request(key=b"k", digest=b"other"))
+        assert (await log.create(job("d", owner="another"), request)).id == "d"
+        assert (await log.create(job("e"), None)).id == "e"
+
+
+async def test_the_same_request_at_the_same_time(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        made: list[str] = []
+
+        async def create(number: int) -> None:
+            made.append((await log.create(job(f"j{number}"), Request(key=b"k", digest=b"d"))).id)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(10):
+                tasks.start_soon(create, number)
+        assert len(set(made)) == 1
+
+
+async def test_attempts_count_while_the_log_stands_still(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        assert [await log.count_attempt("j") for _ in range(3)] == [1, 2, 3]
+        await log.append("j", "job_progress", b"{}", 7)
+        assert await log.count_attempt("j") == 1
+
+
+async def test_tokens(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        await log.add_token(Token(digest=b"a", job_id="j", expires=100))
+        await log.add_token(Token(digest=b"b", job_id="j", expires=200, replaces=b"a"))
+        await log.limit_token(b"a", 50)
+        await log.limit_token(b"b", 500)
+        assert await log.token(b"a") == Token(digest=b"a", job_id="j", expires=50)
+        assert await log.token(b"b") == Token(digest=b"b", job_id="j", expires=200, replaces=b"a")
+        assert await log.token(b"c") is None
+        for number in range(40):
+            await log.add_token(Token(digest=b"n%d" % number, job_id="j", expires=1000 + number))
+        assert await log.token(b"b") is None
+        assert await log.token(b"n0") is None
+        assert await log.token(b"n39") is not None
+
+
+async def test_what_has_outlived_its_time_is_removed(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        for job_id, ended in (("old", 10), ("new", 20), ("running", None)):
+            await log.create(job(job_id), Request(key=job_id.encode(), digest=b"d"))
+            await log.add_token(Token(digest=job_id.encode(), job_id=job_id, expires=10**6))
+            await log.append(job_id, "job_progress", b"{}", 5)
+            if ended is not None:
+                await log.append(job_id, "job_complete", b"{}", ended)
+        assert list(await log.remove_ended(15)) == ["old"]
+        assert list(await log.remove_ended(15)) == []
+        assert await log.job("old") is Missing.GONE
+        assert list(await log.read("old", 0, 10)) == []
+        assert await log.token(b"old") is None
+        assert await log.append("old", "job_progress", b"{}", 30) is None
+        assert isinstance(await log.job("new"), Job)
+        assert isinstance(await log.job("running"), Job)
+        assert len(await log.read("new", 0, 10)) == 2
+        # The key is free again: its job is no more.
+        assert (await log.create(job("again"), Request(key=b"old", digest=b"other"))).id == "again"
+        await log.remove_traces(15)
+        assert await log.job("old") is Missing.GONE
+        await log.remove_traces(16)
+        assert await log.job("old") is Missing.UNKNOWN
