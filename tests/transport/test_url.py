@@ -1,0 +1,234 @@
+"""URLs, origins, job ids, headers: what passes, what is refused, and that no refusal shows a secret."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from towline._exceptions import InvalidArgument
+from towline._secret import Secret
+from towline.transport import URL, Origin, bearer, encode_job_id, fill_template, parse_origin, parse_url
+from towline.transport._url import check_headers, check_subprotocols, is_loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "origin", "target", "host_header"),
+    [
+        ("wss://api.example", "https://api.example:443", "/", "api.example"),
+        ("wss://API.Example:8443/a/b?c=d", "https://api.example:8443", "/a/b?c=d", "api.example:8443"),
+        ("WSS://api.example:443/", "https://api.example:443", "/", "api.example"),
+        ("ws://127.0.0.1:80/x", "http://127.0.0.1:80", "/x", "127.0.0.1"),
+        ("ws://[::1]:9/", "http://[::1]:9", "/", "[::1]:9"),
+        ("wss://[2001:DB8:0:0::1]/", "https://[2001:db8::1]:443", "/", "[2001:db8::1]"),
+        ("wss://straße.de/", "https://xn--strae-oqa.de:443", "/", "xn--strae-oqa.de"),
+        ("wss://my_service.local:1/", "https://my_service.local:1", "/", "my_service.local:1"),
+        ("wss://h.example?q=1", "https://h.example:443", "/?q=1", "h.example"),
+    ],
+)
+def test_a_good_url(text: str, origin: str, target: str, host_header: str) -> None:
+    url = parse_url(text)
+    assert (str(url.origin), url.target, url.host_header) == (origin, target, host_header)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "api.example",
+        "/path",
+        "http://api.example/",
+        "ftp://api.example/",
+        "wss://",
+        "wss:///path",
+        "wss://api.example/#part",
+        "wss://api.example/#",
+        "wss://user:pass@api.example/",
+        "wss://@api.example/",
+        "wss://api.example:0/",
+        "wss://api.example:65536/",
+        "wss://api.example:x/",
+        "wss://api.example/é",
+        "wss://api.example/a b",
+        "wss://api.example/a\r\nX: y",
+        "wss://api\t.example/",
+        "wss://" + "a" * 64 + ".example/",
+        "wss://" + "a." * 127 + "example/",
+        "wss://-a.example/",
+        "wss://a..example/",
+        "wss://a.example./",
+        "wss://127.1/",
+        "wss://0x7f.0.0.0x1/",
+        "wss://2130706433/",
+        "wss://[::1/",
+        "wss://[fe80::1%25]x/",
+        "wss://[fe80::1%25a b]/",
+        "wss://xn--a.example/",
+        "wss://exa*mple/",
+        "wss://a\x00b/",
+    ],
+)
+def test_a_bad_url(text: str) -> None:
+    with pytest.raises(InvalidArgument):
+        parse_url(text)
+
+
+def test_only_text_is_a_url() -> None:
+    with pytest.raises(InvalidArgument):
+        parse_url(b"wss://api.example/")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("localhost", True),
+        ("job.localhost", True),
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("localhost.example", False),
+        ("10.0.0.1", False),
+        ("::", False),
+        ("0.0.0.0", False),
+    ],
+)
+def test_a_plain_line_goes_to_loopback_only(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+    text = f"ws://[{host}]/" if ":" in host else f"ws://{host}/"
+    assert not parse_url(text, allow_insecure=True).origin.secure
+    if loopback:
+        parse_url(text)
+    else:
+        with pytest.raises(InvalidArgument, match="allow_insecure"):
+            parse_url(text)
+
+
+def test_a_log_line_has_no_query() -> None:
+    url = parse_url("wss://api.example/ws?token=hunter2")
+    assert str(url) == "wss://api.example/ws"
+    assert "hunter2" not in f"{url!r} {url} {url.origin!r}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wss://api.example/é?token=hunter2",
+        "wss://api.example:x/?token=hunter2",
+        "http://api.example/?token=hunter2",
+        "wss://u:hunter2@api.example/",
+    ],
+)
+def test_no_refusal_shows_the_query(text: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        parse_url(text)
+    assert "hunter2" not in f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
+
+
+def test_ws_and_http_are_one_origin() -> None:
+    assert parse_url("wss://api.example/a").origin == parse_origin("https://api.example").origin
+    assert parse_url("ws://localhost:80/a").origin == parse_origin("http://localhost").origin
+    assert parse_url("wss://api.example:444/a").origin != parse_origin("https://api.example").origin
+    assert str(Origin(True, "::1", 443)) == "https://[::1]:443"
+
+
+def test_the_http_twin() -> None:
+    twin = parse_url("wss://api.example:8443/ws?a=b").at("/api/x?y=z")
+    assert (str(twin), twin.target) == ("https://api.example:8443/api/x", "/api/x?y=z")
+    assert parse_url("ws://localhost/ws").at("/").scheme == "http"
+    with pytest.raises(InvalidArgument):
+        twin.at("api/x")
+
+
+def test_an_origin_has_no_path() -> None:
+    with pytest.raises(InvalidArgument):
+        parse_origin("https://api.example/x")
+
+
+@pytest.mark.parametrize("text", ["wss://[fe80::1%25eth0]:7/", "wss://[fe80::1%eth0]:7/"])
+def test_a_zone_is_dialled_and_told_to_nobody(text: str) -> None:
+    url = parse_url(text)
+    assert (url.zone, url.host_header, str(url.origin)) == ("eth0", "[fe80::1]:7", "https://[fe80::1]:7")
+
+
+def test_a_query_parameter_is_encoded() -> None:
+    url = parse_url("wss://api.example/ws").with_query("jobId", "a b&c").with_query("x", "é")
+    assert url.target == "/ws?jobId=a%20b%26c&x=%C3%A9"
+    assert isinstance(url, URL)
+
+
+@pytest.mark.parametrize("job", ["", ".", "..", "\ud800", 7, None])
+def test_a_bad_job_id(job: object) -> None:
+    with pytest.raises(InvalidArgument):
+        encode_job_id(job)  # type: ignore[arg-type]
+
+
+def test_a_job_id_leaves_no_character_with_a_meaning() -> None:
+    assert encode_job_id("a/b?c#d%e;f é") == "a%2Fb%3Fc%23d%25e%3Bf%20%C3%A9"
+    assert fill_template("/api/job-state/{job}", "../x") == "/api/job-state/..%2Fx"
+
+
+@given(st.text(min_size=1).filter(lambda job: job not in {".", ".."}))
+def test_every_job_id_is_one_segment(job: str) -> None:
+    try:
+        encoded = encode_job_id(job)
+    except InvalidArgument:
+        assert any("\ud800" <= character <= "\udfff" for character in job)
+        return
+    assert encoded.isascii()
+    assert not set(encoded) & set("/?#&;= \\")
+
+
+@pytest.mark.parametrize("template", ["/x", "/{job}/{job}", "/{job}/{other}", "x/{job}", "/{job}/é"])
+def test_a_bad_template(template: str) -> None:
+    with pytest.raises(InvalidArgument):
+        fill_template(template, "j")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-A": "a\r\nX-B: b"},
+        {"X-A": "hunter2\n"},
+        {"X-A": "a\x00"},
+        {"X-A": "é"},
+        {"X-A": " a"},
+        {"X A": "a"},
+        {"": "a"},
+        {"X-A\r\n": "a"},
+        {"Host": "other"},
+        {"sec-WebSocket-key": "k"},
+        {"X-A": Secret("hunter2\n")},
+        {"X-A": 7},
+    ],
+)
+def test_a_bad_header(headers: dict[str, str]) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        check_headers(headers, reserved=frozenset({"host", "sec-websocket-key"}))
+    assert "hunter2" not in f"{caught.value} {caught.value!r}"
+
+
+def test_good_headers() -> None:
+    pairs = [bearer(Secret("t")), ("X-A", "a b\tc"), ("X-A", "")]
+    assert check_headers(pairs, reserved=frozenset()) == [
+        (b"Authorization", b"Bearer t"),
+        (b"X-A", b"a b\tc"),
+        (b"X-A", b""),
+    ]
+    assert check_headers({"A": "b"}, reserved=frozenset()) == [(b"A", b"b")]
+
+
+@pytest.mark.parametrize("names", ["chat", ["a b"], [""], ["a", "a"], ["é"], [1]])
+def test_bad_subprotocols(names: list[str]) -> None:
+    with pytest.raises(InvalidArgument):
+        check_subprotocols(names)
+
+
+@given(st.text())
+def test_any_text_is_a_url_or_a_typed_refusal(text: str) -> None:
+    for candidate in (text, f"wss://{text}", f"wss://h/{text}", f"wss://[{text}]/", f"wss://h:{text}/"):
+        try:
+            url = parse_url(candidate)
+        except InvalidArgument:
+            continue
+        url.host_header.encode("ascii")
+        url.target.encode("ascii")
+        assert not set(url.host_header + url.target) & set(" \r\n\t\x00")
