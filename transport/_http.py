@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ssl as ssl_module
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import anyio
@@ -86,10 +86,11 @@ async def stream_response(
         with anyio.CancelScope(deadline=anyio.current_time() + deadline) as scope:
             stream = await (network or SystemNetwork()).connect(endpoint_of(url, ssl))
             first = await _converse(stream, exchange, body, scope, deadline)
-        if exchange.head is None:
+        if stream is None or exchange.head is None:
             raise DeadlineExceeded("an answer to the HTTP call", deadline)
         retry_after = parse_retry_after(exchange.head.header(b"retry-after"), wall_time())
-        yield Download(exchange.head, retry_after, _body(stream, exchange, first, deadline, max_body))  # type: ignore[arg-type]
+        async with aclosing(_body(stream, exchange, first, deadline, max_body)) as pieces:
+            yield Download(exchange.head, retry_after, pieces)
     finally:
         if stream is not None:
             await close_now(stream)
@@ -158,10 +159,11 @@ async def _converse(
     async def send_body() -> None:
         try:
             await stream.send(exchange.request_head)
-            async for piece in body.pieces:
-                if piece:
-                    await stream.send(_piece(exchange, piece))
-                    scope.deadline = anyio.current_time() + deadline
+            async with _closing(body.pieces) as pieces:
+                async for piece in pieces:
+                    if piece:
+                        await stream.send(_piece(exchange, piece))
+                        scope.deadline = anyio.current_time() + deadline
             await stream.send(_end(exchange))
         except STREAM_ERRORS:
             pass
@@ -191,6 +193,16 @@ async def _converse(
     return first
 
 
+@asynccontextmanager
+async def _closing(pieces: AsyncIterable[bytes]) -> AsyncIterator[AsyncIterable[bytes]]:
+    """A generator that is left half-way is closed here, in its own task, not by the garbage collector."""
+    try:
+        yield pieces
+    finally:
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()
+
+
 def _piece(exchange: HTTPExchange, piece: bytes) -> bytes:
     try:
         return exchange.body_chunk(piece)
@@ -217,7 +229,7 @@ async def _read(stream: ByteStream, exchange: HTTPExchange) -> list[bytes]:
 
 async def _body(
     stream: ByteStream, exchange: HTTPExchange, first: list[bytes], deadline: float, max_body: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     size = 0
     pieces = first
     while True:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ssl as ssl_module
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Self
 
 import anyio
 from anyio.abc import ByteStream
@@ -118,17 +119,24 @@ class WebSocket:
             if self._receiver_left is not None:
                 self._receiver_left.set()
 
-    async def __aiter__(self) -> AsyncGenerator[Message, None]:
-        """The messages, one by one, until the peer closes with 1000 or 1001, or we did; raises as `receive_batch`."""
-        while True:
-            try:
-                self._iterated = iter(await self.receive_batch())
-            except ConnectionClosed as closed:
-                if closed.by_us or closed.code in {1000, 1001}:
-                    return
-                raise
-            for message in self._iterated:
-                yield message
+    def __aiter__(self) -> Self:
+        """The messages, one by one, until the peer closes with 1000 or 1001, or we did; raises as `receive_batch`.
+
+        An iteration that is left goes on where it was, by another one or by `receive_batch`.
+        """
+        # The socket is its own iterator: a generator left half-way would be work for the garbage collector.
+        return self
+
+    async def __anext__(self) -> Message:
+        for message in self._iterated:
+            return message
+        try:
+            self._iterated = iter(await self.receive_batch())
+        except ConnectionClosed as closed:
+            if closed.by_us or closed.code in {1000, 1001}:
+                raise StopAsyncIteration from None
+            raise
+        return next(self._iterated)
 
     async def _step(self) -> None:
         """Do the next thing there is: write what the protocol wants to say, raise the end, or read."""
@@ -197,17 +205,19 @@ class WebSocket:
                 lost = max(lost, self._pinged_at + self._liveness.lost_after - self._liveness.ping_after)
         if self._probe is not None:
             lost = min(lost, self._probe[0])
-        if lost <= (now := anyio.current_time()):
-            if self._overdue_since is None:
-                self._overdue_since = now
-            lost = self._overdue_since + _SECOND_LOOK
+        if self._overdue_since is not None:
+            lost = max(lost, self._overdue_since + _SECOND_LOOK)
         return lost
 
     def _next_deadline(self) -> float:
+        """How long to wait for bytes, from now on."""
         if self._ping_wanted:
             return float("-inf")
         if self._liveness is not None and self._pinged_at is None:
             return self.last_received + self._liveness.ping_after
+        if self._overdue_since is None and self._lost_at() <= anyio.current_time():
+            # Nobody was receiving when the time came: what the kernel has kept is heard before the verdict.
+            self._overdue_since = anyio.current_time()
         return self._lost_at()
 
     async def _look_at_silence(self) -> None:
@@ -263,7 +273,7 @@ class WebSocket:
             await checkpoint_if_cancelled()
             try:
                 await self._write(self._protocol.data_to_send())
-            except ConnectionBroken:
+            except TowlineError:
                 return  # what the peer said before is still to be read; the reader will see the end
 
     async def _write(self, data: bytes) -> None:
@@ -271,15 +281,19 @@ class WebSocket:
         protocol = self._protocol
         try:
             await self._stream.send(data)
+            return
         except STREAM_ERRORS as error:
             protocol.send_failed()
-            raise broken(error) from error
+            if protocol.end is None:
+                raise broken(error) from error
         except BaseException:
             protocol.send_failed()
             protocol.fail(ConnectionBroken("a write was cancelled half-way"))
             self._wake_reader()
             await close_now(self._stream)
             raise
+        # We hung up meanwhile, and that is the reason.
+        raise protocol.end.with_traceback(None)
 
     # --- end ----------------------------------------------------------------------------------------------------
 
@@ -328,7 +342,7 @@ class WebSocket:
     async def _try_write(self, data: bytes) -> None:
         try:
             await self._write(data)
-        except ConnectionBroken as error:
+        except TowlineError as error:
             self._protocol.fail(error)
 
     async def _discard(self) -> None:
