@@ -9,6 +9,7 @@
 `Table` and its parts serve other lifecycles too. Nothing here does I/O, reads a clock or draws a random number.
 """
 
+from ._cells import Action, Branch, Cell, Guard, Kind, Named, Scratch, TimerRule, forbid, go, ignore, stay
 from ._classify import AskState, Place, Unavailable, cause_of, classify, close_advice
 from ._effects import (
     AbandonDial,
@@ -64,7 +65,7 @@ from ._policy import Advice, Backoff, Delay, Policy
 from ._recording import Divergence, Entry, Recorder, Recording, replay
 from ._snapshot import Snapshot
 from ._step import Step, Verdict, is_stale, step
-from ._table import Action, Branch, Cell, Guard, Kind, Scratch, Table, TimerRule
+from ._table import Table
 
 __all__ = [
     "LIFECYCLE",
@@ -105,6 +106,7 @@ __all__ = [
     "Kind",
     "LinkStable",
     "Lost",
+    "Named",
     "Opened",
     "PathChanged",
     "PathLost",
@@ -138,7 +140,11 @@ __all__ = [
     "cause_of",
     "classify",
     "close_advice",
+    "forbid",
+    "go",
+    "ignore",
     "is_stale",
     "replay",
+    "stay",
     "step",
 ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from ._cells import Action
 from ._draft import Draft
 from ._effects import Deliver, Dial, Greet, Probe, Purpose, ReleaseBuffer
 from ._events import Cause, GapFound, JobEnded, Lost, PathLost, Reason, Refused, Stalled, Timer, TokenRejected
 from ._guards import next_revival, path_down, revivable
 from ._policy import Delay, advised, exactly
-from ._table import Action
 
 DraftAction: TypeAlias = Action[Draft, Timer]
 

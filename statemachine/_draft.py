@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from ._cells import Branch
 from ._effects import AbandonDial, AnyEffect, Arm, CancelFetch, CloseSocket, Disarm, FetchState, Purpose, SaveCursor
 from ._events import AnyEvent, Cancel, Close, Expiry, Facts, JobEnded, State, Timer
 from ._policy import Delay, Policy
 from ._snapshot import Snapshot
-from ._table import Branch
 
 
 class Resource(Enum):

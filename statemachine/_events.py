@@ -6,72 +6,70 @@ the event was taken up. Both are msgspec structs, so that a recorded history is 
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from msgspec import Struct
 
+from ._cells import Named
 from ._policy import Advice
 
 
-class State(Enum):
+class State(Named):
     """The lifecycle of a connection."""
 
-    IDLE = "idle"
-    """Nothing runs; after a job ended it holds the outcome. `connect` starts."""
-    CONNECTING = "connecting"
-    """One attempt is under way: DNS, TCP, TLS, upgrade, within one deadline."""
-    SYNCING = "syncing"
-    """The socket is open, live frames are buffered, the job's state is being fetched."""
-    CONNECTED = "connected"
-    """In step with the server."""
-    RECONNECTING = "reconnecting"
-    """Waiting for the next attempt."""
-    BACKGROUNDED = "backgrounded"
-    """The host asked for quiet: no socket, no attempts, the budget kept, until the host or the user speaks."""
-    EXHAUSTED = "exhausted"
-    """No further attempt by itself; `reason` says why. A user's `connect` or `retry` begins anew."""
-    CANCELLED = "cancelled"
-    """Final: the user ended it, and nothing is left."""
+    IDLE = "idle", "Nothing runs; after a job ended it holds the outcome. `connect` starts."
+    CONNECTING = "connecting", "One attempt is under way: DNS, TCP, TLS, upgrade, within one deadline."
+    SYNCING = "syncing", "The socket is open, live frames are buffered, the job's state is being fetched."
+    CONNECTED = "connected", "In step with the server."
+    RECONNECTING = "reconnecting", "Waiting for the next attempt."
+    BACKGROUNDED = (
+        "backgrounded",
+        "The host asked for quiet: no socket, no attempts, the budget kept, until the host or the user speaks.",
+    )
+    EXHAUSTED = (
+        "exhausted",
+        "No further attempt by itself; `reason` says why. A user's `connect` or `retry` begins anew.",
+    )
+    CANCELLED = "cancelled", "Final: the user ended it, and nothing is left."
 
 
-class Trigger(Enum):
+class Trigger(Named):
     """The name of each event: the rows of the table."""
 
-    CONNECT = "connect"
-    RETRY = "retry"
-    OPENED = "opened"
-    SYNCED = "synced"
-    GAP_FOUND = "gap_found"
-    LOST = "lost"
-    TOKEN_REJECTED = "token_rejected"
-    REFUSED = "refused"
-    JOB_ENDED = "job_ended"
-    STALLED = "stalled"
-    PATH_LOST = "path_lost"
-    PATH_RESTORED = "path_restored"
-    PATH_CHANGED = "path_changed"
-    WOKE = "woke"
-    BACKGROUND = "background"
-    FOREGROUND = "foreground"
-    BACKOFF_ELAPSED = "backoff_elapsed"
-    BUDGET_SPENT = "budget_spent"
-    LINK_STABLE = "link_stable"
-    GRACE_ELAPSED = "grace_elapsed"
-    REVIVAL_DUE = "revival_due"
-    CANCEL = "cancel"
-    CLOSE = "close"
+    CONNECT = "connect", "The user asks to follow the job."
+    RETRY = "retry", "The user asks for an attempt now: it outranks a held path and the background."
+    OPENED = "opened", "The upgrade succeeded: there is a socket."
+    SYNCED = "synced", "Replay or snapshot is complete: the buffered frames join what was delivered."
+    GAP_FOUND = "gap_found", "What arrived does not join what was delivered."
+    LOST = "lost", "The attempt, the sync or the link failed in a way that another attempt may mend."
+    TOKEN_REJECTED = "token_rejected", "The server did not take the token, at the upgrade, on the socket or at a fetch."
+    REFUSED = "refused", "The server, or the want of a token, rules out any further attempt."
+    JOB_ENDED = "job_ended", "The job has ended; never stale, whoever saw it."
+    STALLED = "stalled", "No job message for the stall limit."
+    PATH_LOST = "path_lost", "The host has no network path now."
+    PATH_RESTORED = "path_restored", "The host has a network path again."
+    PATH_CHANGED = "path_changed", "The host has another network path than before."
+    WOKE = "woke", "The host had been suspended."
+    BACKGROUND = "background", "The host asks for quiet."
+    FOREGROUND = "foreground", "The host is back."
+    BACKOFF_ELAPSED = "backoff_elapsed", "The wait before the next attempt is over."
+    BUDGET_SPENT = "budget_spent", "The outage has lasted as long as it may."
+    LINK_STABLE = "link_stable", "The link has held, with frames coming in."
+    GRACE_ELAPSED = "grace_elapsed", "The time that the background leaves to a link is over."
+    REVIVAL_DUE = "revival_due", "A revival that came too early before is allowed now."
+    CANCEL = "cancel", "The user ends it for good."
+    CLOSE = "close", "The user stops watching; the job goes on."
 
 
-class Timer(Enum):
+class Timer(Named):
     """The timers the machine arms. The attempt's deadline, the heartbeat and its probe belong to the socket."""
 
-    BACKOFF = "backoff"
-    OUTAGE = "outage"
-    STABILITY = "stability"
-    STALL = "stall"
-    GRACE = "grace"
-    REVIVAL = "revival"
+    BACKOFF = "backoff", "The wait before the next attempt, or the hold of it while the path is down."
+    OUTAGE = "outage", "How long an outage may last; holds and the background stop its clock."
+    STABILITY = "stability", "How long a link must hold before its outage counts as over."
+    STALL = "stall", "How long a living link may be without a job message."
+    GRACE = "grace", "How long the background leaves a link."
+    REVIVAL = "revival", "When a revival that came too early is allowed."
 
 
 Reason: TypeAlias = Literal["budget", "auth", "protocol", "gone"]

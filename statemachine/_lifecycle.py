@@ -20,57 +20,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, TypeAlias
 
-from .._exceptions import Cancelled, ForbiddenRequest, JobEnded
+from .._exceptions import Cancelled, JobEnded
 from . import _actions as do
 from . import _guards as when
-from ._draft import RUNS_IN, Draft
+from ._cells import Cell, TimerRule, forbid, go, ignore, stay
+from ._draft import OWNS, RUNS_IN, Draft
 from ._events import State as S
 from ._events import Timer
 from ._events import Trigger as T
-from ._table import Action, Branch, Cell, Guard, Kind, Table, TimerRule
+from ._table import Table
 
-LifecycleBranch: TypeAlias = Branch[S, Draft, Timer]
 LifecycleCell: TypeAlias = Cell[S, Draft, Timer]
 
 
-def go(
-    target: S, *actions: Action[Draft, Timer], when: Guard[Draft] | None = None, reason: str = ""
-) -> LifecycleBranch:
-    """Move to `target`."""
-    return Branch(Kind.MOVED, target, when=when, actions=actions, reason=reason)
-
-
-def stay(*actions: Action[Draft, Timer], when: Guard[Draft] | None = None, reason: str = "") -> LifecycleBranch:
-    """Handle the event, keep the state."""
-    return Branch(Kind.KEPT, when=when, actions=actions, reason=reason)
-
-
-def ignore(reason: str) -> LifecycleCell:
-    """Nothing to do, and why; counted."""
-    return (Branch(Kind.IGNORED, reason=reason),)
-
-
-def forbid(
-    reason: str, error: type[ForbiddenRequest] = ForbiddenRequest, *, when: Guard[Draft] | None = None
-) -> LifecycleBranch:
-    """Not lawful here: a typed error, and nothing changes."""
-    return Branch(Kind.FORBIDDEN, when=when, reason=reason, error=error)
-
-
-NO_ATTEMPT: Final = ignore("no attempt is under way here; a late success belongs to one that was given up")
-NO_SYNC: Final = ignore("no sync is under way here")
-NO_STREAM: Final = ignore("no stream is followed here, so none can have a gap")
-NO_LINK: Final = ignore("there is no link to lose here; its loss was already acted upon")
-NO_TOKEN_USED: Final = ignore("no token is in use here")
-NOTHING_ASKED: Final = ignore("nothing was asked of the server from here")
-ALREADY_OVER: Final = ignore("an end was told already, or nothing is followed")
-NOT_IN_STEP: Final = ignore("silence is measured in connected only")
-NO_BACKOFF: Final = ignore("no wait for an attempt runs here")
-NO_OUTAGE: Final = ignore("the outage clock is looked at in reconnecting only")
-NOT_CONNECTED: Final = ignore("stability is measured in connected only")
-NO_GRACE: Final = ignore("no grace runs here: there is nothing left to close")
-NO_REVIVAL: Final = ignore("a revival is awaited in exhausted only")
-FINAL: Final = ignore("cancelled is final: nothing is left that this could concern")
+NO_ATTEMPT: Final[LifecycleCell] = ignore(
+    "no attempt is under way here; a late success belongs to one that was given up"
+)
+NO_SYNC: Final[LifecycleCell] = ignore("no sync is under way here")
+NO_STREAM: Final[LifecycleCell] = ignore("no stream is followed here, so none can have a gap")
+NO_LINK: Final[LifecycleCell] = ignore("there is no link to lose here; its loss was already acted upon")
+NO_TOKEN_USED: Final[LifecycleCell] = ignore("no token is in use here")
+NOTHING_ASKED: Final[LifecycleCell] = ignore("nothing was asked of the server from here")
+ALREADY_OVER: Final[LifecycleCell] = ignore("an end was told already, or nothing is followed")
+NOT_IN_STEP: Final[LifecycleCell] = ignore("silence is measured in connected only")
+NO_BACKOFF: Final[LifecycleCell] = ignore("no wait for an attempt runs here")
+NO_OUTAGE: Final[LifecycleCell] = ignore("the outage clock is looked at in reconnecting only")
+NOT_CONNECTED: Final[LifecycleCell] = ignore("stability is measured in connected only")
+NO_GRACE: Final[LifecycleCell] = ignore("no grace runs here: there is nothing left to close")
+NO_REVIVAL: Final[LifecycleCell] = ignore("a revival is awaited in exhausted only")
+FINAL: Final[LifecycleCell] = ignore("cancelled is final: nothing is left that this could concern")
 
 # Cells that several states share.
 _FAILED: Final[LifecycleCell] = (
@@ -332,13 +310,13 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
     },
 }
 
-_EXPIRY: Final[Mapping[Timer, T]] = {
-    Timer.BACKOFF: T.BACKOFF_ELAPSED,
-    Timer.OUTAGE: T.BUDGET_SPENT,
-    Timer.STABILITY: T.LINK_STABLE,
-    Timer.STALL: T.STALLED,
-    Timer.GRACE: T.GRACE_ELAPSED,
-    Timer.REVIVAL: T.REVIVAL_DUE,
+_EXPIRY: Final[Mapping[Timer, tuple[T, str]]] = {
+    Timer.BACKOFF: (T.BACKOFF_ELAPSED, "the drawn delay, or 60 s of a hold"),
+    Timer.OUTAGE: (T.BUDGET_SPENT, "10 min of an outage"),
+    Timer.STABILITY: (T.LINK_STABLE, "30 s"),
+    Timer.STALL: (T.STALLED, "120 s, 240 s, then every 600 s"),
+    Timer.GRACE: (T.GRACE_ELAPSED, "30 s, on phones at once"),
+    Timer.REVIVAL: (T.REVIVAL_DUE, "30 s, 6 an hour"),
 }
 
 LIFECYCLE: Final[Table[S, T, Draft, Timer]] = Table(
@@ -348,7 +326,8 @@ LIFECYCLE: Final[Table[S, T, Draft, Timer]] = Table(
     initial=S.IDLE,
     final=frozenset({S.CANCELLED}),
     cells=CELLS,
-    timers={timer: TimerRule(RUNS_IN[timer], expiry) for timer, expiry in _EXPIRY.items()},
+    timers={timer: TimerRule(RUNS_IN[timer], expiry, after) for timer, (expiry, after) in _EXPIRY.items()},
+    owns={state: tuple(sorted(resource.value for resource in OWNS[state])) for state in S},
     waits={
         S.IDLE: "waits for the user",
         S.CONNECTING: "the attempt has one deadline, kept by the socket's own loop, and ends in opened or lost",

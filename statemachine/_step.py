@@ -7,13 +7,13 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
+from ._cells import Kind
 from ._draft import Draft
 from ._effects import AnyEffect
 from ._events import AnyEvent, Expiry, Facts, JobEnded
 from ._lifecycle import LIFECYCLE
 from ._policy import Policy
 from ._snapshot import Snapshot
-from ._table import Kind
 
 _DEFAULT: Final = Policy()
 

@@ -19,15 +19,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic
 
 from transitions import EventData, Machine
 
 from .._exceptions import ForbiddenRequest, TableError
-
-S = TypeVar("S", bound=Enum)
-E = TypeVar("E", bound=Enum)
-T = TypeVar("T", bound=Enum)
+from ._cells import Branch, Cell, D, E, Guard, Kind, S, T, TimerRule
+from ._checks import machine_findings, shape_findings, timer_findings, walk_findings
 
 # transitions writes a line at DEBUG for every callback; a level that the application chose is left alone.
 _LOGGER: Final = logging.getLogger("transitions")
@@ -35,80 +33,13 @@ if _LOGGER.level == logging.NOTSET:
     _LOGGER.setLevel(logging.WARNING)
 
 
-class Scratch(Protocol[S]):
-    """What a step is worked out on: thrown away afterwards. The machine moves `state` and notes the `branch` taken."""
-
-    state: S
-    branch: Any
-
-    def leave(self, source: S, target: S) -> None:
-        """Called before a branch that goes to `target`, and not for one that stays."""
-
-
-D = TypeVar("D", bound=Scratch[Any])
-
-#: A named function with a docstring: its name is shown in every picture, its docstring in the footnotes.
-Guard: TypeAlias = Callable[[D], bool]
-
-
-@dataclass(frozen=True, eq=False)
-class Action(Generic[D, T]):
-    """A named piece of work on the scratch. `arms` and `disarms` are the timers it touches, for the checks."""
-
-    run: Callable[[D], None]
-    arms: tuple[T, ...] = ()
-    disarms: tuple[T, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The function's own name."""
-        return self.run.__name__
-
-    @property
-    def doc(self) -> str:
-        """The function's docstring, on one line."""
-        return one_line(self.run.__doc__)
-
-
-class Kind(Enum):
-    """What a branch does about the event."""
-
-    MOVED = "moved"
-    KEPT = "kept"
-    IGNORED = "ignored"
-    FORBIDDEN = "forbidden"
-
-
-@dataclass(frozen=True, eq=False)
-class Branch(Generic[S, D, T]):
-    """One way a cell may go. `reason` says why, for what is ignored or forbidden."""
-
-    kind: Kind
-    target: S | None = None
-    when: Guard[D] | None = None
-    actions: tuple[Action[D, T], ...] = ()
-    reason: str = ""
-    error: type[ForbiddenRequest] | None = None
-
-
-Cell: TypeAlias = tuple[Branch[S, D, T], ...]
-
-
-@dataclass(frozen=True)
-class TimerRule(Generic[S, E]):
-    """Where a timer may run, and which event its expiry raises. Leaving those states disarms it."""
-
-    runs_in: frozenset[S]
-    expiry: E
-    note: str = ""
-
-
 @dataclass(frozen=True, eq=False)
 class Table(Generic[S, E, D, T]):
     """A whole machine as data; making one that does not hold together raises `TableError` with every finding.
 
     `cells[event][state]` is a cell. `final` states have no exit. `waits` gives, for each state that waits for
-    something without a timer of its own, the reason why that cannot be for ever by accident.
+    something without a timer of its own, the reason why that cannot be for ever by accident. `owns` says, for the
+    documents, what each state holds besides timers; leaving it gives that back (the scratch's `leave` does).
     """
 
     name: str
@@ -119,12 +50,16 @@ class Table(Generic[S, E, D, T]):
     cells: Mapping[E, Mapping[S, Cell[S, D, T]]]
     timers: Mapping[T, TimerRule[S, E]] = field(default_factory=dict)
     waits: Mapping[S, str] = field(default_factory=dict)
+    owns: Mapping[S, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        findings = tuple(self._findings())
+        findings = tuple(shape_findings(self)) or (*walk_findings(self), *timer_findings(self))
         if findings:
             raise TableError(findings)
-        object.__setattr__(self, "_triggers", self._build())
+        machine = self._build()
+        if wrong := tuple(machine_findings(self, machine)):
+            raise TableError(wrong)
+        object.__setattr__(self, "_machine", machine)
 
     def cell(self, event: E, state: S) -> Cell[S, D, T]:
         """The cell of this event in this state."""
@@ -142,51 +77,31 @@ class Table(Generic[S, E, D, T]):
 
         A forbidden branch raises its error; whatever raises, the scratch is to be thrown away.
         """
-        self._triggers[event.value].trigger(scratch)
+        self._machine.events[event.value].trigger(scratch)
 
     @property
     def machine(self) -> Machine:
         """The `transitions` machine made from this table, for whoever wants to look at it."""
         return self._machine
 
-    # What __post_init__ made of the table; not fields, so that they are neither given nor shown.
-    _triggers: Any = field(init=False, repr=False)
+    def enabled(self, event: E, scratch: D) -> list[Branch[S, D, T]]:
+        """Every branch that the machine would take, asking each: exactly one, or the guards do not exclude each other.
+
+        For tests: `fire` takes the first that applies and asks no further.
+        """
+        question = EventData(None, None, self._machine, scratch, args=(), kwargs={})
+        ways = self._machine.events[event.value].transitions[scratch.state.name]
+        cell = self.cell(event, scratch.state)
+        return [
+            branch
+            for branch, way in zip(cell, ways, strict=True)
+            if all(condition.check(question) for condition in way.conditions)
+        ]
+
+    # What __post_init__ made of the table.
     _machine: Machine = field(init=False, repr=False)
 
-    def _findings(self) -> Iterator[str]:
-        for event in self.events:
-            row = self.cells.get(event)
-            if row is None:
-                yield f"{event.value} has no row"
-                continue
-            for state in self.states:
-                if not row.get(state):
-                    yield f"{event.value} in {state.value} has no cell"
-                else:
-                    yield from self._cell_findings(event, state, row[state])
-
-    def _cell_findings(self, event: E, state: S, cell: Cell[S, D, T]) -> Iterator[str]:
-        where = f"{event.value} in {state.value}"
-        *guarded, last = cell
-        if last.when is not None:
-            yield f"{where}: the last branch has a guard, so no branch may apply"
-        if any(branch.when is None for branch in guarded):
-            yield f"{where}: a branch after one without a guard can never apply"
-        guards = [branch.when for branch in guarded]
-        if len(set(guards)) != len(guards):
-            yield f"{where}: the same guard stands twice, so two branches overlap"
-        for branch in cell:
-            if branch.when is not None and not one_line(branch.when.__doc__):
-                yield f"{where}: the guard {branch.when.__name__} has no docstring"
-            if branch.kind is Kind.MOVED:
-                if not isinstance(branch.target, self.states):
-                    yield f"{where}: {branch.target!r} is not a state"
-                elif state in self.final:
-                    yield f"{where}: {state.value} is final, and has an exit to {branch.target.value}"
-            if branch.kind in (Kind.IGNORED, Kind.FORBIDDEN) and not branch.reason:
-                yield f"{where}: {branch.kind.value} without a reason"
-
-    def _build(self) -> Mapping[str, Any]:
+    def _build(self) -> Machine:
         machine = Machine(
             model=None,
             states=self.states,
@@ -206,8 +121,7 @@ class Table(Generic[S, E, D, T]):
                 unless=[_condition(guard) for guard in earlier],
                 before=_performer(event, state, branch),
             )
-        object.__setattr__(self, "_machine", machine)
-        return machine.events
+        return machine
 
 
 def _condition(guard: Guard[Any]) -> Callable[[EventData], bool]:
@@ -231,8 +145,3 @@ def _performer(event: Enum, state: Enum, branch: Branch[Any, Any, Any]) -> Calla
             action.run(scratch)
 
     return perform
-
-
-def one_line(doc: str | None) -> str:
-    """A docstring as one line of text."""
-    return " ".join((doc or "").split())

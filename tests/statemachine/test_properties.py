@@ -54,6 +54,7 @@ from towline.statemachine import (
     Woke,
     step,
 )
+from towline.statemachine._draft import Draft
 from towline.testing import DryRun
 
 ADVICES = st.none() | st.builds(
@@ -104,6 +105,7 @@ class World(RuleBasedStateMachine):
 
     def take(self, event: AnyEvent) -> None:
         before, facts = self.snapshot, self.run.facts
+        assert len(LIFECYCLE.enabled(event.trigger, Draft(before, event, facts, self.run.policy))) == 1
         try:
             taken = self.run.take(event)
         except ForbiddenRequest:
@@ -261,7 +263,9 @@ class World(RuleBasedStateMachine):
         policy = self.run.policy
         assert len(self.snapshot.dials) <= policy.dials_per_window
         assert len(self.snapshot.revivals) <= policy.revivals_per_window + 1
-        assert (self.snapshot.reason is not None) == (self.snapshot.state is State.EXHAUSTED)
+        # Whoever cancels what had given up may still read why.
+        assert self.snapshot.reason is None or self.snapshot.state in (State.EXHAUSTED, State.CANCELLED)
+        assert self.snapshot.reason is not None or self.snapshot.state is not State.EXHAUSTED
 
 
 TestWorld = World.TestCase

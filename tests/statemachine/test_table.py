@@ -1,0 +1,337 @@
+"""What a table must be: each check is broken by a small machine that breaks just it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import pytest
+from transitions import Machine
+
+from towline._exceptions import Cancelled, ForbiddenRequest, TableError
+from towline.statemachine import LIFECYCLE, Action, Branch, Kind, Named, Table, TimerRule, forbid, go, ignore, stay
+from towline.statemachine._checks import machine_findings
+
+
+class Gate(Named):
+    SHUT = "shut", "Nobody passes."
+    OPEN = "open", "Anybody passes."
+    WELDED = "welded", "Final."
+
+
+class Ask(Named):
+    PUSH = "push", "Somebody pushes."
+    SLAM = "slam", "The spring pulls it shut."
+    WELD = "weld", "Somebody brings a torch."
+
+
+class Spring(Named):
+    PULL = "pull"
+
+
+class Visit:
+    """The scratch of a gate."""
+
+    def __init__(self, state: Gate, *, key: object = False, tipsy: bool = False) -> None:
+        self.state = state
+        self.branch: Any = None
+        self.key = key
+        self.tipsy = tipsy
+        self.log: list[str] = []
+
+    def leave(self, source: Gate, target: Gate) -> None:
+        self.log.append(f"leave {source.value} for {target.value}")
+
+
+def has_key(visit: Visit) -> bool:
+    """There is a key."""
+    return visit.key  # type: ignore[return-value]
+
+
+def is_tipsy(visit: Visit) -> bool:
+    """The visitor is tipsy."""
+    return visit.tipsy
+
+
+def undocumented(visit: Visit) -> bool:
+    return True
+
+
+def swing(visit: Visit) -> None:
+    """Let it swing."""
+    visit.log.append("swing")
+
+
+def stumble(visit: Visit) -> None:
+    """Fall over."""
+    visit.log.append("stumble")
+    raise ZeroDivisionError
+
+
+def unexplained(visit: Visit) -> None:
+    visit.log.append("?")
+
+
+SWING: Action[Visit, Spring] = Action(swing, arms=(Spring.PULL,))
+Rows = dict[Any, dict[Any, Any]]
+
+
+def rows() -> Rows:
+    return {
+        Ask.PUSH: {
+            Gate.SHUT: (
+                stay(when=is_tipsy),
+                go(Gate.OPEN, SWING, when=has_key),
+                forbid("it is locked"),
+            ),
+            Gate.OPEN: (stay(),),
+            Gate.WELDED: (forbid("it is welded", Cancelled),),
+        },
+        Ask.SLAM: {
+            Gate.SHUT: ignore("it is shut"),
+            Gate.OPEN: (go(Gate.SHUT),),
+            Gate.WELDED: ignore("it is welded"),
+        },
+        Ask.WELD: {
+            Gate.SHUT: (go(Gate.WELDED),),
+            Gate.OPEN: (stay(Action(stumble)),),
+            Gate.WELDED: ignore("it is welded"),
+        },
+    }
+
+
+def gate(change: Callable[[Rows], object] = lambda rows: None, **options: Any) -> Table[Gate, Ask, Visit, Spring]:
+    """The gate, or one with a flaw."""
+    cells = rows()
+    change(cells)
+    given: dict[str, Any] = {
+        "name": "gate",
+        "states": Gate,
+        "events": Ask,
+        "initial": Gate.SHUT,
+        "final": frozenset({Gate.WELDED}),
+        "cells": cells,
+        "timers": {Spring.PULL: TimerRule(frozenset({Gate.OPEN}), Ask.SLAM)},
+        "waits": {Gate.SHUT: "waits for a visitor"},
+    }
+    return Table(**{**given, **options})
+
+
+def findings(change: Callable[[Rows], object] = lambda rows: None, **options: Any) -> tuple[str, ...]:
+    with pytest.raises(TableError) as caught:
+        gate(change, **options)
+    assert all(finding in str(caught.value) for finding in caught.value.findings)
+    return caught.value.findings
+
+
+def put(event: Ask, state: Gate, *cell: Branch[Any, Any, Any]) -> Callable[[Rows], object]:
+    def change(rows: Rows) -> None:
+        rows[event][state] = cell
+
+    return change
+
+
+class Other(Enum):
+    THING = "thing"
+
+
+UNREACHED = (
+    put(Ask.WELD, Gate.SHUT, stay()),
+    ("welded cannot be reached from shut", "shut is a trap", "open is a trap"),
+)
+
+FLAWS: dict[str, tuple[Callable[[Rows], object], tuple[str, ...]]] = {
+    "a missing row": (lambda rows: rows.pop(Ask.SLAM), ("slam has no row",)),
+    "a missing cell": (lambda rows: rows[Ask.SLAM].pop(Gate.OPEN), ("slam in open has no cell",)),
+    "an empty cell": (put(Ask.SLAM, Gate.OPEN), ("slam in open has no cell",)),
+    "a row of no event": (lambda rows: rows.update({Other.THING: {}}), ("is not an event",)),
+    "a cell of no state": (lambda rows: rows[Ask.PUSH].update({Other.THING: (stay(),)}), ("is not a state",)),
+    "an unknown target": (put(Ask.SLAM, Gate.OPEN, go(Other.THING)), ("slam in open: <Other.THING", )),
+    "no target": (put(Ask.SLAM, Gate.OPEN, Branch(Kind.MOVED)), ("None is not a state",)),
+    "a target of what stays": (
+        put(Ask.PUSH, Gate.OPEN, Branch(Kind.KEPT, Gate.SHUT)),
+        ("push in open: kept, and yet has a target",),
+    ),
+    "an exit of a final state": (
+        put(Ask.SLAM, Gate.WELDED, go(Gate.OPEN)),
+        ("slam in welded: welded is final, and has an exit to open",),
+    ),
+    "a guard on the last": (put(Ask.PUSH, Gate.OPEN, stay(when=has_key)), ("the last branch has a guard",)),
+    "a branch never taken": (put(Ask.PUSH, Gate.OPEN, stay(), stay()), ("can never apply",)),
+    "overlapping guards": (
+        put(Ask.PUSH, Gate.OPEN, stay(when=has_key), go(Gate.SHUT, when=has_key), stay()),
+        ("the same guard stands twice",),
+    ),
+    "a guard without a docstring": (
+        put(Ask.PUSH, Gate.OPEN, stay(when=undocumented), stay()),
+        ("the guard undocumented has no docstring",),
+    ),
+    "an action without a docstring": (
+        put(Ask.PUSH, Gate.OPEN, stay(Action(unexplained))),
+        ("the action unexplained has no docstring",),
+    ),
+    "ignored without a reason": (put(Ask.SLAM, Gate.SHUT, *ignore("")), ("ignored without a reason",)),
+    "forbidden without a reason": (put(Ask.PUSH, Gate.WELDED, forbid("")), ("forbidden without a reason",)),
+    "ignored with actions": (
+        put(Ask.SLAM, Gate.SHUT, Branch(Kind.IGNORED, reason="so", actions=(SWING,))),
+        ("ignored, and yet has actions",),
+    ),
+    "an unreachable final state": UNREACHED,
+    "a trap": (
+        lambda rows: (put(Ask.SLAM, Gate.OPEN, stay())(rows), put(Ask.WELD, Gate.OPEN, stay())(rows)),
+        ("open is a trap",),
+    ),
+    "a timer armed where it may not run": (
+        put(Ask.SLAM, Gate.OPEN, go(Gate.SHUT, SWING)),
+        ("slam in open: swing arms pull in shut, where it may not run",),
+    ),
+    "a timer armed nowhere": (
+        put(Ask.PUSH, Gate.SHUT, go(Gate.OPEN)),
+        ("the timer pull is armed nowhere",),
+    ),
+    "an expiry that is not handled": (
+        lambda rows: (put(Ask.SLAM, Gate.OPEN, *ignore("no"))(rows), put(Ask.PUSH, Gate.OPEN, go(Gate.SHUT))(rows)),
+        ("the timer pull may run out in open, where slam is not handled",),
+    ),
+}  # fmt: skip
+
+OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "a state that waits for ever": ({"waits": {}}, ("shut waits without a timer, and without a reason",)),
+    "a timer without a rule": (
+        {"timers": {}, "waits": dict.fromkeys(Gate, "so")},
+        ("push in shut: swing touches the timer pull, which has no rule",),
+    ),
+    "a final state of another kind": ({"final": frozenset({Other.THING})}, ("is named and is not a state",)),
+    "a timer that raises no event": (
+        {"timers": {Spring.PULL: TimerRule(frozenset({Gate.OPEN}), Other.THING)}},
+        ("raises <Other.THING: 'thing'>, which is not an event",),
+    ),
+    "a timer that runs in no state": (
+        {"timers": {Spring.PULL: TimerRule(frozenset({Other.THING}), Ask.SLAM)}},
+        ("runs in <Other.THING: 'thing'>, which is not a state",),
+    ),
+}
+
+
+def test_the_gate_itself_is_sound() -> None:
+    assert gate().name == "gate"
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_a_flaw_of_a_cell_is_found_and_nothing_else(flaw: str) -> None:
+    change, expected = FLAWS[flaw]
+    found = findings(change)
+    assert len(found) == len(expected), found
+    assert all(part in sentence for part, sentence in zip(expected, found, strict=True)), found
+
+
+@pytest.mark.parametrize("flaw", OPTIONS)
+def test_a_flaw_of_the_rest_is_found(flaw: str) -> None:
+    options, expected = OPTIONS[flaw]
+    found = findings(**options)
+    assert all(part in sentence for part, sentence in zip(expected, found, strict=True)), found
+
+
+def test_all_findings_are_told_at_once() -> None:
+    assert len(findings(lambda rows: rows.clear())) == 3
+
+
+def test_a_table_without_final_states_has_no_traps() -> None:
+    endless = put(Ask.WELD, Gate.SHUT, go(Gate.WELDED))
+    reasons = dict.fromkeys(Gate, "waits for a visitor")
+    assert gate(endless, final=frozenset(), waits=reasons).final == frozenset()
+
+
+def test_a_machine_that_is_not_the_table_is_found() -> None:
+    table = gate()
+    assert list(machine_findings(table, table.machine)) == []
+    empty = Machine(model=None, initial=None, auto_transitions=False)
+    assert len(list(machine_findings(table, empty))) == 2
+    for tamper in (
+        lambda way: setattr(way, "dest", "WELDED"),
+        lambda way: way.conditions.pop(),
+        lambda way: way.conditions.reverse(),
+        lambda way: setattr(way.conditions[0], "target", False),
+    ):
+        table = gate()
+        tamper(table.machine.events["push"].transitions["SHUT"][1])
+        (found,) = machine_findings(table, table.machine)
+        assert found.startswith("push in shut: the machine goes")
+    table = gate()
+    table.machine.events["push"].transitions["SHUT"].reverse()
+    assert len(list(machine_findings(table, table.machine))) == 1
+
+
+def test_the_lifecycle_s_machine_is_its_table_and_has_nothing_more() -> None:
+    machine = LIFECYCLE.machine
+    assert list(machine_findings(LIFECYCLE, machine)) == []
+    assert machine.models == []
+    assert not any(name.startswith("to_") for name in machine.events)
+
+
+# --- firing ------------------------------------------------------------------------------------------------------
+
+
+def test_firing_moves_the_scratch_leaves_first_and_notes_the_branch() -> None:
+    visit = Visit(Gate.SHUT, key=True)
+    table = gate()
+    table.fire(Ask.PUSH, visit)
+    assert visit.state is Gate.OPEN
+    assert visit.log == ["leave shut for open", "swing"]
+    assert visit.branch is table.cell(Ask.PUSH, Gate.SHUT)[1]
+
+
+def test_a_true_answer_of_any_kind_is_true() -> None:
+    visit = Visit(Gate.SHUT, key=5)
+    gate().fire(Ask.PUSH, visit)
+    assert visit.state is Gate.OPEN
+
+
+def test_staying_does_not_leave() -> None:
+    visit = Visit(Gate.OPEN)
+    gate().fire(Ask.PUSH, visit)
+    assert (visit.state, visit.log) == (Gate.OPEN, [])
+
+
+def test_a_forbidden_request_raises_its_own_error() -> None:
+    with pytest.raises(ForbiddenRequest, match="push is not possible while shut: it is locked") as caught:
+        gate().fire(Ask.PUSH, Visit(Gate.SHUT))
+    assert type(caught.value) is ForbiddenRequest
+    with pytest.raises(Cancelled):
+        gate().fire(Ask.PUSH, Visit(Gate.WELDED))
+
+
+def test_whatever_raises_reaches_the_caller() -> None:
+    with pytest.raises(ZeroDivisionError):
+        gate().fire(Ask.WELD, Visit(Gate.OPEN))
+
+
+@pytest.mark.parametrize("key", [False, True])
+@pytest.mark.parametrize("tipsy", [False, True])
+def test_exactly_one_branch_applies_though_several_guards_are_true(key: bool, tipsy: bool) -> None:
+    (branch,) = gate().enabled(Ask.PUSH, Visit(Gate.SHUT, key=key, tipsy=tipsy))
+    visit = Visit(Gate.SHUT, key=key, tipsy=tipsy)
+    if branch.kind is not Kind.FORBIDDEN:
+        table = gate()
+        table.fire(Ask.PUSH, visit)
+    assert (branch.when, branch.kind) == {
+        (False, False): (None, Kind.FORBIDDEN),
+        (True, False): (has_key, Kind.MOVED),
+        (False, True): (is_tipsy, Kind.KEPT),
+        (True, True): (is_tipsy, Kind.KEPT),
+    }[key, tipsy]
+
+
+def test_steps_log_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        gate().fire(Ask.PUSH, Visit(Gate.OPEN))
+    assert caplog.records == []
+
+
+def test_members_say_what_they_mean() -> None:
+    assert Gate("shut") is Gate.SHUT
+    assert Gate.SHUT.value == "shut"
+    assert Gate.SHUT.doc == "Nobody passes."
+    assert Spring.PULL.doc == ""
