@@ -325,9 +325,12 @@ def _number(value: object) -> int | None:
 
 
 def _path_and_problem(error: Exception) -> tuple[str, str]:
-    """Split msgspec's sentence into where and what; it quotes names of fields and types, no values."""
-    problem, found, path = str(error).partition(" - at `")
-    return (path.removesuffix("`") if found else "$"), problem
+    """Split msgspec's sentence into where and what. It names fields and types; of a value it quotes only what is not
+    in an enumeration, and that is the server's text, so it is left out."""
+    problem, found, path = str(error).rpartition(" - at `")
+    if not found:
+        problem, path = path, "$"
+    return path.removesuffix("`"), "Invalid enum value" if problem.startswith("Invalid enum value") else problem
 
 
 class Codec:
@@ -388,9 +391,8 @@ class Codec:
         """
         try:
             # A reference may stand in the place of any pipeline's result, so it is looked for first.
-            reference = msgspec.json.decode(payload, type=_MaybeReference)
-            if isinstance(reference.result_url, str):
-                return ResultReference(result_url=reference.result_url)
+            if (url := _reference(payload)) is not None:
+                return ResultReference(result_url=url)
             decode = self._results.get(pipeline)
             return msgspec.json.decode(payload) if decode is None else decode(payload)
         except _UNFIT as error:
@@ -406,6 +408,14 @@ class Codec:
 
 class _MaybeReference(Struct, rename="camel"):
     result_url: Any = None
+
+
+def _reference(payload: Raw | bytes) -> str | None:
+    try:
+        url = msgspec.json.decode(payload, type=_MaybeReference).result_url
+    except msgspec.ValidationError:
+        return None  # a result that is no object is no reference
+    return url if isinstance(url, str) else None
 
 
 _KNOWN_TYPES: Final = frozenset(
