@@ -8,10 +8,12 @@ from ._jobs import JobContext, JobFunction, Result, Upload
 from ._serve import serve
 from ._settings import Lifetimes, Limits
 from ._sqlite import LoggedEvent, read_events
+from ._statistics import HubStatistics
 
 __all__ = [
     "Authorize",
     "Hub",
+    "HubStatistics",
     "HubStorageError",
     "JobContext",
     "JobFailure",

@@ -29,7 +29,7 @@ from ._tokens import TooEarly
 from ._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
 
 if TYPE_CHECKING:
-    from ._hub import Hub, Pipeline
+    from ._hub import Hub, Pipeline, StartedJob
 
 logger: Final = logging.getLogger("towline.server")
 
@@ -82,14 +82,21 @@ def _json(content: object, status: int = 200, headers: Mapping[str, str] | None 
 class Api:
     """The routes of one hub."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, *, metrics: bool) -> None:
         self._hub = hub
+        self._metrics_text: Callable[[], bytes] | None = None
+        if metrics:
+            from ._metrics import metrics_text  # an extra that not every hub needs
+
+            self._metrics_text = metrics_text(hub.statistics)
 
     def routes(self, pipelines: Mapping[str, Pipeline]) -> list[BaseRoute]:
         """All routes, one of them for each pipeline that can be started by HTTP."""
         return [
             WebSocketRoute("/ws/progress", self.progress),
             Route("/ws/progress", self._answering(self.no_upgrade), methods=["GET"]),
+            Route("/healthz", self._answering(self.health), methods=["GET"]),
+            *([Route("/metrics", self._answering(self.metrics), methods=["GET"])] if self._metrics_text else []),
             Route("/api/job-state/{job_id}", self._answering(self.state), methods=["GET"]),
             Route("/api/jobs/{job_id}/results", self._answering(self.results), methods=["GET"]),
             Route("/api/jobs/{job_id}/cancel", self._answering(self.cancel), methods=["POST"]),
@@ -113,7 +120,8 @@ class Api:
         except HubStorageError as error:
             await self._deny(websocket, _storage_refusal(error))
         else:
-            watcher = Watcher(websocket, job, self._hub.log, self._hub.limits, self._hub.now)
+            hub = self._hub
+            watcher = Watcher(websocket, job, hub.log, hub.limits, hub.counters, hub.now)
             with self._hub.watching(job.id, watcher):
                 await watcher.run(subprotocol)
 
@@ -130,6 +138,7 @@ class Api:
         return job, subprotocol
 
     async def _deny(self, websocket: WebSocket, refusal: Refusal) -> None:
+        self._hub.counters.refusals[refusal.status] += 1
         if "websocket.http.response" in websocket.scope.get("extensions", {}):
             await websocket.send_denial_response(refusal.response())
         else:  # this server can only say 403
@@ -188,6 +197,7 @@ class Api:
     async def refresh(self, request: Request) -> Response:
         """`POST /api/token/refresh`: a new token for an old one."""
         asked = _decode(await _small_body(request), _RefreshRequest)
+        self._hub.check_calls(asked.job_id)
         grant = await self._hub.tokens.refresh(asked.job_id, Secret(asked.old_token))
         if grant is None:
             raise Refusal(401, *_NO_TOKEN, _CHALLENGE)
@@ -205,17 +215,8 @@ class Api:
             key = request.headers.get("idempotency-key")
             if key is not None and not 0 < len(key) <= _MAX_KEY:
                 raise Refusal(400, "bad_request", f"an Idempotency-Key has 1 to {_MAX_KEY} characters")
-            incoming = await anyio.to_thread.run_sync(make_incoming_folder, self._hub.files)
-            try:
-                received = await self._receive(request, incoming / UPLOAD_FILE, pipeline)
-                digest = hashlib.sha256(pipeline.name.encode() + b"\0" + received.digest).digest()
-                asked = None if key is None else StartRequest(key=hashlib.sha256(key.encode()).digest(), digest=digest)
-                started = await self._hub.adopt(pipeline.name, incoming, received.name, owner, asked)
-            except RequestMismatch as error:
-                raise Refusal(422, "key_reused", "this Idempotency-Key came with another upload before") from error
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(remove_job_folder, incoming)
+            async with self._hub.starting(owner):
+                started = await self._take(request, pipeline, owner, key)
             answer = {
                 "jobId": started.job_id,
                 "token": started.token.reveal(),
@@ -225,6 +226,19 @@ class Api:
             return _json(answer, 202)
 
         return start
+
+    async def _take(self, request: Request, pipeline: Pipeline, owner: str, key: str | None) -> StartedJob:
+        incoming = await anyio.to_thread.run_sync(make_incoming_folder, self._hub.files)
+        try:
+            received = await self._receive(request, incoming / UPLOAD_FILE, pipeline)
+            digest = hashlib.sha256(pipeline.name.encode() + b"\0" + received.digest).digest()
+            asked = None if key is None else StartRequest(key=hashlib.sha256(key.encode()).digest(), digest=digest)
+            return await self._hub.adopt(pipeline.name, incoming, received.name, owner, asked)
+        except RequestMismatch as error:
+            raise Refusal(422, "key_reused", "this Idempotency-Key came with another upload before") from error
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(remove_job_folder, incoming)
 
     async def _receive(self, request: Request, path: Path, pipeline: Pipeline) -> Received:
         limit = self._hub.limits.upload
@@ -243,12 +257,27 @@ class Api:
             logger.error("an upload could not be kept: %s", error)
             raise Refusal(507, "no_space", "the upload could not be kept", _retry(60)) from error
 
+    # --- operations --------------------------------------------------------------------------------------------
+
+    async def health(self, request: Request) -> Response:
+        """`GET /healthz`: 200 while the hub takes work and its log answers; for load balancers, so it says no more."""
+        self._hub.check_open()
+        await self._hub.log.count_running("")
+        return _json({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        """`GET /metrics`, for who may start jobs."""
+        if self._metrics_text is None or await self._hub.authorize(request) is None:
+            raise Refusal(403, "forbidden", "you may not read the numbers")
+        return Response(self._metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
     # --- what all calls share ----------------------------------------------------------------------------------
 
     async def _job(self, job_id: str, token: Secret | None) -> Job:
         """Find the job for who holds its token. Without any token nothing is told, not even that it is not there."""
         if token is None:
             raise Refusal(401, *_NO_TOKEN, _CHALLENGE)
+        self._hub.check_calls(job_id)
         job = await self._hub.log.job(job_id)
         if job is Missing.GONE:
             raise Refusal(410, "gone", "the job ended long ago and is no longer kept")
@@ -264,8 +293,11 @@ class Api:
                 self._hub.check_entered()
                 return await handler(request)
             except Refusal as refusal:
+                self._hub.counters.refusals[refusal.status] += 1
                 return refusal.response()
             except HubStorageError as error:
+                self._hub.counters.log_failures += 1
+                self._hub.counters.refusals[503] += 1
                 return _storage_refusal(error).response()
             except ClientDisconnect:
                 return Response(status_code=400)  # nobody is left to read it

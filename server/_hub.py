@@ -10,6 +10,7 @@ import logging
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -38,9 +39,11 @@ from ._files import (
 from ._http import Api, Refusal
 from ._jobs import Ending, JobFunction, Runner
 from ._log import EventLog, Job, Request
+from ._rates import Rate, whole_seconds
 from ._settings import Lifetimes, Limits
 from ._socket import Watcher, restart_reason
 from ._sqlite import SqliteLog
+from ._statistics import Counters, HubStatistics
 from ._tokens import Tokens
 
 logger: Final = logging.getLogger("towline.server")
@@ -77,7 +80,8 @@ class Hub(AsyncContextManagerMixin):
     `authorize` says in whose name a request may start a job (None: it may not); without it only this machine may.
     `token_in_query` also takes a socket's token from `?token=`, where logs and proxies can see it. `subprotocol` is
     the name by which browsers hand in a token. `base_path` is where the hub is mounted, for the URLs it tells.
-    `accept_rate` is how many sockets a second it wants to see come back after a restart.
+    `accept_rate` is how many sockets a second it wants to see come back after a restart. `metrics` adds `GET /metrics`
+    for Prometheus, which `authorize` guards as it does starting; it needs the `metrics` extra.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Hub(AsyncContextManagerMixin):
         subprotocol: str = "towline",
         base_path: str = "",
         accept_rate: float = 100,
+        metrics: bool = False,
     ) -> None:
         if not accept_rate > 0:
             raise InvalidArgument("accept_rate", "must be above zero")
@@ -105,10 +110,14 @@ class Hub(AsyncContextManagerMixin):
         self._lifetimes = lifetimes or Lifetimes()
         self._base_path = base_path
         self._accept_rate = accept_rate
+        self._metrics = metrics
         self._pipelines: dict[str, Pipeline] = {}
         self._functions: dict[str, JobFunction] = {}
         self._watchers: dict[str, set[Watcher]] = {}
-        self._sockets = 0
+        self.counters: Final = Counters()
+        self._starts = Rate(self.limits.starts, 60)
+        self._calls = Rate(self.limits.calls, 60)
+        self._starting: Counter[str] = Counter()
         self._tasks: TaskGroup | None = None
         self._draining = False
         self._application: Starlette | None = None
@@ -119,6 +128,7 @@ class Hub(AsyncContextManagerMixin):
             self.files,
             self._functions,
             limits=self.limits,
+            counters=self.counters,
             base_path=base_path,
             now=self.now,
         )
@@ -169,6 +179,10 @@ class Hub(AsyncContextManagerMixin):
             job = await self.log.job(job_id)
         return "accepted" if isinstance(job, Job) and job.status == "canceled" else "too_late"
 
+    def statistics(self) -> HubStatistics:
+        """What the hub has done so far."""
+        return self.counters.snapshot()
+
     async def drain(self) -> None:
         """Take no more requests and send the watchers away with close 1012 and word when to come back.
 
@@ -189,7 +203,9 @@ class Hub(AsyncContextManagerMixin):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
         if self._application is None:
-            self._application = Starlette(routes=Api(self).routes(self._pipelines), lifespan=self._lifespan)
+            self._application = Starlette(
+                routes=Api(self, metrics=self._metrics).routes(self._pipelines), lifespan=self._lifespan
+            )
         await self._application(scope, receive, send)
 
     # --- life --------------------------------------------------------------------------------------------------
@@ -263,11 +279,31 @@ class Hub(AsyncContextManagerMixin):
         if self._draining:
             raise Refusal(503, "restarting", "the hub is about to restart", {"retry-after": "1"})
 
+    def check_calls(self, job_id: str) -> None:
+        """Raise the refusal of a call about a job that is asked about too often."""
+        if wait := self._calls.take(job_id, self.now() / 1000):
+            raise Refusal(429, "too_many_calls", "too many calls about this job", {"retry-after": whole_seconds(wait)})
+
+    @asynccontextmanager
+    async def starting(self, owner: str) -> AsyncIterator[None]:
+        """Hold a place among the owner's jobs while one more is started, or raise the refusal."""
+        if wait := self._starts.take(owner, self.now() / 1000):
+            raise Refusal(429, "too_many_starts", "too many jobs started", {"retry-after": whole_seconds(wait)})
+        self._starting[owner] += 1
+        try:
+            if await self.log.count_running(owner) + self._starting[owner] > self.limits.jobs_of_owner:
+                raise Refusal(429, "quota", "too many jobs that have not ended", {"retry-after": "30"})
+            yield
+        finally:
+            self._starting[owner] -= 1
+            if not self._starting[owner]:
+                del self._starting[owner]
+
     def check_room(self, job_id: str) -> None:
         """Raise the refusal of a socket there is no room for."""
         if len(self._watchers.get(job_id, ())) >= self.limits.watchers:
             raise Refusal(429, "too_many_watchers", "this job has too many sockets", {"retry-after": "10"})
-        if self._sockets >= self.limits.sockets:
+        if self.counters.sockets >= self.limits.sockets:
             raise Refusal(503, "full", "this hub has too many sockets", {"retry-after": "10"})
 
     @contextmanager
@@ -275,12 +311,13 @@ class Hub(AsyncContextManagerMixin):
         """Keep a watcher among those that `drain` sends away."""
         watchers = self._watchers.setdefault(job_id, set())
         watchers.add(watcher)
-        self._sockets += 1
+        self.counters.sockets += 1
+        self.counters.sockets_opened += 1
         try:
             yield
         finally:
             watchers.remove(watcher)
-            self._sockets -= 1
+            self.counters.sockets -= 1
             if not watchers:
                 del self._watchers[job_id]
             if not self._watchers and self._draining:
@@ -316,6 +353,7 @@ class Hub(AsyncContextManagerMixin):
                 await anyio.to_thread.run_sync(remove_job_folder, self.directory(new.id))
             else:
                 self._tasks.start_soon(self._runner.run, new.id, name=f"job {new.id}")
+                self.counters.jobs_started += 1
                 logger.info("job %s (%s) begins", new.id, pipeline)
             grant = await self.tokens.grant(kept.id)
         return StartedJob(job_id=kept.id, token=grant.token, expires_in=grant.expires_in)

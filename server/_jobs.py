@@ -29,6 +29,7 @@ from ..transport._messages import (
 from ._files import UPLOAD_FILE, UPLOAD_NAME_FILE, clear_job_folder, keep_result
 from ._log import Change, EventLog, Job
 from ._settings import Limits
+from ._statistics import Counters
 
 logger: Final = logging.getLogger("towline.server")
 
@@ -150,6 +151,7 @@ class Runner:
         functions: Mapping[str, JobFunction],
         *,
         limits: Limits,
+        counters: Counters,
         base_path: str,
         now: Callable[[], int],
     ) -> None:
@@ -157,6 +159,7 @@ class Runner:
         self._files = files
         self._functions = functions
         self._limits = limits
+        self._counters = counters
         self._base_path = base_path
         self._now = now
         self._slots = anyio.Semaphore(limits.running_jobs)
@@ -175,18 +178,25 @@ class Runner:
 
     async def run(self, job_id: str) -> None:
         """Run a job to its end, unless it has ended; a cancelled run is taken up by the next `resume`."""
-        async with self._slots:
-            job = await self._log.job(job_id)
-            if not isinstance(job, Job) or not job.running:
-                return
-            attempt = await self._log.count_attempt(job_id)
-            logger.info("job %s (%s): run %d from event %d", job_id, job.pipeline, attempt, job.seq)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._stop_when_ended, job, tasks.cancel_scope)
-                context = JobContext(self._log, job, self.directory(job_id), attempt, self._now)
-                await self._end(job_id, await self._work(job, context))
-                tasks.cancel_scope.cancel()
-            await anyio.to_thread.run_sync(clear_job_folder, self.directory(job_id))
+        self._counters.jobs_at_work += 1
+        try:
+            async with self._slots:
+                await self._run(job_id)
+        finally:
+            self._counters.jobs_at_work -= 1
+
+    async def _run(self, job_id: str) -> None:
+        job = await self._log.job(job_id)
+        if not isinstance(job, Job) or not job.running:
+            return
+        attempt = await self._log.count_attempt(job_id)
+        logger.info("job %s (%s): run %d from event %d", job_id, job.pipeline, attempt, job.seq)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._stop_when_ended, job, tasks.cancel_scope)
+            context = JobContext(self._log, job, self.directory(job_id), attempt, self._now)
+            await self._end(job_id, await self._work(job, context))
+            tasks.cancel_scope.cancel()
+        await anyio.to_thread.run_sync(clear_job_folder, self.directory(job_id))
 
     async def _stop_when_ended(self, job: Job, work: anyio.CancelScope) -> None:
         # The log decides who ends a job; this makes the decision felt, wherever it was taken.
@@ -251,6 +261,7 @@ class Runner:
             try:
                 await self.end(job_id, ending)
             except HubStorageError as error:
+                self._counters.log_failures += 1
                 # The end is worth waiting for: a full disk is emptied one day, and the work is done.
                 logger.error("job %s: its end could not be kept, trying again: %s", job_id, error)
                 await anyio.sleep(delay)
@@ -263,4 +274,5 @@ class Runner:
         change = Change(outcome=ending.outcome)
         event = await self._log.append(job_id, ending.type, ending.payload, self._now(), change)
         if event is not None:
+            self._counters.jobs_ended[ending.type] += 1
             logger.info("job %s: %s, event %d", job_id, ending.type, event.seq)

@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -92,7 +93,7 @@ def serve(
     `HubStorageError` where the database cannot be used.
     """
     if hub is None:
-        hub = Hub(database)
+        hub = Hub(database, metrics=find_spec("prometheus_client") is not None)
         hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import(row_delay=row_delay))
     make_server(hub, host, port, announce).run()
 

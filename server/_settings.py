@@ -17,6 +17,9 @@ class Limits:
     upload: int = 1024**3
     inline_result: int = 256 * 1024  #: a larger result goes by URL
     running_jobs: int = 8  #: further ones wait their turn
+    jobs_of_owner: int = 1000  #: jobs of one owner that have not ended
+    starts: int = 600  #: jobs one owner may start a minute
+    calls: int = 600  #: HTTP calls and upgrades one job may get a minute
     sockets: int = 10_000
     watchers: int = 64  #: sockets of one job
     client_message: int = 4096

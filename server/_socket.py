@@ -21,6 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from ..transport._messages import VERSION, Ready, ReadyAckFrame, encode
 from ._log import Bell, EventLog, Job
 from ._settings import Limits
+from ._statistics import Counters
 
 logger: Final = logging.getLogger("towline.server")
 
@@ -39,11 +40,14 @@ _decode_ready: Final = msgspec.json.Decoder(Ready).decode
 class Watcher:
     """Serves one accepted upgrade. `close` may be called by the hub at any time."""
 
-    def __init__(self, websocket: WebSocket, job: Job, log: EventLog, limits: Limits, now: Callable[[], int]) -> None:
+    def __init__(
+        self, websocket: WebSocket, job: Job, log: EventLog, limits: Limits, counters: Counters, now: Callable[[], int]
+    ) -> None:
         self._websocket = websocket
         self._job = job
         self._log = log
         self._limits = limits
+        self._counters = counters
         self._now = now
         self._scope = anyio.CancelScope()
         self._close: tuple[int, str] | None = None
@@ -72,6 +76,7 @@ class Watcher:
         if self._close is None or self._websocket.client_state is not WebSocketState.CONNECTED:
             return
         code, reason = self._close
+        self._counters.closes[code] += 1
         with anyio.move_on_after(_CLOSE_WAIT, shield=True):
             with suppress(RuntimeError, OSError, WebSocketDisconnect):  # the peer was faster
                 await self._websocket.close(code, reason)
@@ -157,6 +162,7 @@ class Watcher:
                 await self._websocket.send_text(text)
             except RuntimeError as error:  # the server has sent a close of its own, for a ping unanswered
                 raise WebSocketDisconnect(1006) from error
+            self._counters.frames_sent += 1
         if waiting.cancelled_caught:
             logger.info("job %s: a socket took nothing for %g s", self._job.id, self._limits.send_wait)
             self.close(1013, "too slow; what was missed is kept")

@@ -37,6 +37,7 @@ CREATE TABLE jobs (
 );
 CREATE UNIQUE INDEX jobs_by_request ON jobs (owner, request_key) WHERE request_key IS NOT NULL;
 CREATE INDEX jobs_running ON jobs (created) WHERE status = 'running';
+CREATE INDEX jobs_running_by_owner ON jobs (owner) WHERE status = 'running';
 CREATE INDEX jobs_by_end ON jobs (ended) WHERE ended IS NOT NULL;
 CREATE TABLE events (
     job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, seq INTEGER NOT NULL, type TEXT NOT NULL,
@@ -327,6 +328,10 @@ class SqliteLog(AsyncContextManagerMixin):
                 for row in reader.execute(f"{_SELECT_JOB} WHERE status = 'running' ORDER BY created")
             ]
         )
+
+    async def count_running(self, owner: str) -> int:
+        query = "SELECT count(*) FROM jobs WHERE owner = ? AND status = 'running'"
+        return await self._read(lambda reader: int(reader.execute(query, (owner,)).fetchone()[0]))
 
     async def token(self, digest: bytes) -> Token | None:
         def query(reader: sqlite3.Connection) -> Token | None:

@@ -68,7 +68,7 @@ class ShiftedHub(Hub):
 
 
 def make_hub(folder: Path, **options: Any) -> ShiftedHub:
-    options = {"limits": Limits(upload=100_000, ready_wait=0.3)} | options
+    options = {"limits": Limits(upload=100_000, ready_wait=0.3, starts=10_000)} | options
     hub = ShiftedHub(folder / "hub.db", **options)
     hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import())
     for function in (large, failing, broken, waiting):
@@ -345,6 +345,61 @@ def test_authorize_decides(tmp_path: Path, serving: Any) -> None:
     with serving(make_hub(tmp_path, authorize=by_header)) as client:
         assert client.start(ROWS).status_code == 403
         assert client.start(ROWS, x_user="ann", x_forwarded_for="10.0.0.1").status_code == 202
+
+
+def test_an_owner_has_a_quota(tmp_path: Path, gate: Gate, serving: Any) -> None:
+    async def by_header(request: Any) -> str | None:
+        return request.headers.get("x-user")
+
+    def post(client: Any, user: str) -> Any:
+        headers = {"content_type": "application/octet-stream", "x_user": user}
+        return client.start(gate.name.encode(), "/start/waiting", **headers)
+
+    with serving(make_hub(tmp_path, authorize=by_header, limits=Limits(jobs_of_owner=2))) as client:
+        assert [post(client, "ann").status_code for _ in range(3)] == [202, 202, 429]
+        assert post(client, "ann").headers["retry-after"] == "30"
+        assert post(client, "bob").status_code == 202
+        gate.open = True
+        assert client.follow().code == 1000
+        assert post(client, "bob").status_code == 202
+
+
+def test_starts_and_calls_have_a_rate(tmp_path: Path, serving: Any) -> None:
+    with serving(make_hub(tmp_path, limits=Limits(starts=2, calls=5))) as client:
+        answers = [client.start(ROWS) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [202, 202, 429]
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 30
+        path = f"/api/job-state/{client.job}"
+        assert [client.http.get(path, headers=client.auth).status_code for _ in range(6)] == [200] * 5 + [429]
+        refused = client.refusal(f"/ws/progress?jobId={client.job}", additional_headers=client.auth)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "12")
+
+
+def test_health_and_numbers(tmp_path: Path, serving: Any) -> None:
+    hub = make_hub(tmp_path, metrics=True)
+    with serving(hub) as client:
+        assert client.http.get("/healthz").json() == {"status": "ok"}
+        client.start(ROWS)
+        client.follow()
+        client.refusal(f"/ws/progress?jobId={client.job}")
+        numbers = client.http.get("/metrics")
+        assert numbers.status_code == 200
+        assert "token" not in numbers.text
+        for line in (
+            "towline_jobs_started_total 1.0",
+            'towline_jobs_ended_total{type="job_complete"} 1.0',
+            "towline_frames_sent_total 33.0",
+            'towline_refusals_total{status="401"} 1.0',
+            'towline_closes_total{code="1000"} 1.0',
+            "towline_sockets 0.0",
+        ):
+            assert line in numbers.text.splitlines()
+        assert client.http.get("/metrics", headers={"x-forwarded-for": "10.0.0.1"}).status_code == 403
+    assert hub.statistics().jobs_at_work == 0
+
+
+def test_numbers_only_where_they_are_wanted(client: Any) -> None:
+    assert client.http.get("/metrics").status_code == 404
 
 
 def test_a_token_is_not_on_the_disk(client: Any, folder: Path) -> None:
