@@ -230,7 +230,10 @@ class Engine:
         for effect in effects:
             self._effects.append((after.generation, effect))
         if after.state is not before.state:
-            change = StateChange(previous=before.state, state=after.state, cause=after.cause, at=facts.now)
+            # A cause is told with the change it brought about; giving up always says why.
+            news = after.cause is not before.cause or after.state is State.EXHAUSTED
+            cause = after.cause if news else None
+            change = StateChange(previous=before.state, state=after.state, cause=cause, at=facts.now)
             self._effects.append((after.generation, change))
 
     def _record(self, before: Snapshot, event: AnyEvent, facts: Facts, target: State, verdict: Verdict | None) -> None:

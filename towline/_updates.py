@@ -109,7 +109,7 @@ class JobCanceled(Update, frozen=True, kw_only=True, tag="job_canceled"):
 
 
 class StateChange(Struct, frozen=True, kw_only=True, tag_field="type", tag="state"):
-    """The connection went from one state to another; `cause` is the last failure's, `at` on the loop's clock (s)."""
+    """The connection went from one state to another; `cause` where a failure led to it, `at` on the loop's clock."""
 
     previous: State
     state: State

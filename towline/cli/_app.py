@@ -1,0 +1,22 @@
+"""The commands, and what each needs. A command's module is imported when it is called, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+import typer
+
+from ._demo import demo
+from ._follow import import_csv, watch
+from ._serve import serve
+
+app = typer.Typer(
+    name="towline",
+    help="Follow long-running jobs to their true end.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("import")(import_csv)
+app.command("watch")(watch)
+app.command("serve")(serve)
+app.command("demo")(demo)

@@ -1,0 +1,64 @@
+"""What the exit code tells, and how an expected failure is said: one line, no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import NoReturn
+
+import typer
+
+from .._exceptions import Exhausted, TowlineError, UsageError
+from .._text import escape
+from .._updates import JobCanceled, JobComplete, JobFailed, Outcome
+
+
+class ExitCode(IntEnum):
+    """How it ended."""
+
+    COMPLETE = 0
+    FAILED = 1
+    """The job failed."""
+    USAGE = 2
+    """What was asked for cannot be; typer's own code too."""
+    CANCELED = 3
+    """The job was stopped on request."""
+    GAVE_UP = 4
+    """The job may go on, but its server could not be reached any more."""
+    TROUBLE = 5
+    """Something else failed: the message says what."""
+    INTERRUPTED = 130
+    """Ctrl-C; the job goes on."""
+
+
+def code_of(outcome: Outcome) -> ExitCode:
+    """The exit code for how a job ended."""
+    match outcome:
+        case JobComplete():
+            return ExitCode.COMPLETE
+        case JobFailed():
+            return ExitCode.FAILED
+        case JobCanceled():
+            return ExitCode.CANCELED
+
+
+def fail(code: ExitCode, problem: object) -> NoReturn:
+    """Say what is wrong on standard error, and exit."""
+    typer.echo(f"towline: {escape(str(problem))}", err=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def expected_failures() -> Iterator[None]:
+    """Turn Towline's own errors into a line and an exit code; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except Exhausted as error:
+        fail(ExitCode.GAVE_UP, error)
+    except UsageError as error:
+        fail(ExitCode.USAGE, error)
+    except TowlineError as error:
+        fail(ExitCode.TROUBLE, error)
+    except OSError as error:
+        fail(ExitCode.TROUBLE, error)

@@ -1,0 +1,174 @@
+"""`towline import` and `towline watch`: start a job, and follow one to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import anyio
+import typer
+
+from .._connection import Connection
+from .._exceptions import InvalidArgument, TowlineError
+from .._secret import Secret
+from ..statemachine import Policy
+from ..storage import TokenStore
+from ..transport import URL, JobCalls, StartedJob, Upload, parse_url
+from ._exit import ExitCode, code_of, expected_failures
+from ._view import View, chosen_view
+
+#: Where a hub's calls are (docs of the hub): an import is started here, and its progress is told there.
+IMPORT_PATH: Final = "/api/imports/csv"
+PROGRESS_PATH: Final = "/ws/progress"
+_PIECE: Final = 256 << 10
+
+Backend = Literal["asyncio", "trio"]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", envvar="TOWLINE_STORE", help="Folder of the token store, if not the user's.")
+]
+BackendOption = Annotated[Backend, typer.Option("--backend", help="The event loop to run on.")]
+InsecureOption = Annotated[
+    bool, typer.Option("--allow-insecure", help="Allow a line without TLS to other hosts than this one.")
+]
+PingOption = Annotated[float, typer.Option("--ping-after", help="Silence after which the link is pinged, in seconds.")]
+LostOption = Annotated[float, typer.Option("--lost-after", help="Silence after which it counts as lost, in seconds.")]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        help="Read the token from this file (- for standard input). TOWLINE_TOKEN is read else, then the store.",
+    ),
+]
+_DEFAULTS: Final = Policy()
+
+
+def import_csv(
+    file: Annotated[Path, typer.Argument(help="The CSV file to import.", exists=True, dir_okay=False, readable=True)],
+    url: Annotated[str, typer.Option("--url", help="The hub: http(s)://host[:port].")],
+    json: JsonOption = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start the job, keep its token, and leave.")] = False,
+    store: StoreOption = None,
+    backend: BackendOption = "asyncio",
+    allow_insecure: InsecureOption = False,
+    ping_after: PingOption = _DEFAULTS.ping_after,
+    lost_after: LostOption = _DEFAULTS.lost_after,
+) -> None:
+    """Upload a CSV file as a job of a hub, and follow it to its end."""
+    with expected_failures():
+        hub = parse_url(url, schemes=("https", "http"), allow_insecure=allow_insecure)
+        policy = Policy(ping_after=ping_after, lost_after=lost_after)
+        tokens = TokenStore(store)
+
+        async def run() -> ExitCode:
+            started = await _start(hub, file)
+            where = _progress_url(hub)
+            with chosen_view(json=json) as view:
+                view.note(type="job", job=started.job)
+                if detach:
+                    await tokens.save(started.job, started.token, str(hub.origin), context={"url": where})
+                    return ExitCode.COMPLETE
+                line = Connection(
+                    where,
+                    job=started.job,
+                    token=started.token,
+                    refresh=True,
+                    store=tokens,
+                    allow_insecure=allow_insecure,
+                    policy=policy,
+                    on_state=view.state,
+                )
+                return await _follow(line, view)
+
+        code = anyio.run(run, backend=backend)
+    raise typer.Exit(code)
+
+
+def watch(
+    job: Annotated[str, typer.Argument(help="The job's id.")],
+    url: Annotated[
+        str | None, typer.Option("--url", help="Where it is followed: ws(s)://… Left out: as on record.")
+    ] = None,
+    token_file: TokenFileOption = None,
+    json: JsonOption = False,
+    store: StoreOption = None,
+    backend: BackendOption = "asyncio",
+    allow_insecure: InsecureOption = False,
+    ping_after: PingOption = _DEFAULTS.ping_after,
+    lost_after: LostOption = _DEFAULTS.lost_after,
+) -> None:
+    """Follow a job to its end; one that is on record needs its id alone."""
+    with expected_failures():
+        token = _given_token(token_file)
+        policy = Policy(ping_after=ping_after, lost_after=lost_after)
+
+        async def run() -> ExitCode:
+            with chosen_view(json=json) as view:
+                line = Connection(
+                    url,
+                    job=job,
+                    token=token,
+                    store=TokenStore(store),
+                    allow_insecure=allow_insecure,
+                    policy=policy,
+                    on_state=view.state,
+                )
+                return await _follow(line, view)
+
+        code = anyio.run(run, backend=backend)
+    raise typer.Exit(code)
+
+
+async def _start(hub: URL, file: Path) -> StartedJob:
+    size = (await anyio.Path(file).stat()).st_size
+    return await JobCalls(hub).start_job(IMPORT_PATH, Upload(_pieces(file), size))
+
+
+async def _pieces(file: Path) -> AsyncIterator[bytes]:
+    async with await anyio.open_file(file, "rb") as opened:
+        while piece := await opened.read(_PIECE):
+            yield piece
+
+
+def _progress_url(hub: URL) -> str:
+    scheme = "wss" if hub.origin.secure else "ws"
+    return f"{scheme}://{hub.host_header}{PROGRESS_PATH}"
+
+
+def _given_token(file: Path | None) -> Secret | None:
+    """The token from a file or the environment: an argument would be seen by every user of the machine."""
+    if file is not None:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text()
+        if not text.strip():
+            raise InvalidArgument("token", "the file is empty")
+        return Secret(text.strip())
+    text = os.environ.get("TOWLINE_TOKEN", "")
+    return Secret(text) if text else None
+
+
+async def _follow(line: Connection, view: View) -> ExitCode:
+    """Show a job until it ends or somebody presses Ctrl-C; the job goes on then."""
+    failure: TowlineError | None = None
+    async with anyio.create_task_group() as tasks:
+
+        async def stop_on_signal() -> None:
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for _ in signals:
+                    line.cancel()
+
+        try:
+            async with line:
+                tasks.start_soon(stop_on_signal)
+                async for update in line:
+                    view.update(update)
+        except TowlineError as error:
+            failure = error
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return ExitCode.INTERRUPTED if line.outcome is None else code_of(line.outcome)
