@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from .._exceptions import Damaged, InvalidArgument, WriteFailed
-from ._files import Folder, Stamp
+from ._files import Folder, Stamp, never
 from ._keyset import MAX_KEYSET_BYTES, Entry, Kdf, Keys, Keyset, Role, Source, parse, spell, unwrap, unwrap_one, wrap
 from ._passphrase import is_dated
 from ._providers import KeyFile, KeyProvider, created_by, default_provider, opened_by, provider_of
@@ -138,12 +138,15 @@ class Keychain:
         root = self._entry(Wrapping(last.source, last.kdf, opened.asked(last)), "root")
         keys = (*opened.keyset.keys, root)
         self._write(folder, msgspec.structs.replace(opened.keyset, primary=root.id, keys=keys))
+        self.current(folder, never)
 
-    def retire(self, folder: Folder) -> None:
-        """Drop every root key but the primary: no record may need another one by now."""
+    def retire(self, folder: Folder, *, keep: Container[str]) -> None:
+        """Drop every root key but the primary and those that records still name."""
         keyset = self._opened().keyset
-        if len(keyset.keys) > 1:
-            self._write(folder, msgspec.structs.replace(keyset, keys=(keyset.entry,)))
+        kept = tuple(entry for entry in keyset.keys if entry.id == keyset.primary or entry.id in keep)
+        if kept != keyset.keys:
+            self._write(folder, msgspec.structs.replace(keyset, keys=kept))
+            self.current(folder, never)
 
     def rewrap(self, folder: Folder, wrapping: Wrapping) -> None:
         """Wrap every key anew; `adopt` must follow. The keys stay the same, so no record has to change."""

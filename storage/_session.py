@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .._exceptions import Damaged, RecordMismatch, TokenStoreError
+from .._exceptions import Damaged, RecordMismatch, TokenStoreError, UnknownVersion
 from ._aead import tag_of
 from ._files import TEMPORARY, Folder, temporary_of
 from ._keychain import KEYSET, Keychain
@@ -68,6 +68,21 @@ class Session:
             return False
         self.put(opened, opened.record)
         return True
+
+    def keys_in_use(self) -> set[str]:
+        """The ids of the keys that records name; all keys if a file may not be read.
+
+        A file without a sound header opens under no key, so none is kept for it.
+        """
+        found: set[str] = set()
+        for tag in self.tags():
+            try:
+                found.add(read_header(self.folder.read(name_of(tag), limit=MAX_RECORD_BYTES) or b"").key_id)
+            except (Damaged, UnknownVersion):
+                continue
+            except TokenStoreError:
+                return set(self._keys.ciphers)
+        return found
 
     def remove(self, job: str) -> None:
         """Remove a job's file and its temporary. The file need not be readable."""

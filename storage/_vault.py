@@ -148,14 +148,15 @@ class Vault:
         """Seal every record with a new root key, then forget the old one. Returns how many were sealed anew.
 
         The lock is let go between records. Ended half-way, by whatever, it leaves each record readable under the old
-        key or the new; the next `rotate` finishes the work. Raises `Damaged` if a record cannot be read: the old key
-        is kept for it.
+        key or the new; the next `rotate` finishes the work. Raises `Damaged` if a record cannot be read: the key
+        that it names is kept.
         """
         sealed = 0
         with self._session(exclusive=True, tick=tick) as session:
             if session is None:
                 return sealed
             tags = session.tags()
+            self._keychain.retire(session.folder, keep=session.keys_in_use())  # of rotations that were cut short
             self._keychain.add(session.folder)
         for tag in tags:
             with self._session(exclusive=True, tick=tick) as session, suppress(*_UNREADABLE):
@@ -169,11 +170,11 @@ class Vault:
                     sealed += session.reseal(tag)
                 except _UNREADABLE as exc:
                     broken.append(exc)
-            if broken:
-                problem = f"{len(broken)} records cannot be read and keep their old key; this is the first"
-                raise Damaged(problem, path=broken[0].path) from broken[0]
-            self._keychain.retire(session.folder)
+            self._keychain.retire(session.folder, keep=session.keys_in_use())
             session.folder.remove(*session.leftovers())
+        if broken:
+            problem = f"{len(broken)} records cannot be read, and were not sealed anew; this is the first"
+            raise Damaged(problem, path=broken[0].path) from broken[0]
         return sealed
 
     def rewrap(self, provider: KeyProvider | None, tick: Callable[[], None] = never) -> None:
