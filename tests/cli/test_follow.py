@@ -1,0 +1,163 @@
+"""`towline import` and `towline watch`, as processes, against a running hub."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Begin = Callable[..., subprocess.Popen[str]]
+HEADER = "title,author,isbn\n"
+GOOD_ROW = "Emma,Jane Austen,9780141439587\n"
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Path:
+    file = tmp_path / "books.csv"
+    file.write_text(HEADER + GOOD_ROW * 5 + "Persuasion,Jane Austen,9780141439580\n")
+    return file
+
+
+def lines_of(answer: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in answer.stdout.splitlines()]
+
+
+def test_an_import_is_followed_to_its_end(run: Run, hub: str, books: Path) -> None:
+    answer = run("import", str(books), "--url", hub, "--json")
+    assert answer.returncode == 0
+    lines = lines_of(answer)
+    states = [line["state"] for line in lines if line["type"] == "state"]
+    # A job as short as this may end before the client is in step.
+    assert states[:2] == ["connecting", "syncing"]
+    assert states[-1] == "idle"
+    end = [line for line in lines if line["type"] == "job_complete"]
+    assert len(end) == 1
+    result = end[0]["result"]
+    assert isinstance(result, dict)
+    assert result["successRate"] == "5/6"
+    assert "check digit" in result["errors"][0]["error"]
+
+
+def test_a_pipe_gets_plain_lines(run: Run, hub: str, books: Path) -> None:
+    answer = run("import", str(books), "--url", hub, "--backend", "trio")
+    assert answer.returncode == 0
+    assert "[connecting]" in answer.stdout.splitlines()
+    assert answer.stdout.splitlines()[-1] == "complete: 5/6, 1 rows rejected"
+
+
+def test_a_detached_job_is_watched_by_its_id_alone_and_its_end_told_again(run: Run, hub: str, books: Path) -> None:
+    detached = run("import", str(books), "--url", hub, "--detach", "--json")
+    assert detached.returncode == 0
+    job = str(lines_of(detached)[0]["job"])
+    for _ in range(2):
+        # The second time the stored end is told, without a dial.
+        watched = run("watch", job, "--json")
+        assert watched.returncode == 0
+        assert sum(line["type"] == "job_complete" for line in lines_of(watched)) == 1
+    assert not [line for line in lines_of(watched) if line["type"] == "state"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)), "text"),
+        ("title,author\nÉmile,Zola\n".encode("latin-1"), "UTF-8"),
+    ],
+    ids=["empty", "binary", "latin-1"],
+)
+def test_a_file_that_is_no_table_fails_the_job_clearly(
+    run: Run, hub: str, tmp_path: Path, content: bytes, words: str
+) -> None:
+    file = tmp_path / "bad.csv"
+    file.write_bytes(content)
+    answer = run("import", str(file), "--url", hub)
+    assert answer.returncode in (1, 5)
+    assert words in answer.stdout + answer.stderr
+
+
+def test_ctrl_c_stops_following_and_the_job_is_resumed(run: Run, begin: Begin, hub: str, tmp_path: Path) -> None:
+    file = tmp_path / "long.csv"
+    file.write_text(HEADER + GOOD_ROW * 150)
+    seen: list[int] = []
+    with begin("import", str(file), "--url", hub, "--json") as process:
+        assert process.stdout is not None
+        job = json.loads(process.stdout.readline())["job"]
+        for line in process.stdout:
+            told = json.loads(line)
+            if told.get("seq"):
+                seen.append(told["seq"])
+            if len(seen) == 5:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    resumed = run("watch", job, "--json")
+    seen += [int(str(line["seq"])) for line in lines_of(resumed) if line.get("seq")]
+    assert seen == list(range(1, 153))
+
+
+def test_expected_failures_are_one_line(run: Run, hub: str, books: Path, tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        cases = [
+            (5, ["import", str(books), "--url", nobody], "could not connect"),
+            (2, ["import", str(books), "--url", "http://example.test"], "not encrypted"),
+            (2, ["import", str(books), "--url", "ftp://127.0.0.1"], "scheme"),
+            (2, ["import", str(tmp_path / "nowhere.csv"), "--url", hub], "does not exist"),
+            (5, ["watch", "never-heard-of"], "not on record"),
+            (2, ["watch", ".."], "job"),
+        ]
+        for code, arguments, words in cases:
+            answer = run(*arguments)
+            assert (answer.returncode, words in answer.stderr) == (code, True), answer.stderr
+
+
+def test_a_wrong_token_is_told_and_not_hammered(run: Run, hub: str, books: Path) -> None:
+    job = str(lines_of(run("import", str(books), "--url", hub, "--detach", "--json"))[0]["job"])
+    url = hub.replace("http", "ws") + "/ws/progress"
+    answer = run("watch", job, "--url", url, TOWLINE_TOKEN="not-the-token")
+    assert answer.returncode == 4
+    assert "gave up (auth)" in answer.stderr
+    assert "not-the-token" not in answer.stdout + answer.stderr
+
+
+@pytest.fixture
+def web_page() -> Iterator[str]:
+    """A server that answers everything with a page."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>sign in first</html>")
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_server_that_answers_pages_is_told_as_such(run: Run, books: Path, web_page: str) -> None:
+    answer = run("import", str(books), "--url", f"http://{web_page}")
+    assert answer.returncode == 5
+    assert "not an answer with a token" in answer.stderr
+    answer = run("watch", "j1", "--url", f"ws://{web_page}/ws/progress", TOWLINE_TOKEN="t")
+    assert answer.returncode == 4
+    assert "gave up (protocol)" in answer.stderr

@@ -1,0 +1,66 @@
+"""What users get: one import package, typed, cheap to import, without the extras."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOT_SOURCES = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "tests", "docs")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built from a copy, so that nothing an earlier build left behind gets in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCES)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), "./source"]
+    subprocess.run(command, cwd=folder, check=True, timeout=50)
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_one_import_package(wheel: zipfile.ZipFile) -> None:
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"towline"}
+
+
+def test_the_wheel_holds_every_module_and_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    assert "towline/py.typed" in names
+    for folder in ("statemachine", "transport", "storage", "server"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert f"towline/{path.relative_to(ROOT)}" in names
+    for path in (ROOT / "towline").rglob("*.py"):
+        assert str(path.relative_to(ROOT)) in names
+
+
+def modules_after(statement: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after `statement`."""
+    code = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
+    answer = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True, timeout=50)
+    return set(answer.stdout.split())
+
+
+def test_importing_towline_pulls_in_no_extra() -> None:
+    loaded = modules_after("import towline")
+    extras = {"typer", "click", "rich", "starlette", "uvicorn", "multipart", "stdnum", "keyring", "trio", "sqlite3"}
+    assert not extras & loaded
+    assert not {"towline.cli", "towline.server", "towline.testing"} & loaded
+
+
+def test_the_command_line_alone_pulls_in_no_server() -> None:
+    loaded = modules_after("import towline.cli._app")
+    assert not {"starlette", "uvicorn", "towline.server", "towline.testing"} & loaded
+
+
+def test_without_its_extra_the_command_line_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; from towline.cli import main; main()"
+    answer = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=50)
+    assert answer.returncode == 1
+    assert answer.stderr == "the command line needs its extra: pip install 'towline[cli]'\n"
