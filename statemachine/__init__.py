@@ -4,13 +4,16 @@
 - `step` takes one event up: a frozen snapshot in, a frozen snapshot and effects out.
 - `classify` says what an error means.
 - `Policy` and `Backoff` hold every number.
-- `Recording` and `replay` turn a run into JSON and back into steps.
+- `Recording` and `replay` turn a run into JSON and back into steps; `timeline` shows it.
 
-`Table` and its parts serve other lifecycles too. Nothing here does I/O, reads a clock or draws a random number.
+`Table` and its parts serve other lifecycles too, and so do `describe`, the pictures made from a description, `diff` of
+two of them, and `retrace`. Nothing here does I/O, reads a clock or draws a random number.
 """
 
 from ._cells import Action, Branch, Cell, Guard, Kind, Named, Scratch, TimerRule, forbid, go, ignore, stay
 from ._classify import AskState, Place, Unavailable, cause_of, classify, close_advice
+from ._description import Description, describe
+from ._diff import Change, diff, diff_dot, diff_markdown
 from ._effects import (
     AbandonDial,
     AnyEffect,
@@ -61,11 +64,13 @@ from ._events import (
     Woke,
 )
 from ._lifecycle import LIFECYCLE
+from ._pictures import dot, markdown, mermaid
 from ._policy import Advice, Backoff, Delay, Policy
 from ._recording import Divergence, Entry, Recorder, Recording, replay
 from ._snapshot import Snapshot
 from ._step import Step, Verdict, is_stale, step
 from ._table import Table
+from ._trace import Departure, Journey, Passage, journey, retrace, timeline, timeline_svg
 
 __all__ = [
     "LIFECYCLE",
@@ -85,11 +90,14 @@ __all__ = [
     "CancelFetch",
     "Cause",
     "Cell",
+    "Change",
     "Close",
     "CloseSocket",
     "Connect",
     "Delay",
     "Deliver",
+    "Departure",
+    "Description",
     "Dial",
     "Disarm",
     "Divergence",
@@ -103,11 +111,13 @@ __all__ = [
     "Greet",
     "Guard",
     "JobEnded",
+    "Journey",
     "Kind",
     "LinkStable",
     "Lost",
     "Named",
     "Opened",
+    "Passage",
     "PathChanged",
     "PathLost",
     "PathRestored",
@@ -140,11 +150,22 @@ __all__ = [
     "cause_of",
     "classify",
     "close_advice",
+    "describe",
+    "diff",
+    "diff_dot",
+    "diff_markdown",
+    "dot",
     "forbid",
     "go",
     "ignore",
     "is_stale",
+    "journey",
+    "markdown",
+    "mermaid",
     "replay",
+    "retrace",
     "stay",
     "step",
+    "timeline",
+    "timeline_svg",
 ]

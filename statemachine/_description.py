@@ -1,0 +1,190 @@
+"""A table put into words: what every picture, document and comparison is made from, and nothing else.
+
+It is plain data with one canonical JSON form, so that two versions of a machine can be compared though only one of
+them can be imported. `hash` names the machine: the SHA-256 of that form without the hash itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from .._exceptions import InvalidArgument
+from ._cells import Branch, Kind, doc_of, one_line
+from ._table import Table
+
+VERSION: Final = 1
+
+
+class StateWords(Struct, frozen=True, kw_only=True):
+    """A state: what it means, what it owns, and why it may wait without a timer."""
+
+    name: str
+    doc: str = ""
+    final: bool = False
+    owns: tuple[str, ...] = ()
+    waits: str = ""
+
+
+class EventWords(Struct, frozen=True, kw_only=True):
+    """An event; `timer` names the timer whose expiry raises it."""
+
+    name: str
+    doc: str = ""
+    timer: str | None = None
+
+
+class BranchWords(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One way a cell may go: `kind` is moved, kept, ignored or forbidden."""
+
+    kind: str
+    target: str | None = None
+    guard: str | None = None
+    actions: tuple[str, ...] = ()
+    reason: str = ""
+    error: str | None = None
+
+
+class CellWords(Struct, frozen=True, kw_only=True):
+    """What an event does in a state: branches in order, each meaning "and none of the earlier ones"."""
+
+    event: str
+    state: str
+    branches: tuple[BranchWords, ...]
+
+
+class ActionWords(Struct, frozen=True, kw_only=True):
+    """An action and the timers it may arm or disarm."""
+
+    name: str
+    doc: str = ""
+    arms: tuple[str, ...] = ()
+    disarms: tuple[str, ...] = ()
+
+
+class GuardWords(Struct, frozen=True, kw_only=True):
+    """A guard."""
+
+    name: str
+    doc: str = ""
+
+
+class TimerWords(Struct, frozen=True, kw_only=True):
+    """A timer: `after` is its time in words."""
+
+    name: str
+    doc: str = ""
+    after: str = ""
+    expiry: str
+    runs_in: tuple[str, ...]
+
+
+class Description(Struct, frozen=True, kw_only=True):
+    """A whole table in words."""
+
+    version: int = VERSION
+    name: str
+    initial: str
+    states: tuple[StateWords, ...]
+    events: tuple[EventWords, ...]
+    cells: tuple[CellWords, ...]
+    guards: tuple[GuardWords, ...]
+    actions: tuple[ActionWords, ...]
+    timers: tuple[TimerWords, ...]
+    hash: str = ""
+
+    def to_json(self) -> str:
+        """The canonical JSON text: sorted keys, two spaces, one line feed at the end."""
+        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Description:
+        """Read a description; raises `InvalidArgument` for one that is damaged, edited or of another version."""
+        try:
+            description = msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InvalidArgument("description", str(error)) from error
+        if description.version != VERSION:
+            raise InvalidArgument("description", f"version {description.version} is not known, only {VERSION}")
+        if description.hash != _hash(description):
+            raise InvalidArgument("description", "its hash does not fit: it was changed, or cut")
+        return description
+
+    def cell(self, event: str, state: str) -> CellWords | None:
+        """The cell of this event in this state, or None where the table had no such event or state."""
+        return next((cell for cell in self.cells if (cell.event, cell.state) == (event, state)), None)
+
+    def edges(self) -> list[tuple[CellWords, BranchWords]]:
+        """Every branch that leads to a state, in table order."""
+        return [(cell, branch) for cell in self.cells for branch in cell.branches if branch.target is not None]
+
+
+def describe(table: Table[Any, Any, Any, Any]) -> Description:
+    """Put a table into words."""
+    expiries = {rule.expiry: timer for timer, rule in table.timers.items()}
+    guards = {branch.when.__name__: branch.when for _, _, branch in table.branches() if branch.when is not None}
+    actions = {action.name: action for _, _, branch in table.branches() for action in branch.actions}
+    order = {state: place for place, state in enumerate(list(table.states))}
+    description = Description(
+        name=table.name,
+        initial=table.initial.value,
+        states=tuple(
+            StateWords(
+                name=state.value,
+                doc=doc_of(state),
+                final=state in table.final,
+                owns=tuple(table.owns.get(state, ())),
+                waits=table.waits.get(state, ""),
+            )
+            for state in table.states
+        ),
+        events=tuple(
+            EventWords(name=event.value, doc=doc_of(event), timer=expiries[event].value if event in expiries else None)
+            for event in table.events
+        ),
+        cells=tuple(
+            CellWords(event=event.value, state=state.value, branches=tuple(map(_branch, table.cell(event, state))))
+            for event in table.events
+            for state in table.states
+        ),
+        guards=tuple(GuardWords(name=name, doc=one_line(guards[name].__doc__)) for name in sorted(guards)),
+        actions=tuple(
+            ActionWords(
+                name=name,
+                doc=actions[name].doc,
+                arms=tuple(timer.value for timer in actions[name].arms),
+                disarms=tuple(timer.value for timer in actions[name].disarms),
+            )
+            for name in sorted(actions)
+        ),
+        timers=tuple(
+            TimerWords(
+                name=timer.value,
+                doc=doc_of(timer),
+                after=rule.after,
+                expiry=rule.expiry.value,
+                runs_in=tuple(state.value for state in sorted(rule.runs_in, key=order.__getitem__)),
+            )
+            for timer, rule in table.timers.items()
+        ),
+    )
+    return msgspec.structs.replace(description, hash=_hash(description))
+
+
+def _branch(branch: Branch[Any, Any, Any]) -> BranchWords:
+    return BranchWords(
+        kind=branch.kind.value,
+        target=branch.target.value if branch.target is not None else None,
+        guard=branch.when.__name__ if branch.when is not None else None,
+        actions=tuple(action.name for action in branch.actions),
+        reason=branch.reason,
+        error=branch.error.__name__ if branch.kind is Kind.FORBIDDEN and branch.error is not None else None,
+    )
+
+
+def _hash(description: Description) -> str:
+    plain = msgspec.structs.replace(description, hash="")
+    return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()

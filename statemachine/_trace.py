@@ -1,0 +1,230 @@
+"""The way that a run took through a machine: as a timeline of text, and as a picture of states over time.
+
+A `Journey` is such a way in words, of any table: what was recorded of a connection becomes one by `journey`, an
+application's own lifecycle may write its own, and `retrace` runs it through the table as that is now.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from html import escape
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from .._exceptions import ForbiddenRequest, InvalidArgument
+from ._cells import Kind
+from ._effects import Arm, Dial
+from ._events import Expiry, GapFound, JobEnded, Lost, Refused, State, Timer, TokenRejected
+from ._policy import Delay
+from ._recording import Recording
+from ._step import step
+from ._table import Table
+
+VERSION: Final = 1
+
+
+class Passage(Struct, frozen=True, kw_only=True):
+    """One event of a journey: when (seconds), where, what came of it (`forbidden` where it was refused), and notes."""
+
+    at: float
+    event: str
+    source: str
+    target: str
+    verdict: str
+    note: str = ""
+
+
+class Journey(Struct, frozen=True, kw_only=True):
+    """A way through a machine. `states` are those of the table, in its order."""
+
+    version: int = VERSION
+    table: str
+    states: tuple[str, ...]
+    passages: tuple[Passage, ...] = ()
+
+    def to_json(self) -> bytes:
+        """The journey as JSON."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Journey:
+        """Read a journey; raises `InvalidArgument` for one that is damaged or of another version."""
+        try:
+            journey = msgspec.json.decode(data, type=cls)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InvalidArgument("journey", str(error)) from error
+        if journey.version != VERSION:
+            raise InvalidArgument("journey", f"version {journey.version} is not known, only {VERSION}")
+        return journey
+
+
+class Departure(NamedTuple):
+    """Where a journey first left the table as it is now: its place, and what came of that passage."""
+
+    place: int
+    passage: Passage
+    target: str
+    verdict: str
+
+
+def journey(recording: Recording) -> Journey:
+    """What a connection's recording tells, with causes, and the delays that the machine asked for."""
+    snapshot, passages = recording.start, []
+    for entry in recording.entries:
+        notes = [_cause(entry.event)]
+        try:
+            taken = step(snapshot, entry.event, entry.facts, recording.policy)
+        except ForbiddenRequest as error:
+            notes.append(error.why)
+        else:
+            snapshot = taken.snapshot
+            notes += [_delay(effect, entry.facts.now) for effect in taken.effects]
+        passages.append(
+            Passage(
+                at=entry.facts.now,
+                event=entry.event.trigger.value,
+                source=entry.source.value,
+                target=entry.target.value,
+                verdict=entry.verdict.value if entry.verdict is not None else Kind.FORBIDDEN.value,
+                note=", ".join(filter(None, notes)),
+            )
+        )
+    return Journey(table="connection", states=tuple(state.value for state in State), passages=tuple(passages))
+
+
+def _cause(event: object) -> str:
+    match event:
+        case Lost() | GapFound() | TokenRejected() | Refused():
+            return f"{event.cause.code}: {event.cause.text}"
+        case JobEnded():
+            return event.outcome
+        case Expiry():
+            return f"the {event.timer.value} timer"
+    return ""
+
+
+def _delay(effect: object, now: float) -> str:
+    match effect:
+        case Arm(timer=Timer.BACKOFF, delay=Delay(low=low, high=high, at_least=least, extra=extra)):
+            low, high = max(low, least), max(high, least) + extra
+            return f"next attempt in {low:g} s" if low == high else f"next attempt in {low:g} to {high:g} s"
+        case Dial(not_before=at) if at > now:
+            return f"dial in {at - now:g} s"
+    return ""
+
+
+def retrace(
+    table: Table[Any, Any, Any, Any], journey: Journey, scratch_for: Callable[[Passage, Any], Any]
+) -> Departure | None:
+    """Run a journey through the table; None where every passage goes as it went.
+
+    `scratch_for(passage, state)` makes the scratch for a passage that begins in `state`; if it keeps something between
+    passages (counters, say), it is the one to carry that on.
+    """
+    state = table.states(journey.passages[0].source) if journey.passages else table.initial
+    for place, passage in enumerate(journey.passages):
+        scratch = scratch_for(passage, state)
+        try:
+            table.fire(table.events(passage.event), scratch)
+        except ForbiddenRequest:
+            target, verdict = state, Kind.FORBIDDEN
+        else:
+            target, verdict = scratch.state, scratch.branch.kind
+        if (state.value, target.value, verdict.value) != (passage.source, passage.target, passage.verdict):
+            return Departure(place, passage, target.value, verdict.value)
+        state = target
+    return None
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+def timeline(journey: Journey, departure: int | None = None) -> str:
+    """A line for each passage; `departure` marks the place where a replay went another way."""
+    return "\n".join(_timeline(journey, departure)) + "\n"
+
+
+def _timeline(journey: Journey, departure: int | None) -> Iterator[str]:
+    if not journey.passages:
+        yield "nothing was recorded"
+        return
+    start = journey.passages[0].at
+    event_width = max(len(passage.event) for passage in journey.passages)
+    width = max(len(_way(passage)) for passage in journey.passages)
+    for place, passage in enumerate(journey.passages):
+        mark = "!" if place == departure else " "
+        line = f"{mark} {passage.at - start:10.3f} s  {passage.event:<{event_width}}  {_way(passage):<{width}}"
+        yield f"{line}  {printable(passage.note)}".rstrip()
+
+
+def _way(passage: Passage) -> str:
+    if passage.verdict == "moved":
+        return f"{passage.source} → {passage.target}"
+    sign = {"kept": "=", "ignored": "–", "forbidden": "✗", "stale": "stale"}.get(passage.verdict, passage.verdict)
+    return f"{passage.source} {sign}"
+
+
+def printable(text: str) -> str:
+    """Text that may come from a server, without what a terminal would obey."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+# --- picture -----------------------------------------------------------------------------------------------------
+
+_LANE: Final = 36
+_LEFT: Final = 120
+_TOP: Final = 30
+_COLOURS: Final = {
+    "moved": "#234a75",
+    "kept": "#1a7f37",
+    "ignored": "#999999",
+    "stale": "#bf8700",
+    "forbidden": "#cf222e",
+}
+
+
+def timeline_svg(journey: Journey, departure: int | None = None) -> str:
+    """States over time: a lane each, the way as a line, a dot for every event; what is meant shows on hovering.
+
+    Time runs from left to right and is squeezed: a second and an hour both keep room for what happened after them.
+    """
+    lanes = {name: _TOP + _LANE * (place + 0.5) for place, name in enumerate(journey.states)}
+    marks, x = [], float(_LEFT + 20)
+    for place, passage in enumerate(journey.passages):
+        if place:
+            x += 16 + 22 * math.log1p(max(0.0, passage.at - journey.passages[place - 1].at))
+        marks.append(x)
+    width, height = (marks[-1] if marks else _LEFT) + 140, _TOP + _LANE * len(lanes) + 40
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+        f'height="{height:.0f}" font-family="Helvetica, Arial, sans-serif" font-size="12">',
+        f"<title>{escape(journey.table)}: {len(journey.passages)} events</title>",
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+    ]
+    for name, y in lanes.items():
+        out.append(f'<line x1="{_LEFT}" y1="{y:g}" x2="{width - 20:.0f}" y2="{y:g}" stroke="#dddddd"/>')
+        out.append(f'<text x="{_LEFT - 10}" y="{y + 4:g}" text-anchor="end" fill="#333333">{escape(name)}</text>')
+    if marks:
+        points = [f"{marks[0]:.1f},{lanes[journey.passages[0].source]:g}"]
+        for passage, x in zip(journey.passages, marks, strict=True):
+            points += [f"{x:.1f},{lanes[passage.source]:g}", f"{x:.1f},{lanes[passage.target]:g}"]
+        points.append(f"{width - 20:.1f},{lanes[journey.passages[-1].target]:g}")
+        out.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="#234a75" stroke-width="2"/>')
+    bottom = _TOP + _LANE * len(lanes) + 16
+    last_label = -math.inf
+    for place, (passage, x) in enumerate(zip(journey.passages, marks, strict=True)):
+        seconds = passage.at - journey.passages[0].at
+        told = f"{seconds:.3f} s: {passage.event}, {_way(passage)}. {passage.note}"
+        radius = 7 if place == departure else 4
+        colour = _COLOURS.get(passage.verdict, "#234a75")
+        out.append(
+            f'<circle cx="{x:.1f}" cy="{lanes[passage.target]:g}" r="{radius}" fill="{colour}">'
+            f"<title>{escape(printable(told))}</title></circle>"
+        )
+        if x - last_label >= 60:
+            out.append(f'<text x="{x:.1f}" y="{bottom}" text-anchor="middle" fill="#666666">{seconds:.3g} s</text>')
+            last_label = x
+    return "\n".join([*out, "</svg>"]) + "\n"

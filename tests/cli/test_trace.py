@@ -1,0 +1,63 @@
+"""`towline trace`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from msgspec.structs import replace
+from typer.testing import CliRunner, Result
+
+from towline.cli._trace import trace
+from towline.statemachine import Connect, Entry, Opened, Policy, Recorder, Recording, State
+from towline.testing import DryRun
+
+
+def run(*arguments: object) -> Result:
+    app = typer.Typer()
+    app.command()(trace)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def recorded() -> Recording:
+    driven, recorder = DryRun(), Recorder(Policy())
+    for event in (Connect(), Opened(generation=1)):
+        before = driven.snapshot
+        taken = driven.take(event)
+        recorder.record(
+            before,
+            Entry(
+                event=event,
+                facts=driven.facts,
+                source=before.state,
+                target=taken.snapshot.state,
+                verdict=taken.verdict,
+            ),
+        )
+    return recorder.recording()
+
+
+def test_a_recording_is_shown_and_replays(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(recorded().to_json())
+    told = run(tmp_path / "run.json", "--svg", tmp_path / "run.svg")
+    assert told.exit_code == 0
+    assert "connecting → syncing" in told.output
+    assert "2 events replayed, none went another way" in told.output
+    assert "<svg" in (tmp_path / "run.svg").read_text()
+
+
+def test_a_divergence_is_shown_and_fails(tmp_path: Path) -> None:
+    recording = recorded()
+    entries = (recording.entries[0], replace(recording.entries[1], target=State.CONNECTED))
+    (tmp_path / "run.json").write_bytes(replace(recording, entries=entries).to_json())
+    told = run(tmp_path / "run.json")
+    assert told.exit_code == 1
+    assert "event 2 (opened) goes another way: recorded connecting → connected (moved), now" in told.output
+    assert "\n! " in told.output
+
+
+def test_what_is_no_recording_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    for path in (tmp_path / "run.json", tmp_path / "nothing.json"):
+        told = run(path)
+        assert (told.exit_code, path.name in told.output) == (2, True)

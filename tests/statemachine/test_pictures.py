@@ -1,0 +1,234 @@
+"""Documents and pictures say what the table says, and nothing more."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from towline._exceptions import InvalidArgument
+from towline.statemachine import (
+    LIFECYCLE,
+    Branch,
+    Description,
+    Kind,
+    Table,
+    describe,
+    dot,
+    forbid,
+    go,
+    ignore,
+    markdown,
+    mermaid,
+    stay,
+)
+
+LIFE = describe(LIFECYCLE)
+DOCS = Path(__file__).parents[2] / "docs" / "machine"
+
+
+class Odd(Enum):
+    """Names that every format would take for something else."""
+
+    ONE = 'a;b:c<d>#e"f\\g|h[i]'
+    TWO = "end"
+    THREE = "final"
+
+
+class Ring(Enum):
+    BELL = "ring; the: <bell> #1"
+
+
+def odd_guard(scratch: Any) -> bool:
+    """A | pipe, a <tag> and a [link]."""
+    return True
+
+
+ODD: Table[Odd, Ring, Any, Any] = Table(
+    name="odd one",
+    states=Odd,
+    events=Ring,
+    initial=Odd.ONE,
+    final=frozenset({Odd.THREE}),
+    cells={
+        Ring.BELL: {
+            Odd.ONE: (go(Odd.TWO, when=odd_guard), forbid("a | reason\nin two lines")),
+            Odd.TWO: (go(Odd.THREE),),
+            Odd.THREE: ignore("over"),
+        }
+    },
+    waits={Odd.ONE: "waits for | a bell", Odd.TWO: "the same"},
+)
+WORDS = describe(ODD)
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_canonical_and_comes_back() -> None:
+    for description in (LIFE, WORDS):
+        text = description.to_json()
+        assert Description.from_json(text) == description
+        assert describe(LIFECYCLE if description is LIFE else ODD).to_json() == text
+        tree = msgspec.json.decode(text)
+        assert list(tree) == sorted(tree)
+        assert text.endswith("}\n")
+
+
+def test_the_hash_names_the_machine() -> None:
+    other = replace(LIFE, initial="connecting")
+    assert re.fullmatch(r"[0-9a-f]{64}", LIFE.hash)
+    with pytest.raises(InvalidArgument, match="hash"):
+        Description.from_json(other.to_json())
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 1}', "\x00", "[" * 100_000])
+def test_what_is_no_description_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument):
+        Description.from_json(text)
+
+
+def test_another_version_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="version 2"):
+        Description.from_json(replace(LIFE, version=2).to_json())
+
+
+# --- Markdown ----------------------------------------------------------------------------------------------------
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every table row."""
+    return [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_matrix_has_every_cell() -> None:
+    matrix = rows(markdown(LIFE))[: len(LIFE.events) + 2]
+    assert [cell.strip() for cell in matrix[0]] == ["event", *(state.name for state in LIFE.states)]
+    for event, row in zip(LIFE.events, matrix[2:], strict=True):
+        assert row[0].strip() == f"**{event.name}**"
+        for state, text in zip(LIFE.states, row[1:], strict=True):
+            cell = LIFE.cell(event.name, state.name)
+            assert cell is not None
+            shown = text.strip().split("<br>")
+            assert len(shown) == len(cell.branches)
+            for branch, words in zip(cell.branches, shown, strict=True):
+                assert (f"→ **{branch.target}**" in words) is (branch.kind == "moved")
+                assert ("–" in words) is (branch.kind == "ignored")
+                assert (f"✗ {branch.error}" in words) is (branch.kind == "forbidden")
+                assert (f"[{branch.guard}]" in words) is (branch.guard is not None)
+                assert all(action in words for action in branch.actions)
+
+
+def test_every_footnote_is_there_and_used() -> None:
+    text = markdown(LIFE)
+    defined = set(re.findall(r"^\[\^(\w+)\]:", text, re.M))
+    used = set(re.findall(r"\[\^(\w+)\](?!:)", text))
+    assert defined == used
+    for guard in LIFE.guards:
+        assert f"`{guard.name}`: {guard.doc}" in text
+    for branch in (branch for cell in LIFE.cells for branch in cell.branches if branch.reason):
+        assert f": {branch.reason}\n" in text
+
+
+def test_timers_states_and_the_hash_are_told() -> None:
+    text = markdown(LIFE)
+    assert LIFE.hash in text
+    assert "0 findings" in text
+    for timer in LIFE.timers:
+        (row,) = (row for row in rows(text) if row[0].strip() == f"**{timer.name}**" and len(row) == 7)
+        assert timer.after in row[2]
+        assert row[6].strip() == timer.expiry
+        assert row[4].strip()
+
+
+def test_odd_names_break_no_table() -> None:
+    text = markdown(WORDS)
+    assert {len(row) for row in rows(text)} <= {2, 4}
+    assert "A \\| pipe, a &lt;tag> and a \\[link]." in text
+    assert "a \\| reason in two lines" in text
+
+
+def test_coverage_is_shown() -> None:
+    assert "✘" not in markdown(WORDS)
+    places = {(cell.event, cell.state, n) for cell in WORDS.cells for n, _ in enumerate(cell.branches)}
+    assert "Covered: 4 of 4 branches (100.0%)" in markdown(WORDS, covered=places)
+    partly = markdown(WORDS, covered=places - {("ring; the: <bell> #1", "end", 0)})
+    assert "Covered: 3 of 4 branches (75.0%)" in partly
+    assert partly.count("✘") == 2
+
+
+# --- Mermaid -----------------------------------------------------------------------------------------------------
+
+LINE = re.compile(r"    (s\d+|\[\*\]) --> (s\d+|\[\*\])(?: : ([^;:<>\"{}\\`]|#\d+;)+)?")
+
+
+@pytest.mark.parametrize("description", [LIFE, WORDS], ids=lambda description: description.name)
+@pytest.mark.parametrize("overview", [False, True])
+def test_mermaid_keeps_to_its_subset(description: Description, overview: bool) -> None:
+    first, *lines = mermaid(description, overview=overview).splitlines()
+    assert first == "stateDiagram-v2"
+    for line in lines:
+        assert LINE.fullmatch(line) or re.fullmatch(r'    state "([^;:<>"{}\\`]|#\d+;)+" as s\d+', line), line
+
+
+def test_mermaid_has_one_line_a_transition_in_table_order() -> None:
+    ids = {state.name: f"s{place}" for place, state in enumerate(LIFE.states)}
+    lines = [line for line in mermaid(LIFE).splitlines() if re.match(r"    s\d+ --> s", line)]
+    ways = [line.split(" : ")[0].split() for line in lines]
+    assert ways == [[ids[cell.state], "-->", ids[branch.target or ""]] for cell, branch in LIFE.edges()]
+    assert all(cell.event in line for (cell, _), line in zip(LIFE.edges(), lines, strict=True))
+
+
+def test_mermaid_begins_and_ends() -> None:
+    text = mermaid(LIFE)
+    assert text.count("[*] --> s0") == 1
+    assert text.count("s7 --> [*]") == 1
+    assert "after 30 s" in text
+
+
+def test_the_overview_has_one_line_for_two_states() -> None:
+    lines = [line for line in mermaid(LIFE, overview=True).splitlines() if re.match(r"    s\d+ --> s", line)]
+    ways = [line.split(" : ")[0] for line in lines]
+    assert len(set(ways)) == len(ways)
+    pairs = {(cell.state, branch.target) for cell, branch in LIFE.edges() if branch.target != cell.state}
+    assert len(ways) == len(pairs)
+
+
+# --- DOT ---------------------------------------------------------------------------------------------------------
+
+
+def test_dot_has_every_state_and_transition_and_dashes_timers() -> None:
+    lines = dot(LIFE).splitlines()
+    edges = [line for line in lines if " -> " in line]
+    assert len(edges) == len(LIFE.edges())
+    timed = {event.name for event in LIFE.events if event.timer}
+    for (cell, _), line in zip(LIFE.edges(), edges, strict=True):
+        assert ("style=dashed" in line) is (cell.event in timed)
+    assert sum("peripheries=2" in line for line in lines) == 1
+
+
+def test_dot_quotes() -> None:
+    assert '"a;b:c<d>#e\\"f\\\\g|h[i]" -> "end"' in dot(WORDS)
+
+
+def test_the_committed_files_are_what_the_table_says() -> None:
+    for name, text in {
+        "connection.json": LIFE.to_json(),
+        "connection.md": markdown(LIFE),
+        "connection.mmd": mermaid(LIFE),
+        "connection.overview.mmd": mermaid(LIFE, overview=True),
+        "connection.dot": dot(LIFE),
+    }.items():
+        message = f"docs/machine/{name} is stale: run `towline diagram --out docs/machine`"
+        assert (DOCS / name).read_text(encoding="utf-8") == text, message
+
+
+def test_a_picture_says_kept_and_forbidden_too() -> None:
+    kinds = {branch.kind for cell in LIFE.cells for branch in cell.branches}
+    assert kinds == {kind.value for kind in Kind}
+    assert isinstance(stay(), Branch)

@@ -1,0 +1,219 @@
+"""A journey as text and as a picture, and its replay through any table."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import xml.etree.ElementTree as ET
+from enum import Enum
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from towline._exceptions import ForbiddenRequest, InvalidArgument
+from towline.statemachine import (
+    Advice,
+    AnyEvent,
+    Cancel,
+    Cause,
+    Connect,
+    Departure,
+    Entry,
+    Journey,
+    LinkStable,
+    Lost,
+    Opened,
+    Passage,
+    Policy,
+    Recorder,
+    Recording,
+    Retry,
+    Synced,
+    Table,
+    Verdict,
+    forbid,
+    go,
+    ignore,
+    journey,
+    retrace,
+    stay,
+    timeline,
+    timeline_svg,
+)
+from towline.testing import DryRun
+
+HOSTILE = "\x1b]0;owned\x07 <img onerror=alert(1)>\u202e"
+CAUSE = Cause(code="close 1011", text=HOSTILE, advice=Advice(retry_after=20.0))
+
+
+def recorded() -> Recording:
+    run = DryRun()
+    recorder = Recorder(Policy())
+
+    def take(event: AnyEvent, seconds: float) -> None:
+        before, verdict = run.snapshot, None
+        with contextlib.suppress(ForbiddenRequest):
+            verdict = run.take(event).verdict
+        recorder.record(
+            before,
+            Entry(event=event, facts=run.facts, source=before.state, target=run.snapshot.state, verdict=verdict),
+        )
+        run.world(now=run.now + seconds)
+
+    take(Retry(), 1.5)
+    take(Connect(), 0.25)
+    take(Opened(generation=1), 0.125)
+    take(Synced(generation=1, fetch=1), 30)
+    take(LinkStable(ticket=run.snapshot.ticket(run.snapshot.armed[0][0]) or 0), 3600)
+    take(Lost(cause=CAUSE, generation=1), 1)
+    take(Lost(cause=CAUSE, generation=0), 1)
+    take(Opened(generation=1), 0)
+    take(Cancel(), 0)
+    return recorder.recording()
+
+
+def test_the_timeline_is_readable() -> None:
+    told = timeline(journey(recorded()))
+    why = "nothing was begun that could be tried again: call connect()"
+    assert told.splitlines()[:3] == [
+        f"       0.000 s  retry        idle ✗                    {why}",
+        "       1.500 s  connect      idle → connecting",
+        "       1.750 s  opened       connecting → syncing",
+    ]
+    lines = told.splitlines()
+    assert "connected =" in lines[4]
+    assert "the stability timer" in lines[4]
+    assert "3631.875 s  lost" in lines[5]
+    assert lines[5].endswith("next attempt in 20 to 22 s")
+    assert "reconnecting stale" in lines[6]
+    assert "reconnecting –" in lines[7]
+    assert "reconnecting → cancelled" in lines[8]
+
+
+def test_text_of_a_server_moves_no_terminal_and_no_page() -> None:
+    told = journey(recorded())
+    assert all(line.isprintable() for line in timeline(told).splitlines())
+    assert "\\x1b]0;owned\\x07" in timeline(told)
+    picture = timeline_svg(told)
+    assert "<img" not in picture
+    assert "\u202e" not in picture
+
+
+def test_the_picture_has_a_lane_for_each_state_and_a_dot_for_each_event() -> None:
+    told = journey(recorded())
+    tree = ET.fromstring(timeline_svg(told, departure=5))
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [element.text for element in tree.iter(f"{space}text")]
+    assert texts[:8] == list(told.states)
+    dots = list(tree.iter(f"{space}circle"))
+    assert len(dots) == len(told.passages)
+    assert [dot.get("r") for dot in dots].count("7") == 1
+    titles = [dot.findtext(f"{space}title") or "" for dot in dots]
+    assert "close 1011" in titles[5]
+    across = [float(dot.get("cx") or 0) for dot in dots]
+    assert across == sorted(across)
+
+
+def test_an_empty_journey() -> None:
+    empty = journey(Recorder(Policy()).recording())
+    assert timeline(empty) == "nothing was recorded\n"
+    assert ET.fromstring(timeline_svg(empty)) is not None
+
+
+def test_the_departure_is_marked() -> None:
+    lines = timeline(journey(recorded()), departure=3).splitlines()
+    assert [line[0] for line in lines].index("!") == 3
+
+
+# --- a lifecycle of one's own ------------------------------------------------------------------------------------
+
+
+class Door(Enum):
+    SHUT = "shut"
+    OPEN = "open"
+
+
+class Act(Enum):
+    PUSH = "push"
+    PULL = "pull"
+    KICK = "kick"
+
+
+class Visit:
+    def __init__(self, state: Door) -> None:
+        self.state = state
+        self.branch: Any = None
+
+    def leave(self, source: Door, target: Door) -> None:
+        pass
+
+
+def door(**changes: Any) -> Table[Door, Act, Visit, Any]:
+    cells: dict[Any, Any] = {
+        Act.PUSH: {Door.SHUT: (go(Door.OPEN),), Door.OPEN: ignore("open")},
+        Act.PULL: {Door.SHUT: ignore("shut"), Door.OPEN: (go(Door.SHUT),)},
+        Act.KICK: {Door.SHUT: (forbid("not in this house"),), Door.OPEN: (stay(),)},
+    }
+    return Table(
+        name="door",
+        states=Door,
+        events=Act,
+        initial=Door.SHUT,
+        final=frozenset(),
+        cells={**cells, **changes.get("cells", {})},
+        waits=dict.fromkeys(Door, "waits for somebody"),
+    )
+
+
+def passage(event: str, source: str, target: str, verdict: str) -> Passage:
+    return Passage(at=0.0, event=event, source=source, target=target, verdict=verdict)
+
+
+WAY = Journey(
+    table="door",
+    states=("shut", "open"),
+    passages=(
+        passage("kick", "shut", "shut", "forbidden"),
+        passage("pull", "shut", "shut", "ignored"),
+        passage("push", "shut", "open", "moved"),
+        passage("kick", "open", "open", "kept"),
+        passage("pull", "open", "shut", "moved"),
+    ),
+)
+
+
+def scratch_for(passage: Passage, state: Door) -> Visit:
+    return Visit(state)
+
+
+def test_a_journey_is_json_and_is_retraced() -> None:
+    assert Journey.from_json(WAY.to_json()) == WAY
+    assert retrace(door(), WAY, scratch_for) is None
+
+
+@pytest.mark.parametrize("field", ["source", "target", "verdict"])
+def test_where_a_journey_leaves_the_table_is_shown(field: str) -> None:
+    passages = list(WAY.passages)
+    passages[3] = replace(passages[3], **{field: "shut" if field != "verdict" else "moved"})
+    found = retrace(door(), replace(WAY, passages=tuple(passages)), scratch_for)
+    assert found == Departure(3, passages[3], "open", "kept")
+
+
+def test_a_changed_table_is_noticed() -> None:
+    changed = door(cells={Act.KICK: {Door.SHUT: (go(Door.OPEN),), Door.OPEN: (stay(),)}})
+    found = retrace(changed, WAY, scratch_for)
+    assert found is not None
+    assert (found.place, found.target, found.verdict) == (0, "open", "moved")
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"version": 9, "table": "x", "states": []}', b"[" * 100_000])
+def test_what_is_no_journey_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidArgument):
+        Journey.from_json(data)
+
+
+def test_verdicts_are_shown_by_signs() -> None:
+    signs = re.findall(r"shut (✗|–)|open (=)", timeline(WAY))
+    assert len(signs) == 3
+    assert Verdict.STALE.value == "stale"
