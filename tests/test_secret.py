@@ -1,25 +1,113 @@
 """`Secret` shows nothing, and compares as its text does."""
 
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import json
+import logging
 import pickle
+import pprint
+import traceback
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
+from rich.console import Console
+from rich.traceback import Traceback
 
 from towline._secret import Secret
 
+# Never spelled in one piece: a traceback shows source lines.
+TEXT = "-".join(["hunter", "2"])
+
+
+@dataclasses.dataclass
+class Holder:
+    """What holds a secret in a field."""
+
+    secret: Secret
+
+
+def shown_by(call: Callable[[], object]) -> str:
+    """Everything that can be made of the exception that `call` raises."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - whichever it is
+        call()
+    page = io.StringIO()
+    exc = caught.value
+    rich = Traceback.from_exception(type(exc), exc, exc.__traceback__, show_locals=True, locals_max_string=None)
+    Console(file=page, width=300).print(rich)
+    plain = traceback.TracebackException.from_exception(exc, capture_locals=True).format()
+    return "".join(plain) + page.getvalue() + repr(exc) + repr(vars(exc)) + repr(exc.args)
+
 
 def test_nothing_is_shown() -> None:
-    secret = Secret("hunter2")
-    shown = f"{secret} {secret!r} {secret!s} {secret:>40} {[secret]} {secret.reveal}"
-    assert "hunter2" not in shown
+    secret = Secret(TEXT)
+    shown = [
+        f"{secret} {secret!r} {secret!s} {secret!a} {secret:>40} {[secret]} {secret.reveal}",
+        str({secret: secret}),
+        pprint.pformat(Holder(secret)),
+        str(dataclasses.asdict(Holder(secret))),
+        json.dumps(secret, default=str),
+        repr([(name, getattr(secret, name)) for name in dir(secret)]),
+        repr(secret.reveal.__closure__),
+    ]
+    assert not [one for one in shown if TEXT in one]
+
+
+def test_a_log_shows_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = Secret(TEXT)
+    logging.getLogger("towline.test").debug("%s %r %s", secret, secret, {"token": secret}, extra={"token": secret})
+    assert TEXT not in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_it_is_not_pickled() -> None:
     with pytest.raises(TypeError, match="pickled"):
-        pickle.dumps(Secret("hunter2"))
+        pickle.dumps(Secret(TEXT))
+
+
+def test_a_copy_is_the_same() -> None:
+    secret = Secret(TEXT)
+    assert copy.copy(secret) is secret
+    assert copy.deepcopy([secret])[0] is secret
+
+
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        lambda: Secret(cast(Any, TEXT.encode())),
+        lambda: Secret(cast(Any, [TEXT])),
+        lambda: pickle.dumps(Secret(TEXT)),
+        lambda: json.dumps(Secret(TEXT)),
+        lambda: len(cast(Any, Secret(TEXT))),
+        lambda: cast(Any, Secret(TEXT)) + "x",
+        lambda: cast(Any, Secret(TEXT)) < Secret(TEXT),
+        lambda: vars(Secret(TEXT)),
+        lambda: cast(Any, Secret(TEXT)).text,
+        lambda: f"{Secret(TEXT):d}",
+    ],
+)
+def test_no_misuse_shows_it(misuse: Callable[[], object]) -> None:
+    assert TEXT not in shown_by(misuse)
+
+
+def test_a_failure_beside_it_shows_nothing() -> None:
+    def deeper(secret: Secret) -> None:
+        same = secret == Secret(TEXT)
+        raise RuntimeError(same)
+
+    shown = shown_by(lambda: deeper(Secret(TEXT)))
+    assert "secret = Secret(hidden)" in shown
+    assert TEXT not in shown
 
 
 def test_it_compares_as_its_text_does() -> None:
     assert Secret("å") == Secret("å")
     assert Secret("a") != Secret("b")
     assert Secret("a") != "a"
+    assert Secret("\ud800") == Secret("\ud800")
+    assert Secret("\ud800") != Secret("a")
     assert len({Secret("a"), Secret("a"), Secret("b")}) == 2
