@@ -76,6 +76,12 @@ async def test_the_readme(hub: str, tmp_path: Path) -> None:
     assert "it ended: JobComplete(" in answer.stdout.decode()
 
 
+def test_the_readme_shows_the_machine_as_it_is() -> None:
+    shown = re.search(r"```mermaid\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert shown is not None
+    assert shown[1] == (ROOT / "docs" / "machine" / "connection.overview.mmd").read_text()
+
+
 def test_every_link_leads_somewhere() -> None:
     for path in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
