@@ -8,7 +8,19 @@ from typing import TypeAlias
 from ._cells import Action
 from ._draft import Draft
 from ._effects import Deliver, Dial, Greet, Probe, Purpose, ReleaseBuffer
-from ._events import Cause, GapFound, JobEnded, Lost, PathLost, Reason, Refused, Stalled, Timer, TokenRejected
+from ._events import (
+    Background,
+    Cause,
+    GapFound,
+    JobEnded,
+    Lost,
+    PathLost,
+    Reason,
+    Refused,
+    Stalled,
+    Timer,
+    TokenRejected,
+)
 from ._guards import next_revival, path_down, revivable
 from ._policy import Delay, advised, exactly
 
@@ -256,7 +268,8 @@ def probe(draft: Draft) -> None:
 @action(arms=(Timer.GRACE,))
 def begin_grace(draft: Draft) -> None:
     """Give the link the grace that the background leaves it."""
-    draft.arm(Timer.GRACE, exactly(draft.policy.grace))
+    asked = draft.event.grace if isinstance(draft.event, Background) else None
+    draft.arm(Timer.GRACE, exactly(draft.policy.grace if asked is None else asked))
 
 
 @action(disarms=(Timer.GRACE,))

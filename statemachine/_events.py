@@ -215,9 +215,10 @@ class Woke(Event, frozen=True, tag="woke"):
 
 
 class Background(Event, frozen=True, tag="background"):
-    """The host asks for quiet."""
+    """The host asks for quiet. `grace` is what it leaves the link, in seconds; None is what the policy leaves it."""
 
     trigger = Trigger.BACKGROUND
+    grace: float | None = None
 
 
 class Foreground(Event, frozen=True, tag="foreground"):

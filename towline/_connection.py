@@ -410,9 +410,14 @@ class Connection(AsyncContextManagerMixin):
         """
         return await self._entered().cancel_job()
 
-    def background(self) -> None:
-        """The host goes to the background: after the grace everything is closed, and nothing is dialled."""
-        self._level("foreground", False, Background())
+    def background(self, *, grace: float | None = None) -> None:
+        """The host goes to the background: after the grace everything is closed, and nothing is dialled.
+
+        `grace` is in seconds, the policy's if left out; 0 is for a host that is about to sleep.
+        """
+        if grace is not None and not grace >= 0:
+            raise InvalidArgument("grace", "must not be negative")
+        self._level("foreground", False, Background(grace=grace))
 
     def foreground(self) -> None:
         """The host is back."""
@@ -422,7 +427,7 @@ class Connection(AsyncContextManagerMixin):
         """Tell how the host's network path stands; `identity` tells one path from another (interface and address).
 
         A lost path holds dials back and doubts the socket; another one doubts the socket. Told twice the same, nothing
-        happens.
+        happens, nor when the identity of a path that was taken to be up is told for the first time.
         """
         engine = self._entered()
 
@@ -431,7 +436,7 @@ class Connection(AsyncContextManagerMixin):
             engine.path_up, engine.path_identity = up, identity
             if up != was_up:
                 engine.request(PathRestored() if up else PathLost())
-            elif up and identity != before:
+            elif up and before is not None and identity != before:
                 engine.request(PathChanged())
 
         self._on_loop(report)

@@ -66,14 +66,21 @@ class FaultProxy(AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        failure: Exception | None = None
         self._open_door()
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._accept, tasks)
-                yield self
+                try:
+                    yield self
+                except Exception as error:
+                    # Carried past the task group, which would wrap it: a test's own errors come out as they are.
+                    failure = error
                 tasks.cancel_scope.cancel()
         finally:
             self._close_door()
+        if failure is not None:
+            raise failure
 
     # --- links, now ------------------------------------------------------------------------------------------------
 

@@ -73,9 +73,16 @@ class MemoryNetwork(AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        failure: Exception | None = None
         async with anyio.create_task_group() as self._tasks:
-            yield self
+            try:
+                yield self
+            except Exception as error:
+                # Carried past the task group, which would wrap it: a test's own errors come out as they are.
+                failure = error
             self._tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     def script(self, *fates: Fate) -> None:
         """Add fates for the next dials, one each; after them the weather counts again."""

@@ -1,0 +1,205 @@
+"""The conversation with logind, on a private bus: a real dbus-daemon, and a logind that does what the test says."""
+
+import os
+import shutil
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, Queue
+
+import anyio
+import pytest
+
+pytest.importorskip("jeepney")
+
+from jeepney import DBusAddress, HeaderFields, MessageType, message_bus, new_error, new_method_return, new_signal
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
+
+from towline.host._logind import LogindUnavailable, connect_logind
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(25),
+    pytest.mark.skipif(shutil.which("dbus-daemon") is None, reason="needs dbus-daemon (Debian: dbus)"),
+]
+
+CONFIGURATION = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <listen>unix:path={path}</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/>
+  </policy>
+</busconfig>
+"""
+
+MANAGER = DBusAddress("/org/freedesktop/login1", interface="org.freedesktop.login1.Manager")
+
+
+class FakeLogind:
+    """Gives locks (the write ends of pipes) and tells of sleep. `locks` has what was asked for each."""
+
+    def __init__(self, address: str) -> None:
+        self.locks: Queue[tuple[str, ...]] = Queue()
+        self.refuses = False
+        self._ends: deque[int] = deque()
+        self._orders: Queue[bool] = Queue()
+        self._over = threading.Event()
+        self._bus: DBusConnection = open_dbus_connection(address, enable_fds=True)
+        self._bus.send_and_get_reply(message_bus.RequestName("org.freedesktop.login1"))
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def tell(self, *, sleeping: bool) -> None:
+        self._orders.put(sleeping)
+
+    @property
+    def lock_is_held(self) -> bool:
+        """Whether the client holds the oldest lock: a pipe reads as ended when its last write end is closed."""
+        try:
+            return os.read(self._ends[0], 1) != b""
+        except BlockingIOError:
+            return True
+
+    def take_back(self) -> bool:
+        """Wait until the client has given back the oldest lock, then forget it."""
+        for _ in range(500):
+            if not self.lock_is_held:
+                os.close(self._ends.popleft())
+                return True
+            threading.Event().wait(0.01)
+        return False
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._bus.close()
+        for end in self._ends:
+            os.close(end)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            with suppress(Empty):
+                self._bus.send(new_signal(MANAGER, "PrepareForSleep", "b", (self._orders.get_nowait(),)))
+            try:
+                call = self._bus.receive(timeout=0.02)
+            except TimeoutError:
+                continue
+            if call.header.message_type is not MessageType.method_call:
+                continue
+            if call.header.fields.get(HeaderFields.member) != "Inhibit" or self.refuses:
+                self._bus.send(new_error(call, "org.freedesktop.DBus.Error.AccessDenied"))
+                continue
+            ours, theirs = os.pipe()
+            self._bus.send(new_method_return(call, "h", (theirs,)))
+            os.close(theirs)
+            os.set_blocking(ours, False)
+            self._ends.append(ours)
+            self.locks.put(tuple(call.body))
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Iterator[str]:
+    path = tmp_path / "bus"
+    configuration = tmp_path / "bus.conf"
+    configuration.write_text(CONFIGURATION.format(path=path), encoding="utf-8")
+    daemon = subprocess.Popen(
+        ["dbus-daemon", f"--config-file={configuration}", "--nofork", "--print-address=1"], stdout=subprocess.PIPE
+    )
+    assert daemon.stdout is not None
+    daemon.stdout.readline()
+    yield f"unix:path={path}"
+    daemon.terminate()
+    daemon.wait()
+    daemon.stdout.close()
+
+
+@pytest.fixture
+def logind(bus: str) -> Iterator[FakeLogind]:
+    logind = FakeLogind(bus)
+    yield logind
+    logind.close()
+
+
+async def test_the_lock_is_held_until_the_work_is_done(bus: str, logind: FakeLogind) -> None:
+    story: list[str] = []
+    woke = anyio.Event()
+
+    async def before_sleep() -> None:
+        await anyio.sleep(0.05)
+        assert logind.lock_is_held
+        story.append("parted")
+
+    def after_sleep() -> None:
+        story.append("woke")
+        woke.set()
+
+    with anyio.fail_after(20):
+        async with connect_logind(bus) as conversation, anyio.create_task_group() as tasks:
+            tasks.start_soon(conversation.watch_sleep, before_sleep, after_sleep)
+            asked = await anyio.to_thread.run_sync(logind.locks.get)
+            assert asked == ("sleep", "Towline", "part from the server in good order", "delay")
+            logind.tell(sleeping=True)
+            assert await anyio.to_thread.run_sync(logind.take_back)
+            assert story == ["parted"]
+            logind.tell(sleeping=False)
+            await woke.wait()
+            await anyio.to_thread.run_sync(logind.locks.get)  # a new lock for the next sleep
+            logind.tell(sleeping=True)
+            assert await anyio.to_thread.run_sync(logind.take_back)
+            assert story == ["parted", "woke", "parted"]
+            tasks.cancel_scope.cancel()
+
+
+async def test_leaving_gives_the_lock_back(bus: str, logind: FakeLogind) -> None:
+    async def nothing() -> None:
+        pass
+
+    with anyio.fail_after(20):
+        async with connect_logind(bus) as conversation, anyio.create_task_group() as tasks:
+            tasks.start_soon(conversation.watch_sleep, nothing, lambda: None)
+            await anyio.to_thread.run_sync(logind.locks.get)
+            tasks.cancel_scope.cancel()
+        assert await anyio.to_thread.run_sync(logind.take_back)
+
+
+async def test_a_refusal_is_told(bus: str, logind: FakeLogind) -> None:
+    async def nothing() -> None:
+        pass
+
+    logind.refuses = True
+    with anyio.fail_after(20), pytest.raises(LogindUnavailable, match="AccessDenied"):
+        async with connect_logind(bus) as conversation:
+            await conversation.watch_sleep(nothing, lambda: None)
+
+
+async def test_a_bus_without_logind_is_told(bus: str) -> None:
+    with anyio.fail_after(20), pytest.raises(LogindUnavailable, match="NameHasNoOwner"):
+        async with connect_logind(bus):
+            pass
+
+
+@pytest.mark.parametrize("address", ["unix:path=/nonexistent/bus", "tcp:host=localhost,port=1", "?"])
+async def test_no_bus_is_told(address: str) -> None:
+    with pytest.raises(LogindUnavailable, match="no system bus"):
+        async with connect_logind(address):
+            pass
+
+
+async def test_something_else_than_a_bus_is_told(tmp_path: Path) -> None:
+    async with await anyio.create_unix_listener(tmp_path / "x") as listener, anyio.create_task_group() as tasks:
+
+        async def refuse(stream: anyio.abc.SocketStream) -> None:
+            async with stream:
+                await stream.receive()
+                await stream.send(b"REJECTED\r\n")
+
+        tasks.start_soon(listener.serve, refuse)
+        with anyio.fail_after(20), pytest.raises(LogindUnavailable, match="let us in"):
+            async with connect_logind(f"unix:path={tmp_path / 'x'}"):
+                pass
+        tasks.cancel_scope.cancel()

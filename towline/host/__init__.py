@@ -1,0 +1,29 @@
+"""The machine around a connection: its network path, its sleep, its background.
+
+    async with towline.Connection(url, job="j1", token=token) as line, towline.host.attach(line) as host:
+        ...
+        host.background()       # the window is hidden; host.foreground() when it is seen again
+
+Nothing here is needed to follow a job. It makes the connection quicker to notice and quieter when nobody looks. Import
+it by its name: `import towline.host`.
+"""
+
+from ..transport._path import Path, PathMonitor, PathSource, system_path_source
+from ..transport._path_netlink import NetlinkPathSource
+from ..transport._path_polling import PollingPathSource
+from ._attach import Host, Source, attach
+from ._suspend import suspended_seconds, watch_suspension
+
+__all__ = [
+    "Host",
+    "NetlinkPathSource",
+    "Path",
+    "PathMonitor",
+    "PathSource",
+    "PollingPathSource",
+    "Source",
+    "attach",
+    "suspended_seconds",
+    "system_path_source",
+    "watch_suspension",
+]
