@@ -122,6 +122,11 @@ class Keychain:
         """Whether the costs of the keyset that was opened last are below today's."""
         return self._open is not None and any(is_dated(entry.kdf) for entry in self._open.keyset.keys)
 
+    def source(self, folder: Folder) -> Source | None:
+        """What wrapped the keyset as it stands on the disk, asking nobody for a key."""
+        data = folder.read(KEYSET, limit=MAX_KEYSET_BYTES)
+        return None if data is None else parse(data, self._path).entry.source
+
     # --- writing ---
 
     def begin(self, folder: Folder, wrapping: Wrapping) -> None:

@@ -9,7 +9,7 @@ import base64
 import binascii
 import os
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from .._exceptions import Damaged, KeyUnavailable
 from ._files import Folder
@@ -142,6 +142,13 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @classmethod
+    def default(cls, app: str = "towline") -> Self:
+        """The one in the user's configuration folder."""
+        from platformdirs import user_config_path
+
+        return cls(user_config_path(app, appauthor=False) / "key")
+
     def create(self) -> tuple[Kdf, bytes]:
         """See `KeyProvider`."""
         with Folder.make(self.path.parent, private=False) as folder:
@@ -177,7 +184,7 @@ def default_provider(app: str) -> KeyProvider:
         return credential
     from ._keyring import usable
 
-    return usable(app) or provider_of("file", app)
+    return usable(app) or KeyFile.default(app)
 
 
 def provider_of(source: Source, app: str) -> KeyProvider:
@@ -192,9 +199,7 @@ def provider_of(source: Source, app: str) -> KeyProvider:
 
             return KeyringKey(app)
         case "file":
-            from platformdirs import user_config_path
-
-            return KeyFile(user_config_path(app, appauthor=False) / "key")
+            return KeyFile.default(app)
         case _:
             raise KeyUnavailable(f"this store was wrapped by the source {source!r}: pass that provider")
 

@@ -13,6 +13,7 @@ import anyio.from_thread
 import anyio.to_thread
 
 from .._secret import Secret
+from ._keyset import Source
 from ._providers import KeyProvider
 from ._record import Cursor, Record, check_job, with_cursor, with_end, with_token
 from ._vault import Vault, Verification
@@ -160,6 +161,10 @@ class TokenStore(Store):
     async def delete_all(self) -> None:
         """See `Store.delete_all`. It needs no key, so it also ends a store whose key is lost."""
         await _in_thread(partial(self._vault.delete_all, tick=_tick))
+
+    async def source(self) -> Source | None:
+        """Return the kind of provider that wrapped the store, None where no store was begun. No key is asked for."""
+        return await _in_thread(partial(self._vault.source, tick=_tick))
 
     async def rotate(self) -> int:
         """Seal every record with a new key and forget the old one; returns how many were sealed.

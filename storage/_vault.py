@@ -19,6 +19,7 @@ from .._exceptions import (
 )
 from ._files import TEMPORARY, Folder, never
 from ._keychain import KEYSET, Keychain
+from ._keyset import Source
 from ._providers import KeyProvider
 from ._record import Opened, Record
 
@@ -122,6 +123,15 @@ class Vault:
             folder.remove(KEYSET)
 
     # --- upkeep ---
+
+    def source(self, tick: Callable[[], None] = never) -> Source | None:
+        """The kind of provider that wrapped the store, None where none was begun. No key is needed."""
+        folder = Folder.open(self.folder)
+        if folder is None:
+            return None
+        with folder:
+            folder.lock(exclusive=False, tick=tick)
+            return self._keychain.source(folder)
 
     def verify(self, tick: Callable[[], None] = never) -> Verification:
         """Read everything, change nothing. Raises what stands in the way of reading anything: folder, keyset, key."""

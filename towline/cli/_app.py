@@ -7,6 +7,7 @@ import typer
 from ._demo import demo
 from ._follow import import_csv, watch
 from ._serve import serve
+from ._tokens import app as tokens
 
 app = typer.Typer(
     name="towline",
@@ -20,3 +21,4 @@ app.command("import")(import_csv)
 app.command("watch")(watch)
 app.command("serve")(serve)
 app.command("demo")(demo)
+app.add_typer(tokens)

@@ -1,0 +1,208 @@
+"""`towline tokens`: what the token store holds, and its upkeep. A token is shown with `show --reveal` only."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import anyio
+import typer
+
+from .. import _exceptions as errors
+from .._text import escape
+from ..storage import KeyFile, PassphraseKey, Record, TokenStore, Verification
+from ._exit import ExitCode, fail
+from ._follow import JsonOption, StoreOption
+
+_T = TypeVar("_T")
+
+JobArgument = Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")]
+
+# What a person can do about it, most special first.
+ADVICE: Final[tuple[tuple[type[errors.TokenStoreError], str], ...]] = (
+    (errors.Locked, "Unlock your keyring and try again."),
+    (
+        errors.KeyUnavailable,
+        "The tokens cannot be read without that key. Bring it back, or begin anew with `towline tokens delete --all`.",
+    ),
+    (
+        errors.WrongKey,
+        "Set the key or passphrase that this store was made with, or begin anew with `towline tokens delete --all`.",
+    ),
+    (
+        errors.Damaged,
+        "The file was changed or cut short; nothing was touched. `towline tokens verify` names all such files. "
+        "Delete the job's record (or the file), and give its token again.",
+    ),
+    (errors.RecordMismatch, "The record was saved for something else. Delete it and give the token again."),
+    (errors.UnsafePermissions, "Give the folder and its files to yourself alone: chmod -R go-rwx FOLDER."),
+    (errors.UnknownVersion, "Upgrade Towline, or use the program that wrote this store."),
+    (errors.ReadFailed, "Look at the folder's rights and at the disk, and try again."),
+    (errors.WriteFailed, "Look at the disk's free space and the folder's rights, and try again."),
+)
+
+app = typer.Typer(name="tokens", help="Look after the stored tokens.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("list")
+def list_jobs(store: StoreOption = None, json: JsonOption = False) -> None:
+    """List the jobs on record. No token is shown."""
+    found = _run(store, lambda tokens: tokens.verify())
+    for record in found.records:
+        typer.echo(jsonlib.dumps(_facts(record)) if json else _line(record))
+    if not found.records and found.is_sound and not json:
+        typer.echo("no jobs on record", err=True)
+    _tell(found.findings)
+
+
+@app.command()
+def show(
+    job: JobArgument,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Show the token too.")] = False,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show a job's record; its token only with --reveal."""
+    record = _run(store, lambda tokens: tokens.read(job))
+    if record is None:
+        fail(ExitCode.TROUBLE, f"there is no record of the job {job!r}")
+    facts = _facts(record)
+    if reveal:
+        facts["token"] = None if record.token is None else record.token.reveal()
+    if json:
+        typer.echo(jsonlib.dumps(facts))
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name:<8} {escape(str(value))}")
+
+
+@app.command()
+def delete(
+    job: Annotated[str | None, typer.Argument(help="The job's id.", metavar="JOB")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every record, and the store's keys with them.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Delete a job's record, or all. To make sure of it, `rotate` after it."""
+    if (job is None) is not every:
+        fail(ExitCode.USAGE, "name one job, or say --all")
+    if job is None:
+        _run(store, lambda tokens: tokens.delete_all(), key=False)
+    else:
+        _run(store, lambda tokens: tokens.delete(job))
+
+
+@app.command()
+def rotate(store: StoreOption = None) -> None:
+    """Seal every record with a new key and forget the old one."""
+    count = _run(store, lambda tokens: tokens.rotate())
+    typer.echo(f"{count} records sealed with a new key")
+
+
+@app.command()
+def verify(store: StoreOption = None) -> None:
+    """Read every record, change nothing, and name what is damaged."""
+    found, is_dated = _run(store, _verified)
+    typer.echo(f"{len(found.records)} records are sound, {len(found.findings)} are not")
+    for name in found.leftovers:
+        typer.echo(f"left over by a program that was ended while saving, harmless: {escape(name)}")
+    for name in found.strangers:
+        typer.echo(f"not made by the store: {escape(name)}")
+    if is_dated:
+        typer.echo("the passphrase is stretched less than is thought right today")
+    _tell(found.findings)
+
+
+async def _verified(tokens: TokenStore) -> tuple[Verification, bool]:
+    return await tokens.verify(), await tokens.needs_rewrap()
+
+
+@app.command()
+def where(store: StoreOption = None) -> None:
+    """Say where the store is and where its key comes from."""
+    source = _run(store, lambda tokens: tokens.source(), key=False)
+    typer.echo(f"folder   {escape(str(TokenStore(store).folder))}")
+    typer.echo(f"key      {_named(source)}")
+
+
+def _run(store: Path | None, call: Callable[[TokenStore], Coroutine[Any, Any, _T]], *, key: bool = True) -> _T:
+    """Do something with the store; a failure is told in plain words. Without `key` nobody is asked for a passphrase."""
+
+    async def run() -> _T:
+        tokens = TokenStore(store)
+        if key and await tokens.source() == "passphrase":
+            tokens = TokenStore(store, provider=PassphraseKey(_ask))
+        return await call(tokens)
+
+    with _advised():
+        return anyio.run(run)
+
+
+def _ask() -> str:
+    return str(typer.prompt("Passphrase of the token store", hide_input=True, err=True))
+
+
+@contextmanager
+def _advised() -> Iterator[None]:
+    try:
+        yield
+    except errors.TokenStoreError as error:
+        _say(error)
+        raise typer.Exit(ExitCode.TROUBLE) from None
+    except errors.InvalidArgument as error:
+        fail(ExitCode.USAGE, error)
+
+
+def _tell(findings: tuple[errors.TokenStoreError, ...]) -> None:
+    for finding in findings:
+        _say(finding)
+    if findings:
+        raise typer.Exit(ExitCode.TROUBLE)
+
+
+def _say(error: errors.TokenStoreError) -> None:
+    typer.echo(f"towline: {escape(str(error))}", err=True)
+    typer.echo(next((advice for kind, advice in ADVICE if isinstance(error, kind)), ""), err=True)
+
+
+def _facts(record: Record) -> dict[str, object]:
+    return {
+        "job": record.job,
+        "origin": record.origin,
+        "token": "none" if record.token is None else "hidden",
+        "state": "ended" if record.ended else "live",
+        "saved": _when(record.saved),
+        "expires": None if record.expires is None else _when(record.expires),
+        "cursor": None if record.cursor is None else f"{record.cursor.seq} of {record.cursor.epoch}",
+    }
+
+
+def _line(record: Record) -> str:
+    expiry = "" if record.expires is None else f", expires {_when(record.expires)}"
+    state = "ended" if record.ended else "live"
+    return f"{escape(record.job)}  {escape(record.origin)}  {state}, saved {_when(record.saved)}{expiry}"
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _named(source: str | None) -> str:
+    match source:
+        case None:
+            return "none yet: it is made with the first record"
+        case "file":
+            return f"the key file {escape(str(KeyFile.default().path))}"
+        case "env":
+            return "the environment variable TOWLINE_KEY"
+        case "credential":
+            return "a systemd credential"
+        case "keyring":
+            return "the system's keyring"
+        case "passphrase":
+            return "a passphrase"
+        case _:
+            return "the program that made the store"
