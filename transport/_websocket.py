@@ -85,7 +85,9 @@ class WebSocket:
         self._ping_wanted = False
         self._receiver_left: anyio.Event | None = None
         self._ready: list[Message] = self._protocol.receive_data(trailing)
+        # What an iteration has not given yet of the newest batch. Its bound method saves a call a message.
         self._iterated: Iterator[Message] = iter(())
+        self._next_message = self._iterated.__next__
 
     def __repr__(self) -> str:
         end = self._protocol.end
@@ -128,15 +130,19 @@ class WebSocket:
         return self
 
     async def __anext__(self) -> Message:
-        for message in self._iterated:
-            return message
         try:
-            self._iterated = iter(await self.receive_batch())
+            return self._next_message()
+        except StopIteration:
+            pass
+        try:
+            batch = await self.receive_batch()
         except ConnectionClosed as closed:
             if closed.by_us or closed.code in {1000, 1001}:
                 raise StopAsyncIteration from None
             raise
-        return next(self._iterated)
+        self._iterated = iter(batch)
+        self._next_message = self._iterated.__next__
+        return self._next_message()
 
     async def _step(self) -> None:
         """Do the next thing there is: write what the protocol wants to say, raise the end, or read."""

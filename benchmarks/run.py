@@ -1,0 +1,216 @@
+"""`make bench`: Towline beside its peers, as ratios.
+
+Each figure is the median over rounds in which the contestants take turns, each time in a fresh process bound to one
+core; the server has the other. A single absolute time says little on a shared machine: read the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One piece of work. `unit` is what is compared; `targets` are the ratios to reach, by peer."""
+
+    name: str
+    work: str
+    path: str
+    count: int
+    contestants: tuple[str, ...]
+    targets: dict[str, float]
+    unit: str = "cpu"  # or "wall"
+    most: bool = False  # the targets are upper bounds of our time over theirs
+
+
+BULK = (
+    "towline",
+    "towline-uvloop",
+    "towline-trio",
+    "websockets",
+    "websockets-trio",
+    "aiohttp",
+    "picows",
+    "trio-websocket",
+)
+
+ROWS = (
+    Row(
+        "bulk receive, 200 B text, asyncio",
+        "receive",
+        "/bulk/200/{n}",
+        200_000,
+        BULK,
+        {"websockets": 7, "aiohttp": 2, "picows": 0.9},
+    ),
+    Row(
+        "bulk receive, 200 B text, trio",
+        "receive",
+        "/bulk/200/{n}",
+        200_000,
+        ("towline-trio", "websockets-trio", "trio-websocket"),
+        {"websockets-trio": 7, "trio-websocket": 20},
+    ),
+    Row(
+        "one message a round trip, 200 B",
+        "echo",
+        "/echo/200",
+        20_000,
+        ("towline", "towline-trio", "websockets", "aiohttp", "picows"),
+        {"websockets": 1.4},
+    ),
+    Row(
+        "messages of 64 KiB",
+        "receive",
+        "/bulk/65536/{n}",
+        4_000,
+        ("towline", "towline-trio", "websockets", "aiohttp", "picows"),
+        {"websockets": 1.2},
+    ),
+    Row(
+        "messages of 1 MiB",
+        "receive",
+        "/bulk/1048576/{n}",
+        400,
+        ("towline", "towline-trio", "websockets", "aiohttp", "picows"),
+        {"websockets": 1.2},
+    ),
+    Row(
+        "bulk receive, 200 B, compressed",
+        "receive",
+        "/deflate/200/{n}",
+        100_000,
+        ("towline", "towline-trio", "websockets", "aiohttp"),
+        {"websockets": 3},
+    ),
+    Row(
+        "drop (RST) to the next first message",
+        "drops",
+        "/drop/rst",
+        500,
+        ("towline", "towline-trio", "blocking", "aiohttp", "websockets", "httpx-ws"),
+        {"blocking": 2.0},
+        "wall",
+        True,
+    ),
+    Row(
+        "drop (FIN) to the next first message",
+        "drops",
+        "/drop/fin",
+        500,
+        ("towline", "towline-trio", "blocking", "aiohttp", "websockets", "httpx-ws"),
+        {"blocking": 2.0},
+        "wall",
+        True,
+    ),
+    Row(
+        "through Connection, typed and in sequence",
+        "follow",
+        "/job/{n}",
+        50_000,
+        ("towline", "towline-trio", "websockets"),
+        {"websockets": 2},
+    ),
+)
+
+
+def pinned(core: int) -> list[str]:
+    return ["taskset", "-c", str(core)] if Path("/usr/bin/taskset").exists() else []
+
+
+def measure(contestant: str, row: Row, port: str) -> dict[str, float] | None:
+    path = row.path.format(n=row.count)
+    if row.work == "follow" and not contestant.startswith("towline"):
+        path += "/plain"
+    url = f"ws://127.0.0.1:{port}{path}"
+    command = [*pinned(os.cpu_count() - 1 if os.cpu_count() else 0), sys.executable, str(HERE / "clients.py")]
+    count = row.count // 10 if contestant == "httpx-ws" else row.count
+    arguments = [*command, contestant, row.work, url, str(count)]
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=90)
+    except subprocess.TimeoutExpired:
+        print(f"  {contestant}: came to no end in 90 s", file=sys.stderr)
+        return None
+    if done.returncode or not done.stdout:
+        print(f"  {contestant}: {done.stderr.strip().splitlines()[-1:] or 'no result'}", file=sys.stderr)
+        return None
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return {key: value / count if key in {"cpu", "wall"} else value for key, value in result.items()}
+
+
+def print_row(row: Row, taken: dict[str, list[float]]) -> None:
+    ours = row.contestants[0]
+    medians = {name: statistics.median(values) for name, values in taken.items() if values}
+    print(f"\n{row.name} ({row.unit}, a message or cycle)")
+    for name, value in medians.items():
+        if name == ours or ours not in medians:
+            print(f"  {name:16} {value * 1e6:10.2f} µs")
+            continue
+        ratio = medians[ours] / value if row.most else value / medians[ours]
+        line = f"  {name:16} {value * 1e6:10.2f} µs   {ours} is {ratio:5.2f} × {'its time' if row.most else 'as fast'}"
+        if name in row.targets:
+            target = row.targets[name]
+            met = ratio <= target if row.most else ratio >= target
+            line += f"   target {'≤' if row.most else '≥'} {target}: {'met' if met else 'MISSED'}"
+        print(line)
+
+
+def idle(port: str, count: int) -> None:
+    print(f"\n{count} idle connections with heartbeats")
+    targets = {"towline": 14, "towline-trio": 12}
+    for contestant in ("towline", "towline-trio", "websockets"):
+        row = Row("idle", "idle", "/idle", count, (), {})
+        result = measure(contestant, row, port)
+        if result is None:
+            continue
+        kib = result["bytes"] / 1024
+        share = result["cpu"] * count / (result["wall"] * count) * 100 / (count / 1000)
+        line = f"  {contestant:16} {kib:6.1f} KiB each, {share:5.2f} % of a core per 1,000"
+        if contestant in targets:
+            met = kib <= targets[contestant] and share <= 0.8
+            line += f"   target ≤ {targets[contestant]} KiB, ≤ 0.8 %: {'met' if met else 'MISSED'}"
+        print(line, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument("--idle", type=int, default=5000, help="idle connections; 0 leaves that row out")
+    options = parser.parse_args()
+    server = subprocess.Popen(
+        [*pinned(0), sys.executable, str(HERE / "server.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    assert server.stdin is not None
+    port = server.stdout.readline().strip()
+    try:
+        for row in ROWS:
+            if options.only not in row.name:
+                continue
+            taken: dict[str, list[float]] = {name: [] for name in row.contestants}
+            for _ in range(options.rounds):
+                for name in row.contestants:
+                    result = measure(name, row, port)
+                    if result is not None:
+                        taken[name].append(result[row.unit])
+            print_row(row, taken)
+            sys.stdout.flush()
+        if options.idle and options.only in "idle":
+            idle(port, options.idle)
+    finally:
+        server.stdin.close()
+        server.wait(10)
+
+
+if __name__ == "__main__":
+    main()
