@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak bench lint check clean
+.PHONY: help install demo test soak bench test-system lint check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ lint: install  ## ruff, and mypy --strict on an installed copy
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache -p towline
+
+test-system: install  ## other servers, Redis, nginx: what Debian and npm have, where it is installed
+	$(BIN)/python -m pytest tests/server/system $(ARGS)
 
 check: lint test  ## what CI runs
 

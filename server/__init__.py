@@ -1,10 +1,13 @@
-"""The job hub: durable progress, exact replay, tokens and cancel, as an ASGI application to mount or to serve."""
+"""The job hub: durable progress, exact replay, tokens and cancel, as an ASGI application to mount or to serve.
+
+Workers elsewhere report through `towline.server.reporter`, which needs the `redis` extra.
+"""
 
 from .._exceptions import HubStorageError, JobFailure
 from ._access import Authorize, loopback_only
 from ._csv_import import csv_import
 from ._hub import Hub, StartedJob
-from ._jobs import JobContext, JobFunction, Result, Upload
+from ._jobs import Dispatch, JobContext, JobFunction, Result, Upload
 from ._serve import serve
 from ._settings import Lifetimes, Limits
 from ._sqlite import LoggedEvent, read_events
@@ -12,6 +15,7 @@ from ._statistics import HubStatistics
 
 __all__ = [
     "Authorize",
+    "Dispatch",
     "Hub",
     "HubStatistics",
     "HubStorageError",

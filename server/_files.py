@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -65,10 +66,11 @@ def remove_job_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def job_folders(files: Path) -> list[str]:
-    """The names of all folders: job ids, and uploads that never became a job's."""
+def job_folders(files: Path, *, untouched_for: float) -> list[str]:
+    """The names of the folders that nobody has touched for so many seconds: jobs' and uploads that never became one."""
+    before = time.time() - untouched_for
     try:
-        return [folder.name for folder in files.iterdir()]
+        return [folder.name for folder in files.iterdir() if folder.stat().st_mtime <= before]
     except FileNotFoundError:
         return []
 

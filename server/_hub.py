@@ -37,7 +37,7 @@ from ._files import (
     remove_job_folder,
 )
 from ._http import Api, Refusal
-from ._jobs import Ending, JobFunction, Runner
+from ._jobs import Dispatch, JobFunction, Runner
 from ._log import EventLog, Job, Request
 from ._rates import Rate, whole_seconds
 from ._settings import Lifetimes, Limits
@@ -45,6 +45,7 @@ from ._socket import Watcher, restart_reason
 from ._sqlite import SqliteLog
 from ._statistics import Counters, HubStatistics
 from ._tokens import Tokens
+from ._told import ended
 
 logger: Final = logging.getLogger("towline.server")
 
@@ -54,10 +55,9 @@ _DOWN_FOR: Final = 1.0  # seconds a client is asked to leave a hub that restarts
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A kind of job: its function, and the HTTP call that starts it, if it has one."""
+    """A kind of job, and the HTTP call that starts it, if it has one."""
 
     name: str
-    function: JobFunction
     path: str | None
     media_types: tuple[str, ...]
 
@@ -71,8 +71,19 @@ class StartedJob:
     expires_in: int
 
 
+def _open_log(database: Path | str) -> EventLog:
+    if isinstance(database, str) and database.startswith(("redis://", "rediss://", "unix://")):
+        from ._redis import RedisLog  # an extra that not every hub needs
+
+        return RedisLog(database)
+    return SqliteLog(Path(database))
+
+
 class Hub(AsyncContextManagerMixin):
-    """The job hub over the SQLite file `database`; uploads and large results lie in `<database>.files/`.
+    """The job hub over `database`: the path of a SQLite file, or the URL of a Redis or Valkey server.
+
+    Uploads and large results lie in the folder `files`, which is `<database>.files/` beside a SQLite file. Hubs with
+    the same Redis are one hub on many machines: any of them serves any job's sockets, and they share `files` too.
 
     It works while it is entered (`async with hub:`); served as an application of its own, its lifespan does that. It
     is entered once. Entering raises `HubStorageError` where the database cannot be used.
@@ -88,6 +99,7 @@ class Hub(AsyncContextManagerMixin):
         self,
         database: Path | str,
         *,
+        files: Path | None = None,
         authorize: Authorize = loopback_only,
         limits: Limits | None = None,
         lifetimes: Lifetimes | None = None,
@@ -101,8 +113,10 @@ class Hub(AsyncContextManagerMixin):
             raise InvalidArgument("accept_rate", "must be above zero")
         if base_path and (not base_path.startswith("/") or base_path.endswith("/")):
             raise InvalidArgument("base_path", "begins with a slash and ends with none")
-        self.database: Final = Path(database)
-        self.files: Final = self.database.with_name(f"{self.database.name}.files")
+        self.log: Final = _open_log(database)
+        if files is None and self.log.shared:
+            raise InvalidArgument("files", "hubs that share a log need a folder they share")
+        self.files: Final = files or Path(f"{database}.files")
         self.authorize: Final = authorize
         self.limits: Final = limits or Limits()
         self.token_in_query: Final = token_in_query
@@ -113,6 +127,7 @@ class Hub(AsyncContextManagerMixin):
         self._metrics = metrics
         self._pipelines: dict[str, Pipeline] = {}
         self._functions: dict[str, JobFunction] = {}
+        self._dispatches: dict[str, Dispatch] = {}
         self._watchers: dict[str, set[Watcher]] = {}
         self.counters: Final = Counters()
         self._starts = Rate(self.limits.starts, 60)
@@ -121,14 +136,15 @@ class Hub(AsyncContextManagerMixin):
         self._tasks: TaskGroup | None = None
         self._draining = False
         self._application: Starlette | None = None
-        self.log: EventLog = SqliteLog(self.database)
         self.tokens: Final = Tokens(self.log, self._lifetimes, self.now)
         self._runner = Runner(
             self.log,
             self.files,
             self._functions,
+            self._dispatches,
             limits=self.limits,
             counters=self.counters,
+            lease=self._lifetimes.lease,
             base_path=base_path,
             now=self.now,
         )
@@ -145,13 +161,34 @@ class Hub(AsyncContextManagerMixin):
         """
 
         def decorate(function: JobFunction) -> JobFunction:
-            if name in self._pipelines or self._application is not None:
-                raise InvalidArgument("name", f"the pipeline {name!r} is there already, or comes too late")
-            self._pipelines[name] = Pipeline(name, function, path, media_types)
+            self._add_pipeline(Pipeline(name, path, media_types))
             self._functions[name] = function
             return function
 
         return decorate
+
+    def dispatch(
+        self, name: str, *, path: str | None = None, media_types: tuple[str, ...] = ("application/octet-stream",)
+    ) -> Callable[[Dispatch], Dispatch]:
+        """Decorate a function that hands the pipeline's jobs to workers elsewhere: `async def send(job_id, upload)`.
+
+        The workers tell how a job gets on, and end it, by a `Reporter`: it needs a log in Redis. A job may be handed
+        out twice if the hub dies while it does so. `path` and `media_types` are as for `job`.
+        """
+
+        def decorate(function: Dispatch) -> Dispatch:
+            if not self.log.shared:
+                raise InvalidArgument("dispatch", "workers elsewhere need a log in Redis")
+            self._add_pipeline(Pipeline(name, path, media_types))
+            self._dispatches[name] = function
+            return function
+
+        return decorate
+
+    def _add_pipeline(self, pipeline: Pipeline) -> None:
+        if pipeline.name in self._pipelines or self._application is not None:
+            raise InvalidArgument("name", f"the pipeline {pipeline.name!r} is there already, or comes too late")
+        self._pipelines[pipeline.name] = pipeline
 
     async def start(
         self, pipeline: str, upload: Path | bytes, *, owner: str = "", name: str | None = None
@@ -175,7 +212,7 @@ class Hub(AsyncContextManagerMixin):
             return "unknown"
         payload = CanceledPayload(processed_count=job.processed, reason=reason)
         if job.running:
-            await self._runner.end(job_id, Ending.of("job_canceled", payload))
+            await self._runner.end(job_id, ended("job_canceled", payload))
             job = await self.log.job(job_id)
         return "accepted" if isinstance(job, Job) and job.status == "canceled" else "too_late"
 
@@ -216,6 +253,8 @@ class Hub(AsyncContextManagerMixin):
             await self._tidy_up()
             await self._runner.resume(tasks)
             tasks.start_soon(self._keep_house)
+            if self.log.shared:
+                tasks.start_soon(self._take_up_orphans, tasks)
             self._tasks = tasks
             try:
                 yield self
@@ -236,12 +275,24 @@ class Hub(AsyncContextManagerMixin):
 
     async def _tidy_up(self) -> None:
         """Remove what a hub that was killed left behind: uploads without a job, leftovers of ended jobs."""
-        for name in await anyio.to_thread.run_sync(job_folders, self.files):
+        # Where hubs share the folder, what looks left behind may be another's work of this moment.
+        untouched_for = 24 * 3600 if self.log.shared else 0
+        for name in await anyio.to_thread.run_sync(lambda: job_folders(self.files, untouched_for=untouched_for)):
             job = await self.log.job(name)
             if not isinstance(job, Job):
                 await anyio.to_thread.run_sync(remove_job_folder, self.files / name)
             elif not job.running:
                 await anyio.to_thread.run_sync(clear_job_folder, self.files / name)
+
+    async def _take_up_orphans(self, tasks: TaskGroup) -> None:
+        """Look every now and then for jobs whose hub is gone."""
+        while True:
+            await anyio.sleep(self._lifetimes.lease / 2)
+            try:
+                await self._runner.resume(tasks)
+            except HubStorageError as error:
+                self.counters.log_failures += 1
+                logger.warning("jobs of other hubs are not seen: %s", error)
 
     async def _keep_house(self) -> None:
         """Remove what has outlived its time, every now and then."""
@@ -333,7 +384,7 @@ class Hub(AsyncContextManagerMixin):
         if pipeline not in self._pipelines:
             raise InvalidArgument("pipeline", f"there is no {pipeline!r}")
         if self._tasks is None:
-            raise HubStorageError("the hub is not running", path=self.database)
+            raise HubStorageError("the hub is not running")
         new = Job(
             id=secrets.token_hex(16),
             pipeline=pipeline,
@@ -352,7 +403,7 @@ class Hub(AsyncContextManagerMixin):
             if kept is not new:
                 await anyio.to_thread.run_sync(remove_job_folder, self.directory(new.id))
             else:
-                self._tasks.start_soon(self._runner.run, new.id, name=f"job {new.id}")
+                self._runner.start(self._tasks, new.id)
                 self.counters.jobs_started += 1
                 logger.info("job %s (%s) begins", new.id, pipeline)
             grant = await self.tokens.grant(kept.id)

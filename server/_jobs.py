@@ -2,6 +2,9 @@
 
 A job's function is called again from the start after a restart of the hub; its context says how far it had come. What
 it told by then stands in the log, so progress that was told before is not told again.
+
+Where several hubs share a log, each job is run by the one that holds its lease; when that hub is gone, another takes
+the job up.
 """
 
 from __future__ import annotations
@@ -19,21 +22,13 @@ from anyio.abc import TaskGroup
 from msgspec import UNSET, Struct
 
 from .._exceptions import HubStorageError, JobFailure
-from ..transport._messages import (
-    ErrorPayload,
-    ProgressPayload,
-    ResultReference,
-    StartedPayload,
-    encode_payload,
-)
 from ._files import UPLOAD_FILE, UPLOAD_NAME_FILE, clear_job_folder, keep_result
-from ._log import Change, EventLog, Job
+from ._log import EventLog, Job
 from ._settings import Limits
 from ._statistics import Counters
+from ._told import Told, completed, completed_by_url, failed, progressed, result_url, started
 
 logger: Final = logging.getLogger("towline.server")
-
-_MAX_ITEM: Final = 500  # characters of an item or status text
 
 #: What a job's function may return: a result's fields, or the path of a JSON file in the job's folder that holds them.
 Result: TypeAlias = Struct | Mapping[str, Any] | Path | None
@@ -49,6 +44,9 @@ class Upload:
 
 
 JobFunction: TypeAlias = Callable[["JobContext", Upload], Awaitable[Result]]
+
+#: Hands a job (its id) to workers elsewhere, which tell its progress and end by a `Reporter`.
+Dispatch: TypeAlias = Callable[[str, Upload], Awaitable[None]]
 
 
 class JobContext:
@@ -72,10 +70,8 @@ class JobContext:
     async def start(self, total: int | None = None, estimated_duration: float | None = None) -> None:
         """Tell that the work begins: how many items, and how many seconds it may take. Told once a job."""
         self.total = total
-        if self._started:
-            return
-        payload = StartedPayload(total_count=total, estimated_duration=estimated_duration)
-        self._started = await self._append("job_started", payload, Change(total=total, processed=0))
+        if not self._started:
+            self._started = await self._tell(started(total, estimated_duration))
 
     async def progress(
         self,
@@ -95,115 +91,133 @@ class JobContext:
             self.total = total
         if not self._started:
             await self.start(self.total)
-        if done < self.processed:
-            return
-        payload = ProgressPayload(
-            progress=min(1.0, done / self.total) if self.total else 0.0,
-            status=_cut(status),
-            processed_count=done,
-            current_item=None if item is None else _cut(item),
-        )
-        change = Change(
-            total=self.total,
-            processed=done,
-            current_item=payload.current_item,
-            checkpoint=UNSET if checkpoint is UNSET else msgspec.json.encode(checkpoint),
-        )
-        if await self._append("job_progress", payload, change):
+        if done >= self.processed and await self._tell(progressed(done, self.total, item, status, checkpoint)):
             self.processed = done
 
-    async def _append(self, event_type: str, payload: Struct, change: Change) -> bool:
+    async def _tell(self, told: Told) -> bool:
         try:
-            encoded = bytes(encode_payload(event_type, payload))
-            event = await self._log.append(self.job_id, event_type, encoded, self._now(), change)
+            event = await self._log.append(self.job_id, told.type, told.payload, self._now(), told.change)
         except HubStorageError as error:
             logger.warning("job %s: an event was not kept: %s", self.job_id, error)
             return False
         return event is not None
 
 
-def _cut(text: str) -> str:
-    # Lone surrogates have no UTF-8: they come from file names and must not fail a job.
-    return text[:_MAX_ITEM].encode(errors="replace").decode()
-
-
-@dataclass(frozen=True)
-class Ending:
-    """A terminal event: its type, its payload, and the payload less its type, both as JSON."""
-
-    type: str
-    payload: bytes
-    outcome: bytes
-
-    @classmethod
-    def of(cls, event_type: str, fields: Struct | Mapping[str, Any]) -> Ending:
-        """Make it of the payload's fields."""
-        return cls(event_type, bytes(encode_payload(event_type, fields)), msgspec.json.encode(fields))
-
-
 class Runner:
-    """Runs the jobs of a log, each in a task of `tasks`, with what their functions need on disk in `files`."""
+    """Runs the jobs of a log, each in a task of its own, with what their functions need on disk in `files`."""
 
     def __init__(
         self,
         log: EventLog,
         files: Path,
         functions: Mapping[str, JobFunction],
+        dispatches: Mapping[str, Dispatch],
         *,
         limits: Limits,
         counters: Counters,
+        lease: float,
         base_path: str,
         now: Callable[[], int],
     ) -> None:
         self._log = log
         self._files = files
         self._functions = functions
+        self._dispatches = dispatches
         self._limits = limits
         self._counters = counters
+        self._lease = lease
         self._base_path = base_path
         self._now = now
         self._slots = anyio.Semaphore(limits.running_jobs)
+        self._here: set[str] = set()
 
     def directory(self, job_id: str) -> Path:
         """The job's own folder."""
         return self._files / job_id
 
     async def resume(self, tasks: TaskGroup) -> None:
-        """Take up every job that a hub before this one left unfinished."""
+        """Take up every unfinished job that nobody runs: those of a hub before this one, or of one that is gone."""
         for job in await self._log.unfinished():
-            if job.pipeline in self._functions:
-                tasks.start_soon(self.run, job.id, name=f"job {job.id}")
+            if job.pipeline in self._functions or job.pipeline in self._dispatches:
+                self.start(tasks, job.id)
             else:
                 logger.error("job %s waits: this hub has no pipeline %r", job.id, job.pipeline)
 
-    async def run(self, job_id: str) -> None:
-        """Run a job to its end, unless it has ended; a cancelled run is taken up by the next `resume`."""
+    def start(self, tasks: TaskGroup, job_id: str) -> None:
+        """Run a job in a task of its own, unless it has one here."""
+        if job_id not in self._here:
+            self._here.add(job_id)
+            tasks.start_soon(self._run_in_turn, job_id, name=f"job {job_id}")
+
+    async def _run_in_turn(self, job_id: str) -> None:
         self._counters.jobs_at_work += 1
         try:
             async with self._slots:
-                await self._run(job_id)
+                if await self._log.claim(job_id, self._lease):
+                    try:
+                        await self._run(job_id)
+                    finally:
+                        await self._let_go(job_id)
+        except HubStorageError as error:
+            # It is unfinished, so it is taken up again: at the next look, or at the next start.
+            self._counters.log_failures += 1
+            logger.error("job %s could not be run: %s", job_id, error)
         finally:
+            self._here.discard(job_id)
             self._counters.jobs_at_work -= 1
 
+    async def _let_go(self, job_id: str) -> None:
+        with anyio.move_on_after(1, shield=True):
+            try:
+                await self._log.claim(job_id, 0)
+            except HubStorageError as error:
+                logger.warning("job %s: its lease runs out by itself: %s", job_id, error)
+
     async def _run(self, job_id: str) -> None:
+        """Run a job to its end, unless it has ended; a run that is cancelled is taken up by a later `resume`."""
         job = await self._log.job(job_id)
-        if not isinstance(job, Job) or not job.running:
+        if isinstance(job, Job) and job.running and job.pipeline in self._dispatches:
+            # Until its first sign of life it may be handed out again: the workers then share one log, and one end.
+            if job.seq == 0 and job.attempts == 0:
+                await self._dispatch(job)
             return
-        attempt = await self._log.count_attempt(job_id)
-        logger.info("job %s (%s): run %d from event %d", job_id, job.pipeline, attempt, job.seq)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._stop_when_ended, job, tasks.cancel_scope)
-            context = JobContext(self._log, job, self.directory(job_id), attempt, self._now)
-            await self._end(job_id, await self._work(job, context))
-            tasks.cancel_scope.cancel()
-        await anyio.to_thread.run_sync(clear_job_folder, self.directory(job_id))
+        if isinstance(job, Job) and job.running:
+            attempt = await self._log.count_attempt(job_id)
+            logger.info("job %s (%s): run %d from event %d", job_id, job.pipeline, attempt, job.seq)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._stop_when_ended, job, tasks.cancel_scope)
+                if self._log.shared:
+                    tasks.start_soon(self._stop_without_lease, job_id, tasks.cancel_scope)
+                context = JobContext(self._log, job, self.directory(job_id), attempt, self._now)
+                await self._end(job_id, await self._work(job, context))
+                tasks.cancel_scope.cancel()
+            job = await self._log.job(job_id)
+        if not isinstance(job, Job) or not job.running:
+            await anyio.to_thread.run_sync(clear_job_folder, self.directory(job_id))
+
+    async def _dispatch(self, job: Job) -> None:
+        try:
+            await self._dispatches[job.pipeline](job.id, await self._upload(job.id))
+        except JobFailure as failure:
+            await self.end(job.id, failed(failure))
+        except Exception:
+            logger.exception("job %s (%s) could not be handed out", job.id, job.pipeline)
+            unsent = JobFailure("NOT_DISPATCHED", "no worker could be given the job", retryable=True)
+            await self.end(job.id, failed(unsent))
+        else:
+            await self._log.count_attempt(job.id)
 
     async def _stop_when_ended(self, job: Job, work: anyio.CancelScope) -> None:
         # The log decides who ends a job; this makes the decision felt, wherever it was taken.
         with self._log.subscribe(job.id) as bell:
             after = job.seq
             while True:
-                events = await self._log.read(job.id, after, 64)
+                try:
+                    events = await self._log.read(job.id, after, 64)
+                except HubStorageError as error:
+                    logger.warning("job %s: whether it has ended is not known: %s", job.id, error)
+                    await anyio.sleep(1)
+                    continue
                 if any(event.terminal for event in events):
                     work.cancel()
                     return
@@ -212,7 +226,23 @@ class Runner:
                 else:
                     await bell.wait_ring()
 
-    async def _work(self, job: Job, context: JobContext) -> Ending:
+    async def _stop_without_lease(self, job_id: str, work: anyio.CancelScope) -> None:
+        kept_until = anyio.current_time() + self._lease
+        while True:
+            await anyio.sleep(self._lease / 3)
+            asked = anyio.current_time()
+            try:
+                kept = await self._log.claim(job_id, self._lease)
+            except HubStorageError:
+                kept = asked < kept_until
+            else:
+                kept_until = asked + self._lease
+            if not kept:
+                logger.warning("job %s: another hub runs it now", job_id)
+                work.cancel()
+                return
+
+    async def _work(self, job: Job, context: JobContext) -> Told:
         """Call the job's function, and say how the job ends by it."""
         try:
             if context.attempt > self._limits.idle_attempts:
@@ -220,14 +250,11 @@ class Runner:
             result = await self._functions[job.pipeline](context, await self._upload(job.id))
             return await self._complete(job, result)
         except JobFailure as failure:
-            error = ErrorPayload(
-                code=failure.code, message=failure.message, details=failure.details, retryable=failure.retryable
-            )
+            return failed(failure)
         except Exception:
             # What went wrong inside is for the operator; a client is told no more than that it did.
             logger.exception("job %s (%s) failed", job.id, job.pipeline)
-            error = ErrorPayload(code="INTERNAL", message="the job failed unexpectedly", retryable=True)
-        return Ending.of("error", error)
+            return failed(JobFailure("INTERNAL", "the job failed unexpectedly", retryable=True))
 
     async def _upload(self, job_id: str) -> Upload:
         path = self.directory(job_id) / UPLOAD_FILE
@@ -238,41 +265,36 @@ class Runner:
             raise JobFailure("UPLOAD_LOST", "what the job was started with is no longer there") from error
         return Upload(path=path, size=size, name=name)
 
-    async def _complete(self, job: Job, result: Result) -> Ending:
-        head: dict[str, Any] = {"pipeline": job.pipeline}
-        if isinstance(result, Path):
-            if (await anyio.Path(result).stat()).st_size <= self._limits.inline_result:
-                result = msgspec.json.decode(await anyio.Path(result).read_bytes(), type=dict[str, Any])
-        else:
-            result = {} if result is None else msgspec.to_builtins(result)
+    async def _complete(self, job: Job, result: Result) -> Told:
+        if isinstance(result, Path) and (await anyio.Path(result).stat()).st_size <= self._limits.inline_result:
+            result = msgspec.json.decode(await anyio.Path(result).read_bytes(), type=dict[str, Any])
         if not isinstance(result, Path):
-            ending = Ending.of("job_complete", head | result)
-            if len(ending.payload) <= self._limits.inline_result:
-                return ending
+            fields = {} if result is None else msgspec.to_builtins(result)
+            told = completed(job.pipeline, fields)
+            if len(told.payload) <= self._limits.inline_result:
+                return told
             result = self.directory(job.id) / "result.part"
-            await anyio.Path(result).write_bytes(ending.outcome)
+            await anyio.Path(result).write_bytes(msgspec.json.encode({"pipeline": job.pipeline, **fields}))
         await anyio.to_thread.run_sync(keep_result, result, self.directory(job.id))
-        reference = ResultReference(result_url=f"{self._base_path}/api/jobs/{job.id}/results")
-        return Ending.of("job_complete", head | msgspec.to_builtins(reference))
+        return completed_by_url(job.pipeline, result_url(self._base_path, job.id))
 
-    async def _end(self, job_id: str, ending: Ending) -> None:
+    async def _end(self, job_id: str, told: Told) -> None:
         delay = 0.1
         while True:
             try:
-                await self.end(job_id, ending)
+                await self.end(job_id, told)
             except HubStorageError as error:
-                self._counters.log_failures += 1
                 # The end is worth waiting for: a full disk is emptied one day, and the work is done.
+                self._counters.log_failures += 1
                 logger.error("job %s: its end could not be kept, trying again: %s", job_id, error)
                 await anyio.sleep(delay)
                 delay = min(2 * delay, 10)
             else:
                 return
 
-    async def end(self, job_id: str, ending: Ending) -> None:
+    async def end(self, job_id: str, told: Told) -> None:
         """End the job, unless it has ended before."""
-        change = Change(outcome=ending.outcome)
-        event = await self._log.append(job_id, ending.type, ending.payload, self._now(), change)
+        event = await self._log.append(job_id, told.type, told.payload, self._now(), told.change)
         if event is not None:
-            self._counters.jobs_ended[ending.type] += 1
-            logger.info("job %s: %s, event %d", job_id, ending.type, event.seq)
+            self._counters.jobs_ended[told.type] += 1
+            logger.info("job %s: %s, event %d", job_id, told.type, event.seq)

@@ -186,6 +186,11 @@ class Bells:
         for bell in self._bells.get(job_id, ()):
             bell.ring()
 
+    def ring_all(self) -> None:
+        """Wake every reader there is."""
+        for job_id in self._bells:
+            self.ring(job_id)
+
     def count(self, job_id: str) -> int:
         """How many readers the job has here."""
         return len(self._bells.get(job_id, ()))
@@ -195,6 +200,10 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
     """Where jobs are kept: entered before use, once. Every call raises `HubStorageError` where the engine fails;
     nothing is then half done.
     """
+
+    @property
+    def shared(self) -> bool:
+        """Whether other hubs work on the same log, so that who runs a job must be agreed on."""
 
     async def create(self, job: Job, request: Request | None) -> Job:
         """Write a new job, or give the one the same request has made before.
@@ -216,7 +225,7 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
         """Write one event and what it changes, and number it; a terminal type ends the job.
 
         None: the job had ended before (or is not there), and nothing was written. So of several that want to end a
-        job exactly one wins.
+        job exactly one wins. A count below the state's is not written either: progress never goes back.
         """
 
     async def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
@@ -236,6 +245,9 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
 
     async def count_attempt(self, job_id: str) -> int:
         """Note that the job's function is called, and say how many times it was since the log last moved."""
+
+    async def claim(self, job_id: str, seconds: float) -> bool:
+        """Take or keep the right to run a job for so long; 0 lets it go. False: another hub has it."""
 
     async def add_token(self, token: Token) -> None:
         """Keep a token's digest; of one job only the 32 that expire last are kept."""

@@ -81,19 +81,20 @@ def serve(
     port: int = 8470,
     database: Path | str = "towline-hub.db",
     *,
+    files: Path | None = None,
     row_delay: float = 0,
     hub: Hub | None = None,
     announce: Callable[[str], None] = announce_on_stdout,
 ) -> None:
     """Serve a hub with the `csv_import` pipeline (or the `hub` given) until SIGTERM or SIGINT; blocks.
 
-    Port 0 takes a free one. `announce` is called with the hub's URL once it listens. `row_delay` is a pause after each
-    row of a CSV file, in seconds. At a stop, sockets are sent away with word when to come back, and jobs stay in the
-    database for the next start. Raises `OSError` where the address cannot be had, and
-    `HubStorageError` where the database cannot be used.
+    `database` and `files` are as for `Hub`. Port 0 takes a free one. `announce` is called with the hub's URL once it
+    listens. `row_delay` is a pause after each row of a CSV file, in seconds. At a stop, sockets are sent away with word
+    when to come back, and jobs stay in the database for the next start. Raises `OSError` where the address cannot be
+    had, and `HubStorageError` where the database cannot be used.
     """
     if hub is None:
-        hub = Hub(database, metrics=find_spec("prometheus_client") is not None)
+        hub = Hub(database, files=files, metrics=find_spec("prometheus_client") is not None)
         hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import(row_delay=row_delay))
     make_server(hub, host, port, announce).run()
 

@@ -39,7 +39,7 @@ class Lifetimes:
     A token lives `token` from when it is given; it may be refreshed in its last `refresh_window`, and until `grace`
     after it ran out. A token refreshed away still holds for `grace` after its successor was first used. Results,
     events and the tokens that were valid at the job's end live `result` from the end; word that the job was there,
-    another `trace`.
+    another `trace`. Where hubs share a log, a job whose hub is gone is taken up by another after `lease`.
 
     Raises `InvalidArgument` for a time that is not above zero.
     """
@@ -49,6 +49,7 @@ class Lifetimes:
     grace: float = 600
     result: float = 7 * 24 * 3600
     trace: float = 30 * 24 * 3600
+    lease: float = 15
 
     def __post_init__(self) -> None:
         _check_positive(self)

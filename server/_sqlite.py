@@ -10,7 +10,6 @@ the operating system lets it go however the process ends.
 from __future__ import annotations
 
 import sqlite3
-from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from msgspec import UNSET
 
 from .._exceptions import HubStorageError
 from ._log import ENDS, Bell, Bells, Change, Event, Job, Missing, Request, RequestMismatch, Token
+from ._tails import Tails
 
 _FORMAT: Final = 1
 
@@ -60,8 +60,6 @@ FROM events JOIN jobs ON jobs.id = events.job WHERE events.job = ? AND events.se
 
 _MAX_BATCH: Final = 256  # appends that share one transaction
 _MAX_WAITING: Final = 1024  # appends that wait for the writer before callers wait too
-_TAIL_EVENTS: Final = 128  # newest events of a job kept in memory, for the sockets that keep up
-_TAIL_JOBS: Final = 512
 _READERS: Final = 4
 _TOKENS_PER_JOB: Final = 32
 _OWNER_WAIT: Final = 10.0  # seconds a new hub gives the one before it to let go
@@ -87,11 +85,12 @@ class SqliteLog(AsyncContextManagerMixin):
     written, or is still owned by another hub after 10 s.
     """
 
+    shared: Final = False
+
     def __init__(self, database: Path) -> None:
         self._path = database
         self._bells = Bells()
-        # Newest events by job, each list without a hole and up to the last event written.
-        self._tails: OrderedDict[str, deque[Event]] = OrderedDict()
+        self._tails = Tails()
         self._queue: MemoryObjectSendStream[_Write[Any]] | None = None
         self._idle_readers: list[sqlite3.Connection] = []
 
@@ -187,14 +186,7 @@ class SqliteLog(AsyncContextManagerMixin):
                     write.done.set()
 
     def _publish(self, event: Event) -> None:
-        tail = self._tails.get(event.job_id)
-        if tail is None:
-            tail = self._tails[event.job_id] = deque(maxlen=_TAIL_EVENTS)
-            if len(self._tails) > _TAIL_JOBS:
-                self._tails.popitem(last=False)
-        else:
-            self._tails.move_to_end(event.job_id)
-        tail.append(event)
+        self._tails.add(event)
         self._bells.ring(event.job_id)
 
     async def create(self, job: Job, request: Request | None) -> Job:
@@ -234,11 +226,11 @@ class SqliteLog(AsyncContextManagerMixin):
         assignments = ", ".join(f"{name} = ?" for name in columns)
         update = (
             f"UPDATE jobs SET seq = seq + 1, {assignments} WHERE id = ? AND status = 'running' "
-            "RETURNING seq, pipeline, epoch"
+            "AND (processed IS NULL OR processed <= ?) RETURNING seq, pipeline, epoch"
         )
 
         def apply(writer: sqlite3.Connection) -> Event | None:
-            rows = writer.execute(update, (*columns.values(), job_id)).fetchall()
+            rows = writer.execute(update, (*columns.values(), job_id, columns.get("processed", _NO_LIMIT))).fetchall()
             if not rows:
                 return None
             [(seq, pipeline, epoch)] = rows
@@ -255,6 +247,9 @@ class SqliteLog(AsyncContextManagerMixin):
             return int(rows[0][0]) if rows else 0
 
         return await self._write(apply)
+
+    async def claim(self, job_id: str, seconds: float) -> bool:
+        return True
 
     async def add_token(self, token: Token) -> None:
         def apply(writer: sqlite3.Connection) -> None:
@@ -283,7 +278,7 @@ class SqliteLog(AsyncContextManagerMixin):
 
         removed = await self._write(apply)
         for job_id in removed:
-            self._tails.pop(job_id, None)
+            self._tails.forget(job_id)
         return removed
 
     async def remove_traces(self, before: int) -> None:
@@ -312,11 +307,8 @@ class SqliteLog(AsyncContextManagerMixin):
         return await self._read(lambda reader: _read_job(reader, job_id))
 
     async def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
-        tail = self._tails.get(job_id)
-        if tail is not None and after >= tail[0].seq - 1:
-            first = max(0, after - tail[0].seq + 1)
-            return [tail[index] for index in range(first, min(len(tail), first + limit))]
-        return await self._read(lambda reader: _read_events(reader, job_id, after, limit))
+        kept = self._tails.read(job_id, after, limit)
+        return kept if kept is not None else await self._read(lambda reader: _read_events(reader, job_id, after, limit))
 
     def subscribe(self, job_id: str) -> AbstractContextManager[Bell]:
         return self._bells.subscribe(job_id)

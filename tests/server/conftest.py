@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -241,3 +243,53 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.01)
 
     return wait
+
+
+class RedisProcess:
+    """A real redis-server on a socket file of its own, that can be killed and started again with what it kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.url = f"unix://{folder / 'redis.sock'}"
+        self.start()
+
+    def start(self) -> None:
+        settings = ["--port", "0", "--unixsocket", str(self._folder / "redis.sock"), "--dir", str(self._folder)]
+        settings += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        self._process = subprocess.Popen(["redis-server", *settings], stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if "ready to accept connections" in line.lower():
+                break
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait(WAIT)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+@pytest.fixture
+def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    """A Redis of the test's own."""
+    yield from run_redis(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis that tests share; each takes a prefix of its own."""
+    for process in run_redis(tmp_path_factory):
+        yield process.url
+
+
+def run_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    pytest.importorskip("redis", reason="the redis extra is not installed")
+    if shutil.which("redis-server") is None:
+        pytest.skip("no redis-server on this machine (apt-get install redis-server)")
+    # A short path: socket files have room for about 100 characters.
+    with tempfile.TemporaryDirectory(prefix="towline") as folder:
+        process = RedisProcess(Path(folder))
+        try:
+            yield process
+        finally:
+            process.stop()

@@ -1,5 +1,6 @@
 """The contract of an event log, kept by every engine."""
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,14 @@ pytestmark = pytest.mark.anyio
 OpenLog = Callable[[], EventLog]
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "redis"])
 def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> OpenLog:
     """Opens the same log each time."""
+    if request.param == "redis":
+        from towline.server._redis import RedisLog
+
+        url, prefix = request.getfixturevalue("redis_url"), uuid.uuid4().hex
+        return lambda: RedisLog(url, prefix=prefix)
     return lambda: SqliteLog(tmp_path / "hub.db")
 
 
@@ -194,6 +200,59 @@ async def test_the_same_request_at_the_same_time(open_log: OpenLog) -> None:
             for number in range(10):
                 tasks.start_soon(create, number)
         assert len(set(made)) == 1
+
+
+async def test_a_count_never_goes_back(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        for processed in (3, 2, 3, 10, 9):
+            await log.append("j", "job_progress", b"%d" % processed, 7, Change(processed=processed))
+        await log.append("j", "job_progress", b"words", 7, Change(current_item="x"))
+        assert [event.payload for event in await log.read("j", 0, 10)] == [b"3", b"3", b"10", b"words"]
+
+
+async def test_what_is_none_is_forgotten(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        await log.append("j", "job_progress", b"{}", 7, Change(total=5, current_item="x", checkpoint=b"1"))
+        await log.append("j", "job_progress", b"{}", 8, Change(total=None, current_item=None))
+        kept = await log.job("j")
+        assert isinstance(kept, Job)
+        assert (kept.total, kept.current_item, kept.checkpoint) == (None, None, b"1")
+
+
+async def test_a_job_is_run_by_one_hub(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        if not log.shared:
+            assert await log.claim("j", 1)
+            return
+        async with open_log() as other:
+            assert await log.claim("j", 60)
+            assert await log.claim("j", 60)
+            assert not await other.claim("j", 60)
+            assert not await other.claim("j", 0)
+            assert await log.claim("j", 0)
+            assert await other.claim("j", 0.02)
+            await anyio.sleep(0.05)
+            assert await log.claim("j", 60)
+
+
+async def test_events_of_another_hub_are_heard(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        if not log.shared:
+            pytest.skip("one hub owns this log")
+        async with open_log() as other:
+            await log.create(job(), None)
+            with other.subscribe("j") as bell:
+                seen: list[int] = []
+                for number in range(1, 6):
+                    await log.append("j", "job_progress", b"{}", 7)
+                    while len(seen) < number:
+                        events = await other.read("j", number - 1, 10)
+                        seen += [event.seq for event in events]
+                        if not events:
+                            await bell.wait_ring()
+                assert seen == [1, 2, 3, 4, 5]
 
 
 async def test_attempts_count_while_the_log_stands_still(open_log: OpenLog) -> None:

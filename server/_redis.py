@@ -1,0 +1,452 @@
+"""The hub's log in Redis or Valkey: the engine for many nodes and for workers elsewhere. Needs the `redis` extra.
+
+Of each job there is a hash (its state) and a stream (its events, whose ids are `<seq>-0`); one script writes both and
+publishes the event, so that all nodes see it at once. One server or one behind Sentinel; not a cluster, as the scripts
+touch a job's keys and the indexes together.
+
+The client library's blocking interface is used, in worker threads: it is the same code under asyncio, under trio and in
+a worker process. Commands are not repeated by themselves, because an append that was carried out must not be repeated.
+
+What was acknowledged must not be lost: run the server with `appendonly yes` and `appendfsync always`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from typing import Any, Final, ParamSpec, Self, TypeVar, cast
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import msgspec
+import redis
+from anyio import AsyncContextManagerMixin, CapacityLimiter
+from msgspec import UNSET
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from .._exceptions import HubStorageError
+from ._log import ENDS, Bell, Bells, Change, Event, Job, Missing, Request, RequestMismatch, Token
+from ._tails import Tails
+
+logger: Final = logging.getLogger("towline.server")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_TIMEOUT: Final = 5.0  # seconds one command may take
+_CALLS: Final = 16  # commands at once
+_LISTEN: Final = 0.2  # seconds between two looks whether to go on listening
+_TOKENS_PER_JOB: Final = 32
+_NUMBERS: Final = frozenset({"created", "seq", "total", "processed", "updated", "ended", "attempts"})
+_BYTES: Final = frozenset({"outcome", "checkpoint"})
+
+# KEYS: job, running, owner, request ('' where there is none). ARGV: id, created, digest, request key, field, value, …
+_CREATE: Final = """
+if KEYS[4] ~= '' then
+    local found = redis.call('HMGET', KEYS[4], 'job', 'digest')
+    if found[1] then return found end
+    redis.call('HSET', KEYS[4], 'job', ARGV[1], 'digest', ARGV[3])
+    redis.call('HSET', KEYS[1], 'request', ARGV[4])
+end
+redis.call('HSET', KEYS[1], unpack(ARGV, 5))
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+redis.call('SADD', KEYS[3], ARGV[1])
+return false
+"""
+
+# KEYS: job, stream, running, ended, channel. ARGV: id, type, payload, at, status ('' for no end), owner prefix,
+# processed ('' for unchanged), how many to set, name, value, …, names to delete …
+_APPEND: Final = """
+local job = redis.call('HMGET', KEYS[1], 'status', 'pipeline', 'epoch', 'owner', 'processed')
+if job[1] ~= 'running' then return false end
+if ARGV[7] ~= '' and job[5] and tonumber(ARGV[7]) < tonumber(job[5]) then return false end
+local seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
+redis.call('XADD', KEYS[2], seq .. '-0', 't', ARGV[2], 'a', ARGV[4], 'p', ARGV[3])
+local last = 8 + 2 * tonumber(ARGV[8])
+redis.call('HSET', KEYS[1], unpack(ARGV, 9, last))
+if #ARGV > last then redis.call('HDEL', KEYS[1], unpack(ARGV, last + 1)) end
+if ARGV[5] ~= '' then
+    redis.call('HSET', KEYS[1], 'status', ARGV[5], 'ended', ARGV[4])
+    redis.call('HDEL', KEYS[1], 'checkpoint')
+    redis.call('ZREM', KEYS[3], ARGV[1])
+    redis.call('ZADD', KEYS[4], ARGV[4], ARGV[1])
+    redis.call('SREM', ARGV[6] .. job[4], ARGV[1])
+end
+redis.call('PUBLISH', KEYS[5], cmsgpack.pack({ARGV[1], job[2], job[3], seq, ARGV[2], tonumber(ARGV[4]), ARGV[3]}))
+return {seq, job[2], job[3]}
+"""
+
+# KEYS: job. Counts only where there is a job.
+_COUNT_ATTEMPT: Final = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+return redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+"""
+
+# KEYS: token, the job's tokens. ARGV: digest, expires, how many to keep, token prefix, field, value, …
+_ADD_TOKEN: Final = """
+redis.call('HSET', KEYS[1], unpack(ARGV, 5))
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+for _, old in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1 - tonumber(ARGV[3]))) do
+    redis.call('DEL', ARGV[4] .. old)
+    redis.call('ZREM', KEYS[2], old)
+end
+"""
+
+# KEYS: token. ARGV: digest, expires, prefix of the jobs' tokens.
+_LIMIT_TOKEN: Final = """
+local token = redis.call('HMGET', KEYS[1], 'expires', 'job')
+if token[1] and tonumber(ARGV[2]) < tonumber(token[1]) then
+    redis.call('HSET', KEYS[1], 'expires', ARGV[2])
+    redis.call('ZADD', ARGV[3] .. token[2], ARGV[2], ARGV[1])
+end
+"""
+
+# KEYS: job, stream, the job's tokens, ended, gone, lease. ARGV: id, at, token prefix, request prefix.
+_REMOVE: Final = """
+if redis.call('ZREM', KEYS[4], ARGV[1]) == 0 then return 0 end
+for _, digest in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do redis.call('DEL', ARGV[3] .. digest) end
+local request = redis.call('HGET', KEYS[1], 'request')
+if request then redis.call('DEL', ARGV[4] .. request) end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[6])
+redis.call('ZADD', KEYS[5], ARGV[2], ARGV[1])
+return 1
+"""
+
+# KEYS: lease. ARGV: holder, milliseconds ('0' to let go).
+_CLAIM: Final = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+if ARGV[2] == '0' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+return 1
+"""
+
+
+class RedisStore:
+    """The log's keys and scripts, over a blocking client that may be used by many threads at once."""
+
+    def __init__(self, url: str, prefix: str = "towline") -> None:
+        self._prefix = prefix
+        self.client: Final[redis.Redis] = redis.Redis.from_url(
+            url,
+            socket_timeout=_TIMEOUT,
+            socket_connect_timeout=_TIMEOUT,
+            health_check_interval=15,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self.channel: Final = self._key("events")
+        self._holder = secrets.token_hex(8)
+        register = self.client.register_script
+        self._create = register(_CREATE)
+        self._append = register(_APPEND)
+        self._count_attempt = register(_COUNT_ATTEMPT)
+        self._add_token = register(_ADD_TOKEN)
+        self._limit_token = register(_LIMIT_TOKEN)
+        self._remove = register(_REMOVE)
+        self._claim = register(_CLAIM)
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self._prefix, *parts))
+
+    @contextmanager
+    def _renaming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            # The client's words may quote the URL's password only in its repr, which is not used.
+            raise HubStorageError(f"redis: {type(error).__name__}: {error}") from error
+
+    def check(self) -> None:
+        """See that the server is there, and say so where it may lose what it acknowledged."""
+        with self._renaming_errors():
+            self.client.ping()
+            try:
+                settings = cast("dict[str, str]", self.client.config_get("append*"))
+            except redis.ResponseError:  # a managed server keeps its settings to itself
+                return
+        values = {_text(name): _text(value) for name, value in settings.items()}
+        if (values.get("appendonly"), values.get("appendfsync")) != ("yes", "always"):
+            logger.warning("redis may lose events it acknowledged: it wants appendonly yes and appendfsync always")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    # --- jobs --------------------------------------------------------------------------------------------------
+
+    def create(self, job: Job, request: Request | None) -> Job:
+        asked = "" if request is None else f"{job.owner}:{request.key.hex()}"
+        fields = [
+            part
+            for name in Job.__dataclass_fields__
+            if (value := getattr(job, name)) is not None
+            for part in (name, value)
+        ]
+        keys = [
+            self._key("job", job.id),
+            self._key("running"),
+            self._key("owner", job.owner),
+            self._key("request", asked) if request else "",
+        ]
+        digest = b"" if request is None else request.digest
+        with self._renaming_errors():
+            found = self._create(keys=keys, args=[job.id, job.created, digest, asked, *fields])
+        if found is None:
+            return job
+        if found[1] != digest:
+            raise RequestMismatch
+        kept = self.job(_text(found[0]))
+        if not isinstance(kept, Job):
+            raise HubStorageError("redis: a request's job is not there")
+        return kept
+
+    def job(self, job_id: str) -> Job | Missing:
+        with self._renaming_errors():
+            fields = cast("dict[bytes, bytes]", self.client.hgetall(self._key("job", job_id)))
+            if not fields:
+                gone = self.client.zscore(self._key("gone"), job_id)
+                return Missing.UNKNOWN if gone is None else Missing.GONE
+        fields.pop(b"request", None)
+        return Job(**{name.decode(): _value(name.decode(), value) for name, value in fields.items()})
+
+    def append(self, job_id: str, event_type: str, payload: bytes, at: int, change: Change | None) -> Event | None:
+        values = {} if change is None else {name: getattr(change, name) for name in Change.__dataclass_fields__}
+        values = {"updated": at, "attempts": 0} | {name: v for name, v in values.items() if v is not UNSET}
+        kept = [part for name, value in values.items() if value is not None for part in (name, value)]
+        dropped = [name for name, value in values.items() if value is None]
+        processed = values.get("processed", "")
+        keys = [
+            self._key("job", job_id),
+            self._key("events", job_id),
+            self._key("running"),
+            self._key("ended"),
+            self.channel,
+        ]
+        args: list[Any] = [job_id, event_type, payload, at, ENDS.get(event_type, ""), self._key("owner", ""), processed]
+        with self._renaming_errors():
+            written = self._append(keys=keys, args=[*args, len(kept) // 2, *kept, *dropped])
+        if written is None:
+            return None
+        seq, pipeline, epoch = written
+        return Event(job_id, _text(pipeline), _text(epoch), seq, event_type, at, payload)
+
+    def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
+        with self._renaming_errors():
+            pipeline, epoch = self.client.hmget(self._key("job", job_id), ["pipeline", "epoch"])
+            if pipeline is None or epoch is None:
+                return []
+            entries = self.client.xrange(self._key("events", job_id), f"{after + 1}-0", "+", count=limit)
+        return [
+            Event(
+                job_id,
+                _text(pipeline),
+                _text(epoch),
+                int(identity.partition(b"-")[0]),
+                fields[b"t"].decode(),
+                int(fields[b"a"]),
+                fields[b"p"],
+            )
+            for identity, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)
+        ]
+
+    def unfinished(self) -> Sequence[Job]:
+        with self._renaming_errors():
+            ids = cast("list[bytes]", self.client.zrange(self._key("running"), 0, -1))
+        jobs = [self.job(job_id.decode()) for job_id in ids]
+        return [job for job in jobs if isinstance(job, Job) and job.running]
+
+    def count_running(self, owner: str) -> int:
+        with self._renaming_errors():
+            return self.client.scard(self._key("owner", owner))
+
+    def count_attempt(self, job_id: str) -> int:
+        with self._renaming_errors():
+            return int(self._count_attempt(keys=[self._key("job", job_id)]))
+
+    def claim(self, job_id: str, seconds: float) -> bool:
+        with self._renaming_errors():
+            return bool(self._claim(keys=[self._key("lease", job_id)], args=[self._holder, round(seconds * 1000)]))
+
+    # --- tokens ------------------------------------------------------------------------------------------------
+
+    def add_token(self, token: Token) -> None:
+        fields: list[Any] = ["job", token.job_id, "expires", token.expires]
+        if token.replaces is not None:
+            fields += ["replaces", token.replaces]
+        digest = token.digest.hex()
+        keys = [self._key("token", digest), self._key("tokens", token.job_id)]
+        with self._renaming_errors():
+            args: list[Any] = [digest, token.expires, _TOKENS_PER_JOB, self._key("token", ""), *fields]
+            self._add_token(keys=keys, args=args)
+
+    def token(self, digest: bytes) -> Token | None:
+        with self._renaming_errors():
+            job_id, expires, replaces = self.client.hmget(
+                self._key("token", digest.hex()), ["job", "expires", "replaces"]
+            )
+        if job_id is None or expires is None:
+            return None
+        return Token(digest=digest, job_id=_text(job_id), expires=int(expires), replaces=cast("bytes | None", replaces))
+
+    def limit_token(self, digest: bytes, expires: int) -> None:
+        args: list[Any] = [digest.hex(), expires, self._key("tokens", "")]
+        with self._renaming_errors():
+            self._limit_token(keys=[self._key("token", digest.hex())], args=args)
+
+    # --- the end of all ----------------------------------------------------------------------------------------
+
+    def remove_ended(self, before: int) -> Sequence[str]:
+        removed: list[str] = []
+        with self._renaming_errors():
+            found = self.client.zrange(self._key("ended"), "-inf", f"({before}", byscore=True)
+            for job_id in map(_text, cast("list[bytes]", found)):
+                keys = [
+                    self._key("job", job_id),
+                    self._key("events", job_id),
+                    self._key("tokens", job_id),
+                    self._key("ended"),
+                    self._key("gone"),
+                    self._key("lease", job_id),
+                ]
+                if self._remove(keys=keys, args=[job_id, before, self._key("token", ""), self._key("request", "")]):
+                    removed.append(job_id)
+        return removed
+
+    def remove_traces(self, before: int) -> None:
+        with self._renaming_errors():
+            self.client.zremrangebyscore(self._key("gone"), "-inf", f"({before}")
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _value(name: str, value: bytes) -> Any:
+    if name in _NUMBERS:
+        return int(value)
+    return value if name in _BYTES else value.decode()
+
+
+class RedisLog(AsyncContextManagerMixin):
+    """An `EventLog` on the Redis or Valkey server at `url`, shared by every hub with the same `prefix`.
+
+    Entering raises `HubStorageError` where the server is not to be had.
+    """
+
+    shared: Final = True
+
+    def __init__(self, url: str, *, prefix: str = "towline") -> None:
+        self._store = RedisStore(url, prefix)
+        self._bells = Bells()
+        self._tails = Tails()
+        self._listening = False
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        self._limit = CapacityLimiter(_CALLS)
+        try:
+            await self._call(self._store.check)
+            self._listening = True
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._listen)
+                try:
+                    yield self
+                finally:
+                    self._listening = False
+        finally:
+            self._store.close()
+
+    async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._limit)
+
+    # --- hearing of events -------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        # It looks at `_listening` several times a second, so leaving does not wait for a cancelled thread.
+        with anyio.CancelScope(shield=True):
+            limiter = CapacityLimiter(1)
+            while self._listening:
+                try:
+                    await anyio.to_thread.run_sync(self._hear, limiter=limiter)
+                except redis.RedisError as error:
+                    logger.warning("redis: events are not heard of: %s", error)
+                    await anyio.sleep(_LISTEN)
+
+    def _hear(self) -> None:
+        with self._store.client.pubsub() as channel:  # type: ignore[no-untyped-call]
+            channel.subscribe(self._store.channel)
+            while self._listening:
+                message = channel.get_message(timeout=_LISTEN)
+                if message is None:
+                    continue
+                if message["type"] == "subscribe":
+                    # What was published while nobody listened is in the streams.
+                    anyio.from_thread.run_sync(self._catch_up)
+                elif message["type"] == "message":
+                    anyio.from_thread.run_sync(self._heard, message["data"])
+
+    def _catch_up(self) -> None:
+        self._tails.clear()
+        self._bells.ring_all()
+
+    def _heard(self, data: bytes) -> None:
+        job_id, pipeline, epoch, seq, event_type, at, payload = msgspec.msgpack.decode(
+            data, type=tuple[str, str, str, int, str, float, str]
+        )
+        if self._bells.count(job_id):
+            self._tails.add(Event(job_id, pipeline, epoch, seq, event_type, int(at), payload.encode()))
+            self._bells.ring(job_id)
+        else:
+            # Nobody reads it here: a list with a hole at its end would be taken for whole.
+            self._tails.forget(job_id)
+
+    def subscribe(self, job_id: str) -> AbstractContextManager[Bell]:
+        return self._bells.subscribe(job_id)
+
+    # --- the store, in threads ---------------------------------------------------------------------------------
+
+    async def create(self, job: Job, request: Request | None) -> Job:
+        return await self._call(self._store.create, job, request)
+
+    async def job(self, job_id: str) -> Job | Missing:
+        return await self._call(self._store.job, job_id)
+
+    async def append(
+        self, job_id: str, event_type: str, payload: bytes, at: int, change: Change | None = None
+    ) -> Event | None:
+        return await self._call(self._store.append, job_id, event_type, payload, at, change)
+
+    async def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
+        # Without a reader that is woken, nothing keeps the list up to date.
+        kept = self._tails.read(job_id, after, limit) if self._bells.count(job_id) else None
+        return kept if kept is not None else await self._call(self._store.read, job_id, after, limit)
+
+    async def unfinished(self) -> Sequence[Job]:
+        return await self._call(self._store.unfinished)
+
+    async def count_running(self, owner: str) -> int:
+        return await self._call(self._store.count_running, owner)
+
+    async def count_attempt(self, job_id: str) -> int:
+        return await self._call(self._store.count_attempt, job_id)
+
+    async def claim(self, job_id: str, seconds: float) -> bool:
+        return await self._call(self._store.claim, job_id, seconds)
+
+    async def add_token(self, token: Token) -> None:
+        await self._call(self._store.add_token, token)
+
+    async def token(self, digest: bytes) -> Token | None:
+        return await self._call(self._store.token, digest)
+
+    async def limit_token(self, digest: bytes, expires: int) -> None:
+        await self._call(self._store.limit_token, digest, expires)
+
+    async def remove_ended(self, before: int) -> Sequence[str]:
+        return await self._call(self._store.remove_ended, before)
+
+    async def remove_traces(self, before: int) -> None:
+        await self._call(self._store.remove_traces, before)

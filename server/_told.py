@@ -1,0 +1,85 @@
+"""What a job tells, made ready for its log: the event's type and payload, and what it changes in the state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from .._exceptions import JobFailure
+from ..transport._messages import ErrorPayload, ProgressPayload, ResultReference, StartedPayload, encode_payload
+from ._log import Change
+
+_MAX_TEXT: Final = 500  # characters of an item or status text
+
+
+@dataclass(frozen=True)
+class Told:
+    """One event to be. `payload` is JSON with its type repeated."""
+
+    type: str
+    payload: bytes
+    change: Change
+
+
+def started(total: int | None, estimated_duration: float | None) -> Told:
+    """The work begins; the duration is in seconds."""
+    payload = StartedPayload(total_count=total, estimated_duration=estimated_duration)
+    return _told("job_started", payload, Change(total=total, processed=0))
+
+
+def progressed(done: int, total: int | None, item: str | None, status: str, checkpoint: object) -> Told:
+    """So much is done; `checkpoint` is any JSON value, or UNSET to keep the one before."""
+    payload = ProgressPayload(
+        progress=min(1.0, done / total) if total else 0.0,
+        status=_cut(status),
+        processed_count=done,
+        current_item=None if item is None else _cut(item),
+    )
+    change = Change(
+        total=total,
+        processed=done,
+        current_item=payload.current_item,
+        checkpoint=UNSET if checkpoint is UNSET else msgspec.json.encode(checkpoint),
+    )
+    return _told("job_progress", payload, change)
+
+
+def ended(event_type: str, fields: Struct | Mapping[str, Any]) -> Told:
+    """The job ends; the outcome that is kept is the payload less its type."""
+    return _told(event_type, fields, Change(outcome=msgspec.json.encode(fields)))
+
+
+def failed(failure: JobFailure) -> Told:
+    """The job ends as failed."""
+    payload = ErrorPayload(
+        code=failure.code, message=failure.message, details=failure.details, retryable=failure.retryable
+    )
+    return ended("error", payload)
+
+
+def completed(pipeline: str, result: Mapping[str, Any]) -> Told:
+    """The job ends well, with its result in the message."""
+    return ended("job_complete", {"pipeline": pipeline, **result})
+
+
+def completed_by_url(pipeline: str, url: str) -> Told:
+    """The job ends well, with its result to be fetched."""
+    return completed(pipeline, msgspec.to_builtins(ResultReference(result_url=url)))
+
+
+def result_url(base_path: str, job_id: str) -> str:
+    """Where a job's result is fetched."""
+    return f"{base_path}/api/jobs/{job_id}/results"
+
+
+def _told(event_type: str, payload: Struct | Mapping[str, Any], change: Change) -> Told:
+    return Told(event_type, bytes(encode_payload(event_type, payload)), change)
+
+
+def _cut(text: str) -> str:
+    # Lone surrogates have no UTF-8: they come from file names and must not fail a job.
+    return text[:_MAX_TEXT].encode(errors="replace").decode()
