@@ -22,7 +22,7 @@ demo: install  ## follow one real job through every kind of drop
 	$(BIN)/towline demo $(ARGS)
 
 test: install  ## the quick suite, on asyncio and trio
-	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 soak: install  ## the figures that take long, printed
 	$(BIN)/python -m pytest tests/soak $(ARGS)

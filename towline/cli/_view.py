@@ -92,7 +92,7 @@ class BarView:
             TextColumn("{task.fields[state]:>13}"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
-            TextColumn("{task.fields[item]}", markup=False),
+            TextColumn("{task.fields[item]:<40}", markup=False),
             console=Console(highlight=False, markup=False),
             transient=True,
         )
