@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from .._exceptions import HubStorageError
 from ..transport._messages import VERSION, Ready, ReadyAckFrame, encode
 from ._log import Bell, EventLog, Job
 from ._settings import Limits
@@ -27,6 +28,7 @@ logger: Final = logging.getLogger("towline.server")
 
 _BATCH: Final = 64
 _CLOSE_WAIT: Final = 2.0
+_DOWN_FOR: Final = 2.0  # seconds a client is asked to wait for a log that does not answer
 
 
 class _Head(Struct):
@@ -68,8 +70,11 @@ class Watcher:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._receive, bell)
                     await self._send(bell)
-            except* (WebSocketDisconnect, anyio.BrokenResourceError):
+            except* WebSocketDisconnect:
                 pass
+            except* HubStorageError as failures:
+                logger.warning("job %s: a socket is sent away: %s", self._job.id, failures.exceptions[0])
+                self.close(1013, restart_reason(_DOWN_FOR, _DOWN_FOR))
         await self._say_goodbye()
 
     async def _say_goodbye(self) -> None:
@@ -170,5 +175,5 @@ class Watcher:
 
 
 def restart_reason(retry_in: float, spread: float) -> str:
-    """The reason of a close 1012 that tells clients when to come back, each at a moment of its own (in seconds)."""
+    """The reason of a close 1012 or 1013: when to come back, each client at a moment of its own; both in seconds."""
     return json.dumps({"retry_in": round(retry_in, 1), "spread": round(spread, 1)})
