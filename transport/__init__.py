@@ -21,6 +21,7 @@ the dialling: give memory streams to test without sockets. To go without anyio a
 `WebSocketProtocol` yourself: bytes in, messages out; their docstrings give the order of calls.
 """
 
+from ._deflate import Deflate
 from ._framing import Message
 from ._handshake import Accepted, ClientHandshake, Refused
 from ._http import Download, Response, Upload, request, stream_response
@@ -77,6 +78,7 @@ __all__ = [
     "ClientHandshake",
     "Codec",
     "CsvImportResult",
+    "Deflate",
     "Download",
     "Endpoint",
     "EnrichedBook",

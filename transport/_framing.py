@@ -11,17 +11,17 @@ a message, and frames taken at one turn.
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import repeat
 from struct import Struct
 from typing import Final, NamedTuple, TypeAlias
 
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
-from wsproto.extensions import Extension
 from wsproto.frame_protocol import XorMaskerSimple
 
 from .._exceptions import MessageTooBig, ProtocolViolation
+from ._deflate import DeflateExtension
 from ._limits import Limits
 
 Message: TypeAlias = str | bytes
@@ -30,12 +30,20 @@ _FIN_TEXT: Final = 0x81
 _FIN_BINARY: Final = 0x82
 _NEVER: Final = -1  # no byte equals it
 
+# First bytes that may take the short cut: text, binary, and with RSV1 the same compressed (RFC 7692 section 6).
+_ALL_HEADS: Final = (_FIN_TEXT, _FIN_BINARY, _FIN_TEXT | 0x40, _FIN_BINARY | 0x40)
+_PLAIN_HEADS: Final = (_FIN_TEXT, _FIN_BINARY, _NEVER, _NEVER)
+_NO_HEADS: Final = (_NEVER, _NEVER, _NEVER, _NEVER)
+
 # How many pieces of one message are kept before they are joined: a peer that sends a byte at a time must not make
 # each of them cost an object for long.
 _PIECES: Final = 4096
 
 # From here on four table look-ups in C over every fourth byte, wsproto's way, beat one XOR of two big integers.
 _LARGE: Final = 2048
+
+# What wsproto says of a failure that its extension, our deflate, reports.
+_IN_EXTENSION: Final = "error in extension"
 
 _unpack_header: Final = Struct("!BBH").unpack_from
 _utf8: Final = getincrementaldecoder("utf-8")
@@ -57,8 +65,8 @@ class FrameReader:
     `receive(b"")`.
     """
 
-    def __init__(self, limits: Limits, extensions: Sequence[Extension] = ()) -> None:
-        self.connection = Connection(ConnectionType.CLIENT, list(extensions))
+    def __init__(self, limits: Limits, deflate: DeflateExtension | None = None) -> None:
+        self.connection = Connection(ConnectionType.CLIENT, [] if deflate is None else [deflate])
         self.newest_ping: bytes | None = None
         self.close: tuple[int, str] | None = None
         self.failure: Failure | None = None
@@ -68,9 +76,10 @@ class FrameReader:
         # A length byte up to this is a whole length, unmasked and within the limit.
         self._short = min(125, limits.max_message)
         self._medium = min(65535, limits.max_message)
+        self._deflate = deflate
         # The heads that may take the short cut; none may inside a fragmented message.
-        self._text_head = _FIN_TEXT
-        self._binary_head = _FIN_BINARY
+        self._all_heads = _PLAIN_HEADS if deflate is None else _ALL_HEADS
+        self._heads = self._all_heads
         # A frame of the short cut that reaches past the buffer: its pieces, and the bytes still to come.
         self._pieces: list[str] | list[bytes] = []
         self._decode: Callable[[bytes, bool], str] | None = None
@@ -93,7 +102,7 @@ class FrameReader:
         if self._over():
             return messages
         short, medium = self._short, self._medium
-        text_head, binary_head = self._text_head, self._binary_head
+        text_head, binary_head, deflated_text, deflated_binary = self._heads
         last = end - 4
         append = messages.append
         for _ in repeat(None, self._limits.frames_per_turn):
@@ -121,13 +130,18 @@ class FrameReader:
                         append(buffer[start:stop])
                         position = stop
                         continue
+                    if head == deflated_text or head == deflated_binary:  # noqa: SIM109 - faster than a tuple
+                        if not self._inflate(head, buffer[start:stop], messages):
+                            break
+                        position = stop
+                        continue
             elif position + 2 > end:
                 break
             taken = self._take(buffer, position, end, messages)
             if taken == 0 or self._over():
                 break
             position += taken
-            text_head, binary_head = self._text_head, self._binary_head
+            text_head, binary_head, deflated_text, deflated_binary = self._heads
         else:
             self.has_more = True
             self._buffer = buffer[position:]
@@ -157,11 +171,7 @@ class FrameReader:
             length = int.from_bytes(buffer[position + 2 : position + size], "big")
         available = min(end - position - size, length)
         if opcode not in _CONTROL:
-            if (
-                head in (self._text_head, self._binary_head)
-                and buffer[position + 1] < 0x80
-                and _is_minimal(size, length)
-            ):
+            if head in self._heads[:2] and buffer[position + 1] < 0x80 and _is_minimal(size, length):
                 if length > self._limits.max_message:
                     self._fail_size()
                     return 0
@@ -177,7 +187,7 @@ class FrameReader:
                 self.failure = Failure(1009, MessageTooBig("fragments of a message", self._limits.max_fragments))
                 return 0
             # Until the message ends, every frame goes the long way.
-            self._text_head = self._binary_head = _NEVER
+            self._heads = _NO_HEADS
         self._rest = length - available
         self._feed(buffer[position : position + size + available], messages)
         return size + available
@@ -193,6 +203,20 @@ class FrameReader:
         self._missing -= taken
         self._collect(buffer[:taken], messages)
         return taken
+
+    def _inflate(self, head: int, payload: bytes, messages: list[Message]) -> bool:
+        """A compressed message of one frame; gives whether reading goes on."""
+        assert self._deflate is not None, "its heads are there only with it"
+        inflated = self._deflate.inflate(payload)
+        if not isinstance(inflated, bytes):
+            self._fail_protocol(int(inflated), _IN_EXTENSION)
+            return False
+        try:
+            messages.append(inflated.decode() if head == _FIN_TEXT | 0x40 else inflated)
+        except UnicodeDecodeError:
+            self._fail_text()
+            return False
+        return True
 
     # --- a frame of the short cut that reaches past the buffer: collected once, joined once ---------------------
 
@@ -234,7 +258,7 @@ class FrameReader:
                         messages.append(_joined(self._parts))
                         self._parts = []
                         self._fragments = self._message_size = 0
-                        self._text_head, self._binary_head = _FIN_TEXT, _FIN_BINARY
+                        self._heads = self._all_heads
                     elif len(self._parts) >= _PIECES:
                         self._parts = [_joined(self._parts)]  # type: ignore[assignment]
                 elif isinstance(event, Ping):
@@ -259,14 +283,14 @@ class FrameReader:
 
     def _fail_protocol(self, code: int, problem: str) -> None:
         if code == 1007:
-            self._fail_text()
-        elif code == 1009:
+            problem = "data that does not inflate" if problem == _IN_EXTENSION else "text that is not UTF-8"
+        if code == 1009:
             self._fail_size()
         else:
             self.failure = Failure(code, ProtocolViolation(problem, code))
 
     def _fail_text(self) -> None:
-        self.failure = Failure(1007, ProtocolViolation("text that is not UTF-8", 1007))
+        self._fail_protocol(1007, "")
 
     def _fail_size(self) -> None:
         self.failure = Failure(1009, MessageTooBig("bytes in a message", self._limits.max_message))

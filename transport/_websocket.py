@@ -26,6 +26,7 @@ from .._exceptions import (
     InvalidArgument,
     TowlineError,
 )
+from ._deflate import Deflate, DeflateExtension
 from ._framing import Message
 from ._handshake import RESERVED, Accepted, ClientHandshake, Refused
 from ._http_protocol import parse_retry_after
@@ -63,6 +64,7 @@ class WebSocket:
         limits: Limits | None = None,
         liveness: Liveness | None = None,
         subprotocol: str | None = None,
+        deflate: DeflateExtension | None = None,
         trailing: bytes = b"",
     ) -> None:
         """Take over a stream whose upgrade is done; `trailing` are the bytes read past it."""
@@ -72,7 +74,7 @@ class WebSocket:
         #: `anyio.current_time()` when bytes last came in.
         self.last_received = anyio.current_time()
         self._stream = stream
-        self._protocol = WebSocketProtocol(limits=limits)
+        self._protocol = WebSocketProtocol(limits=limits, deflate=deflate)
         self._read_size = limits.read_size
         self._liveness = liveness
         self._send_lock = anyio.Lock(fast_acquire=True)
@@ -384,6 +386,7 @@ async def connect_websocket(
     ssl: ssl_module.SSLContext | None = None,
     limits: Limits | None = None,
     liveness: Liveness | None = Liveness(),  # noqa: B008 - frozen
+    deflate: Deflate | None = None,
     network: Network | None = None,
     allow_insecure: bool = False,
     deadline: float = 10.0,
@@ -393,7 +396,8 @@ async def connect_websocket(
 
     `url` is a `wss` URL, or a `ws` one to loopback (to anywhere with `allow_insecure=True`). `headers` go with the
     upgrade; `ssl` replaces the default context; `liveness=None` switches the heartbeat off; `deadline` is in seconds,
-    over name, TCP, TLS and upgrade together. `wall_time` gives seconds since 1970, to read a `Retry-After` date.
+    over name, TCP, TLS and upgrade together; `deflate=Deflate()` offers compression. `wall_time` gives seconds since
+    1970, to read a `Retry-After` date.
 
     Raises `InvalidArgument` before anything is dialled; then `NetworkError`, `DeadlineExceeded`, `HandshakeRefused` for
     another answer than 101, `ProtocolViolation`. Nothing is left open then.
@@ -407,6 +411,7 @@ async def connect_websocket(
         headers=check_headers(headers, reserved=RESERVED),
         subprotocols=check_subprotocols(subprotocols),
         require_subprotocol=require_subprotocol,
+        extensions="" if deflate is None else deflate.offer,
         limits=limits,
     )
     answer: Accepted | Refused | None = None
@@ -421,11 +426,21 @@ async def connect_websocket(
         if isinstance(answer, Refused):
             retry_after = parse_retry_after(answer.retry_after, wall_time())
             raise HandshakeRefused(answer.status, retry_after=retry_after, body=answer.body)
+        agreed: DeflateExtension | None = None
+        if deflate is not None and answer.extensions:
+            agreed = deflate.accepted(answer.extensions, (limits or Limits()).max_message)
     except BaseException:
         if stream is not None:
             await close_now(stream)
         raise
-    return WebSocket(stream, limits=limits, liveness=liveness, subprotocol=answer.subprotocol, trailing=answer.trailing)
+    return WebSocket(
+        stream,
+        limits=limits,
+        liveness=liveness,
+        subprotocol=answer.subprotocol,
+        deflate=agreed,
+        trailing=answer.trailing,
+    )
 
 
 async def _shake_hands(stream: ByteStream, handshake: ClientHandshake) -> Accepted | Refused:
@@ -457,6 +472,7 @@ async def open_websocket(
     ssl: ssl_module.SSLContext | None = None,
     limits: Limits | None = None,
     liveness: Liveness | None = Liveness(),  # noqa: B008 - frozen
+    deflate: Deflate | None = None,
     network: Network | None = None,
     allow_insecure: bool = False,
     deadline: float = 10.0,
@@ -470,6 +486,7 @@ async def open_websocket(
         ssl=ssl,
         limits=limits,
         liveness=liveness,
+        deflate=deflate,
         network=network,
         allow_insecure=allow_insecure,
         deadline=deadline,

@@ -13,13 +13,12 @@ It begins where `ClientHandshake` ends. Whoever drives it does, in this order:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from wsproto.events import CloseConnection, Ping, Pong
-from wsproto.extensions import Extension
 from wsproto.frame_protocol import CloseReason
 
 from .._exceptions import ConnectionBroken, ConnectionClosed, InvalidArgument, TowlineError
+from ._deflate import DeflateExtension
 from ._framing import FrameReader, Message, encode_frame
 from ._handshake import Entropy
 from ._limits import Limits
@@ -35,11 +34,12 @@ class WebSocketProtocol:
         self,
         *,
         limits: Limits | None = None,
-        extensions: Sequence[Extension] = (),
+        deflate: DeflateExtension | None = None,
         entropy: Entropy = os.urandom,
     ) -> None:
         self.end: TowlineError | None = None
-        self._reader = FrameReader(limits or Limits(), extensions)
+        self._reader = FrameReader(limits or Limits(), deflate)
+        self._deflate = deflate
         self._entropy = entropy
         self._out: list[bytes] = []
         self._sent_close: int | None = None
@@ -110,6 +110,8 @@ class WebSocketProtocol:
         else:
             raise InvalidArgument("message", f"must be str or bytes, not {type(message).__name__}")
         self.messages_sent += 1
+        if self._deflate is not None and (deflated := self._deflate.deflate(payload)) is not None:
+            head, payload = head | 0x40, deflated
         return self._counted(encode_frame(head, payload, self._entropy(4)))
 
     def queue_ping(self) -> None:

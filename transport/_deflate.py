@@ -1,0 +1,150 @@
+"""permessage-deflate (RFC 7692) for a client, bounded: no message inflates past its budget, however it is packed.
+
+wsproto's own extension inflates without bound, and forgets that a message is compressed when a ping comes between its
+fragments. This one takes its place in wsproto, and is shared with the short cut in front of it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Final
+
+from wsproto.extensions import Extension
+from wsproto.frame_protocol import CloseReason, FrameDecoder, FrameProtocol, Opcode, RsvBits
+
+from .._exceptions import InvalidArgument, ProtocolViolation
+
+# What the sender leaves out at the end of each message (section 7.2.1).
+_TAIL: Final = b"\x00\x00\xff\xff"
+
+_DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONTINUATION})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deflate:
+    """Offer the server to compress messages, as `deflate=Deflate()`.
+
+    `context_takeover` lets either side refer to earlier messages: better ratios, and 40 to 300 KiB a connection on the
+    server. Messages of ours below `min_size` bytes go out as they are. Compressing secrets together with text that
+    somebody else chooses tells their length; that is why it is off unless asked for.
+    """
+
+    context_takeover: bool = False
+    min_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.min_size < 0:
+            raise InvalidArgument("min_size", "must not be negative")
+
+    @property
+    def offer(self) -> str:
+        """The extension as the upgrade names it (section 7.1)."""
+        if self.context_takeover:
+            return "permessage-deflate"
+        return "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+
+    def accepted(self, extensions: str, max_message: int) -> DeflateExtension:
+        """What the server made of the offer; raises `ProtocolViolation` for anything that was not offered."""
+        name, *parameters = [part.strip().lower() for part in extensions.split(";")]
+        if name != "permessage-deflate" or "," in extensions:
+            raise ProtocolViolation("it chose an extension that was not offered")
+        told: dict[str, str] = {}
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip() in told:
+                raise ProtocolViolation("it names a parameter of permessage-deflate twice")
+            told[key.strip()] = value.strip().strip('"')
+        bits = told.pop("server_max_window_bits", "15")
+        flags = [told.pop(f"{side}_no_context_takeover", "") for side in ("server", "client")]
+        # client_max_window_bits may be told only to a client that offered it (section 7.1.2.2), which we do not.
+        if told or any(flags) or bits not in _WINDOW_BITS:
+            raise ProtocolViolation("it chose parameters of permessage-deflate that were not offered")
+        keeps = self.context_takeover and "client_no_context_takeover" not in extensions.lower()
+        return DeflateExtension(max_message, keeps_context=keeps, min_size=self.min_size)
+
+
+_WINDOW_BITS: Final = frozenset(str(bits) for bits in range(8, 16))
+
+
+class DeflateExtension(Extension):
+    """The extension as agreed; one a connection."""
+
+    name = "permessage-deflate"
+
+    def __init__(self, max_message: int, *, keeps_context: bool, min_size: int) -> None:
+        self._max_message = max_message
+        self._min_size = min_size
+        # The largest window reads what any smaller one wrote. It is never reset: who promised to refer to no earlier
+        # message does not mind that we remember them.
+        self._inflater = zlib.decompressobj(wbits=-15)
+        self._deflater = zlib.compressobj(wbits=-15)
+        # A full flush forgets the window, which is what "no context takeover" asks for, without a new compressor.
+        self._flush = zlib.Z_SYNC_FLUSH if keeps_context else zlib.Z_FULL_FLUSH
+        self._control = False
+        self._compressed: bool | None = None  # whether the message under way is, None between messages
+        self._room = max_message
+
+    def enabled(self) -> bool:
+        """Always: it is made once agreed."""
+        return True
+
+    def offer(self) -> bool | str:
+        """Not used: `Deflate.offer` went out before."""
+        return False
+
+    # --- whole messages, for the short cut and for sending ------------------------------------------------------
+
+    def inflate(self, payload: bytes) -> bytes | CloseReason:
+        """A message of one frame."""
+        self._room = self._max_message
+        return self._inflate(payload + _TAIL)
+
+    def deflate(self, payload: bytes) -> bytes | None:
+        """A message's payload compressed, None for one that is too small to be."""
+        if len(payload) < self._min_size:
+            return None
+        return (self._deflater.compress(payload) + self._deflater.flush(self._flush))[: -len(_TAIL)]
+
+    def _inflate(self, data: bytes) -> bytes | CloseReason:
+        """Inflate within what is left of the message's room. zlib is asked for one byte more, never for all."""
+        try:
+            pieces = []
+            while True:
+                piece = self._inflater.decompress(data, self._room + 1)
+                if len(piece) > self._room:
+                    return CloseReason.MESSAGE_TOO_BIG
+                self._room -= len(piece)
+                pieces.append(piece)
+                if not self._inflater.eof:
+                    return piece if len(pieces) == 1 else b"".join(pieces)
+                # A block may be marked as the last one (section 7.2.3.4): the next begins a new stream.
+                data = self._inflater.unused_data
+                self._inflater = zlib.decompressobj(wbits=-15)
+        except zlib.error:
+            return CloseReason.INVALID_FRAME_PAYLOAD_DATA
+
+    # --- frames, for wsproto ------------------------------------------------------------------------------------
+
+    def frame_inbound_header(
+        self, proto: FrameDecoder | FrameProtocol, opcode: Opcode, rsv: RsvBits, payload_length: int
+    ) -> CloseReason | RsvBits:
+        """The bit RSV1 marks a compressed message, on its first frame only (section 6.1)."""
+        self._control = opcode not in _DATA
+        if rsv.rsv1 and (self._control or opcode is Opcode.CONTINUATION):
+            return CloseReason.PROTOCOL_ERROR
+        if not self._control and self._compressed is None:
+            self._compressed = rsv.rsv1
+            self._room = self._max_message
+        return RsvBits(True, False, False)
+
+    def frame_inbound_payload_data(self, proto: FrameDecoder | FrameProtocol, data: bytes) -> bytes | CloseReason:
+        """Inflate a piece of a frame, if it is one of a compressed message."""
+        return data if self._control or not self._compressed else self._inflate(data)
+
+    def frame_inbound_complete(self, proto: FrameDecoder | FrameProtocol, fin: bool) -> bytes | CloseReason | None:
+        """A frame is whole. A control frame between fragments changes nothing."""
+        if self._control or not fin:
+            return None
+        compressed, self._compressed = self._compressed, None
+        return self._inflate(_TAIL) if compressed else None
