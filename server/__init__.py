@@ -5,7 +5,7 @@ Workers elsewhere report through `towline.server.reporter`, which needs the `red
 
 from .._exceptions import HubStorageError, JobFailure
 from ._access import Authorize, loopback_only
-from ._csv_import import csv_import
+from ._csv_import import csv_import, read_books
 from ._hub import Hub, StartedJob
 from ._jobs import Dispatch, JobContext, JobFunction, Result, Upload
 from ._serve import serve
@@ -30,6 +30,7 @@ __all__ = [
     "Upload",
     "csv_import",
     "loopback_only",
+    "read_books",
     "read_events",
     "serve",
 ]

@@ -118,6 +118,14 @@ def csv_import(*, row_delay: float = 0) -> JobFunction:
     return run
 
 
+def read_books(path: Path) -> Iterator[ImportedBook | RejectedRow]:
+    """Read a CSV file by the pipeline's rules, row by row. Raises `JobFailure` as the pipeline does, and `OSError`."""
+    with path.open("rb") as file, _failing_clearly():
+        layout, reader = _read_header(file, text_start(file))
+        for row in reader:
+            yield _check(row, layout)
+
+
 class _Import:
     """One import's files and place. All of it blocks: it is called in worker threads, one call at a time."""
 
