@@ -51,12 +51,12 @@ def take_lock(attempt: Callable[[], bool], *, exclusive: bool, path: Path, tick:
 
 
 @contextmanager
-def renamed(ours: type[TokenStoreError], path: Path) -> Iterator[None]:
+def renamed(ours: type[TokenStoreError], folder: Path, name: str = "") -> Iterator[None]:
     """The seam where an operating system's error becomes one of ours."""
     try:
         yield
     except OSError as exc:
-        raise ours(says(exc), path=path) from exc
+        raise ours(says(exc), path=folder / name) from exc
 
 
 def says(exc: OSError) -> str:

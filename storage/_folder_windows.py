@@ -71,7 +71,7 @@ class Folder:
 
     def lock(self, *, exclusive: bool, tick: Callable[[], None] = never) -> None:
         """Take the folder's lock; Windows has one kind of it only, so readers wait for each other too."""
-        with renamed(WriteFailed if exclusive else ReadFailed, self.path / _LOCK):
+        with renamed(WriteFailed if exclusive else ReadFailed, self.path, _LOCK):
             fd = self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_BINARY | os.O_NOINHERIT, 0o600)
 
         def attempt() -> bool:
@@ -85,7 +85,7 @@ class Folder:
 
     def stamp(self, name: str) -> Stamp | None:
         """What tells one version of a file from the next, or None where there is no such file."""
-        with renamed(ReadFailed, self.path / name):
+        with renamed(ReadFailed, self.path, name):
             try:
                 found = (self.path / name).lstat()
             except FileNotFoundError:

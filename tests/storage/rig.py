@@ -738,7 +738,7 @@ def _save_many(home: Path, worker: int, saves: int) -> None:
 
 # --- the kernel itself -------------------------------------------------------------------------------------------
 
-_STRACED = {"flock": 1, "fchmod": 1, "fsync": 2, "renameat": 1}  # how often a save makes the call
+_STRACED = {"flock": 1, "fsync": 2, "renameat": 1}  # how often a save makes the call
 
 
 def strace(full: bool) -> Figures:
@@ -750,7 +750,7 @@ def strace(full: bool) -> Figures:
         (call, when + 1, effect) for call, count in _STRACED.items() for when in range(count) for effect in effects
     ]
     with homes(operation) as fresh:
-        for call, when, effect in cases if full else cases[3::7]:
+        for call, when, effect in cases if full else cases[3::6]:
             home = fresh()
             command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:{effect}:when={when}"]
             child = subprocess.run(

@@ -1,0 +1,103 @@
+"""What the token store costs: a load once the key is open, and a save beside its own system calls alone.
+
+    python benchmarks/storage.py [--folder DIR] [--rounds N]
+
+Run it on the disk that is meant: a save costs about two fsyncs, and those are the disk's. Store and bare calls take
+turns, so that both meet the same disk; medians are printed, with how far the middle half spreads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+
+from towline._secret import Secret
+from towline.storage import CallerKey, TokenStore
+from towline.storage._record import Record, with_token
+from towline.storage._vault import Vault
+
+ORIGIN = "https://api.example:443"
+KEY = bytes(range(32))
+TOKEN = Secret("t" * 64)
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def told(what: str, seconds: list[float]) -> float:
+    """Print a median in microseconds, and return it."""
+    low, median, high = (1e6 * part for part in statistics.quantiles(seconds, n=4))
+    print(f"{what:<44} {median:9.1f} µs   (middle half {low:.1f} to {high:.1f})")
+    return median
+
+
+def bare_write(folder: Path) -> None:
+    """A record's bytes, safe from a power cut, with nothing around it: the least that any store can do."""
+    fd = os.open(folder / "bare.tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(fd, bytes(316))
+    os.fsync(fd)
+    os.close(fd)
+    (folder / "bare.tmp").rename(folder / "bare")
+    fd = os.open(folder, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, help="where to make the store; by default the folder for temporaries")
+    parser.add_argument("--rounds", type=int, default=300)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
+        measure(Path(root), arguments.rounds)
+
+
+def measure(folder: Path, rounds: int) -> None:
+    """Loads, then saves."""
+
+    def edit(old: Record | None) -> Record:
+        return with_token(old, job="j1", origin=ORIGIN, token=TOKEN, expires=None, context=None, now=time.time())
+
+    vault = Vault(folder / "tokens", app="bench", provider=CallerKey(KEY), now=time.time)
+    opening = timed(lambda: vault.change("j1", edit, begin=True))
+    print(f"{'first save: folder, keyset, record':<44} {1e6 * opening:9.1f} µs")
+    told("load, once the key is open", [timed(lambda: vault.read("j1")) for _ in range(rounds * 10)])
+    for backend in ("asyncio", "trio"):
+        told(f"... with the hop to a thread, {backend}", anyio.run(loads, folder, rounds, backend=backend))
+    bare_write(folder)
+    saves, bares = [], []
+    for _ in range(rounds):
+        saves.append(timed(lambda: vault.change("j1", edit, begin=True)))
+        bares.append(timed(lambda: bare_write(folder)))
+    save = told("save", saves)
+    bare = told("write, fsync, rename, fsync alone", bares)
+    # On a disk that others use too, the lower quartiles are the pairs that were least disturbed.
+    quiet = statistics.quantiles(saves, n=4)[0] / statistics.quantiles(bares, n=4)[0]
+    print(f"{'a save costs':<44} {save / bare:9.2f} × by the medians, {quiet:.2f} × by the lower quartiles")
+
+
+async def loads(folder: Path, rounds: int) -> list[float]:
+    """Loads as a program makes them."""
+    store = TokenStore(folder / "tokens", provider=CallerKey(KEY))
+    taken = []
+    for _ in range(rounds * 3):
+        begun = time.perf_counter()
+        await store.load("j1", ORIGIN)
+        taken.append(time.perf_counter() - begun)
+    return taken
+
+
+if __name__ == "__main__":
+    main()
