@@ -3,6 +3,7 @@
 None of it is imported by `towline` itself.
 """
 
+from ._audit import audit_updates
 from ._clocks import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_backends
 from ._dry_run import DryRun
 from ._fault_proxy import FaultProxy, ProxyStatistics
@@ -12,6 +13,7 @@ from ._message_faults import MessageFault
 from ._scripted_job import LoggedEvent, ScriptedJob
 from ._scripted_server import Answer, Call, Drop, Hang, Reaction, Request, ScriptedServer
 from ._server_socket import Accept, ServerSocket
+from ._simulated_storm import StormReport, simulate_storm
 
 __all__ = [
     "Accept",
@@ -36,9 +38,12 @@ __all__ = [
     "ScriptedJob",
     "ScriptedServer",
     "ServerSocket",
+    "StormReport",
     "Unreachable",
     "VirtualTimeLoop",
+    "audit_updates",
     "run_virtual",
+    "simulate_storm",
     "virtual_time",
     "virtual_time_backends",
 ]

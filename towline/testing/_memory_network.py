@@ -6,7 +6,7 @@ thousands of connections at a time, under virtual time.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Self, TypeAlias
@@ -89,7 +89,7 @@ class MemoryNetwork(AsyncContextManagerMixin):
         self._script += fates
 
     @property
-    def links(self) -> Iterable[MemoryLink]:
+    def links(self) -> tuple[MemoryLink, ...]:
         """The links that somebody still serves."""
         return tuple(self._links)
 

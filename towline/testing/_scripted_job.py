@@ -45,6 +45,11 @@ class LoggedEvent:
     text: str
 
     @property
+    def shown(self) -> bool:
+        """Whether a follower is told of it; a heartbeat only counts as life."""
+        return '"keepAlive":true' not in self.text
+
+    @property
     def terminal(self) -> bool:
         """Whether the job sends nothing after it."""
         return self.type in TERMINAL_TYPES

@@ -125,6 +125,12 @@ class ScriptedServer(AsyncContextManagerMixin):
         for token in tokens:
             self._tokens.pop(token, None)
 
+    def renew(self, job: ScriptedJob) -> str:
+        """Give the job another token, as a refresh does; returns it. The older ones stay good until `revoke`."""
+        job.token = f"{job.token}+"
+        self._tokens[job.token] = job.id
+        return job.token
+
     def script(self, call: Call, *reactions: Reaction) -> None:
         """Add reactions to the next requests of one kind, one each; after them the server behaves as usual."""
         self._script[call] += reactions
@@ -352,9 +358,7 @@ class ScriptedServer(AsyncContextManagerMixin):
         job = self._jobs.get(asked.job_id)
         if job is None or self._tokens.get(asked.old_token) != job.id:
             return Answer(401)
-        job.token = f"{asked.old_token}+"
-        self._tokens[job.token] = job.id
-        return Answer(body={"jobId": job.id, "token": job.token, "expiresIn": 3600})
+        return Answer(body={"jobId": job.id, "token": self.renew(job), "expiresIn": 3600})
 
     def _cancel(self, request: Request, job: ScriptedJob) -> Answer:
         key = request.headers.get("idempotency-key")

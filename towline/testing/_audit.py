@@ -1,0 +1,107 @@
+"""Were the updates of one job what they must be: complete, in order, each once, with one end?
+
+The server's own log is the truth they are held against. Merged progress counts as the range it stands for, and what a
+re-sync says it skipped as skipped; heartbeats are not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from .._updates import AnyUpdate, JobCanceled, JobComplete, JobFailed, JobStarted, Progress, Resynced
+from ._scripted_job import LoggedEvent
+
+_TYPES: Final[dict[type, str]] = {
+    JobStarted: "job_started",
+    Progress: "job_progress",
+    JobComplete: "job_complete",
+    JobFailed: "error",
+    JobCanceled: "job_canceled",
+}
+_ENDS: Final = (JobComplete, JobFailed, JobCanceled)
+
+
+def audit_updates(updates: Iterable[AnyUpdate], log: Sequence[LoggedEvent], *, ended: bool = True) -> list[str]:
+    """Hold the updates that a follower of a whole job was given against the server's log; returns what is wrong.
+
+    `ended=False` is for a follower that was told it has `Exhausted` before the end: then no end is demanded.
+    """
+    auditor = _Auditor(log)
+    for update in updates:
+        auditor.take(update)
+    auditor.finish(ended)
+    return auditor.findings
+
+
+class _Auditor:
+    def __init__(self, log: Sequence[LoggedEvent]) -> None:
+        self.findings: list[str] = []
+        self._types = {(event.epoch, event.seq): event.type for event in log}
+        self._hidden = {(event.epoch, event.seq) for event in log if not event.shown}
+        self._end = log[-1].type if log and log[-1].terminal else None
+        self._epochs: list[str] = []
+        self._applied: int | None = 0  # None: the server could not tell where the follower stands
+        self._count = 0
+        self._ends: list[str] = []
+
+    def take(self, update: AnyUpdate) -> None:
+        if self._ends:
+            self._find(f"{_name(update)} after the end")
+        if update.epoch is not None and update.epoch not in self._epochs[-1:]:
+            if update.epoch in self._epochs:
+                self._find(f"{_name(update)} of epoch {update.epoch!r}, which was left")
+            self._epochs.append(update.epoch)
+            self._applied, self._count = 0, 0
+        if isinstance(update, Resynced):
+            self._take_resync(update)
+        elif update.seq is not None and type(update) in _TYPES:
+            self._take_event(update, update.seq)
+        if isinstance(update, Progress | Resynced) and update.processed_count is not None:
+            if update.processed_count < self._count:
+                self._find(f"{_name(update)} shows {update.processed_count} after {self._count}")
+            self._count = max(self._count, update.processed_count)
+        if isinstance(update, _ENDS):
+            self._ends.append(_TYPES[type(update)])
+
+    def _take_resync(self, update: Resynced) -> None:
+        if update.kind == "unavailable":
+            self._applied = None
+        elif update.missed and update.to_seq is not None and self._applied is not None:
+            applied = self._seen_before(update.epoch, update.to_seq - update.missed + 1)
+            if applied + update.missed != update.to_seq:
+                self._find(f"{update.missed} missed up to {update.to_seq}, but {applied} were applied")
+            self._applied = update.to_seq
+
+    def _take_event(self, update: AnyUpdate, seq: int) -> None:
+        first = update.first_seq if isinstance(update, Progress) and update.first_seq is not None else seq
+        if self._applied is not None:
+            applied = self._seen_before(update.epoch, first)
+            if first != applied + 1:
+                self._find(f"{_name(update)} {first} to {seq} follows upon {applied}")
+        self._applied = seq
+        logged = self._types.get((update.epoch or "", seq))
+        if logged != _TYPES[type(update)]:
+            self._find(f"{_name(update)} at {seq}, where the server's log has {logged}")
+
+    def _seen_before(self, epoch: str | None, seq: int) -> int:
+        """Where the follower stood before event `seq`, counting the heartbeats that it saw on the way there."""
+        applied = self._applied or 0
+        while applied + 1 < seq and (epoch, applied + 1) in self._hidden:
+            applied += 1
+        return applied
+
+    def finish(self, ended: bool) -> None:
+        if len(self._ends) > 1:
+            self._find(f"{len(self._ends)} ends: {', '.join(self._ends)}")
+        if ended and not self._ends:
+            self._find("no end")
+        if self._ends and self._ends[0] != self._end:
+            self._find(f"the end is {self._ends[0]}, the server's log ends with {self._end}")
+
+    def _find(self, what: str) -> None:
+        self.findings.append(what)
+
+
+def _name(update: AnyUpdate) -> str:
+    return type(update).__name__
