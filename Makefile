@@ -27,12 +27,13 @@ test: install  ## the quick suite, on asyncio and trio
 soak: install  ## the figures that take long, printed
 	$(BIN)/python -m pytest tests/soak $(ARGS)
 
-lint: install  ## ruff, and mypy --strict on an installed copy
+lint: install  ## ruff, mypy --strict on an installed copy, pictures as the table has them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache -p towline
+	$(BIN)/towline diagram --check
 
 test-system: install  ## other servers, Redis, nginx: what Debian and npm have, where it is installed
 	$(BIN)/python -m pytest tests/server/system $(ARGS)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from ._demo import demo
+from ._diagram import app as diagram
 from ._follow import import_csv, watch
 from ._serve import serve
 from ._tokens import app as tokens
+from ._trace import trace
 
 app = typer.Typer(
     name="towline",
@@ -21,4 +23,6 @@ app.command("import")(import_csv)
 app.command("watch")(watch)
 app.command("serve")(serve)
 app.command("demo")(demo)
+app.command("trace")(trace)
 app.add_typer(tokens)
+app.add_typer(diagram, name="diagram")

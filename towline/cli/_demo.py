@@ -26,7 +26,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from .._text import escape
 from .._updates import AnyUpdate, JobComplete, JobFailed, Progress, Resynced, StateChange, load_outcome
-from ..statemachine import State
+from ..statemachine import Recording, State, replay
 from ..transport import CsvImportResult
 from ._exit import ExitCode, fail
 from ._follow import Backend, BackendOption
@@ -187,7 +187,7 @@ async def _run(file: Path, backend: Backend) -> int:
                     await hub.stop(signal.SIGTERM)
         if limit.cancelled_caught:
             story.tell("demo", f"not done within {_LIMIT:.0f} s")
-        findings = _check(story, hub.database)
+        findings = _check(story, hub.database) + _check_histories(Path(folder))
     _print_story(story, findings)
     return ExitCode.COMPLETE if not findings else ExitCode.TROUBLE
 
@@ -207,9 +207,8 @@ async def _follow_through_drops(story: Story, hub: HubProcess, file: Path, folde
     async with FaultProxy("127.0.0.1", hub.port) as proxy:
         url = f"http://127.0.0.1:{proxy.port}"
         story.tell("demo", f"uploads {file} and follows the job through a proxy")
-        async with _client(
-            story, "import", str(file), "--url", url, backend=backend, environment=environment
-        ) as process:
+        begin = ["import", str(file), "--url", url, "--history", str(folder / "history-1.json")]
+        async with _client(story, *begin, backend=backend, environment=environment) as process:
             await _at(story, 0.12)
             await _drop(story, "the link is cut by FIN", lambda: proxy.cut("fin"))
             await _at(story, 0.28)
@@ -231,7 +230,8 @@ async def _follow_through_drops(story: Story, hub: HubProcess, file: Path, folde
             story.tell("fault", "the client's process is ended")
             process.terminate()
         story.tell("demo", f"resumes job {story.job} by its id alone")
-        async with _client(story, "watch", story.job, backend=backend, environment=environment):
+        resume = ["watch", story.job, "--history", str(folder / "history-2.json")]
+        async with _client(story, *resume, backend=backend, environment=environment):
             pass
 
 
@@ -276,6 +276,17 @@ def _check(story: Story, database: Path) -> list[str]:
     return findings
 
 
+def _check_histories(folder: Path) -> list[str]:
+    """Replay what each client's machine did."""
+    files = sorted(folder.glob("history-*.json"))
+    findings = [] if len(files) == 2 else [f"{len(files)} recordings were left, not 2"]
+    for file in files:
+        divergence = replay(Recording.from_json(file.read_bytes()))
+        if divergence is not None:
+            findings.append(f"{file.name} replays otherwise from event {divergence.place + 1} on")
+    return findings
+
+
 def _print_story(story: Story, findings: list[str]) -> None:
     print("\nTimeline")
     for at, who, what in story.timeline:
@@ -294,4 +305,5 @@ def _print_story(story: Story, findings: list[str]) -> None:
             print(f"  WRONG: {finding}")
     else:
         last = story.updates[-1].seq
+        print("  both recorded runs replay through the machine without divergence")
         print(f"  events 1 to {last}: each once, in order, one end")

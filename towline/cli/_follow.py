@@ -45,6 +45,9 @@ TokenFileOption = Annotated[
         help="Read the token from this file (- for standard input). TOWLINE_TOKEN is read else, then the store.",
     ),
 ]
+HistoryOption = Annotated[
+    Path | None, typer.Option("--history", help="Write what the machine did to this file, for `towline trace`.")
+]
 _DEFAULTS: Final = Policy()
 
 
@@ -58,6 +61,7 @@ def import_csv(
     allow_insecure: InsecureOption = False,
     ping_after: PingOption = _DEFAULTS.ping_after,
     lost_after: LostOption = _DEFAULTS.lost_after,
+    history: HistoryOption = None,
 ) -> None:
     """Upload a CSV file as a job of a hub, and follow it to its end."""
     with expected_failures():
@@ -83,7 +87,7 @@ def import_csv(
                     policy=policy,
                     on_state=view.state,
                 )
-                return await _follow(line, view)
+                return await _follow(line, view, history)
 
         code = anyio.run(run, backend=backend)
     raise typer.Exit(code)
@@ -101,6 +105,7 @@ def watch(
     allow_insecure: InsecureOption = False,
     ping_after: PingOption = _DEFAULTS.ping_after,
     lost_after: LostOption = _DEFAULTS.lost_after,
+    history: HistoryOption = None,
 ) -> None:
     """Follow a job to its end; one that is on record needs its id alone."""
     with expected_failures():
@@ -118,7 +123,7 @@ def watch(
                     policy=policy,
                     on_state=view.state,
                 )
-                return await _follow(line, view)
+                return await _follow(line, view, history)
 
         code = anyio.run(run, backend=backend)
     raise typer.Exit(code)
@@ -151,7 +156,7 @@ def _given_token(file: Path | None) -> Secret | None:
     return Secret(text) if text else None
 
 
-async def _follow(line: Connection, view: View) -> ExitCode:
+async def _follow(line: Connection, view: View, history: Path | None) -> ExitCode:
     """Show a job until it ends or somebody presses Ctrl-C; the job goes on then."""
     failure: TowlineError | None = None
     async with anyio.create_task_group() as tasks:
@@ -169,6 +174,8 @@ async def _follow(line: Connection, view: View) -> ExitCode:
         except TowlineError as error:
             failure = error
         tasks.cancel_scope.cancel()
+    if history is not None:
+        await anyio.Path(history).write_bytes(line.history().to_json())
     if failure is not None:
         raise failure
     return ExitCode.INTERRUPTED if line.outcome is None else code_of(line.outcome)
