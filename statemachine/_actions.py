@@ -142,7 +142,10 @@ def back_off(draft: Draft) -> None:
         return
     policy = draft.policy
     delay = policy.backoff.delay(n, shared=cause.shared, advice=cause.advice, limit=policy.advice_limit)
-    _wait(draft, delay)
+    # Of clients that were dropped together, all whose draw is shorter than the spacing would dial in step again, right
+    # after it: so such a draw is moved behind it, and keeps its width.
+    spaced = draft.after.dials[-1] + policy.dial_spacing - draft.facts.now if draft.after.dials else 0.0
+    _wait(draft, delay.moved_behind(spaced, policy.dial_spacing))
     draft.fetch(Purpose.STATUS)
 
 

@@ -127,7 +127,6 @@ def describe(table: Table[Any, Any, Any, Any]) -> Description:
     expiries = {rule.expiry: timer for timer, rule in table.timers.items()}
     guards = {branch.when.__name__: branch.when for _, _, branch in table.branches() if branch.when is not None}
     actions = {action.name: action for _, _, branch in table.branches() for action in branch.actions}
-    order = {state: place for place, state in enumerate(table.states.__members__.values())}
     description = Description(
         name=table.name,
         initial=table.initial.value,
@@ -166,7 +165,7 @@ def describe(table: Table[Any, Any, Any, Any]) -> Description:
                 doc=doc_of(timer),
                 after=rule.after,
                 expiry=rule.expiry.value,
-                runs_in=tuple(state.value for state in sorted(rule.runs_in, key=order.__getitem__)),
+                runs_in=tuple(state.value for state in table.states if state in rule.runs_in),
             )
             for timer, rule in table.timers.items()
         ),

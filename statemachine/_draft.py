@@ -77,7 +77,7 @@ class Draft:
         self.effects: list[AnyEffect] = []
         self.branch: Branch[Any, Any, Any] | None = None
         if isinstance(event, Expiry):
-            self._forget_timer(event.timer)
+            self.set(armed=self._others(event.timer))
 
     def set(self, **changes: Any) -> None:
         """Change fields of the snapshot to be."""
@@ -91,15 +91,14 @@ class Draft:
 
     def arm(self, timer: Timer, delay: Delay) -> None:
         """Start a timer, in place of one that runs already."""
-        self._forget_timer(timer)
         ticket = self.after.tickets + 1
-        self.set(tickets=ticket, armed=(*self.after.armed, (timer, ticket)))
+        self.set(tickets=ticket, armed=(*self._others(timer), (timer, ticket)))
         self.emit(Arm(timer=timer, ticket=ticket, delay=delay))
 
     def disarm(self, timer: Timer) -> None:
         """Stop a timer, if it runs."""
         if self.after.ticket(timer) is not None:
-            self._forget_timer(timer)
+            self.set(armed=self._others(timer))
             self.emit(Disarm(timer=timer))
 
     def fetch(self, purpose: Purpose, *, delay: float = 0.0, fresh_token: bool = False) -> None:
@@ -115,8 +114,8 @@ class Draft:
             )
         )
 
-    def _forget_timer(self, timer: Timer) -> None:
-        self.set(armed=tuple(pair for pair in self.after.armed if pair[0] is not timer))
+    def _others(self, timer: Timer) -> tuple[tuple[Timer, int], ...]:
+        return tuple([pair for pair in self.after.armed if pair[0] is not timer])
 
     # --- the outage clock ---------------------------------------------------------------------------------------
 

@@ -39,6 +39,13 @@ class Delay(Struct, frozen=True):
         delay = max(self.low + (self.high - self.low) * random(), self.at_least)
         return delay + self.extra * random() if self.extra else delay
 
+    def moved_behind(self, least: float, width: float) -> Delay:
+        """The delay from `least` on, with room to choose still: its own width, or `width` where that is less."""
+        if self.low >= least:
+            return self
+        high = max(self.high, least + min(self.high - self.low, width))
+        return Delay(least, high, at_least=self.at_least, extra=self.extra)
+
 
 def exactly(seconds: float) -> Delay:
     """A delay without a choice."""
@@ -182,6 +189,11 @@ class Policy(Struct, frozen=True, kw_only=True):
     fetch_deadline: float = 10.0
     fetch_waits: tuple[float, ...] = (1.0, 2.0, 4.0)
     status_deadline: float = 5.0
+
+    @classmethod
+    def original(cls) -> Policy:
+        """What the first system did: `Backoff.original()`, and no least time between two dials either."""
+        return cls(backoff=Backoff.original(), dial_spacing=0.0)
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:

@@ -138,3 +138,16 @@ def test_the_defaults_are_the_documented_numbers() -> None:
     assert (policy.ping_after, policy.lost_after, policy.probe) == (15, 25, 5)
     assert (policy.close_wait, policy.cancel_wait) == (2, 0.5)
     assert (policy.fetch_deadline, policy.fetch_waits, policy.status_deadline) == (10, (1, 2, 4), 5)
+
+
+def test_the_original_s_policy_has_no_least_time_between_dials() -> None:
+    assert Policy.original() == Policy(backoff=Backoff.original(), dial_spacing=0.0)
+
+
+def test_a_draw_shorter_than_the_spacing_is_moved_behind_it_and_keeps_its_width() -> None:
+    assert Delay(0.25, 2.25).moved_behind(4.0, 4.0) == Delay(4.0, 6.0)
+    assert Delay(0.25, 8.25).moved_behind(4.0, 4.0) == Delay(4.0, 8.25)
+    assert Delay(0.25, 30.0).moved_behind(4.0, 4.0) == Delay(4.0, 30.0)
+    assert Delay(0.25, 2.0).moved_behind(-3.0, 4.0) == Delay(0.25, 2.0)
+    assert Delay(1.0, 1.0).moved_behind(4.0, 4.0) == Delay(4.0, 4.0)
+    assert Delay(0.25, 1.0, at_least=20, extra=2).moved_behind(4.0, 4.0) == Delay(4.0, 4.75, at_least=20, extra=2)

@@ -5,6 +5,7 @@ None of it is imported by `towline` itself.
 
 from ._audit import audit_updates
 from ._clocks import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_backends
+from ._crowd import ALGORITHMS, Algorithm, Outcome, Scene, crowd
 from ._dry_run import DryRun
 from ._fault_proxy import FaultProxy, ProxyStatistics
 from ._memory_network import Dial, MemoryNetwork, NoAnswer, Reach, Unreachable
@@ -16,7 +17,9 @@ from ._server_socket import Accept, ServerSocket
 from ._simulated_storm import StormReport, simulate_storm
 
 __all__ = [
+    "ALGORITHMS",
     "Accept",
+    "Algorithm",
     "Answer",
     "Call",
     "Dial",
@@ -31,10 +34,12 @@ __all__ = [
     "MemoryNetwork",
     "MessageFault",
     "NoAnswer",
+    "Outcome",
     "ProxyStatistics",
     "Reach",
     "Reaction",
     "Request",
+    "Scene",
     "ScriptedJob",
     "ScriptedServer",
     "ServerSocket",
@@ -42,6 +47,7 @@ __all__ = [
     "Unreachable",
     "VirtualTimeLoop",
     "audit_updates",
+    "crowd",
     "run_virtual",
     "simulate_storm",
     "virtual_time",
