@@ -119,6 +119,8 @@ def plot(outcomes: Sequence[Any]) -> str:
                     f'<rect x="{left + second * step:.1f}" y="{base - tall:.1f}" width="{max(step - 0.5, 0.5):.1f}" '
                     f'height="{tall:.1f}" fill="{colour}"><title>second {second}: {count} dials</title></rect>'
                 )
-    for second in range(0, seconds, max(1, seconds // 6)):
-        out.append(f'<text x="{left + second * step:.1f}" y="{height - 16}" fill="#666666">{second} s</text>')
+    out += [
+        f'<text x="{left + second * step:.1f}" y="{height - 16}" fill="#666666">{second} s</text>'
+        for second in range(0, seconds, max(1, seconds // 6))
+    ]
     return "\n".join([*out, "</svg>"]) + "\n"
