@@ -146,10 +146,11 @@ class Outcome:
 
 class _Client(Protocol):
     back_at: float | None
-    gave_up: bool
     dialled: list[float]
     late: list[float]
 
+    @property
+    def gave_up(self) -> bool: ...
     def drop(self, now: float, cause: Cause) -> None: ...
     def answer(self, now: float, failure: Cause | None) -> None: ...
 
