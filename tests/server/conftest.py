@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -248,13 +249,23 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
 class RedisProcess:
     """A real redis-server on a socket file of its own, that can be killed and started again with what it kept."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int = 0) -> None:
         self._folder = folder
-        self.url = f"unix://{folder / 'redis.sock'}"
+        self._port = port
+        self.url = f"redis://127.0.0.1:{port}" if port else f"unix://{folder / 'redis.sock'}"
         self.start()
 
     def start(self) -> None:
-        settings = ["--port", "0", "--unixsocket", str(self._folder / "redis.sock"), "--dir", str(self._folder)]
+        settings = [
+            "--port",
+            str(self._port),
+            "--bind",
+            "127.0.0.1",
+            "--unixsocket",
+            str(self._folder / "redis.sock"),
+            "--dir",
+            str(self._folder),
+        ]
         settings += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
         self._process = subprocess.Popen(["redis-server", *settings], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
@@ -270,25 +281,42 @@ class RedisProcess:
 
 
 @pytest.fixture
-def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+def redis_process() -> Iterator[RedisProcess]:
     """A Redis of the test's own."""
-    yield from run_redis(tmp_path_factory)
+    yield from run_redis()
+
+
+@pytest.fixture
+def redis_port_process(free_port: Any) -> Iterator[RedisProcess]:
+    """A Redis of the test's own that listens on a port."""
+    yield from run_redis(free_port())
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def free_port() -> Callable[[], int]:
+    """Find a port that nobody uses now."""
+
+    def find() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            return int(taken.getsockname()[1])
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
     """A Redis that tests share; each takes a prefix of its own."""
-    for process in run_redis(tmp_path_factory):
+    for process in run_redis():
         yield process.url
 
 
-def run_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+def run_redis(port: int = 0) -> Iterator[RedisProcess]:
     pytest.importorskip("redis", reason="the redis extra is not installed")
     if shutil.which("redis-server") is None:
         pytest.skip("no redis-server on this machine (apt-get install redis-server)")
     # A short path: socket files have room for about 100 characters.
     with tempfile.TemporaryDirectory(prefix="towline") as folder:
-        process = RedisProcess(Path(folder))
+        process = RedisProcess(Path(folder), port)
         try:
             yield process
         finally:
