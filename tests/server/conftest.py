@@ -175,15 +175,16 @@ def serving(client_of: Any) -> Callable[..., Any]:
 class HubProcess:
     """A hub in a process of its own, on one database, that can be killed and started again on the same port."""
 
-    def __init__(self, database: Path, row_delay: float) -> None:
+    def __init__(self, database: Path, row_delay: float, program: str) -> None:
         self.database = database
         self._row_delay = row_delay
+        self._program = program
         self._process: subprocess.Popen[str] | None = None
         self._port = 0
         self.client: Client
 
     def start(self) -> Client:
-        arguments = [sys.executable, "-c", PROGRAM, str(self._port), str(self.database), str(self._row_delay)]
+        arguments = [sys.executable, "-c", self._program, str(self._port), str(self.database), str(self._row_delay)]
         self._process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -224,8 +225,8 @@ def hub_process(tmp_path: Path) -> Iterator[Callable[..., HubProcess]]:
     """Make hubs in processes of their own: `hub_process(row_delay=0.01)`."""
     made: list[HubProcess] = []
 
-    def make(row_delay: float = 0) -> HubProcess:
-        made.append(HubProcess(tmp_path / "hub.db", row_delay))
+    def make(row_delay: float = 0, program: str = PROGRAM) -> HubProcess:
+        made.append(HubProcess(tmp_path / "hub.db", row_delay, program))
         return made[-1]
 
     yield make
