@@ -7,6 +7,7 @@ import typer
 from ._demo import demo
 from ._diagram import app as diagram
 from ._follow import import_csv, watch
+from ._rehearse import rehearse
 from ._serve import serve
 from ._tokens import app as tokens
 from ._trace import trace
@@ -24,5 +25,6 @@ app.command("watch")(watch)
 app.command("serve")(serve)
 app.command("demo")(demo)
 app.command("trace")(trace)
+app.command("rehearse")(rehearse)
 app.add_typer(tokens)
 app.add_typer(diagram, name="diagram")

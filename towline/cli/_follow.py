@@ -109,7 +109,7 @@ def watch(
 ) -> None:
     """Follow a job to its end; one that is on record needs its id alone."""
     with expected_failures():
-        token = _given_token(token_file)
+        token = given_token(token_file)
         policy = Policy(ping_after=ping_after, lost_after=lost_after)
 
         async def run() -> ExitCode:
@@ -145,7 +145,7 @@ def _progress_url(hub: URL) -> str:
     return f"{scheme}://{hub.host_header}{PROGRESS_PATH}"
 
 
-def _given_token(file: Path | None) -> Secret | None:
+def given_token(file: Path | None) -> Secret | None:
     """The token from a file or the environment: an argument would be seen by every user of the machine."""
     if file is not None:
         text = sys.stdin.read() if str(file) == "-" else file.read_text()

@@ -11,17 +11,21 @@ from ._fault_proxy import FaultProxy, ProxyStatistics
 from ._memory_network import Dial, MemoryNetwork, NoAnswer, Reach, Unreachable
 from ._memory_stream import Direction, Ending, MemoryLink
 from ._message_faults import MessageFault
+from ._rehearsal import Detour, Rehearsal, RehearsalEntry, rehearse
 from ._scripted_job import LoggedEvent, ScriptedJob
 from ._scripted_server import Answer, Call, Drop, Hang, Reaction, Request, ScriptedServer
 from ._server_socket import Accept, ServerSocket
 from ._simulated_storm import StormReport, simulate_storm
+from ._storm_script import AnyStep, RandomSteps, StormScript
 
 __all__ = [
     "ALGORITHMS",
     "Accept",
     "Algorithm",
     "Answer",
+    "AnyStep",
     "Call",
+    "Detour",
     "Dial",
     "Direction",
     "Drop",
@@ -36,18 +40,23 @@ __all__ = [
     "NoAnswer",
     "Outcome",
     "ProxyStatistics",
+    "RandomSteps",
     "Reach",
     "Reaction",
+    "Rehearsal",
+    "RehearsalEntry",
     "Request",
     "Scene",
     "ScriptedJob",
     "ScriptedServer",
     "ServerSocket",
     "StormReport",
+    "StormScript",
     "Unreachable",
     "VirtualTimeLoop",
     "audit_updates",
     "crowd",
+    "rehearse",
     "run_virtual",
     "simulate_storm",
     "virtual_time",

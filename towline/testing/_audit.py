@@ -22,10 +22,13 @@ _TYPES: Final[dict[type, str]] = {
 _ENDS: Final = (JobComplete, JobFailed, JobCanceled)
 
 
-def audit_updates(updates: Iterable[AnyUpdate], log: Sequence[LoggedEvent], *, ended: bool = True) -> list[str]:
+def audit_updates(
+    updates: Iterable[AnyUpdate], log: Sequence[LoggedEvent] | None = None, *, ended: bool = True
+) -> list[str]:
     """Hold the updates that a follower of a whole job was given against the server's log; returns what is wrong.
 
-    `ended=False` is for a follower that was told it has `Exhausted` before the end: then no end is demanded.
+    Without a log only their own order is looked at. `ended=False` is for a follower that was told it has `Exhausted`
+    before the end: then no end is demanded.
     """
     auditor = _Auditor(log)
     for update in updates:
@@ -35,11 +38,13 @@ def audit_updates(updates: Iterable[AnyUpdate], log: Sequence[LoggedEvent], *, e
 
 
 class _Auditor:
-    def __init__(self, log: Sequence[LoggedEvent]) -> None:
+    def __init__(self, log: Sequence[LoggedEvent] | None) -> None:
         self.findings: list[str] = []
-        self._types = {(event.epoch, event.seq): event.type for event in log}
-        self._hidden = {(event.epoch, event.seq) for event in log if not event.shown}
-        self._end = log[-1].type if log and log[-1].terminal else None
+        events = log or ()
+        self._blind = log is None
+        self._types = {(event.epoch, event.seq): event.type for event in events}
+        self._hidden = {(event.epoch, event.seq) for event in events if not event.shown}
+        self._end = events[-1].type if events and events[-1].terminal else None
         self._epochs: list[str] = []
         self._applied: int | None = 0  # None: the server could not tell where the follower stands
         self._count = 0
@@ -81,7 +86,7 @@ class _Auditor:
                 self._find(f"{_name(update)} {first} to {seq} follows upon {applied}")
         self._applied = seq
         logged = self._types.get((update.epoch or "", seq))
-        if logged != _TYPES[type(update)]:
+        if not self._blind and logged != _TYPES[type(update)]:
             self._find(f"{_name(update)} at {seq}, where the server's log has {logged}")
 
     def _seen_before(self, epoch: str | None, seq: int) -> int:
@@ -96,7 +101,7 @@ class _Auditor:
             self._find(f"{len(self._ends)} ends: {', '.join(self._ends)}")
         if ended and not self._ends:
             self._find("no end")
-        if self._ends and self._ends[0] != self._end:
+        if not self._blind and self._ends and self._ends[0] != self._end:
             self._find(f"the end is {self._ends[0]}, the server's log ends with {self._end}")
 
     def _find(self, what: str) -> None:

@@ -139,9 +139,12 @@ class FaultProxy(AsyncContextManagerMixin):
         """Keep bytes for some time and pass them on as one: many frames in one segment."""
         self._sky.set(directions, gather=seconds)
 
-    async def heal(self) -> None:
-        """Fair weather: everything passes, dials are accepted, nothing is armed. Links that are cut stay cut."""
-        self._sky.clear()
+    async def heal(self, *, disarm: bool = True) -> None:
+        """Fair weather: everything passes, dials are accepted. Links that are cut stay cut.
+
+        Nothing is armed any more, unless `disarm` is False.
+        """
+        self._sky.clear(disarm=disarm)
         if self._door in ("refusing", "dropping"):
             self._close_door()
             self._open_door()

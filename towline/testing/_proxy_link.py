@@ -96,11 +96,12 @@ class Sky:
             self.weather[direction] = replace(self.weather[direction], **changes)  # type: ignore[arg-type]
         self.touch()
 
-    def clear(self) -> None:
-        """Make the weather fair and disarm everything."""
+    def clear(self, *, disarm: bool) -> None:
+        """Make the weather fair, and disarm everything if asked to."""
         self.weather = {direction: Weather() for direction in BOTH}
-        self.armed.clear()
-        self.armed_messages.clear()
+        if disarm:
+            self.armed.clear()
+            self.armed_messages.clear()
         self.touch()
 
     def count(self, direction: Direction, size: int) -> None:

@@ -1,0 +1,78 @@
+"""`towline rehearse`: follow a real job through a scripted storm, and show how it went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+import msgspec
+import typer
+
+from .._exceptions import InvalidArgument
+from ..storage import TokenStore
+from ._exit import ExitCode, expected_failures, fail
+from ._follow import BackendOption, InsecureOption, StoreOption, TokenFileOption, given_token
+
+if TYPE_CHECKING:
+    from ..testing import RehearsalEntry
+
+
+def rehearse(
+    url: Annotated[str, typer.Argument(help="Where the job is followed: ws(s)://…")],
+    job: Annotated[str, typer.Option("--job", help="The job's id.")],
+    script: Annotated[
+        Path, typer.Option("--script", help="The storm, in TOML.", exists=True, dir_okay=False, readable=True)
+    ],
+    seed: Annotated[int | None, typer.Option("--seed", help="In place of the script's.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write the report as JSON to this file.")] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Draw states and faults over time to this file.")] = None,
+    token_file: TokenFileOption = None,
+    store: StoreOption = None,
+    backend: BackendOption = "asyncio",
+    allow_insecure: InsecureOption = False,
+) -> None:
+    """Follow a job through the faults of a script, which a proxy on this machine makes; 0 if all held that must."""
+    from ..testing import Rehearsal, StormScript
+    from ..testing import rehearse as run_rehearsal
+
+    with expected_failures():
+        storm = StormScript.from_toml(_text_of(script))
+        if seed is not None:
+            storm = msgspec.structs.replace(storm, seed=seed)
+        token = given_token(token_file)
+
+        async def run() -> Rehearsal:
+            return await run_rehearsal(
+                url,
+                storm,
+                told=_tell,
+                job=job,
+                token=token,
+                store=TokenStore(store) if token is None else None,
+                allow_insecure=allow_insecure,
+            )
+
+        rehearsal = anyio.run(run, backend=backend)
+        if report is not None:
+            report.write_bytes(msgspec.json.format(msgspec.json.encode(rehearsal)) + b"\n")
+        if svg is not None:
+            svg.write_text(rehearsal.svg(), encoding="utf-8", newline="\n")
+    typer.echo(
+        f"{rehearsal.outcome or 'no end'} after {rehearsal.seconds:.1f} s: {rehearsal.updates} updates, "
+        f"{rehearsal.dials} dials, seed {rehearsal.seed}"
+    )
+    if rehearsal.findings:
+        fail(ExitCode.TROUBLE, "; ".join(rehearsal.findings))
+
+
+def _text_of(script: Path) -> str:
+    try:
+        return script.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgument("script", "is not UTF-8 text") from error
+
+
+def _tell(entry: RehearsalEntry) -> None:
+    what = f"{entry.state}{f': {entry.what}' if entry.what else ''}" if entry.state is not None else f"~ {entry.what}"
+    typer.echo(f"{entry.at:8.3f} s  {what}")

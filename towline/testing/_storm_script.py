@@ -1,0 +1,297 @@
+"""A storm as a script: which faults befall a `FaultProxy`, and when. Written in TOML, or made by a seed.
+
+seed = 7
+
+[[step]]
+after = 1.5             # seconds after the step before
+do = "cut"
+ending = "rst"
+
+[[step]]
+after = 3
+do = "black_hole"
+directions = ["down"]
+last = 8                # seconds; then the weather heals
+
+[random]                # and then twenty more, as the seed decides
+steps = 20
+between = [0.5, 5]
+faults = ["cut", "black_hole", "refuse"]
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Annotated, Any, Final, TypeAlias
+
+import anyio
+import msgspec
+from msgspec import Meta, Struct
+
+from .._exceptions import InvalidArgument
+from ._fault_proxy import FaultProxy
+from ._memory_stream import Direction, Ending
+from ._message_faults import MessageFault
+
+Seconds: TypeAlias = Annotated[float, Meta(ge=0)]
+Positive: TypeAlias = Annotated[float, Meta(gt=0)]
+Count: TypeAlias = Annotated[int, Meta(ge=0)]
+One: TypeAlias = Annotated[int, Meta(ge=1)]
+
+
+class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="do"):
+    """One fault, `after` seconds after the step before. With `last`, the weather heals so many seconds later."""
+
+    after: Seconds = 0.0
+    last: Seconds | None = None
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        """Make it."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        facts = {
+            name: value for name, value in msgspec.to_builtins(self).items() if name not in ("do", "after", "last")
+        }
+        told = ", ".join(f"{name} {_text(value)}" for name, value in facts.items() if value not in ((), []))
+        lasting = "" if self.last is None else f" for {self.last:g} s"
+        return f"{self.__struct_config__.tag}{f' ({told})' if told else ''}{lasting}"
+
+
+def _text(value: object) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+class Cut(Step, frozen=True, tag="cut"):
+    """End all links."""
+
+    ending: Ending = "fin"
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        await proxy.cut(self.ending)
+
+
+class BlackHole(Step, frozen=True, tag="black_hole"):
+    """Carry nothing: both ways, if no direction is named."""
+
+    directions: tuple[Direction, ...] = ()
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        proxy.black_hole(*self.directions)
+
+
+class DropDials(Step, frozen=True, tag="drop_dials"):
+    """Leave new dials unanswered, and cut the present links first."""
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        await proxy.drop_dials()
+        await proxy.cut("rst")
+
+
+class Refuse(Step, frozen=True, tag="refuse"):
+    """The server is gone: present links end, new dials are refused."""
+
+    ending: Ending = "rst"
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        await proxy.refuse()
+        await proxy.cut(self.ending)
+
+
+class HangUp(Step, frozen=True, tag="hang_up"):
+    """A dying server: present links end, new dials are accepted and ended."""
+
+    ending: Ending = "fin"
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        proxy.hang_up(self.ending)
+        await proxy.cut(self.ending)
+
+
+class Delay(Step, frozen=True, tag="delay"):
+    """Latency, in seconds."""
+
+    latency: Seconds
+    jitter: Seconds = 0.0
+    directions: tuple[Direction, ...] = ()
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        proxy.delay(self.latency, *self.directions, jitter=self.jitter)
+
+
+class Throttle(Step, frozen=True, tag="throttle"):
+    """Bandwidth."""
+
+    bytes_per_second: Positive
+    directions: tuple[Direction, ...] = ()
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        proxy.throttle(self.bytes_per_second, *self.directions)
+
+
+class Chop(Step, frozen=True, tag="chop"):
+    """Small writes, some seconds apart."""
+
+    piece: One = 1
+    pause: Seconds = 0.0
+    directions: tuple[Direction, ...] = ()
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        proxy.chop(self.piece, *self.directions, pause=self.pause)
+
+
+class Gather(Step, frozen=True, tag="gather"):
+    """Join what comes within some seconds."""
+
+    seconds: Seconds
+    directions: tuple[Direction, ...] = ()
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        proxy.gather(self.seconds, *self.directions)
+
+
+class CutAfter(Step, frozen=True, tag="cut_after"):
+    """End the next link that has carried so many bytes."""
+
+    count: Count
+    direction: Direction = "down"
+    ending: Ending = "rst"
+    times: One = 1
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        proxy.cut_after(self.count, self.direction, self.ending, times=self.times)
+
+
+class FlipBit(Step, frozen=True, tag="flip_bit"):
+    """Damage one bit of the next link that carries it."""
+
+    number: Count
+    direction: Direction = "down"
+    times: One = 1
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        proxy.flip_bit(self.number, self.direction, times=self.times)
+
+
+class Message(Step, frozen=True, tag="message"):
+    """Do something to the n-th message of the next WebSocket; the present links end, so that there is one."""
+
+    fault: MessageFault
+    number: One
+    times: One = 1
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        proxy.fault_message(self.fault, self.number, times=self.times)
+        await proxy.cut("rst")
+
+
+class Heal(Step, frozen=True, tag="heal"):
+    """Fair weather."""
+
+    async def perform(self, proxy: FaultProxy) -> None:
+        await proxy.heal()
+
+
+AnyStep: TypeAlias = (
+    Cut
+    | BlackHole
+    | DropDials
+    | Refuse
+    | HangUp
+    | Delay
+    | Throttle
+    | Chop
+    | Gather
+    | CutAfter
+    | FlipBit
+    | Message
+    | Heal
+)
+
+
+class RandomSteps(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`steps` faults more, `between` seconds apart, out of `faults` (if none is named, of all but `flip_bit`)."""
+
+    steps: Count
+    between: tuple[Seconds, Seconds] = (0.5, 5.0)
+    faults: tuple[str, ...] = ()
+
+
+class StormScript(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"steps": "step"}):
+    """See the module's text. `all_steps()` is what will be done; the same seed gives the same."""
+
+    seed: int = 0
+    steps: tuple[AnyStep, ...] = ()
+    random: RandomSteps | None = None
+
+    @classmethod
+    def from_toml(cls, text: str) -> StormScript:
+        """Read a script. Raises `InvalidArgument`, which says where it is wrong."""
+        try:
+            script = msgspec.toml.decode(text, type=cls)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise InvalidArgument("storm", str(error)) from error
+        for fault in script.random.faults if script.random else ():
+            if fault not in _MAKERS:
+                raise InvalidArgument("storm", f"{fault!r} is no fault: there are {', '.join(_MAKERS)}")
+        return script
+
+    def all_steps(self) -> list[AnyStep]:
+        """The written steps, then the random ones."""
+        steps = list(self.steps)
+        if self.random is not None:
+            chance = random.Random(self.seed)
+            makers = [_MAKERS[name] for name in self.random.faults or _USUAL]
+            for _ in range(self.random.steps):
+                step = chance.choice(makers)(chance)
+                steps.append(msgspec.structs.replace(step, after=round(chance.uniform(*self.random.between), 3)))
+        return steps
+
+    async def run(self, proxy: FaultProxy, told: Callable[[str], Any] = lambda what: None) -> None:
+        """Make the storm. `told` hears of each fault as it is made. What does not last stays to the end."""
+        for step in self.all_steps():
+            await anyio.sleep(step.after)
+            told(str(step))
+            await step.perform(proxy)
+            if step.last is not None:
+                await anyio.sleep(step.last)
+                told("heal")
+                await proxy.heal(disarm=False)
+
+
+def _lasting(chance: random.Random) -> float:
+    return round(chance.uniform(0.2, 4), 3)
+
+
+def _ending(chance: random.Random) -> Ending:
+    return "fin" if chance.random() < 0.5 else "rst"
+
+
+def _directions(chance: random.Random) -> tuple[Direction, ...]:
+    return chance.choice(((), ("up",), ("down",)))
+
+
+def _message_fault(chance: random.Random) -> MessageFault:
+    faults: tuple[MessageFault, ...] = ("drop", "duplicate", "swap", "replay")
+    return chance.choice(faults)
+
+
+#: How the seed makes each fault.
+_MAKERS: Final[dict[str, Callable[[random.Random], AnyStep]]] = {
+    "cut": lambda chance: Cut(ending=_ending(chance)),
+    "black_hole": lambda chance: BlackHole(directions=_directions(chance), last=_lasting(chance)),
+    "drop_dials": lambda chance: DropDials(last=_lasting(chance)),
+    "refuse": lambda chance: Refuse(ending=_ending(chance), last=_lasting(chance)),
+    "hang_up": lambda chance: HangUp(ending=_ending(chance), last=_lasting(chance)),
+    "delay": lambda chance: Delay(latency=round(chance.uniform(0, 0.5), 3), jitter=0.1, last=_lasting(chance)),
+    "throttle": lambda chance: Throttle(bytes_per_second=chance.choice((200, 2000, 20_000)), last=_lasting(chance)),
+    "chop": lambda chance: Chop(piece=chance.choice((1, 2, 7)), directions=_directions(chance), last=_lasting(chance)),
+    "gather": lambda chance: Gather(seconds=round(chance.uniform(0.01, 0.5), 3), last=_lasting(chance)),
+    "cut_after": lambda chance: CutAfter(count=chance.randint(0, 4000), ending=_ending(chance)),
+    "flip_bit": lambda chance: FlipBit(number=chance.randint(0, 8 * 2000)),
+    "message": lambda chance: Message(fault=_message_fault(chance), number=chance.randint(1, 10)),
+}
+
+# TCP and TLS see to it that no damaged bit arrives unnoticed: what a bare proxy damages may be any count in a message.
+_USUAL: Final = tuple(name for name in _MAKERS if name != "flip_bit")
