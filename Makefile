@@ -25,7 +25,7 @@ test: install  ## the quick suite, on asyncio and trio
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 soak: install  ## the figures that take long, printed
-	$(BIN)/python -m pytest tests/soak $(ARGS)
+	$(BIN)/python -m pytest tests/soak tests/server/soak $(ARGS)
 
 lint: install  ## ruff, mypy --strict on an installed copy, pictures as the table has them
 	$(BIN)/ruff check .

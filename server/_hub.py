@@ -304,6 +304,8 @@ class Hub(AsyncContextManagerMixin):
                     logger.info("job %s: no longer kept", job_id)
                     await anyio.to_thread.run_sync(remove_job_folder, self.directory(job_id))
                 await self.log.remove_traces(before - round(self._lifetimes.trace * 1000))
+                if self.log.shared:  # jobs that ended with workers elsewhere leave their uploads here
+                    await self._tidy_up()
             except HubStorageError as error:
                 logger.error("old jobs could not be removed: %s", error)
             await anyio.sleep(period)

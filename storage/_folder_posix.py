@@ -36,6 +36,8 @@ class Folder:
     file, which other programs may share) only their right to write is refused.
     """
 
+    own_names: Final[frozenset[str]] = frozenset()  # of files that the folder itself needs
+
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self._fd = fd

@@ -32,6 +32,8 @@ _REPLACE_TRIES: Final = 20  # a virus scanner that holds the file lets go within
 class Folder:
     """See `_folder_posix.Folder`: the same methods with the same promises, but for those named above."""
 
+    own_names: Final[frozenset[str]] = frozenset({_LOCK})
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None

@@ -50,7 +50,7 @@ class Session:
 
     def strangers(self) -> list[str]:
         """The names of files that no store makes."""
-        ours = {KEYSET, *self.leftovers(), *(name_of(tag) for tag in self.tags())}
+        ours = {KEYSET, *self.folder.own_names, *self.leftovers(), *(name_of(tag) for tag in self.tags())}
         return [name for name in self.folder.names() if name not in ours]
 
     def put(self, old: Opened | None, record: Record) -> None:

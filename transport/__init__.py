@@ -61,7 +61,7 @@ from ._messages import (
     encode,
     encode_payload,
 )
-from ._network import Endpoint, Network, SystemNetwork, default_tls
+from ._network import Endpoint, Network, SystemNetwork, default_tls, resume_sessions
 from ._url import URL, Headers, Origin, bearer, encode_job_id, fill_template, parse_origin, parse_url
 from ._websocket import WebSocket, WebSocketStatistics, connect_websocket, open_websocket
 from ._websocket_protocol import WebSocketProtocol
@@ -134,5 +134,6 @@ __all__ = [
     "parse_retry_after",
     "parse_url",
     "request",
+    "resume_sessions",
     "stream_response",
 ]

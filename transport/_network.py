@@ -7,18 +7,21 @@ streams. Errors of the operating system, of anyio and of TLS get our names here 
 from __future__ import annotations
 
 import functools
+import os
 import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Protocol
+from os import PathLike
+from typing import Any, Final, Protocol
 
 import anyio
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
-from .._exceptions import CertificateRejected, ConnectFailed, ConnectionBroken, NameNotResolved
+from .._exceptions import CertificateRejected, ConnectFailed, ConnectionBroken, NameNotResolved, ProxyFailed
+from ._proxy import Proxy, open_tunnel, parse_proxy, proxy_from_environment
 from ._url import URL, is_localhost
 
 
@@ -55,18 +58,63 @@ class Network(Protocol):
 
 
 class SystemNetwork:
-    """The real network: happy eyeballs (RFC 8305, without its history), TLS 1.2 or later."""
+    """The real network: happy eyeballs (RFC 8305, without its history), TLS 1.2 or later, a proxy where there is one.
+
+    `proxy` is a URL such as `http://user:password@proxy:3128` or `socks5://proxy` (the extra `socks`); without it,
+    `https_proxy`, `all_proxy` and `no_proxy` of the environment count, unless `trust_environment=False`. Lines without
+    TLS never go through a proxy, loopback never through the environment's. `proxy_tls` is the context for an `https`
+    proxy. `unix_socket` is a path that is dialled in place of every host, directly; names and certificates stay.
+    """
+
+    def __init__(
+        self,
+        *,
+        proxy: str | None = None,
+        proxy_tls: ssl.SSLContext | None = None,
+        trust_environment: bool = True,
+        unix_socket: str | PathLike[str] | None = None,
+    ) -> None:
+        self._proxy = None if proxy is None else parse_proxy(proxy)
+        self._proxy_tls = proxy_tls
+        self._trust_environment = trust_environment
+        self._unix_socket = unix_socket
 
     async def connect(self, endpoint: Endpoint) -> ByteStream:
-        """See `Network.connect`."""
-        stream = await self._dial(endpoint)
+        """See `Network.connect`; raises `ProxyFailed` besides."""
         if endpoint.tls is None:
-            return stream
-        return await start_tls(stream, endpoint)
+            return await self._dial(endpoint)
+        proxy = self._proxy_for(endpoint)
+        if proxy is None:
+            return await start_tls(await self._dial(endpoint), endpoint)
+        return await start_tls(await self._tunnel(proxy, endpoint), endpoint)
+
+    def _proxy_for(self, endpoint: Endpoint) -> Proxy | None:
+        if self._unix_socket is not None:
+            return None
+        if self._proxy is not None:
+            return self._proxy
+        return proxy_from_environment(endpoint.host, endpoint.port, os.environ) if self._trust_environment else None
+
+    async def _tunnel(self, proxy: Proxy, endpoint: Endpoint) -> ByteStream:
+        place = Endpoint(proxy.host, proxy.port, tls=(self._proxy_tls or default_tls()) if proxy.secure else None)
+        stream = await self._dial(place)
+        if place.tls is not None:
+            stream = await start_tls(stream, place)
+        try:
+            await open_tunnel(stream, proxy, endpoint.host, endpoint.port)
+        except STREAM_ERRORS as error:
+            await close_now(stream)
+            raise ProxyFailed(broken(error).problem) from error
+        except BaseException:
+            await close_now(stream)
+            raise
+        return stream
 
     async def _dial(self, endpoint: Endpoint) -> ByteStream:
         host = endpoint.dial_host
         with _renamed_dial_errors(endpoint):
+            if self._unix_socket is not None:
+                return await anyio.connect_unix(self._unix_socket)
             if is_localhost(host):
                 # RFC 6761 section 6.3: the name is the machine itself, whatever a resolver would say.
                 try:
@@ -95,9 +143,44 @@ async def start_tls(stream: ByteStream, endpoint: Endpoint) -> ByteStream:
 
 @functools.cache
 def default_tls() -> ssl.SSLContext:
-    """The context used where the caller gives none: verified, TLS 1.2 or later. Made once: it loads every root."""
+    """The context used where the caller gives none: verified, TLS 1.2 or later, resuming sessions.
+
+    Made once: it loads every root certificate.
+    """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return resume_sessions(context)
+
+
+def resume_sessions(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Have a client's context resume TLS sessions (RFC 8446 section 2.2): a redial then costs less. Returns it.
+
+    A session is remembered for its host name, the newest of each, 64 names at most, and used once.
+    """
+    sessions: dict[str, ssl.SSLSession] = {}
+
+    class ResumingObject(ssl.SSLObject):
+        _offered = False
+        _remembered = False
+
+        def do_handshake(self) -> None:
+            if not self._offered and self.server_hostname is not None:
+                self._offered = True
+                if (session := sessions.pop(self.server_hostname, None)) is not None:
+                    self.session = session
+            super().do_handshake()
+
+        def read(self, *arguments: Any, **options: Any) -> Any:
+            data = super().read(*arguments, **options)
+            # In TLS 1.3 the ticket comes after the handshake, ahead of what the server says first.
+            if not self._remembered and self.server_hostname is not None and self.session is not None:
+                self._remembered = True
+                while len(sessions) >= _MAX_SESSIONS:
+                    del sessions[next(iter(sessions))]
+                sessions[self.server_hostname] = self.session
+            return data
+
+    context.sslobject_class = ResumingObject
     return context
 
 
@@ -119,6 +202,8 @@ async def close_now(stream: ByteStream) -> None:
         with suppress(*STREAM_ERRORS):  # it was broken already, which is what closing wants
             await anyio.aclose_forcefully(stream)
 
+
+_MAX_SESSIONS: Final = 64
 
 # --- names of errors -------------------------------------------------------------------------------------------
 

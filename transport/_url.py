@@ -116,7 +116,7 @@ def parse_url(text: str, *, schemes: Iterable[str] = ("wss", "ws"), allow_insecu
         raise _wrong_url("port 0 cannot be dialled")
     if not parts.hostname:
         raise _wrong_url("has no host")
-    host, zone = _parse_host(parts.hostname)
+    host, zone = parse_host(parts.hostname)
     secure = _SECURE[scheme]
     if not secure and not allow_insecure and not is_loopback(host):
         raise _wrong_url(f"{scheme} is not encrypted: use {scheme}s, or allow_insecure=True")
@@ -137,8 +137,8 @@ def _wrong_url(problem: str) -> InvalidArgument:
     return InvalidArgument("url", problem)
 
 
-def _parse_host(text: str) -> tuple[str, str | None]:
-    """The host as A-label or canonical IP literal, and an IPv6 literal's zone."""
+def parse_host(text: str) -> tuple[str, str | None]:
+    """The host as A-label or canonical IP literal, and an IPv6 literal's zone; raises `InvalidArgument`."""
     if ":" in text:
         address, percent, zone = text.partition("%")
         zone = zone.removeprefix("25")  # RFC 6874 writes the sign as %25; a bare one is common

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -174,15 +175,16 @@ def serving(client_of: Any) -> Callable[..., Any]:
 class HubProcess:
     """A hub in a process of its own, on one database, that can be killed and started again on the same port."""
 
-    def __init__(self, database: Path, row_delay: float) -> None:
+    def __init__(self, database: Path, row_delay: float, program: str) -> None:
         self.database = database
         self._row_delay = row_delay
+        self._program = program
         self._process: subprocess.Popen[str] | None = None
         self._port = 0
         self.client: Client
 
     def start(self) -> Client:
-        arguments = [sys.executable, "-c", PROGRAM, str(self._port), str(self.database), str(self._row_delay)]
+        arguments = [sys.executable, "-c", self._program, str(self._port), str(self.database), str(self._row_delay)]
         self._process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -223,8 +225,8 @@ def hub_process(tmp_path: Path) -> Iterator[Callable[..., HubProcess]]:
     """Make hubs in processes of their own: `hub_process(row_delay=0.01)`."""
     made: list[HubProcess] = []
 
-    def make(row_delay: float = 0) -> HubProcess:
-        made.append(HubProcess(tmp_path / "hub.db", row_delay))
+    def make(row_delay: float = 0, program: str = PROGRAM) -> HubProcess:
+        made.append(HubProcess(tmp_path / "hub.db", row_delay, program))
         return made[-1]
 
     yield make
@@ -248,13 +250,23 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
 class RedisProcess:
     """A real redis-server on a socket file of its own, that can be killed and started again with what it kept."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int = 0) -> None:
         self._folder = folder
-        self.url = f"unix://{folder / 'redis.sock'}"
+        self._port = port
+        self.url = f"redis://127.0.0.1:{port}" if port else f"unix://{folder / 'redis.sock'}"
         self.start()
 
     def start(self) -> None:
-        settings = ["--port", "0", "--unixsocket", str(self._folder / "redis.sock"), "--dir", str(self._folder)]
+        settings = [
+            "--port",
+            str(self._port),
+            "--bind",
+            "127.0.0.1",
+            "--unixsocket",
+            str(self._folder / "redis.sock"),
+            "--dir",
+            str(self._folder),
+        ]
         settings += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
         self._process = subprocess.Popen(["redis-server", *settings], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
@@ -270,25 +282,42 @@ class RedisProcess:
 
 
 @pytest.fixture
-def redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+def redis_process() -> Iterator[RedisProcess]:
     """A Redis of the test's own."""
-    yield from run_redis(tmp_path_factory)
+    yield from run_redis()
+
+
+@pytest.fixture
+def redis_port_process(free_port: Any) -> Iterator[RedisProcess]:
+    """A Redis of the test's own that listens on a port."""
+    yield from run_redis(free_port())
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def free_port() -> Callable[[], int]:
+    """Find a port that nobody uses now."""
+
+    def find() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            return int(taken.getsockname()[1])
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
     """A Redis that tests share; each takes a prefix of its own."""
-    for process in run_redis(tmp_path_factory):
+    for process in run_redis():
         yield process.url
 
 
-def run_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+def run_redis(port: int = 0) -> Iterator[RedisProcess]:
     pytest.importorskip("redis", reason="the redis extra is not installed")
     if shutil.which("redis-server") is None:
         pytest.skip("no redis-server on this machine (apt-get install redis-server)")
     # A short path: socket files have room for about 100 characters.
     with tempfile.TemporaryDirectory(prefix="towline") as folder:
-        process = RedisProcess(Path(folder))
+        process = RedisProcess(Path(folder), port)
         try:
             yield process
         finally:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,11 +43,6 @@ SERVERS = {
 }
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
 @contextlib.contextmanager
 def running(server: str, folder: Path, port: int, eventually: Any) -> Iterator[None]:
     """Run the application in `folder` under a server, until it answers and then for as long as it is wanted."""
@@ -75,7 +69,7 @@ def running(server: str, folder: Path, port: int, eventually: Any) -> Iterator[N
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_other_servers(
-    server: str, tmp_path: Path, client_of: Any, ready: Any, following: Any, eventually: Any
+    server: str, tmp_path: Path, client_of: Any, ready: Any, following: Any, eventually: Any, free_port: Any
 ) -> None:
     """A job is followed over a cut, a refusal and a killed server, and what was seen is the log."""
     pytest.importorskip(server.partition("-")[0])
@@ -103,7 +97,7 @@ def test_other_servers(
     assert len(seen) == ROWS + 2
 
 
-def test_mounted_in_an_application(tmp_path: Path, client_of: Any, eventually: Any) -> None:
+def test_mounted_in_an_application(tmp_path: Path, client_of: Any, eventually: Any, free_port: Any) -> None:
     (tmp_path / "app.py").write_text(MOUNTED)
     port = free_port()
     with running("uvicorn", tmp_path, port, eventually), client_of(f"http://127.0.0.1:{port}/jobs") as client:

@@ -1,0 +1,80 @@
+"""The canary: a token that is planted at the start of the whole run and must be found nowhere at its end.
+
+Every token that a hub in this process gives out carries it. Looked at are: what Towline logs at DEBUG, what tests
+print, the reports of failures with their tracebacks, the arguments and the environment of every child, and every
+file that the run leaves behind. `test_canary.py` looks at the public objects too.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from towline.server import _tokens
+
+CANARY = f"canary{secrets.token_hex(8)}"
+FOUND: list[str] = []
+_LARGEST_FILE = 16 << 20
+
+
+class _Log(logging.Handler):
+    """Looks at each record as a log file would show it, and at what hangs on it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        shown = f"{self.format(record)} {vars(record)!r}"
+        if CANARY in shown:
+            FOUND.append(f"the log of {record.name}: {record.msg!r}")
+
+
+def _audit(event: str, arguments: tuple[object, ...]) -> None:
+    if event in ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system") and CANARY in repr(arguments):
+        FOUND.append(f"the arguments or the environment of a child: {event} {arguments[0]!r}")
+
+
+class _Minted:
+    """Stands in for `secrets` where the hub makes tokens."""
+
+    @staticmethod
+    def token_urlsafe(size: int) -> str:
+        return f"{CANARY}{secrets.token_urlsafe(size)}"
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Every phase of every test."""
+    if any(CANARY in text for text in (report.longreprtext, *(text for _, text in report.sections))):
+        FOUND.append(f"the report of {report.nodeid}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The planted token."""
+    log = logging.getLogger("towline")
+    handler = _Log(logging.DEBUG)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    sys.addaudithook(_audit)  # it cannot be taken away again; it only looks
+    plain = _tokens.secrets
+    _tokens.secrets = _Minted  # type: ignore[assignment]
+    yield CANARY
+    _tokens.secrets = plain
+    log.removeHandler(handler)
+    log.setLevel(level)
+    FOUND.extend(f"the file {path}" for path in _files(tmp_path_factory.getbasetemp()) if _holds(path))
+    assert FOUND == []
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+
+
+def _holds(path: Path) -> bool:
+    try:
+        return path.stat().st_size <= _LARGEST_FILE and CANARY.encode() in path.read_bytes()
+    except OSError:  # a test took its own right to read it away
+        return False

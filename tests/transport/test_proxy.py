@@ -1,0 +1,374 @@
+"""Through proxies: real TLS inside real tunnels, credentials kept apart, and every refusal under our names."""
+
+import socket
+import ssl
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import trustme
+from anyio.streams.tls import TLSAttribute
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.sync.server import ServerConnection, serve, unix_serve
+
+from towline._exceptions import CertificateRejected, DeadlineExceeded, InvalidArgument, ProxyFailed
+from towline.testing import MemoryLink
+from towline.transport import SystemNetwork, connect_websocket, open_websocket, parse_url, resume_sessions
+from towline.transport._network import endpoint_of
+from towline.transport._proxy import Proxy, open_tunnel, parse_proxy, proxy_from_environment
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend(real_backend: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return real_backend
+
+
+# --- what a proxy is told and what the environment says -----------------------------------------------------------
+
+
+def test_a_proxy() -> None:
+    assert parse_proxy("http://Proxy.Example:3128") == Proxy("http", "proxy.example", 3128)
+    assert parse_proxy("https://proxy/") == Proxy("https", "proxy", 443)
+    assert parse_proxy("socks5h://[::1]") == Proxy("socks5h", "::1", 1080)
+    full = parse_proxy("http://us%40er:hunter%3A2@proxy")
+    assert full.username == "us@er"
+    assert full.password is not None
+    assert full.password.reveal() == "hunter:2"
+    assert "hunter" not in repr(full)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "proxy:3128", "ftp://proxy", "http://", "http://proxy:x", "http://proxy/path", "http://proxy?x=hunter2"],
+        "http://u:hunter2%0d%0a@proxy",
+        "http://" + "u" * 256 + ":hunter2@proxy",
+        "http://u:hunter2@pro xy",
+        "http://[::1",
+    ],
+)
+def test_no_proxy_at_all(text: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        parse_proxy(text)
+    assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+@pytest.mark.parametrize(
+    ("environment", "host", "proxied"),
+    [
+        ({}, "api.example", None),
+        ({"https_proxy": "http://p:1"}, "api.example", "p"),
+        ({"HTTPS_PROXY": "http://p:1"}, "api.example", "p"),
+        ({"https_proxy": "p:1"}, "api.example", "p"),
+        ({"ALL_PROXY": "socks5://s"}, "api.example", "s"),
+        ({"all_proxy": "socks5://s", "https_proxy": "http://p"}, "api.example", "p"),
+        ({"http_proxy": "http://p"}, "api.example", None),
+        ({"https_proxy": ""}, "api.example", None),
+        ({"https_proxy": "http://p"}, "localhost", None),
+        ({"https_proxy": "http://p"}, "127.3.2.1", None),
+        ({"https_proxy": "http://p"}, "::1", None),
+        ({"https_proxy": "http://p", "no_proxy": "*"}, "api.example", None),
+        ({"https_proxy": "http://p", "no_proxy": "other,.example"}, "api.example", None),
+        ({"https_proxy": "http://p", "NO_PROXY": " API.example "}, "api.example", None),
+        ({"https_proxy": "http://p", "no_proxy": "*.example"}, "api.example", None),
+        ({"https_proxy": "http://p", "no_proxy": "pi.example"}, "api.example", "p"),
+        ({"https_proxy": "http://p", "no_proxy": "api.example:443"}, "api.example", None),
+        ({"https_proxy": "http://p", "no_proxy": "api.example:444"}, "api.example", "p"),
+        ({"https_proxy": "http://p", "no_proxy": "10.0.0.0/8"}, "10.1.2.3", None),
+        ({"https_proxy": "http://p", "no_proxy": "10.0.0.0/8"}, "11.1.2.3", "p"),
+        ({"https_proxy": "http://p", "no_proxy": "[2001:db8::]/32,2001:db8::5"}, "2001:db8::5", None),
+        ({"https_proxy": "http://p", "no_proxy": "[2001:db8::5]:443"}, "2001:db8::5", None),
+        ({"https_proxy": "http://p", "no_proxy": ",,:,x:y"}, "api.example", "p"),
+    ],
+)
+def test_the_environment(environment: dict[str, str], host: str, proxied: str | None) -> None:
+    proxy = proxy_from_environment(host, 443, environment)
+    assert (None if proxy is None else proxy.host) == proxied
+
+
+@given(st.text())
+def test_no_list_of_exceptions_breaks_it(listed: str) -> None:
+    for host in ("api.example", "10.1.2.3", "2001:db8::5"):
+        proxy_from_environment(host, 443, {"https_proxy": "http://p", "no_proxy": listed})
+
+
+# --- real tunnels ------------------------------------------------------------------------------------------------
+
+
+def echo(connection: ServerConnection) -> None:
+    for message in connection:
+        connection.send(message)
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for end in (source, sink):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+class RealProxy:
+    """A proxy on loopback that tunnels every host to one port, and keeps what it was told in the clear."""
+
+    def __init__(
+        self, target: int, talk: Callable[["RealProxy", socket.socket], bool], tls: ssl.SSLContext | None = None
+    ):
+        self.target = target
+        self.talk = talk
+        self.tls = tls
+        self.told = b""
+        self.tunnelled = bytearray()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.threads = [threading.Thread(target=self.run)]
+        self.threads[0].start()
+
+    def run(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                self.threads.append(threading.Thread(target=self.serve, args=(connection,)))
+                self.threads[-1].start()
+
+    def serve(self, connection: socket.socket) -> None:
+        with suppress(OSError):
+            if self.tls is not None:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            with connection:
+                if not self.talk(self, connection):
+                    return
+                with socket.create_connection(("127.0.0.1", self.target)) as onward:
+                    first = connection.recv(65536)
+                    self.tunnelled += first
+                    onward.sendall(first)
+                    back = threading.Thread(target=pump, args=(onward, connection))
+                    back.start()
+                    pump(connection, onward)
+                    back.join(10)
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for thread in self.threads:
+            thread.join(10)
+
+
+def talks_http(proxy: RealProxy, connection: socket.socket) -> bool:
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += connection.recv(65536)
+    proxy.told += head
+    if b"Basic " + b64encode(b"user:pass") not in head:
+        connection.sendall(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
+        return False
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    return True
+
+
+def talks_socks(proxy: RealProxy, connection: socket.socket) -> bool:
+    proxy.told += connection.recv(100)
+    if b"\x02" not in proxy.told[2:]:
+        connection.sendall(b"\x05\xff")
+        return False
+    connection.sendall(b"\x05\x02")
+    login = connection.recv(1000)
+    proxy.told += login
+    if login != b"\x01\x04user\x04pass":
+        connection.sendall(b"\x01\x01")
+        return False
+    connection.sendall(b"\x01\x00")
+    proxy.told += connection.recv(1000)
+    for byte in b"\x05\x00\x00\x03\x04name\x00\x50":  # an answer with a name in it, byte by byte
+        connection.sendall(bytes([byte]))
+    return True
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def server_context(authority: trustme.CA, *names: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(context)
+    return context
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+def hub(authority: trustme.CA) -> Iterator[int]:
+    """A WebSocket server with a certificate for a name that no resolver knows."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = serve(echo, sock=listener, ssl=server_context(authority, "hub.example"))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.socket.getsockname()[1]
+    server.shutdown()
+    thread.join(10)
+
+
+@contextmanager
+def proxying(hub: int, talk: Any, tls: ssl.SSLContext | None = None) -> Iterator[RealProxy]:
+    proxy = RealProxy(hub, talk, tls)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+async def echoed(url: str, **options: Any) -> None:
+    with anyio.fail_after(20):
+        async with open_websocket(url, headers={"Authorization": "Bearer hunter2"}, **options) as websocket:
+            await websocket.send("é")
+            assert await websocket.receive_batch() == ["é"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "socks5"])
+async def test_through_a_proxy_it_is_really_tls(authority: trustme.CA, hub: int, scheme: str) -> None:
+    talk = talks_socks if scheme == "socks5" else talks_http
+    tls = server_context(authority, "127.0.0.1") if scheme == "https" else None
+    with proxying(hub, talk, tls) as proxy:
+        network = SystemNetwork(proxy=f"{scheme}://user:pass@127.0.0.1:{proxy.port}", proxy_tls=trusting(authority))
+        await echoed("wss://hub.example/ws", network=network, ssl=trusting(authority))
+        assert b"hub.example" in proxy.told
+        assert b"hunter2" not in proxy.told
+        assert proxy.tunnelled.startswith(b"\x16\x03"), "what goes through is a TLS handshake"
+        assert b"pass" not in proxy.tunnelled
+        with pytest.raises(CertificateRejected):
+            await connect_websocket("wss://other.example/", network=network, ssl=trusting(authority))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "credentials"), [("http", ""), ("http", "user:wrong@"), ("socks5", ""), ("socks5", "user:wrong@")]
+)
+async def test_without_the_right_credentials(hub: int, scheme: str, credentials: str) -> None:
+    with proxying(hub, talks_socks if scheme == "socks5" else talks_http) as proxy, anyio.fail_after(20):
+        network = SystemNetwork(proxy=f"{scheme}://{credentials}127.0.0.1:{proxy.port}")
+        with pytest.raises(ProxyFailed) as caught:
+            await connect_websocket("wss://hub.example/", network=network)
+        assert caught.value.status == (407 if scheme == "http" else None)
+        assert "wrong" not in f"{caught.value} {caught.value!r}"
+
+
+async def test_the_environments_proxy(authority: trustme.CA, hub: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with proxying(hub, talks_http) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:pass@127.0.0.1:{proxy.port}")
+        await echoed("wss://hub.example/ws", ssl=trusting(authority))
+        monkeypatch.setenv("NO_PROXY", "hub.example")
+        for network in (SystemNetwork(), SystemNetwork(trust_environment=False)):
+            with pytest.raises(Exception, match=r"hub\.example"), anyio.fail_after(20):
+                await connect_websocket("wss://hub.example/", network=network)
+
+
+async def test_a_plain_line_goes_through_no_proxy() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = serve(echo, sock=listener)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        port = server.socket.getsockname()[1]
+        await echoed(f"ws://127.0.0.1:{port}/", network=SystemNetwork(proxy="http://127.0.0.1:1"))
+    finally:
+        server.shutdown()
+        thread.join(10)
+
+
+async def test_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "hub"
+    server = unix_serve(echo, str(path))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        await echoed("ws://localhost/", network=SystemNetwork(unix_socket=path))
+    finally:
+        server.shutdown()
+        thread.join(10)
+
+
+def link_local() -> tuple[str, str]:
+    """An IPv6 address of this machine that needs its zone, and that zone."""
+    try:
+        lines = Path("/proc/net/if_inet6").read_text().splitlines()
+    except OSError:
+        lines = []
+    for digits, _, _, scope, _, zone in (line.split() for line in lines):
+        if scope == "20":
+            return ":".join(digits[i : i + 4] for i in range(0, 32, 4)), zone
+    pytest.skip("no link-local address here")
+
+
+async def test_a_zone_is_dialled() -> None:
+    address, zone = link_local()
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as listener:
+        url = parse_url(f"ws://[{address}%25{zone}]:{listener.getsockname()[1]}/", allow_insecure=True)
+        stream = await SystemNetwork().connect(endpoint_of(url, None))
+        await stream.aclose()
+
+
+async def test_a_session_is_resumed(authority: trustme.CA, hub: int) -> None:
+    with proxying(hub, talks_http) as proxy, anyio.fail_after(20):
+        network = SystemNetwork(proxy=f"http://user:pass@127.0.0.1:{proxy.port}")
+        tls = resume_sessions(trusting(authority))
+        reused = []
+        for _ in range(3):
+            websocket = await connect_websocket("wss://hub.example/", network=network, ssl=tls)
+            reused.append(websocket._stream.extra(TLSAttribute.ssl_object).session_reused)
+            await websocket.aclose_forcefully()
+        assert reused == [False, True, True]
+
+
+# --- a proxy that talks nonsense -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\x00",
+        b"SSH-2.0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nhunter2 hunter2: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\nhunter2",
+        b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere/\r\n\r\n",
+        b"HTTP/1.1 101 x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 20_000,
+        b"\x05\x00\x05\x00\x00\x09\x00",
+        b"\x05\x00\x05\x05\x00\x01\x00\x00\x00\x00\x00\x00",
+        b"\x05\x00\x05\x77\x00\x01\x00\x00\x00\x00\x00\x00",
+        b"\x05\x00\x04\x00\x00\x01\x00\x00\x00\x00\x00\x00",
+        b"\x05\x02",
+        b"\x05\x77",
+        b"\x04\x00",
+    ],
+)
+async def test_nonsense(scheme: str, answer: bytes) -> None:
+    link = MemoryLink()
+    if answer:
+        await link.server.send(answer)
+    await link.server.send_eof()
+    with pytest.raises(ProxyFailed) as caught:
+        await open_tunnel(link.client, parse_proxy(f"{scheme}://proxy"), "hub.example", 443)
+    error = caught.value
+    assert "hunter2" not in f"{error} {error!r} {error.__cause__!r}"
+
+
+async def test_a_silent_proxy_is_within_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        network = SystemNetwork(proxy=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(DeadlineExceeded):
+            await connect_websocket("wss://hub.example/", network=network, deadline=0.2)

@@ -1,0 +1,195 @@
+"""The way through a proxy: HTTP CONNECT (RFC 9110 section 9.3.6) and SOCKS5 (RFC 1928, RFC 1929).
+
+Only lines that will carry TLS go through a proxy, so it sees a host name, a port and nothing of ours; and only the
+proxy sees the proxy's credentials. The host name is given to the proxy as it is: it is not looked up here.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import anyio
+import h11
+from anyio.abc import ByteStream
+
+from .._exceptions import InvalidArgument, ProxyFailed
+from .._secret import Secret
+from ._url import is_loopback, parse_host
+
+_DEFAULT_PORT: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+_MAX_HEAD: Final = 16 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy, checked. `secure`: it is spoken to through TLS. Its credentials are secrets."""
+
+    scheme: str
+    host: str
+    port: int
+    username: str | None = None
+    password: Secret | None = None
+
+    @property
+    def secure(self) -> bool:
+        """Whether the line to the proxy itself is encrypted."""
+        return self.scheme == "https"
+
+
+def parse_proxy(text: str) -> Proxy:
+    """Check a proxy's URL: `http`, `https`, `socks5` or `socks5h`, with credentials in it where it wants some.
+
+    Both SOCKS forms let the proxy look the name up. Raises `InvalidArgument`, which quotes nothing of it.
+    """
+    problem = "must be a URL such as http://user:password@host:3128"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise InvalidArgument("proxy", problem) from None
+    scheme = parts.scheme.lower()
+    if scheme not in _DEFAULT_PORT or not parts.hostname or port == 0 or parts.path not in {"", "/"} or parts.query:
+        raise InvalidArgument("proxy", problem)
+    host, zone = parse_host(parts.hostname)
+    username = None if parts.username is None else unquote(parts.username)
+    password = None if parts.password is None else Secret(unquote(parts.password))
+    for value in (username, password.reveal() if password else None):
+        if value is not None and (len(value.encode()) > 255 or any(character < " " for character in value)):
+            raise InvalidArgument("proxy", "its credentials cannot be sent")
+    return Proxy(scheme, f"{host}%{zone}" if zone else host, port or _DEFAULT_PORT[scheme], username, password)
+
+
+def proxy_from_environment(host: str, port: int, environment: Mapping[str, str]) -> Proxy | None:
+    """The proxy that `https_proxy` or `all_proxy` (in either case) names for a host, unless `no_proxy` spares it.
+
+    Loopback never goes through an environment's proxy. `no_proxy` lists host names (with all below them), addresses,
+    networks such as `10.0.0.0/8`, each with a port or without, or `*`.
+    """
+
+    def variable(name: str) -> str:
+        return environment.get(name) or environment.get(name.upper()) or ""
+
+    if is_loopback(host) or _is_spared(host, port, variable("no_proxy")):
+        return None
+    text = variable("https_proxy") or variable("all_proxy")
+    if not text:
+        return None
+    return parse_proxy(text if "://" in text else f"http://{text}")
+
+
+def _is_spared(host: str, port: int, listed: str) -> bool:
+    for item in listed.split(","):
+        entry = item.strip().lower()
+        if entry == "*":
+            return True
+        name, colon, its_port = entry.rpartition(":")
+        if colon and its_port.isdigit() and (":" not in name or name.startswith("[")):
+            if int(its_port) != port:
+                continue
+            entry = name
+        entry = entry.strip("[]").lstrip(".").removeprefix("*.")
+        if not entry:
+            continue
+        if host == entry or host.endswith(f".{entry}"):
+            return True
+        try:
+            if ip_address(host) in ip_network(entry, strict=False):
+                return True
+        except ValueError:
+            continue  # one of them is a name
+    return False
+
+
+async def open_tunnel(stream: ByteStream, proxy: Proxy, host: str, port: int) -> None:
+    """Have the proxy at the other end of the stream connect it to a host. Raises `ProxyFailed`, and as the stream."""
+    if proxy.scheme in {"http", "https"}:
+        await _connect_http(stream, proxy, host, port)
+    else:
+        await _connect_socks(stream, proxy, host, port)
+
+
+async def _connect_http(stream: ByteStream, proxy: Proxy, host: str, port: int) -> None:
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    headers = [("Host", authority)]
+    if proxy.username is not None:
+        pair = f"{proxy.username}:{proxy.password.reveal() if proxy.password else ''}"
+        headers.append(("Proxy-Authorization", f"Basic {b64encode(pair.encode()).decode()}"))
+    http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+    request = http.send(h11.Request(method=b"CONNECT", target=authority, headers=headers)) or b""
+    await stream.send(request + (http.send(h11.EndOfMessage()) or b""))
+    while True:
+        try:
+            event = http.next_event()
+        except Exception as error:
+            problem = type(error).__name__  # its text may quote the bytes
+        else:
+            if event is h11.NEED_DATA:
+                try:
+                    http.receive_data(await stream.receive())
+                except anyio.EndOfStream:
+                    raise ProxyFailed("it ended the connection without an answer") from None
+                continue
+            if isinstance(event, h11.InformationalResponse):
+                continue
+            if not isinstance(event, h11.Response):
+                problem = type(event).__name__
+            elif not 200 <= event.status_code < 300:
+                raise ProxyFailed(f"it answered CONNECT with {event.status_code}", status=event.status_code)
+            elif http.trailing_data[0]:
+                problem = "bytes before ours"  # whoever speaks first in TLS is the client
+            else:
+                return
+        raise ProxyFailed(f"its answer to CONNECT is not HTTP ({problem})")
+
+
+async def _connect_socks(stream: ByteStream, proxy: Proxy, host: str, port: int) -> None:
+    try:
+        from socksio import ProtocolError, socks5
+    except ImportError:
+        raise InvalidArgument("proxy", "SOCKS5 needs the extra: pip install 'towline[socks]'") from None
+
+    async def exactly(count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            try:
+                data += await stream.receive(count - len(data))
+            except anyio.EndOfStream:
+                raise ProxyFailed("it ended the connection in the SOCKS5 handshake") from None
+        return data
+
+    connection = socks5.SOCKS5Connection()
+    methods = [socks5.SOCKS5AuthMethod.NO_AUTH_REQUIRED]
+    if proxy.username is not None:
+        methods.append(socks5.SOCKS5AuthMethod.USERNAME_PASSWORD)
+    try:
+        connection.send(socks5.SOCKS5AuthMethodsRequest(methods))
+        await stream.send(connection.data_to_send())
+        chosen = connection.receive_data(await exactly(2))
+        if not isinstance(chosen, socks5.SOCKS5AuthReply) or chosen.method not in methods:
+            raise ProxyFailed("it accepts none of the ways to log in")
+        if chosen.method is socks5.SOCKS5AuthMethod.USERNAME_PASSWORD:
+            password = proxy.password.reveal() if proxy.password else ""
+            connection.send(socks5.SOCKS5UsernamePasswordRequest((proxy.username or "").encode(), password.encode()))
+            await stream.send(connection.data_to_send())
+            verdict = connection.receive_data(await exactly(2))
+            if not isinstance(verdict, socks5.SOCKS5UsernamePasswordReply) or not verdict.success:
+                raise ProxyFailed("it refused the credentials")
+        connection.send(socks5.SOCKS5CommandRequest.from_address(socks5.SOCKS5Command.CONNECT, (host, port)))
+        await stream.send(connection.data_to_send())
+        # Version, reply, reserved, then an address in one of three forms and a port (RFC 1928 section 6).
+        reply = await exactly(5)
+        size = {1: 4, 3: reply[4] + 1, 4: 16}.get(reply[3])
+        if size is None:
+            raise ProxyFailed("its answer is not SOCKS5")
+        answer = connection.receive_data(reply + await exactly(size + 2 - 1))
+    except (ProtocolError, ValueError, IndexError):
+        raise ProxyFailed("its answer is not SOCKS5") from None
+    if not isinstance(answer, socks5.SOCKS5Reply):
+        raise ProxyFailed("its answer is not SOCKS5")
+    if answer.reply_code is not socks5.SOCKS5ReplyCode.SUCCEEDED:
+        raise ProxyFailed(f"SOCKS5: {answer.reply_code.name.replace('_', ' ').lower()}")
