@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak bench test-system lint check clean
+.PHONY: help install demo test soak bench test-system lint check clean mutations
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: install  ## the quick suite, on asyncio and trio
 
 soak: install  ## the figures that take long, printed
 	$(BIN)/python -m pytest tests/soak tests/server/soak $(ARGS)
+
+mutations: install  ## break the engine on purpose, and see a test turn red each time
+	$(BIN)/python tests/mutations.py $(ARGS)
 
 lint: install  ## ruff, mypy --strict on an installed copy, pictures as the table has them
 	$(BIN)/ruff check .

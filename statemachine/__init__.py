@@ -66,7 +66,7 @@ from ._events import (
 from ._lifecycle import LIFECYCLE
 from ._pictures import dot, markdown, mermaid
 from ._policy import Advice, Backoff, Delay, Policy
-from ._recording import Divergence, Entry, Recorder, Recording, replay
+from ._recording import Divergence, Entry, Recorder, Recording, coverage, replay
 from ._snapshot import Snapshot
 from ._step import Step, Verdict, is_stale, step
 from ._table import Table
@@ -150,6 +150,7 @@ __all__ = [
     "cause_of",
     "classify",
     "close_advice",
+    "coverage",
     "describe",
     "diff",
     "diff_dot",

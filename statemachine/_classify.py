@@ -61,7 +61,6 @@ Meaning: TypeAlias = Lost | TokenRejected | Refused | AskState | Unavailable | N
 
 # Close codes that everybody connected sees at once: going away, restart, overload.
 _SHARED_CLOSES: Final = frozenset({1001, 1012, 1013})
-_LOST_CLOSES: Final = frozenset({1000, 1001, 1005, 1006, 1011, 1012, 1013, 1014})
 _REFUSED_CLOSES: Final = frozenset({1002, 1003, 1007, 1009, 1010})
 _TOKEN_CLOSES: Final = frozenset({1008, 4401})
 _PASSING_STATUSES: Final = frozenset({408, 425, 429})

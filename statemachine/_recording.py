@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from .._exceptions import ForbiddenRequest, InvalidArgument
+from ._draft import Draft
 from ._events import AnyEvent, Facts, JobEnded, State
+from ._lifecycle import LIFECYCLE
 from ._policy import Policy
 from ._snapshot import Snapshot
-from ._step import Verdict, step
+from ._step import Verdict, is_stale, step
 
 VERSION: Final = 1
 
@@ -98,6 +101,19 @@ def replay(recording: Recording) -> Divergence | None:
         if (source, snapshot.state, verdict) != (entry.source, entry.target, entry.verdict):
             return Divergence(place, entry, source, snapshot.state, verdict)
     return None
+
+
+def coverage(recording: Recording) -> set[tuple[str, str, int]]:
+    """Which branches of the table a recording took: event, state, place of the branch in its cell."""
+    snapshot, taken = recording.start, set()
+    for entry in recording.entries:
+        if not is_stale(snapshot, entry.event):
+            event, state = entry.event.trigger, snapshot.state
+            (branch,) = LIFECYCLE.enabled(event, Draft(snapshot, entry.event, entry.facts, recording.policy))
+            taken.add((event.value, state.value, LIFECYCLE.cell(event, state).index(branch)))
+        with suppress(ForbiddenRequest):
+            snapshot = step(snapshot, entry.event, entry.facts, recording.policy).snapshot
+    return taken
 
 
 def path(entries: Iterable[Entry]) -> list[State]:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from towline.cli import _diagram
-from towline.statemachine import LIFECYCLE, Description, describe
+from towline.statemachine import LIFECYCLE, Description, describe, mermaid
 from towline.statemachine._description import BranchWords, _hash
 
 LIFE = describe(LIFECYCLE)
@@ -55,6 +55,11 @@ def test_the_committed_files_are_current(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(Path(__file__).parents[2])
     checked = run("--check")
     assert checked.exit_code == 0, checked.output
+
+
+def test_the_readme_shows_the_table_s_picture() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"```mermaid\n{mermaid(LIFE, overview=True)}```" in readme
 
 
 def test_it_prints_mermaid_when_asked_for_nothing() -> None:

@@ -27,5 +27,5 @@ def test_the_page_does_what_it_says() -> None:
         with contextlib.redirect_stdout(out):
             exec(compile(text, str(PAGE), "exec"), namespace)
         printed = out.getvalue()
-    assert kinds.count("text") == 5
+    assert kinds.count("text") == 6
     assert not printed.strip()

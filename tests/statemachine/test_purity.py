@@ -11,6 +11,7 @@ FOLDER = Path(towline.statemachine.__file__).parent
 ALLOWED = {
     "__future__",
     "collections",
+    "contextlib",
     "dataclasses",
     "enum",
     "hashlib",

@@ -5,6 +5,7 @@ None of it is imported by `towline` itself.
 
 from ._audit import audit_updates
 from ._clocks import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_backends
+from ._cover import cover
 from ._crowd import ALGORITHMS, Algorithm, Outcome, Scene, crowd
 from ._dry_run import DryRun
 from ._fault_proxy import FaultProxy, ProxyStatistics
@@ -17,6 +18,7 @@ from ._scripted_server import Answer, Call, Drop, Hang, Reaction, Request, Scrip
 from ._server_socket import Accept, ServerSocket
 from ._simulated_storm import StormReport, simulate_storm
 from ._storm_script import AnyStep, RandomSteps, StormScript
+from ._tour import Tour, take_tour
 
 __all__ = [
     "ALGORITHMS",
@@ -52,13 +54,16 @@ __all__ = [
     "ServerSocket",
     "StormReport",
     "StormScript",
+    "Tour",
     "Unreachable",
     "VirtualTimeLoop",
     "audit_updates",
+    "cover",
     "crowd",
     "rehearse",
     "run_virtual",
     "simulate_storm",
+    "take_tour",
     "virtual_time",
     "virtual_time_backends",
 ]

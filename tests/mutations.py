@@ -1,0 +1,253 @@
+"""Check the checks: break the engine on purpose, once in each place that matters, and see a test turn red.
+
+Run it as `make mutations` (or `python tests/mutations.py [NAME ...]`). Each break is a change of text in a copy of the
+sources; the tests that are to notice it run on that copy. A break whose text is gone, or that no test notices, fails.
+It takes some minutes, so it is no part of the quick suite.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+# Where the top level's folders stand in the installed package.
+PACKAGES = {
+    "towline": "towline",
+    "statemachine": "towline/statemachine",
+    "transport": "towline/transport",
+    "storage": "towline/storage",
+    "server": "towline/server",
+}
+MACHINE = ("tests/statemachine",)
+
+
+class Mutation(NamedTuple):
+    """One break: the text that is replaced (it must stand there once), and the tests that are to notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = MACHINE
+
+
+MUTATIONS = (
+    Mutation(
+        "the generation test is dropped",
+        "statemachine/_step.py",
+        "if event.generation is not None and event.generation != snapshot.generation:",
+        "if False:",
+    ),
+    Mutation(
+        "the fetch number is not tested",
+        "statemachine/_step.py",
+        "return event.fetch is not None and event.fetch != snapshot.fetch",
+        "return False",
+    ),
+    Mutation(
+        "a timer's ticket is not tested",
+        "statemachine/_step.py",
+        "return snapshot.ticket(event.timer) != event.ticket",
+        "return False",
+    ),
+    Mutation(
+        "a cancelled fetch keeps its number",
+        "statemachine/_draft.py",
+        "            self.set(fetch=self.after.fetch + 1)\n            self.emit(CancelFetch())",
+        "            self.emit(CancelFetch())",
+    ),
+    Mutation(
+        "the terminal latch is dropped",
+        "statemachine/_lifecycle.py",
+        "        S.IDLE: ALREADY_OVER,",
+        "        S.IDLE: _JOB_ENDED,",
+    ),
+    Mutation(
+        "an end may be stale",
+        "statemachine/_step.py",
+        "    if isinstance(event, JobEnded):\n        return False\n",
+        "",
+    ),
+    Mutation(
+        "the count is reset on every join",
+        "statemachine/_actions.py",
+        "    draft.emit(ReleaseBuffer())\n",
+        "    draft.emit(ReleaseBuffer())\n    draft.set(retries=0)\n",
+    ),
+    Mutation(
+        "leaving a state leaves its timers running",
+        "statemachine/_draft.py",
+        "            if target not in RUNS_IN[timer]:\n",
+        "            if False:\n",
+    ),
+    Mutation(
+        "grace goes on in the foreground",
+        "statemachine/_actions.py",
+        "    draft.disarm(Timer.GRACE)",
+        "    pass",
+    ),
+    Mutation(
+        "the socket is not closed before the next dial",
+        "statemachine/_draft.py",
+        "            self.emit(CloseSocket(code=code, wait=wait))\n",
+        "            pass\n",
+    ),
+    Mutation(
+        "every farewell says 1000",
+        "statemachine/_draft.py",
+        "        return _GOING_AWAY, 0.0",
+        "        return _DONE, 0.0",
+    ),
+    Mutation(
+        "the backoff is not capped",
+        "statemachine/_policy.py",
+        "return min(self.cap, max(",
+        "return max(0.0, max(",
+    ),
+    Mutation(
+        "dials are not spaced",
+        "statemachine/_actions.py",
+        "    if dials and spaced:\n",
+        "    if False:\n",
+    ),
+    Mutation(
+        "the outage clock runs on during a hold",
+        "statemachine/_actions.py",
+        "    draft.stop_clock()\n    draft.disarm(Timer.OUTAGE)",
+        "    draft.disarm(Timer.OUTAGE)",
+    ),
+    Mutation(
+        "a rejected token is tried for ever",
+        "statemachine/_guards.py",
+        "return draft.facts.renewable and draft.before.rejections == 0",
+        "return draft.facts.renewable",
+    ),
+    Mutation(
+        "1000 from the server ends it",
+        "statemachine/_classify.py",
+        "_REFUSED_CLOSES: Final = frozenset({1002, ",
+        "_REFUSED_CLOSES: Final = frozenset({1000, 1002, ",
+    ),
+    Mutation(
+        "earlier guards are not negated",
+        "statemachine/_table.py",
+        "unless=[_condition(guard) for guard in earlier],",
+        "unless=[],",
+    ),
+    Mutation(
+        "a message's size is not counted",
+        "transport/_framing.py",
+        "if not length >> 63 and self._message_size > self._limits.max_message:",
+        "if False:",
+        ("tests/transport",),
+    ),
+    Mutation(
+        "nothing is synced to the disk",
+        "storage/_folder_posix.py",
+        "    os.fsync(fd)",
+        "    pass",
+        ("tests/storage",),
+    ),
+    Mutation(
+        "effects of an older generation are performed",
+        "towline/_engine.py",
+        "if generation == self.snapshot.generation or isinstance(effect, _GIVES_BACK):",
+        "if True:",
+        ("tests/towline", "tests/testing/test_simulated_storm.py"),
+    ),
+    Mutation(
+        "a state behind what was shown is believed",
+        "towline/_recovery.py",
+        "refused = told.seq < applied.seq",
+        "refused = False",
+        ("tests/towline", "tests/testing/test_simulated_storm.py"),
+    ),
+    Mutation(
+        "a repeated event is handed on",
+        "towline/_recovery.py",
+        "return self.applied.epoch == item.epoch and item.first == self.applied.seq + 1",
+        "return self.applied.epoch == item.epoch and item.last >= self.applied.seq",
+        ("tests/towline", "tests/testing/test_simulated_storm.py"),
+    ),
+)
+
+
+def lay_out(target: Path) -> Path:
+    """Copy the project as it is installed to `target/site`, and its tests to `target/project`; returns the latter."""
+    skip = shutil.ignore_patterns("__pycache__", ".hypothesis")
+    for folder, package in PACKAGES.items():
+        shutil.copytree(ROOT / folder, target / "site" / package, dirs_exist_ok=True, ignore=skip)
+    project = target / "project"
+    for name in ("tests", "docs", "examples"):
+        shutil.copytree(ROOT / name, project / name, ignore=skip)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, project / name)
+    return project
+
+
+def mutate(site: Path, mutation: Mutation) -> bool:
+    """Break the copy; False where the text does not stand there once."""
+    folder, _, rest = mutation.file.partition("/")
+    path = site / PACKAGES[folder] / rest
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutation.old) != 1:
+        return False
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    return True
+
+
+def run_tests(project: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """Run tests on the copy beside `project`, stopping at the first that fails."""
+    # The files that the table is compared with would notice any change of it: they are no proof of anything else.
+    drift = ("--deselect=tests/statemachine/test_pictures.py::test_the_committed_files_are_what_the_table_says",)
+    command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *drift, *tests]
+    environment = {**os.environ, "PYTHONPATH": str(project.parent / "site"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def first_failure(output: str) -> str:
+    """The first test that failed."""
+    lines = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines[0].partition(" - ")[0] if lines else output.strip()[-200:]
+
+
+def main(names: list[str]) -> int:
+    """Run all mutations, or those whose name holds one of `names`."""
+    chosen = [mutation for mutation in MUTATIONS if not names or any(name in mutation.name for name in names)]
+    survived = 0
+    with tempfile.TemporaryDirectory(prefix="towline-mutation-") as folder:
+        whole = run_tests(
+            lay_out(Path(folder)), tuple(sorted({test for mutation in chosen for test in mutation.tests}))
+        )
+        if whole.returncode:
+            sys.stdout.write(f"the unbroken copy fails already: {first_failure(whole.stdout)}\n")
+            return 2
+    for mutation in chosen:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="towline-mutation-") as folder:
+            project = lay_out(Path(folder))
+            if not mutate(Path(folder) / "site", mutation):
+                told, fine = f"the text to break does not stand once in {mutation.file}", False
+            else:
+                run = run_tests(project, mutation.tests)
+                fine = run.returncode in (1, 2)
+                told = first_failure(run.stdout) if fine else "NO TEST NOTICED"
+        survived += not fine
+        seconds = time.monotonic() - began
+        sys.stdout.write(f"{'ok  ' if fine else 'LIVE'} {mutation.name:<50} {seconds:5.1f} s  {told}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{len(chosen) - survived} of {len(chosen)} breaks were noticed\n")
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

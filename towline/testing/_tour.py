@@ -1,0 +1,371 @@
+"""A tour of the lifecycle: every cell, every guard outcome and every timer, taken by a real `Connection`.
+
+Each stop leads a connection to a state by the means of the network, makes a guard's question come out as wanted, and
+raises the event: requests and the host's reports through the public methods, timers by letting virtual time pass. What
+was covered is read from the connection's own `history()`.
+
+Not on the tour, and said so in `Tour.unreachable`: expiries of timers in states where those cannot run. An engine
+cannot raise them (leaving the state makes their ticket stale); the grid of the machine alone drives those cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import anyio
+from msgspec.structs import replace
+
+from .._connection import Connection
+from .._exceptions import ForbiddenRequest
+from ..statemachine import (
+    LIFECYCLE,
+    AnyEvent,
+    Backoff,
+    Cause,
+    GapFound,
+    Kind,
+    Lost,
+    Opened,
+    PathChanged,
+    PathLost,
+    PathRestored,
+    Policy,
+    Refused,
+    State,
+    Synced,
+    TokenRejected,
+    Trigger,
+    coverage,
+    describe,
+    markdown,
+)
+from ._clocks import run_virtual
+from ._memory_network import Reach
+from ._scripted_server import Answer, Hang, ScriptedServer
+
+#: A branch: event, state, place in the cell.
+Place = tuple[str, str, int]
+
+_CAUSE: Final = Cause(code="broken", text="the tour broke it")
+_LATER: Final = Answer(503, headers={"retry-after": "100"})
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One branch of one cell. `guards` says how each guard up to it must come out."""
+
+    event: Trigger
+    state: State
+    place: int
+    guards: dict[str, bool]
+
+    @property
+    def key(self) -> Place:
+        """The branch, as coverage names it."""
+        return self.event.value, self.state.value, self.place
+
+    def __str__(self) -> str:
+        asked = ", ".join(name if true else f"not {name}" for name, true in self.guards.items())
+        return f"{self.event.value} in {self.state.value}" + (f" [{asked}]" if asked else "")
+
+
+@dataclass
+class Tour:
+    """What a tour came to: branches `covered`, `findings` (empty if all held), and what no engine can reach."""
+
+    covered: set[Place] = field(default_factory=set)
+    findings: list[str] = field(default_factory=list)
+    unreachable: set[Place] = field(default_factory=set)
+
+    @property
+    def missed(self) -> set[Place]:
+        """Branches that could be reached and were not."""
+        everything = {
+            (event.value, state.value, place)
+            for event, row in LIFECYCLE.cells.items()
+            for state, cell in row.items()
+            for place in range(len(cell))
+        }
+        return everything - self.covered - self.unreachable
+
+    def markdown(self) -> str:
+        """The matrix, with what the tour did not cover marked."""
+        return markdown(describe(LIFECYCLE), covered=self.covered)
+
+
+def stops() -> Iterator[Stop]:
+    """Every branch that an engine can reach, in table order."""
+    for event, row in LIFECYCLE.cells.items():
+        for state, cell in row.items():
+            if _out_of_reach(event, state):
+                continue
+            for place, branch in enumerate(cell):
+                guards = {earlier.when.__name__: False for earlier in cell[:place] if earlier.when is not None}
+                if branch.when is not None:
+                    guards[branch.when.__name__] = True
+                yield Stop(event, state, place, guards)
+
+
+def _out_of_reach(event: Trigger, state: State) -> bool:
+    return any(rule.expiry is event and state not in rule.runs_in for rule in LIFECYCLE.timers.values())
+
+
+def take_tour(*, backend: str = "asyncio") -> Tour:
+    """Visit every stop; never raises for what it finds."""
+    tour = Tour()
+    for event, row in LIFECYCLE.cells.items():
+        for state, cell in row.items():
+            if _out_of_reach(event, state):
+                tour.unreachable |= {(event.value, state.value, place) for place in range(len(cell))}
+    for stop in stops():
+        covered, findings = run_virtual(_Visit(stop).run, backend=backend)
+        if stop.key not in covered:
+            findings.append("was not reached")
+        tour.covered |= covered
+        tour.findings += [f"{stop}: {finding}" for finding in findings]
+    return tour
+
+
+# --- how a guard's question is made to come out as wanted ------------------------------------------------------
+
+
+@dataclass
+class _Setting:
+    """What a visit begins with."""
+
+    policy: dict[str, Any] = field(default_factory=dict)
+    fixed_token: bool = False
+    foreground: bool = True
+    path_up: bool = True
+    cause: Cause = _CAUSE
+    by_fetch: bool = False
+    ended: bool = False
+    exhausted_by: str = "budget"
+
+
+def _policy(**changes: Any) -> Callable[[_Setting], None]:
+    return lambda setting: setting.policy.update(changes)
+
+
+def _set(**changes: Any) -> Callable[[_Setting], None]:
+    def change(setting: _Setting) -> None:
+        for name, value in changes.items():
+            setattr(setting, name, value)
+
+    return change
+
+
+_NOTHING: Final = _set()
+_GUARDS: Final[dict[tuple[str, bool], Callable[[_Setting], None]]] = {
+    ("job_has_ended", True): _set(ended=True),
+    ("job_has_ended", False): _NOTHING,
+    ("in_background", True): _set(foreground=False),
+    ("in_background", False): _NOTHING,
+    ("path_down", True): _set(path_up=False),
+    ("path_down", False): _NOTHING,
+    ("same_refused_token", True): _set(fixed_token=True, exhausted_by="auth"),
+    ("same_refused_token", False): _NOTHING,
+    ("budget_left", True): _NOTHING,
+    ("budget_left", False): _policy(backoff=Backoff(attempts=0)),
+    ("broken_too_often", True): lambda setting: (
+        setting.policy.update(violations=1),
+        setattr(setting, "cause", replace(_CAUSE, violation=True)),
+    )[1],
+    ("broken_too_often", False): _NOTHING,
+    ("first_rejection", True): _NOTHING,
+    ("first_rejection", False): _set(fixed_token=True),
+    ("first_rejection_by_fetch", True): _set(by_fetch=True),
+    ("first_rejection_by_fetch", False): _NOTHING,
+    ("refetch_left", True): _NOTHING,
+    ("refetch_left", False): _policy(refetch_waits=()),
+    ("free_restart_left", True): _NOTHING,
+    ("free_restart_left", False): _policy(free_restarts=0),
+    ("spent_budget", True): _NOTHING,
+    ("spent_budget", False): _set(exhausted_by="refusal"),
+    ("revival_allowed", True): _NOTHING,
+    ("revival_allowed", False): _set(exhausted_by="refusal"),
+    ("foreground_and_path_up", True): _NOTHING,
+    ("foreground_and_path_up", False): _set(foreground=False),
+}
+
+
+class _Visit:
+    """One connection, led to one stop."""
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+        self.setting = _Setting()
+        if stop.event is Trigger.BUDGET_SPENT:
+            self.setting.policy["backoff"] = Backoff(seconds=5.0)
+        if stop.state is State.EXHAUSTED:
+            self.setting.policy["backoff"] = Backoff(attempts=0)
+        for name, true in stop.guards.items():
+            _GUARDS[name, true](self.setting)
+        # Silence alone must not end what the tour looks at; a grace is short so that it can be waited for.
+        self.policy = Policy(**{"grace": 1.0, "connect_deadline": 50.0, "fetch_deadline": 50.0, **self.setting.policy})
+        self.findings: list[str] = []
+
+    async def run(self) -> tuple[set[Place], list[str]]:
+        """Go there, raise the event, and look at what came of it."""
+        syncing = self.stop.state is State.SYNCING
+        async with ScriptedServer(numbered=not syncing) as server:
+            self.server, self.job = server, server.job("j1", token="t1")
+            self._prepare()
+            self.line = Connection(
+                "ws://hub/ws/progress",
+                job="j1",
+                token="t1" if self.setting.fixed_token else self._give_token,
+                network=server.network,
+                allow_insecure=True,
+                policy=self.policy,
+                random=lambda: 0.5,
+                wall_time=anyio.current_time,
+            )
+            async with self.line:
+                engine = self.line._engine
+                assert engine is not None, "it was entered"
+                self.engine = engine
+                with anyio.move_on_after(60) as reaching:
+                    await self._reach()
+                if reaching.cancelled_caught or self.line.state is not self.stop.state:
+                    return set(), [f"the state was not reached, it is {self.line.state.value}"]
+                await self._raise_event()
+                recorded = coverage(engine.recorder.recording())
+            await self._look_for_what_is_left()
+        return recorded, self.findings
+
+    async def _give_token(self) -> str:
+        return self.job.token
+
+    def _prepare(self) -> None:
+        state, server = self.stop.state, self.server
+        if state is State.CONNECTING:
+            if self.stop.event is Trigger.OPENED:
+                server.network.weather = Reach(latency=1.0)
+            else:
+                server.always("upgrade", Hang())
+        elif state is State.SYNCING:
+            server.always("state", Hang())
+        elif state is State.RECONNECTING:
+            server.always("upgrade", _LATER)
+        elif state is State.EXHAUSTED:
+            refusals = {"budget": 503, "auth": 401, "refusal": 400}
+            server.always("upgrade", Answer(refusals[self.setting.exhausted_by]))
+
+    async def _reach(self) -> None:
+        line, state = self.line, self.stop.state
+        match state:
+            case State.IDLE if self.setting.ended:
+                self.job.start()
+                self.job.complete()
+                await line.result()
+            case State.IDLE:
+                await line.aclose()
+            case State.BACKGROUNDED:
+                line.background(grace=0.0)
+            case State.CANCELLED:
+                line.cancel()
+        while line.state is not state:
+            await self.engine.changed.wait()
+        if state is State.EXHAUSTED and self.stop.event is Trigger.REVIVAL_DUE:
+            # One revival just now, so that the next is too early and its timer is armed.
+            self.engine.post(PathRestored())
+            await line.wait_for(State.CONNECTING)
+            while line.state is not State.EXHAUSTED:
+                await self.engine.changed.wait()
+            self.engine.post(PathRestored())
+        # What the host says is a level: set it, without the event that would report it.
+        self.engine.foreground, self.engine.path_up = self.setting.foreground, self.setting.path_up
+
+    # --- the event -------------------------------------------------------------------------------------------------
+
+    async def _raise_event(self) -> None:
+        stop, engine = self.stop, self.engine
+        branch = LIFECYCLE.cell(stop.event, stop.state)[stop.place]
+        seen = len(engine.recorder.recording().entries)
+        before = engine.snapshot
+        try:
+            await self._raise()
+        except ForbiddenRequest as error:
+            if branch.kind is not Kind.FORBIDDEN or type(error) is not branch.error:
+                self.findings.append(f"raised {error!r}")
+            if engine.snapshot is not before:
+                self.findings.append("a forbidden request changed something")
+        # Longer than any timer of the machine.
+        for _ in range(2000):
+            if self._happened(seen):
+                break
+            await anyio.sleep(0.1)
+        for entry in engine.recorder.recording().entries[seen:]:
+            if entry.event.trigger is stop.event:
+                expected = branch.target if branch.kind is Kind.MOVED else stop.state
+                if (entry.source, entry.target) != (stop.state, expected):
+                    self.findings.append(f"led from {entry.source.value} to {entry.target.value}")
+                return
+
+    def _happened(self, seen: int) -> bool:
+        entries = self.engine.recorder.recording().entries[seen:]
+        return any(entry.event.trigger is self.stop.event for entry in entries)
+
+    async def _raise(self) -> None:
+        line, engine, event = self.line, self.engine, self.stop.event
+        at, cause = engine.snapshot.generation, self.setting.cause
+        match event:
+            case Trigger.CONNECT:
+                line.connect()
+            case Trigger.RETRY:
+                line.retry()
+            case Trigger.CANCEL:
+                line.cancel()
+                if line.state is State.CANCELLED and not line.cancel():
+                    self.findings.append("a second cancel was answered otherwise")
+            case Trigger.CLOSE:
+                await line.aclose()
+            case Trigger.BACKGROUND:
+                line.background()
+            case Trigger.FOREGROUND:
+                line.foreground()
+            case Trigger.WOKE:
+                line.report_wake()
+            case Trigger.PATH_LOST:
+                engine.path_up = False
+                engine.post(PathLost())
+            case Trigger.PATH_RESTORED:
+                engine.post(PathRestored())
+            case Trigger.PATH_CHANGED:
+                engine.post(PathChanged())
+            case Trigger.GRACE_ELAPSED:
+                line.background()
+            case Trigger.JOB_ENDED:
+                self.job.start()
+                self.job.complete()
+                engine._act(engine.recovery.look(self.job.state()), at)
+            case Trigger.SYNCED if self.stop.state is State.SYNCING:
+                engine._act(engine.recovery.state(self.job.state()), at)
+            case Trigger.OPENED if self.stop.state is State.CONNECTING:
+                pass  # it is on its way
+            case _ if event in _POSTED:
+                engine.post(_POSTED[event](at, cause, self.setting.by_fetch))
+            # What is left is raised by timers, which run already.
+
+    async def _look_for_what_is_left(self) -> None:
+        # A server that holds a request does not notice that its client has gone.
+        for link in self.server.network.links:
+            link.cut("rst")
+        await anyio.sleep(5)
+        if left := len(self.server.network.links):
+            self.findings.append(f"{left} links were left")
+        if self.line.state not in (State.IDLE, State.CANCELLED):
+            self.findings.append(f"it was left in {self.line.state.value}")
+
+
+_POSTED: Final[dict[Trigger, Callable[[int, Cause, bool], AnyEvent]]] = {
+    Trigger.OPENED: lambda at, cause, by_fetch: Opened(generation=at),
+    Trigger.SYNCED: lambda at, cause, by_fetch: Synced(generation=at),
+    Trigger.GAP_FOUND: lambda at, cause, by_fetch: GapFound(generation=at, cause=cause),
+    Trigger.LOST: lambda at, cause, by_fetch: Lost(generation=at, cause=cause),
+    Trigger.TOKEN_REJECTED: lambda at, cause, by_fetch: TokenRejected(generation=at, cause=cause, by_fetch=by_fetch),
+    Trigger.REFUSED: lambda at, cause, by_fetch: Refused(generation=at, cause=cause, reason="protocol"),
+}
