@@ -156,10 +156,10 @@ MUTATIONS = (
         ("tests/storage",),
     ),
     Mutation(
-        "effects of an older generation are performed",
+        "what was held back is not delivered before the end",
         "towline/_engine.py",
-        "if generation == self.snapshot.generation or isinstance(effect, _GIVES_BACK):",
-        "if True:",
+        "        self._publish(list(end.before))\n",
+        "",
         ("tests/towline", "tests/testing/test_simulated_storm.py"),
     ),
     Mutation(

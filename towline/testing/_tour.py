@@ -169,10 +169,7 @@ _GUARDS: Final[dict[tuple[str, bool], Callable[[_Setting], None]]] = {
     ("same_refused_token", False): _NOTHING,
     ("budget_left", True): _NOTHING,
     ("budget_left", False): _policy(backoff=Backoff(attempts=0)),
-    ("broken_too_often", True): lambda setting: (
-        setting.policy.update(violations=1),
-        setattr(setting, "cause", replace(_CAUSE, violation=True)),
-    )[1],
+    ("broken_too_often", True): _set(cause=replace(_CAUSE, violation=True)),
     ("broken_too_often", False): _NOTHING,
     ("first_rejection", True): _NOTHING,
     ("first_rejection", False): _set(fixed_token=True),
@@ -203,6 +200,8 @@ class _Visit:
             self.setting.policy["backoff"] = Backoff(attempts=0)
         for name, true in stop.guards.items():
             _GUARDS[name, true](self.setting)
+        if self.setting.cause.violation:
+            self.setting.policy["violations"] = 1
         # Silence alone must not end what the tour looks at; a grace is short so that it can be waited for.
         self.policy = Policy(**{"grace": 1.0, "connect_deadline": 50.0, "fetch_deadline": 50.0, **self.setting.policy})
         self.findings: list[str] = []
