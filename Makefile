@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak bench test-system lint check clean mutations
+.PHONY: help install demo test soak bench fuzz test-system lint check clean mutations
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,16 @@ check: lint test  ## what CI runs
 bench: install  ## Towline beside its peers, as ratios
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+SECONDS_EACH ?= 600
+fuzz: install  ## coverage-guided fuzzing of every parser, SECONDS_EACH for each
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement fuzz/requirements.txt
+	mkdir -p fuzz/found
+	for target in handshake frames http_answer; do \
+		mkdir -p build/fuzz/$$target && \
+		$(BIN)/python fuzz/run.py $$target -max_total_time=$(SECONDS_EACH) -max_len=4096 -artifact_prefix=fuzz/found/$$target- \
+			build/fuzz/$$target fuzz/corpus/$$target || exit 1; \
+	done
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -133,9 +133,13 @@ class DeflateExtension(Extension):
         self._control = opcode not in _DATA
         if rsv.rsv1 and (self._control or opcode is Opcode.CONTINUATION):
             return CloseReason.PROTOCOL_ERROR
-        if not self._control and self._compressed is None:
-            self._compressed = rsv.rsv1
-            self._room = self._max_message
+        if not self._control:
+            # wsproto looks at the order of frames only after it has inflated something.
+            if (opcode is Opcode.CONTINUATION) is (self._compressed is None):
+                return CloseReason.PROTOCOL_ERROR
+            if self._compressed is None:
+                self._compressed = rsv.rsv1
+                self._room = self._max_message
         return RsvBits(True, False, False)
 
     def frame_inbound_payload_data(self, proto: FrameDecoder | FrameProtocol, data: bytes) -> bytes | CloseReason:

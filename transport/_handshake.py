@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 import h11
 from wsproto.utilities import generate_accept_token
 
 from .._exceptions import ConnectionBroken, ProtocolViolation
+from ._http_protocol import head_room
 from ._limits import Limits
 from ._url import URL
 
@@ -108,9 +109,22 @@ class ClientHandshake:
     def receive(self, data: bytes) -> Accepted | Refused | None:
         """Take bytes; None means that more are needed. Raises `ProtocolViolation`; after it, hang up."""
         problem = None
+        if not data:
+            return None  # h11 would take it for the end of the stream
         try:
-            self._http.receive_data(data)
-            return self._advance()
+            while True:
+                # h11 looks at its bound only while an event is incomplete, so a head that comes in one piece would
+                # pass however large: it is given no more than the bound has room for.
+                room = len(data) if self._head is not None else head_room(self._http, self._limits.max_response_head)
+                piece, data = data[:room], data[room:]
+                self._http.receive_data(piece)
+                answer = self._advance()
+                if isinstance(answer, Accepted):
+                    return replace(answer, trailing=answer.trailing + data)
+                if answer is not None or not data:
+                    return answer
+                if not room:
+                    raise ProtocolViolation(f"the head of its answer is over {self._limits.max_response_head} bytes")
         except ProtocolViolation:
             raise
         except Exception as error:

@@ -85,24 +85,17 @@ class HTTPExchange:
         problem = None
         pieces: list[bytes] = []
         try:
-            self._http.receive_data(data)
-            while not self.complete:
-                event = self._http.next_event()
-                if event is h11.NEED_DATA or event is h11.PAUSED:
-                    return pieces
-                if isinstance(event, h11.InformationalResponse):
-                    self._informational += 1
-                    if self._informational > _MAX_INFORMATIONAL or event.status_code == 101:
-                        problem = "1xx answers without end"
-                        break
-                elif isinstance(event, h11.Response):
-                    self.head = Head(event.status_code, list(event.headers))
-                elif isinstance(event, h11.Data):
-                    pieces.append(bytes(event.data))
-                elif isinstance(event, h11.EndOfMessage):
-                    self.complete = True
-                else:  # ConnectionClosed
-                    break
+            rest = data
+            while not self.complete and problem is None:
+                room = len(rest) if self.head is not None else head_room(self._http, _MAX_HEAD)
+                piece, rest = rest[:room], rest[room:]
+                self._http.receive_data(piece)
+                problem = self._advance(pieces)
+                if problem is None and not self.complete:
+                    if not rest:
+                        return pieces
+                    if not room:
+                        problem = "a head without end"
         except Exception as error:
             # h11 raises more than its own errors on hostile bytes, and their texts quote the bytes.
             problem = type(error).__name__
@@ -111,6 +104,31 @@ class HTTPExchange:
         if not data:
             raise ConnectionBroken("the stream ended before the answer did")
         raise ProtocolViolation(f"its answer is not HTTP ({problem})")
+
+    def _advance(self, pieces: list[bytes]) -> str | None:
+        """Take the events there are; gives what is wrong, None if nothing is."""
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA or event is h11.PAUSED:
+                return None
+            if isinstance(event, h11.InformationalResponse):
+                self._informational += 1
+                if self._informational > _MAX_INFORMATIONAL or event.status_code == 101:
+                    return "1xx answers without end"
+            elif isinstance(event, h11.Response):
+                self.head = Head(event.status_code, list(event.headers))
+            elif isinstance(event, h11.Data):
+                pieces.append(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                self.complete = True
+                return None
+            else:
+                return "ConnectionClosed"
+
+
+def head_room(http: h11.Connection, limit: int) -> int:
+    """How many bytes of a head may still be fed to h11."""
+    return limit - len(http.trailing_data[0])
 
 
 def parse_retry_after(value: bytes | None, wall_time: float) -> float | None:

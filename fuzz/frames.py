@@ -1,0 +1,42 @@
+# INVARIANT: any bytes, however cut, give the same messages within the limits, then at most one typed end.
+"""Fuzz the open WebSocket; `make fuzz`. The first three bytes choose the cut, compression, and turns."""
+
+from towline._exceptions import ConnectionBroken, ConnectionClosed, MessageTooBig, ProtocolViolation
+from towline.transport import Deflate, Limits, Message, WebSocketProtocol
+
+TYPED = (ProtocolViolation, MessageTooBig, ConnectionClosed, ConnectionBroken)
+
+
+def outcome(pieces: list[bytes], *, deflate: bool, turns: int) -> tuple[list[Message], object]:
+    limits = Limits(max_message=1000, max_fragments=8, frames_per_turn=turns)
+    extension = Deflate().accepted("permessage-deflate", limits.max_message) if deflate else None
+    protocol = WebSocketProtocol(limits=limits, deflate=extension, entropy=lambda size: b"mask"[:size])
+    messages: list[Message] = []
+    for piece in pieces:
+        messages += protocol.receive_data(piece)
+        while protocol.has_more:
+            messages += protocol.receive_data(b"")
+        sent = protocol.data_to_send()
+        assert len(sent) <= 2 * (6 + 125)
+    protocol.receive_eof()
+    end = protocol.end
+    assert isinstance(end, TYPED)
+    assert end.__cause__ is end.__context__ is None
+    for message in messages:
+        assert len(message.encode() if isinstance(message, str) else message) <= limits.max_message
+    if isinstance(end, ProtocolViolation):
+        return messages, (type(end), end.close_code)
+    if isinstance(end, ConnectionClosed):
+        return messages, (type(end), end.code, end.reason)
+    return messages, type(end)
+
+
+def check(data: bytes) -> None:
+    place = int.from_bytes(data[:2], "big")
+    flags = data[2] if len(data) > 2 else 0
+    wire = data[3:]
+    deflate = bool(flags & 1)
+    whole = outcome([wire], deflate=deflate, turns=1000)
+    assert outcome([wire[:place], wire[place:]], deflate=deflate, turns=flags >> 1 or 1) == whole
+    if len(wire) < 300:
+        assert outcome([wire[i : i + 1] for i in range(len(wire))], deflate=deflate, turns=1) == whole
