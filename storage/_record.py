@@ -148,9 +148,9 @@ def _token(token: Secret | None) -> Secret | None:
 
 
 def _time(name: str, seconds: float) -> float:
-    if not (math.isfinite(seconds) and 0 <= seconds < 2**53 / 1000):
+    if not math.isfinite(seconds) or not 0 <= round(seconds * 1000) < 2**53:
         raise InvalidArgument(name, "must be seconds since 1970")
-    return math.floor(seconds * 1000) / 1000
+    return round(seconds * 1000) / 1000
 
 
 # --- sealed bytes ----------------------------------------------------------------------------------------------

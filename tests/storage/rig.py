@@ -235,23 +235,32 @@ class Figures:
 
 
 def kill_each(full: bool) -> Figures:
-    """SIGKILL instead of each file-system call of each operation."""
+    """SIGKILL instead of each file-system call of each operation; not in full, of those that can change the disk."""
     figures = Figures()
     for operation in OPERATIONS:
         with homes(operation) as fresh:
-            for number in itertools.count(1):
+            calls = _calls(fresh(), operation)
+            figures.more[operation.name] = len(calls)
+            for number, name in enumerate(calls, 1):
+                if not full and name in ("fstat", "stat", "read", "listdir", "close", "flock"):
+                    continue
                 home = fresh()
                 child = os.fork()
                 if child == 0:
                     _killed_at(home, operation, number)
                 status = os.waitpid(child, 0)[1]
-                if not os.WIFSIGNALED(status):
-                    if status:
-                        figures.violations.append(f"{operation.name}: the child failed with {status}")
-                    figures.more[operation.name] = number - 1
-                    break
-                figures.add(f"{operation.name}, killed at call {number}", broken_promises(home, operation, done=False))
+                problems = [] if os.WIFSIGNALED(status) else [f"the child was not killed: {status}"]
+                problems += broken_promises(home, operation, done=False)
+                figures.add(f"{operation.name}, killed at {name}, call {number}", problems)
     return figures
+
+
+def _calls(home: Path, operation: Operation) -> list[str]:
+    """The calls that an operation makes, in order; they are the same each time."""
+    made: list[str] = []
+    with layered(Layer(lambda name, count: made.append(name))):
+        operation.run(vault(home))
+    return made
 
 
 def _killed_at(home: Path, operation: Operation, number: int) -> None:
@@ -277,6 +286,8 @@ def fail_each(full: bool) -> Figures:
     for operation in OPERATIONS:
         with homes(operation) as fresh:
             for number, persistent in ((n, later) for n in itertools.count(1) for later in (False, True)):
+                if persistent and number % 3 and not full:
+                    continue
                 reached = False
                 for code in ERRNOS if full else ERRNOS[number % 6 : number % 6 + 1]:
                     failed: list[str] = []
@@ -686,7 +697,7 @@ def _stop_at_rename(number: int) -> Callable[[str, int], None]:
 def processes(full: bool) -> Figures:
     """Four processes begin one store at the same moment and save at once: nothing is lost, nothing fails."""
     figures = Figures()
-    rounds, saves = (1, 1000) if full else (3, 25)
+    rounds, saves = (1, 1000) if full else (2, 25)
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as root:
             home = Path(root)

@@ -29,13 +29,13 @@ def run(*arguments: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("command", "cases"),
     [
-        ("kill-each", 350),
-        ("fail-each", 700),
+        ("kill-each", 150),
+        ("fail-each", 500),
         ("power-cut", 90),
         ("kill-random", 60),
         ("flip-bits", 3000),
         ("swap", 70),
-        ("processes", 3),
+        ("processes", 2),
     ],
 )
 def test_the_store_keeps_its_promises(command: str, cases: int) -> None:

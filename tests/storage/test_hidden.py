@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import itertools
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -89,11 +90,16 @@ class Attempt:
         return list(providers(self.home))[self.which]
 
     def seed(self) -> None:
-        """Make the store that is there before, and its key file."""
+        """Make the store that is there before, and its key file; the first attempt's is copied for the others."""
+        first = self.home.with_name("seeded")
+        if first.exists():
+            shutil.copytree(first, self.home)
+            return
         (self.home / "config").mkdir(0o700, parents=True)
         (self.home / "config" / "key").touch(0o600)
         (self.home / "config" / "key").write_bytes(KEY_TEXT + b"\n")
         self.rig.save(self.rig.vault(self.home, self.provider()), "a", TOKEN)
+        shutil.copytree(self.home, first)
 
     def run(self, operation: str, failing: int) -> tuple[TokenStoreError | None, bool]:
         """Returns the error, and whether the failing call was reached at all."""
