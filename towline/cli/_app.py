@@ -1,4 +1,4 @@
-"""The commands, and what each needs. A command's module is imported when it is called, so that `--help` stays quick."""
+"""The commands. What only one of them needs is imported when it is called, so that `--help` stays quick."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ._diagram import app as diagram
 from ._follow import import_csv, watch
 from ._rehearse import rehearse
 from ._serve import serve
+from ._simulate import simulate
 from ._tokens import app as tokens
 from ._trace import trace
 
@@ -26,5 +27,6 @@ app.command("serve")(serve)
 app.command("demo")(demo)
 app.command("trace")(trace)
 app.command("rehearse")(rehearse)
+app.command("simulate")(simulate)
 app.add_typer(tokens)
 app.add_typer(diagram, name="diagram")
