@@ -26,19 +26,19 @@ from ._exceptions import (
     StateUnreachable,
     TokenRefused,
     TokenStoreError,
+    TowlineError,
 )
 from ._handlers import Handler
 from ._recovery import Cursor
 from ._secret import Secret
 from ._settings import Classifier, Settings
-from ._tokens import Token, TokenProvider
-from ._updates import OUTCOME_KINDS, Outcome, Progress, StateChange, load_outcome
+from ._tokens import Token, TokenProvider, is_usable
+from ._updates import Outcome, Progress, StateChange, load_outcome
 from .statemachine import (
     AnyEvent,
     Background,
     Cancel,
     Cause,
-    Close,
     Connect,
     Foreground,
     PathChanged,
@@ -48,7 +48,6 @@ from .statemachine import (
     Reason,
     Recording,
     Retry,
-    Snapshot,
     State,
     Woke,
 )
@@ -60,10 +59,13 @@ from .transport import (
     Limits,
     Network,
     Templates,
+    check_headers,
+    check_subprotocols,
     encode_job_id,
     parse_origin,
     parse_url,
 )
+from .transport._handshake import RESERVED
 
 T = TypeVar("T")
 
@@ -97,7 +99,8 @@ class Statistics:
     stale_events: int
     ignored_events: int
     handler_errors: int
-    store_problem: TokenStoreError | None
+    skipped_calls: int
+    store_problem: TowlineError | None
 
 
 class Connection(AsyncContextManagerMixin):
@@ -121,7 +124,8 @@ class Connection(AsyncContextManagerMixin):
     - `strict_sync`: a server that keeps no state of the job is not accepted.
     - `classify`: your own word on errors and application close codes: "lost", "token_rejected", "refused" or None.
     - `on_state`, `on_disconnected` (both get a `StateChange`), `on_progress`: plain functions, called at once, or
-      coroutine functions, called in order in a task. One that raises is logged and counted.
+      coroutine functions, called in order in a task. One that raises is logged and counted; one that is slow gets
+      merged progress, and if it is 256 calls behind, not every call.
     - `random`, `wall_time`: for tests.
 
     Raises `InvalidArgument` at once for what cannot be right.
@@ -157,8 +161,16 @@ class Connection(AsyncContextManagerMixin):
         wall_time: Callable[[], float] = time.time,
     ) -> None:
         encode_job_id(job)
+        # Hidden first of all: a traceback that prints locals must not show it.
+        token = Secret(token) if isinstance(token, str) else token
+        if isinstance(token, Secret):
+            _check_token(token)
         if token_subprotocol is not None and token_in_query:
             raise InvalidArgument("token_in_query", "cannot be combined with token_subprotocol: choose one")
+        headers = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+        check_headers(headers, reserved=RESERVED | {"authorization"})
+        subprotocols = check_subprotocols(subprotocols)
+        check_subprotocols([] if token_subprotocol is None else [token_subprotocol])
         self._job = job
         self._url = url
         self._allow_insecure = allow_insecure
@@ -171,8 +183,13 @@ class Connection(AsyncContextManagerMixin):
         self._token_expires = token_expires
         self._store = store
         self._engine: Engine | None = None
-        self._thread = 0
+        # The thread that may touch the engine: None before the block is entered and after it was left.
+        self._thread: int | None = None
         self._event_loop: anyio.lowlevel.EventLoopToken | None = None
+        self._entered = self._left = False
+        # `cancel()` came before there was an engine to tell.
+        self._cancelled_early = False
+        self._opening: anyio.CancelScope | None = None
         pipelines = dict(pipelines or {})
         self._options: dict[str, Any] = {
             "job": job,
@@ -181,8 +198,8 @@ class Connection(AsyncContextManagerMixin):
             "codec": Codec(pipelines),
             "pipelines": pipelines,
             "templates": templates or Templates(),
-            "headers": tuple(headers.items() if isinstance(headers, Mapping) else headers),
-            "subprotocols": tuple(subprotocols),
+            "headers": headers,
+            "subprotocols": subprotocols,
             "token_subprotocol": token_subprotocol,
             "token_in_query": token_in_query,
             "ssl": ssl,
@@ -203,26 +220,42 @@ class Connection(AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
-        if self._engine is not None:
+        if self._entered:
             raise ForbiddenRequest("entering", self.state.value, "a Connection is entered once: make a new one")
-        settings, record = await self._resume()
-        failure: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-            engine = Engine(settings, tasks)
-            self._thread = threading.get_ident()
-            self._event_loop = anyio.lowlevel.current_token()
-            self._engine = engine
-            try:
-                await self._begin(engine, record)
-                yield self
-            except Exception as error:
-                # Carried past the task group, which would wrap it: the body's own errors come out as they are.
-                failure = error
-            finally:
-                await self._end(engine)
-                tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        self._entered = True
+        self._thread = threading.get_ident()
+        self._event_loop = anyio.lowlevel.current_token()
+        failure: BaseException | None = None
+        try:
+            settings, record = await self._open()
+            async with anyio.create_task_group() as tasks:
+                engine = Engine(settings, tasks)
+                self._engine = engine
+                try:
+                    self._begin(engine, record)
+                    yield self
+                except (Exception, KeyboardInterrupt, SystemExit) as error:
+                    # Carried past the task group, which would wrap it: the body's own errors come out as they are.
+                    failure = error
+                finally:
+                    await self._end(engine, leave=True)
+                    tasks.cancel_scope.cancel()
+        finally:
+            self._left, self._thread = True, None
+            if failure is not None:
+                try:
+                    raise failure
+                finally:
+                    failure = None  # it holds this frame, which held it
+
+    async def _open(self) -> tuple[Settings, Record | None]:
+        with anyio.CancelScope() as self._opening:
+            if not self._cancelled_early:
+                found = await self._resume()
+        self._opening = None
+        if self._cancelled_early:
+            raise Cancelled("entering", State.CANCELLED.value, "it was cancelled, which is final")
+        return found
 
     async def _resume(self) -> tuple[Settings, Record | None]:
         """What is on record of the job, and the settings with what the record adds to them."""
@@ -248,57 +281,74 @@ class Connection(AsyncContextManagerMixin):
             if self._token is None:
                 record.for_origin(str(url.origin))
             record = None
-        api = url if self._api_origin is None else parse_origin(self._api_origin, allow_insecure=self._allow_insecure)
+        origin = self._api_origin
+        if origin is None and record is not None:
+            origin = record.context.get("api_origin")
+        api = url if origin is None else parse_origin(origin, allow_insecure=self._allow_insecure)
         options = dict(self._options)
         if self._token is None:
             options["refresh"] = True
         return Settings(url=url, api=api, store=store, **options), record
 
-    async def _begin(self, engine: Engine, record: Record | None) -> None:
-        token = self._token
-        if isinstance(token, str):
-            token = Secret(token)
+    def _begin(self, engine: Engine, record: Record | None) -> None:
         given: Token | None = None
-        if isinstance(token, Secret):
-            given = Token(token, self._token_expires)
+        if isinstance(self._token, Secret):
+            given = Token(self._token, self._token_expires)
         elif record is not None and record.token is not None:
             given = Token(record.token, record.expires)
         engine.tokens.give(given)
-        cursor = None
-        if record is not None:
-            if record.outcome is not None:
-                outcome = load_outcome(record.outcome, dict(engine.settings.pipelines))
-                engine.snapshot = Snapshot(outcome=OUTCOME_KINDS[type(outcome)])
-                engine.delivery.begin(None)
-                engine.delivery.end(outcome, None)
-                return
-            cursor = None if record.cursor is None else Cursor(*record.cursor)
-        engine.start(cursor)
+        if record is not None and record.outcome is not None:
+            engine.start_ended(load_outcome(record.outcome, engine.settings.pipelines))
+            return
+        cursor = record.cursor if record is not None else None
+        engine.start(None if cursor is None else Cursor(*cursor))
         if given is not None and (record is None or record.token != given.secret):
-            await engine.journal.save_token(given)
+            engine.journal.token_changed(given)
         engine.request(Connect())
 
-    async def _end(self, engine: Engine) -> None:
+    async def _end(self, engine: Engine, *, leave: bool) -> None:
         policy = engine.settings.policy
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + policy.close_wait + _MARGIN):
-            engine.request(Close(accepted=engine.cancel_accepted))
-            await engine.all_closed()
-            await engine.journal.settle()
+            await engine.stop(leave=leave)
 
-    def _entered(self) -> Engine:
+    def _engine_of(self, request: str) -> Engine:
         if self._engine is None:
-            raise ForbiddenRequest("this", "not entered", "use `async with Connection(...)` first")
+            self._raise_if_cancelled(request)
+            raise ForbiddenRequest(request, "not entered", "use `async with Connection(...)` first")
         return self._engine
+
+    def _raise_if_cancelled(self, request: str) -> None:
+        if self.state is State.CANCELLED:
+            raise Cancelled(request, State.CANCELLED.value, "it was cancelled, which is final")
 
     def _on_loop(self, call: Callable[[], T]) -> T:
         """Run `call` on the connection's own thread, from any."""
-        if threading.get_ident() == self._thread:
+        if self._thread is None or threading.get_ident() == self._thread:
             return call()
-        return anyio.from_thread.run_sync(call, token=self._event_loop)
+        try:
+            return anyio.from_thread.run_sync(call, token=self._event_loop)
+        except anyio.RunFinishedError:
+            # The loop has ended meanwhile, and nothing runs beside this thread.
+            return call()
 
     def _request(self, event: AnyEvent) -> None:
-        engine = self._entered()
+        engine = self._engine_of(event.trigger.value)
         self._on_loop(lambda: engine.request(event))
+
+    def _begin_anew(self, event: Connect | Retry, token: Token | None = None) -> None:
+        engine = self._engine_of(event.trigger.value)
+
+        def begin() -> None:
+            if self._left:
+                self._raise_if_cancelled(event.trigger.value)
+                raise ForbiddenRequest(event.trigger.value, "left", "its block was left: make a new Connection")
+            if token is not None:
+                engine.tokens.give(token)
+            engine.request(event)
+            if token is not None:
+                engine.journal.token_changed(token)
+
+        self._on_loop(begin)
 
     # --- updates ---------------------------------------------------------------------------------------------------
 
@@ -312,12 +362,14 @@ class Connection(AsyncContextManagerMixin):
         Ends after the job's end, and on `cancel()` and `aclose()`. Raises `Exhausted` when the engine gives up; with
         `wait` it waits for a revival instead. Begun after the end, it yields the end.
         """
-        return self._entered().delivery.subscribe(wait=wait)
+        return self._engine_of("iteration").delivery.subscribe(wait=wait)
 
     @property
     def state(self) -> State:
         """Where the connection stands."""
-        return State.IDLE if self._engine is None else self._engine.snapshot.state
+        if self._engine is None:
+            return State.CANCELLED if self._cancelled_early else State.IDLE
+        return self._engine.snapshot.state
 
     @property
     def job(self) -> str:
@@ -334,34 +386,39 @@ class Connection(AsyncContextManagerMixin):
 
         Raises `Exhausted` when the engine gives up, `Cancelled` after `cancel()`, `StateUnreachable` after `aclose()`.
         """
-        engine = self._entered()
+        engine = self._engine_of("result")
         while engine.outcome is None:
-            self._raise_if_out_of_reach(engine, "the job's end", frozenset())
+            self._raise_if_out_of_reach(engine, "the job's end")
             await engine.changed.wait()
         engine.journal.ended(engine.outcome)
         return engine.outcome
 
     async def wait_for(self, *states: State, timeout: float | None = None) -> State:
-        """Wait until the connection is in one of `states` and return which.
+        """Wait until the connection is in one of `states`, or was for a moment meanwhile, and return which.
 
         Raises `DeadlineExceeded` after `timeout` seconds, and at once, or as soon as it is so, where none of them can
         come about by itself any more: `Exhausted`, `Cancelled`, or `StateUnreachable` once the job has ended or the
         connection was closed.
         """
-        engine = self._entered()
-        wanted = frozenset(states)
-        name = " or ".join(sorted(state.value for state in wanted))
+        if not states:
+            raise InvalidArgument("states", "name at least one")
+        engine = self._engine_of("wait_for")
+        visits = {state: engine.visits[state] for state in states}
+        name = " or ".join(state.value for state in visits)
         with anyio.move_on_after(timeout):
-            while engine.snapshot.state not in wanted:
-                self._raise_if_out_of_reach(engine, name, wanted)
+            while True:
+                if engine.snapshot.state in visits:
+                    return engine.snapshot.state
+                for state, count in visits.items():
+                    if engine.visits[state] > count:
+                        return state
+                self._raise_if_out_of_reach(engine, name)
                 await engine.changed.wait()
-            return engine.snapshot.state
         raise DeadlineExceeded(f"the state {name}", timeout or 0.0)
 
-    def _raise_if_out_of_reach(self, engine: Engine, wanted: str, states: frozenset[State]) -> None:
+    def _raise_if_out_of_reach(self, engine: Engine, wanted: str) -> None:
+        self._raise_if_cancelled(f"waiting for {wanted}")
         state = engine.snapshot.state
-        if state is State.CANCELLED:
-            raise Cancelled(f"waiting for {wanted}", state.value, "it was cancelled, which is final")
         if state is State.IDLE:
             raise StateUnreachable(wanted, "the job has ended" if engine.outcome is not None else "idle")
         if state is State.EXHAUSTED and engine.settled:
@@ -375,18 +432,15 @@ class Connection(AsyncContextManagerMixin):
         Raises `JobEnded` after the job's end, `Cancelled` after `cancel()`, `ForbiddenRequest` if the server refused
         this very token. Does nothing where the connection is at it already.
         """
-        engine = self._entered()
-
-        def connect() -> None:
-            if token is not None:
-                engine.tokens.give(Token(token if isinstance(token, Secret) else Secret(token)))
-            engine.request(Connect())
-
-        self._on_loop(connect)
+        given = None
+        if token is not None:
+            given = Token(token if isinstance(token, Secret) else Secret(token))
+            _check_token(given.secret)
+        self._begin_anew(Connect(), given)
 
     def retry(self) -> None:
         """Make an attempt now, whatever is waited for: the backoff, the path, the foreground. Raises as `connect`."""
-        self._request(Retry())
+        self._begin_anew(Retry())
 
     def cancel(self) -> bool:
         """Stop following for good; the job goes on. Lawful in any state, from any thread or callback, and again.
@@ -394,9 +448,14 @@ class Connection(AsyncContextManagerMixin):
         The state changes before this returns; within a second nothing is left: no task, socket, timer or callback.
         Returns True, or False if the job's end came first: `outcome` then holds it. Each call gives the same answer.
         """
-        engine = self._entered()
 
         def cancel() -> bool:
+            engine = self._engine
+            if engine is None:
+                self._cancelled_early = True
+                if self._opening is not None:
+                    self._opening.cancel()
+                return True
             engine.request(Cancel(accepted=engine.cancel_accepted))
             return engine.snapshot.state is State.CANCELLED
 
@@ -408,7 +467,7 @@ class Connection(AsyncContextManagerMixin):
         Returns `accepted`, `too_late` (it had ended: the end is delivered) or `unknown`. Raises the errors of the call
         (`UnexpectedResponse`, `NetworkError`, `DeadlineExceeded`, `TokenRefused`); it may be called again.
         """
-        return await self._entered().cancel_job()
+        return await self._engine_of("cancel_job").cancel_job()
 
     def background(self, *, grace: float | None = None) -> None:
         """The host goes to the background: after the grace everything is closed, and nothing is dialled.
@@ -417,11 +476,11 @@ class Connection(AsyncContextManagerMixin):
         """
         if grace is not None and not grace >= 0:
             raise InvalidArgument("grace", "must not be negative")
-        self._level("foreground", False, Background(grace=grace))
+        self._set_foreground(False, Background(grace=grace))
 
     def foreground(self) -> None:
         """The host is back."""
-        self._level("foreground", True, Foreground())
+        self._set_foreground(True, Foreground())
 
     def report_path(self, up: bool, identity: str | None = None) -> None:
         """Tell how the host's network path stands; `identity` tells one path from another (interface and address).
@@ -429,7 +488,7 @@ class Connection(AsyncContextManagerMixin):
         A lost path holds dials back and doubts the socket; another one doubts the socket. Told twice the same, nothing
         happens, nor when the identity of a path that was taken to be up is told for the first time.
         """
-        engine = self._entered()
+        engine = self._engine_of("report_path")
 
         def report() -> None:
             was_up, before = engine.path_up, engine.path_identity
@@ -445,18 +504,20 @@ class Connection(AsyncContextManagerMixin):
         """Tell that the host was suspended and has woken."""
         self._request(Woke())
 
-    def _level(self, name: str, value: bool, event: AnyEvent) -> None:
-        engine = self._entered()
+    def _set_foreground(self, foreground: bool, event: AnyEvent) -> None:
+        engine = self._engine_of(event.trigger.value)
 
         def change() -> None:
-            setattr(engine, name, value)
-            engine.request(event)
+            # Told twice of the background, the grace does not begin anew.
+            if engine.foreground or not isinstance(event, Background) or event.grace is not None:
+                engine.foreground = foreground
+                engine.request(event)
 
         self._on_loop(change)
 
     async def aclose(self) -> None:
         """Stop watching; the job goes on, and `connect()` follows it again. Waits, bounded, for the close."""
-        await self._end(self._entered())
+        await self._end(self._engine_of("aclose"), leave=False)
 
     async def fetch_result(self, *, max_bytes: int = MAX_RESULT) -> Any:
         """The job's result, fetched if it was too large for its message; None if it ended otherwise than complete.
@@ -464,14 +525,13 @@ class Connection(AsyncContextManagerMixin):
         Raises `StateUnreachable` before the end, `UnexpectedResponse`, `MessageTooBig` past `max_bytes`,
         `MalformedMessage` if it does not fit its pipeline's type; it may be called again.
         """
-        engine = self._entered()
-        return await engine.fetch_result(max_bytes)
+        return await self._engine_of("fetch_result").fetch_result(max_bytes)
 
     # --- looking at it ---------------------------------------------------------------------------------------------
 
     def statistics(self) -> Statistics:
         """How it fares now."""
-        engine = self._entered()
+        engine = self._engine_of("statistics")
         snapshot, counts, recovery = engine.snapshot, engine.counts, engine.recovery
         return Statistics(
             state=snapshot.state,
@@ -493,9 +553,15 @@ class Connection(AsyncContextManagerMixin):
             stale_events=counts["stale_events"],
             ignored_events=counts["ignored_events"],
             handler_errors=engine.handlers.errors,
+            skipped_calls=engine.handlers.skipped,
             store_problem=engine.journal.problem,
         )
 
     def history(self) -> Recording:
         """The last events and what became of them: JSON through `to_json()`, and replayable. Holds no token."""
-        return self._entered().recorder.recording()
+        return self._engine_of("history").recorder.recording()
+
+
+def _check_token(token: Secret) -> None:
+    if not is_usable(token):
+        raise InvalidArgument("token", "must be printable ASCII without spaces, and not empty")

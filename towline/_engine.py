@@ -17,7 +17,8 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -25,6 +26,7 @@ from anyio.abc import TaskGroup
 
 from ._delivery import Delivery
 from ._exceptions import (
+    Cancelled,
     DeadlineExceeded,
     Exhausted,
     ForbiddenRequest,
@@ -36,9 +38,11 @@ from ._exceptions import (
 from ._handlers import Handlers
 from ._journal import Journal
 from ._recovery import Cursor, End, Finding, Gap, Phase, Recovery, Synced
+from ._secret import Secret
 from ._settings import Settings
+from ._text import escape
 from ._timers import Timers
-from ._tokens import RENEW_BEFORE, Token, TokenSource
+from ._tokens import RENEW_BEFORE, TokenSource
 from ._updates import OUTCOME_KINDS, AnyUpdate, JobComplete, Outcome, Progress, Stalled, StateChange
 from .statemachine import (
     AbandonDial,
@@ -50,6 +54,7 @@ from .statemachine import (
     BudgetSpent,
     CancelFetch,
     Cause,
+    Close,
     CloseSocket,
     Deliver,
     Dial,
@@ -106,11 +111,19 @@ _LOG: Final = logging.getLogger("towline")
 _RENEWAL: Final = "token renewal"
 _RENEWAL_SPACING: Final = 5.0
 
+#: How long after the closing handshake's own bound a dial still waits for the attempts before it.
+LEAVING_MARGIN: Final = 1.0
+
+#: How long coroutine handlers may go on after `cancel()`.
+HANDLERS_WAIT: Final = 0.5
+
 #: How long a state waits for the server's answer to `ready`, which may bring a replay instead.
 ACK_WAIT: Final = 1.0
 
-# Effects that give something back: performed whatever has happened since they were asked for.
+# Effects that give something back, or tell what is so: performed whatever has happened since they were asked for.
 _GIVES_BACK: Final = (AbandonDial, CancelFetch, CloseSocket, Disarm, Deliver, SaveCursor, StateChange)
+_LINKED: Final = frozenset({State.SYNCING, State.CONNECTED})
+_TRYING: Final = frozenset({State.CONNECTING, State.RECONNECTING, State.BACKGROUNDED, State.EXHAUSTED})
 
 _EXPIRIES: Final[dict[Timer, Callable[..., AnyEvent]]] = {
     Timer.BACKOFF: BackoffElapsed,
@@ -124,15 +137,17 @@ _EXPIRIES: Final[dict[Timer, Callable[..., AnyEvent]]] = {
 class Link:
     """One attempt and the socket that comes of it: one task, one scope."""
 
-    __slots__ = ("generation", "greeting", "left", "opened_at", "scope", "websocket")
+    __slots__ = ("closing", "connected_at", "generation", "greeting", "left", "scope", "websocket")
 
     def __init__(self, generation: int) -> None:
         self.generation = generation
         self.scope = anyio.CancelScope()
         self.websocket: WebSocket | None = None
         self.greeting: Ready | None = None
-        self.opened_at = 0.0
+        self.connected_at = 0.0
+        #: Nothing is done with it any more; and whether it is a task of its own that closes the socket.
         self.left = anyio.Event()
+        self.closing = False
 
 
 class Engine:
@@ -148,15 +163,22 @@ class Engine:
         self.path_identity: str | None = None
         self.foreground = True
         self.last_error: BaseException | None = None
+        #: How often each state was entered: so that a wait for one does not miss a short visit.
+        self.visits: Counter[State] = Counter()
         #: Replaced at each change of state: what waits for one looks again when it is set.
         self.changed = anyio.Event()
         #: Whether the status fetch of `exhausted` has settled, so that giving up may be told.
         self.settled = False
         self.cancel_accepted = False
         self.handlers = Handlers(tasks)
-        self.delivery = Delivery(moved=self._moved, end_taken=self._end_taken)
+        self.delivery = Delivery(
+            moved=self._moved,
+            end_taken=self._end_taken,
+            overflowed=self._overflowed,
+            handled=settings.on_progress is not None,
+        )
         self.recovery = Recovery(settings.job, codec=settings.codec)
-        self.journal = Journal(settings, tasks)
+        self.journal = Journal(settings, tasks, self.delivery.position)
         self.timers = Timers(tasks, self._expired)
         self.calls = settings.job_calls()
         self.tokens = TokenSource(
@@ -165,15 +187,19 @@ class Engine:
             provider=settings.provider,
             refresh=settings.refresh,
             deadline=settings.policy.token_deadline,
-            changed=self._token_changed,
+            changed=self.journal.token_changed,
             wall_time=settings.wall_time,
         )
         self._events: deque[AnyEvent] = deque()
         self._effects: deque[tuple[int, AnyEffect | StateChange]] = deque()
         self._pumping = False
         self._link: Link | None = None
-        self._closing: set[Link] = set()
-        self._all_closed = anyio.Event()
+        # Attempts that were given up and sockets that are being closed, until nothing of them is left.
+        self._leaving: set[Link] = set()
+        self._one_left = anyio.Event()
+        self._renewal: anyio.CancelScope | None = None
+        self._user_calls: set[anyio.CancelScope] = set()
+        self._cancel_key: str | None = None
         self._fetch: anyio.CancelScope | None = None
         # Set by the data path at each batch, for a fetch that waits for what the socket brings.
         self._batch_came: anyio.Event | None = None
@@ -230,6 +256,7 @@ class Engine:
         for effect in effects:
             self._effects.append((after.generation, effect))
         if after.state is not before.state:
+            self.visits[after.state] += 1
             # A cause is told with the change it brought about; giving up always says why.
             news = after.cause is not before.cause or after.state is State.EXHAUSTED
             cause = after.cause if news else None
@@ -257,18 +284,41 @@ class Engine:
         finally:
             self._pumping = False
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Within it a program's functions are called: what they ask for is stepped at once and performed after it."""
+        outer, self._pumping = self._pumping, True
+        try:
+            yield
+        finally:
+            self._pumping = outer
+        self._pump()
+
     # --- effects: attempts and sockets -----------------------------------------------------------------------------
 
     def _dial(self, effect: Dial) -> None:
         self.settled = False
         self._link = Link(effect.generation)
-        self.counts["dials"] += 1
         self.tasks.start_soon(self._run_link, self._link, effect, name="towline link")
 
     def _abandon_dial(self, effect: AbandonDial) -> None:
         link, self._link = self._link, None
         if link is not None:
-            link.scope.cancel()
+            self._leave(link)
+
+    def _leave(self, link: Link) -> None:
+        self._leaving.add(link)
+        link.scope.cancel()
+
+    def _is_gone(self, link: Link) -> None:
+        self._leaving.discard(link)
+        self._one_left.set()
+        self._one_left = anyio.Event()
+
+    async def all_gone(self) -> None:
+        """Wait until nothing is left of attempts that were given up and sockets that are being closed."""
+        while self._leaving:
+            await self._one_left.wait()
 
     def _greet(self, effect: Greet) -> None:
         cursor = self.recovery.opened()
@@ -279,13 +329,12 @@ class Engine:
 
     def _close_socket(self, effect: CloseSocket) -> None:
         link, self._link = self._link, None
-        if link is None or link.websocket is None:
+        if link is None:
             return
-        link.scope.cancel()
-        if not self._closing:
-            self._all_closed = anyio.Event()
-        self._closing.add(link)
-        self.tasks.start_soon(self._close, link, link.websocket, effect, name="towline close")
+        self._leave(link)
+        if link.websocket is not None:
+            link.closing = True
+            self.tasks.start_soon(self._close, link, link.websocket, effect, name="towline close")
 
     async def _close(self, link: Link, websocket: WebSocket, effect: CloseSocket) -> None:
         try:
@@ -297,14 +346,7 @@ class Engine:
             else:
                 await websocket.abandon(effect.code)
         finally:
-            self._closing.discard(link)
-            if not self._closing:
-                self._all_closed.set()
-
-    async def all_closed(self) -> None:
-        """Wait until no socket that was left is still being closed."""
-        while self._closing:
-            await self._all_closed.wait()
+            self._is_gone(link)
 
     async def _run_link(self, link: Link, dial: Dial) -> None:
         try:
@@ -312,16 +354,23 @@ class Engine:
                 await self._follow(link, dial)
         finally:
             link.left.set()
+            if link in self._leaving and not link.closing:
+                # It was given up as an attempt; should it have opened in that very moment, nobody else closes it.
+                if link.websocket is not None:
+                    await link.websocket.abandon()
+                self._is_gone(link)
 
     async def _follow(self, link: Link, dial: Dial) -> None:
         """One attempt, and the socket's whole life."""
         place = Place.TOKEN
         try:
-            await self.all_closed()
+            settings, policy = self.settings, self.settings.policy
+            with anyio.move_on_after(policy.close_wait + LEAVING_MARGIN):
+                await self.all_gone()
             await anyio.sleep_until(dial.not_before)
             token = await self.tokens.get(fresh=dial.fresh_token)
             place = Place.UPGRADE
-            settings, policy = self.settings, self.settings.policy
+            self.counts["dials"] += 1
             link.websocket = await connect_websocket(
                 settings.url_with(token),
                 headers=settings.headers_with(token),
@@ -334,7 +383,6 @@ class Engine:
                 wall_time=settings.wall_time,
             )
             place = Place.SOCKET
-            link.opened_at = anyio.current_time()
             self.post(Opened(generation=link.generation))
             await self._read(link, link.websocket)
         except TowlineError as error:
@@ -343,7 +391,8 @@ class Engine:
     async def _read(self, link: Link, websocket: WebSocket) -> None:
         if link.greeting is not None:
             limit = self.settings.policy.probe
-            with anyio.move_on_after(limit) as sending:
+            # Whoever cannot be written to any more may have told why: reading comes to that.
+            with suppress(TowlineError), anyio.move_on_after(limit) as sending:
                 await websocket.send(encode(link.greeting).decode())
             if sending.cancelled_caught:
                 raise DeadlineExceeded("the sending of `ready`", limit)
@@ -353,7 +402,8 @@ class Engine:
     async def _failed(self, error: TowlineError, place: Place, generation: int, fetch: int | None = None) -> None:
         """Turn an error into the event it means."""
         if place is not Place.STATUS:
-            self.last_error = error
+            # Without its traceback, which would keep alive what the attempt was made of.
+            self.last_error = error.with_traceback(None)
         settings = self.settings
         held = self.recovery.held_end() if place is Place.SOCKET else None
         if held is not None:
@@ -367,8 +417,11 @@ class Engine:
             renewable=self.tokens.renewable,
             strict_sync=settings.strict_sync,
         )
-        if settings.classify is not None and not isinstance(meaning, AskState):
-            meaning = settings.reclassified(error, place, meaning)
+        if place is not Place.STATUS and not isinstance(meaning, AskState):
+            try:
+                meaning = settings.reclassified(error, place, meaning)
+            except Exception as raised:
+                self.handlers.report(raised)
         if isinstance(meaning, AskState):
             answer = await self._ask_state(meaning)
             if isinstance(answer, End):
@@ -415,11 +468,10 @@ class Engine:
             try:
                 frame = decode(message)
             except MalformedMessage as error:
-                self.counts["malformed_messages"] += 1
-                _LOG.warning("skipped: %s", error)
-                continue
-            spoke = spoke or _is_of_the_job(frame)
-            finding = take_in(frame)
+                finding = self._malformed(error)
+            else:
+                spoke = spoke or _is_of_the_job(frame)
+                finding = take_in(frame)
             if finding is not None:
                 self._act(finding, link.generation)
                 if self._link is not link:
@@ -432,18 +484,34 @@ class Engine:
             self._batch_came.set()
             self._batch_came = None
 
+    def _malformed(self, error: MalformedMessage) -> Finding:
+        self.counts["malformed_messages"] += 1
+        # A server that sends one mostly sends more: the first is worth a warning.
+        level = logging.WARNING if self.counts["malformed_messages"] == 1 else logging.DEBUG
+        _LOG.log(level, "skipped: %s", escape(str(error)))
+        return self.recovery.malformed(error)
+
     def _publish(self, updates: list[AnyUpdate]) -> None:
-        if not updates:
-            return
+        """Hand updates on. Nothing comes after the end or after `cancel()`."""
+        if updates and self.snapshot.outcome is None and self.snapshot.state is not State.CANCELLED:
+            self._hand_on(updates)
+
+    def _hand_on(self, updates: list[AnyUpdate]) -> None:
         self.counts["updates"] += len(updates)
         fits = self.delivery.publish(updates, self.recovery.applied)
         if self.settings.on_progress is not None:
-            for update in updates:
-                if isinstance(update, Progress):
-                    self.handlers.call(self.settings.on_progress, update)
+            with self._turn():
+                for update in updates:
+                    if self.snapshot.state is State.CANCELLED:
+                        return
+                    if isinstance(update, Progress):
+                        self.handlers.call(self.settings.on_progress, update)
         if not fits:
-            self.counts["overflows"] += 1
-            self._gap("a consumer is too far behind for updates that may not be merged", self.snapshot.generation)
+            self._overflowed()
+
+    def _overflowed(self) -> None:
+        self.counts["overflows"] += 1
+        self._gap("a consumer is too far behind for updates that may not be merged", self.snapshot.generation)
 
     def _act(self, finding: Finding, generation: int) -> None:
         """Turn what the data path found into an event, after what it handed on."""
@@ -453,10 +521,11 @@ class Engine:
         elif isinstance(finding, Synced):
             self.post(SyncedEvent(generation=generation))
         elif isinstance(finding, End):
-            self.post(_ended(finding))
+            self.post(JobEnded(outcome=OUTCOME_KINDS[type(finding.outcome)], update=finding))
 
     def _gap(self, problem: str, generation: int) -> None:
         self.counts["gaps"] += 1
+        self.last_error = None
         self.post(GapFound(generation=generation, cause=Cause(code="gap", text=problem)))
 
     def _release_buffer(self, effect: ReleaseBuffer) -> None:
@@ -467,8 +536,10 @@ class Engine:
 
     def _deliver(self, effect: Deliver) -> None:
         end: End = effect.update
-        self._publish(list(end.before))
-        self.delivery.end(end.outcome, self.recovery.applied)
+        self.delivery.outcome = end.outcome
+        if end.before:
+            self._hand_on(list(end.before))
+        self.delivery.end(self.recovery.applied)
         self.counts["updates"] += 1
 
     # --- effects: state fetches ------------------------------------------------------------------------------------
@@ -506,7 +577,9 @@ class Engine:
         policy = self.settings.policy
         patient = effect.purpose is Purpose.SYNC
         try:
-            token = await self.tokens.get(fresh=effect.fresh_token)
+            token = await self.tokens.get(fresh=effect.fresh_token) if patient else self.tokens.held
+            if token is None:
+                return StateUnreachable("an answer about the job", "without a token")
             return await self.calls.fetch_state(
                 self.settings.job,
                 token,
@@ -520,15 +593,19 @@ class Engine:
     async def _sync(self, effect: FetchState, state: JobState | TowlineError) -> None:
         """Bring the state and what the socket tells together."""
         recovery, generation = self.recovery, effect.generation
-        if isinstance(state, JobState) and state.ended:
-            self._act(recovery.state(state), generation)
+        ended = isinstance(state, JobState) and state.ended
+        if isinstance(state, JobState) and ended:
+            finding = recovery.state(state)
+            if finding is not None:
+                self._act(finding, generation)
+                return
         if isinstance(state, TowlineError) or state.seq is not None:
+            # A replay is worth more than a snapshot, and may still come.
             with anyio.move_on_after(ACK_WAIT):
                 while recovery.awaiting_ack:
                     await self._next_batch()
         if isinstance(state, JobState) and not recovery.replaying:
-            held = recovery.held_end()
-            self._act(held if held is not None else recovery.state(state), generation)
+            self._act(recovery.held_end() if ended else recovery.state(state), generation)
         while recovery.replaying:
             with anyio.move_on_after(self.settings.policy.fetch_deadline) as waiting:
                 await self._next_batch()
@@ -582,10 +659,11 @@ class Engine:
 
     def _expired(self, timer: Timer | str, ticket: int) -> None:
         if not isinstance(timer, Timer):
-            self.tasks.start_soon(self._renew_token, name="towline token")
+            self._renewal = anyio.CancelScope()
+            self.tasks.start_soon(self._renew_token, self._renewal, name="towline token")
         elif timer is Timer.STALL:
             self._silence_limit_reached(ticket)
-        elif timer is Timer.STABILITY and self._nothing_came_yet():
+        elif timer is Timer.STABILITY and self._nothing_came_since():
             self.timers.arm(timer, ticket, self.settings.policy.ping_after)
         else:
             self.post(_EXPIRIES[timer](ticket=ticket))
@@ -601,34 +679,53 @@ class Engine:
             first = came_since or self.snapshot.stalls == 0
             self.post(StalledEvent(ticket=ticket, first=first))
 
-    def _nothing_came_yet(self) -> bool:
+    def _nothing_came_since(self) -> bool:
         link = self._link
-        return link is not None and link.websocket is not None and link.websocket.last_received <= link.opened_at
+        return link is not None and link.websocket is not None and link.websocket.last_received <= link.connected_at
 
     # --- telling ---------------------------------------------------------------------------------------------------
 
     def _tell(self, change: StateChange) -> None:
         """Tell of a change of state, after the effects that belong before it."""
-        delivery, state = self.delivery, change.state
-        delivery.stopped = state is State.CANCELLED or (state is State.IDLE and self.outcome is None)
+        state, cause = change.state, change.cause
+        lost_link = change.previous in _LINKED and state in _TRYING
+        why = "" if cause is None else f" ({escape(cause.text)})"
+        _LOG.info("%s -> %s%s", change.previous.value, state.value, why)
+        self._follow_state(state)
+        with self._turn():
+            if lost_link:
+                self.handlers.call(self.settings.on_disconnected, change)
+            self.handlers.call(self.settings.on_state, change)
+        if state is State.CANCELLED:
+            self.handlers.give_up_after(HANDLERS_WAIT)
+        self._look_again()
+
+    def _follow_state(self, state: State) -> None:
+        """What lives with a state, beside what the machine asks for."""
         if state is not State.EXHAUSTED:
-            delivery.given_up = None
+            self.delivery.given_up = None
         if state is State.CONNECTED:
             self.counts["connects"] += 1
+            if self._link is not None:
+                self._link.connected_at = anyio.current_time()
             self._await_renewal()
         else:
             self.timers.disarm(_RENEWAL)
-        _LOG.info("%s -> %s%s", change.previous.value, state.value, f" ({change.cause.text})" if change.cause else "")
-        linked = (State.SYNCING, State.CONNECTED)
-        if change.previous in linked and state not in linked and change.cause is not None:
-            self.handlers.call(self.settings.on_disconnected, change)
-        self.handlers.call(self.settings.on_state, change)
-        self._look_again()
+        if state is State.IDLE or state is State.CANCELLED:
+            if self._renewal is not None:
+                self._renewal.cancel()
+            if self.outcome is None:
+                self.delivery.stop()
+        else:
+            self.delivery.stopped = False
+        if state is State.CANCELLED:
+            for scope in self._user_calls:
+                scope.cancel()
 
     def _look_again(self) -> None:
         self.changed.set()
         self.changed = anyio.Event()
-        self.delivery.wake_all()
+        self.delivery.look()
 
     @property
     def outcome(self) -> Outcome | None:
@@ -645,9 +742,6 @@ class Engine:
 
     # --- what is kept on record ------------------------------------------------------------------------------------
 
-    async def _token_changed(self, token: Token) -> None:
-        await self.journal.save_token(token)
-
     def _await_renewal(self) -> None:
         """Renew a token in time while connected; it changes nothing but the token."""
         expires = self.tokens.expires
@@ -656,16 +750,17 @@ class Engine:
             if left > 0:
                 self.timers.arm(_RENEWAL, 0, max(left - RENEW_BEFORE + 1, _RENEWAL_SPACING))
 
-    async def _renew_token(self) -> None:
-        try:
-            await self.tokens.get()
-        except TowlineError as error:
-            _LOG.warning("the token could not be renewed: %s", error)
-        if self.snapshot.state is State.CONNECTED:
-            self._await_renewal()
+    async def _renew_token(self, scope: anyio.CancelScope) -> None:
+        with scope:
+            try:
+                await self.tokens.get()
+            except TowlineError as error:
+                _LOG.warning("the token could not be renewed: %s", escape(str(error)))
+            if self.snapshot.state is State.CONNECTED:
+                self._await_renewal()
 
     def _moved(self) -> None:
-        self.journal.cursor_moved(self.delivery.position())
+        self.journal.cursor_moved()
 
     def _save_cursor(self, effect: SaveCursor) -> None:
         self.journal.flush()
@@ -682,32 +777,78 @@ class Engine:
         self.delivery.begin(cursor)
         self.journal.begin(cursor)
 
+    def start_ended(self, outcome: Outcome) -> None:
+        """Hold an end that is on record: nothing is dialled."""
+        self.snapshot = Snapshot(outcome=OUTCOME_KINDS[type(outcome)])
+        self.delivery.begin(None)
+        self.delivery.outcome = outcome
+        self.delivery.end(None)
+        self.journal.begin(None, ended=True)
+
+    async def stop(self, *, leave: bool) -> None:
+        """Close what is open and write what is due. With `leave` nothing of it runs any more after that."""
+        self.request(Close(accepted=self.cancel_accepted))
+        await self.all_gone()
+        if leave:
+            await self.handlers.settle(HANDLERS_WAIT)
+        await self.journal.settle(last=leave)
+
+    # --- calls for the user ----------------------------------------------------------------------------------------
+
     async def fetch_result(self, max_bytes: int) -> Any:
         """The job's result, wherever it is."""
         outcome = self.outcome
         if outcome is None:
             raise StateUnreachable("the job's result", self.snapshot.state.value)
-        if not isinstance(outcome, JobComplete) or outcome.result_url is None:
-            return outcome.result if isinstance(outcome, JobComplete) else None
-        token = await self.tokens.get()
-        data = await self.calls.fetch_result(self.settings.job, outcome.result_url, token, max_body=max_bytes)
+        if not isinstance(outcome, JobComplete):
+            return None
+        url = outcome.result_url
+        if url is None:
+            return outcome.result
+        data = await self._authorised(
+            lambda token: self.calls.fetch_result(self.settings.job, url, token, max_body=max_bytes)
+        )
         return self.settings.codec.decode_result(outcome.pipeline, data)
 
     async def cancel_job(self) -> CancelAnswer:
         """Ask the server to stop the job."""
-        token = await self.tokens.get()
-        answer = await self.calls.cancel_job(self.settings.job, token, uuid.uuid4().hex)
+        self._raise_if_cancelled("cancel_job")
+        with anyio.CancelScope() as scope:
+            self._user_calls.add(scope)
+            try:
+                return await self._ask_to_stop()
+            finally:
+                self._user_calls.discard(scope)
+        self._raise_if_cancelled("cancel_job")
+        raise AssertionError("only cancel() ends a call")
+
+    def _raise_if_cancelled(self, request: str) -> None:
+        if self.snapshot.state is State.CANCELLED:
+            raise Cancelled(request, State.CANCELLED.value, "it was cancelled, which is final")
+
+    async def _ask_to_stop(self) -> CancelAnswer:
+        # Until it is answered, asking again is the same request.
+        key = self._cancel_key = self._cancel_key or uuid.uuid4().hex
+        answer = await self._authorised(lambda token: self.calls.cancel_job(self.settings.job, token, key))
+        self._cancel_key = None
         if answer == "accepted":
             self.cancel_accepted = True
-        elif answer == "too_late" and self.outcome is None:
+        elif answer == "too_late":
             # It has ended already: its state tells how, wherever the socket is.
-            state = await self.calls.fetch_state(self.settings.job, token, tries=1)
-            self._act(self.recovery.look(state), self.snapshot.generation)
+            with suppress(TowlineError):
+                state = await self._authorised(lambda token: self.calls.fetch_state(self.settings.job, token, tries=1))
+                if state.ended and self.outcome is None and self.snapshot.state is not State.IDLE:
+                    self._act(self.recovery.look(state), self.snapshot.generation)
         return answer
 
-
-def _ended(end: End) -> JobEnded:
-    return JobEnded(outcome=OUTCOME_KINDS[type(end.outcome)], update=end)
+    async def _authorised(self, call: Callable[[Secret], Awaitable[T]]) -> T:
+        """Make a call; with a fresh token again, if the server does not take the one in use."""
+        try:
+            return await call(await self.tokens.get())
+        except UnexpectedResponse as error:
+            if error.status != 401 or not self.tokens.renewable:
+                raise
+        return await call(await self.tokens.get(fresh=True))
 
 
 def _is_of_the_job(frame: Frame) -> bool:

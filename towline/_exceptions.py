@@ -11,7 +11,7 @@ The tree says who is at fault::
     │   │   ├── JobEnded           ... because the job has ended
     │   │   └── Cancelled          ... because cancel() was called: final
     │   ├── StateUnreachable       what was waited for cannot happen any more
-    │   ├── TokenProviderFailed    the program's token provider raised
+    │   ├── TokenProviderFailed    the program's token provider raised, or gave no token
     │   └── TableError             a state table that does not hold together
     ├── RemoteError                the peer
     │   ├── ProtocolViolation      it sent bytes that no server may send
@@ -108,15 +108,18 @@ class StateUnreachable(UsageError):
 
 
 class TokenProviderFailed(UsageError):
-    """The program's token provider raised; its error is the cause. The engine tries again, within its budget."""
+    """The program's token provider raised, or gave no token; the engine tries again, within its budget.
 
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
-        self.kind = kind
+    `problem` says which; an error that was raised is the cause.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
 
     def __str__(self) -> str:
         # Not the provider's own text: it may quote the token.
-        return f"the token provider raised {self.kind}"
+        return f"the token provider {self.problem}"
 
 
 class TableError(UsageError):
@@ -155,14 +158,27 @@ class ProtocolViolation(RemoteError):
 class MalformedMessage(RemoteError):
     """A message is not JSON, or does not fit its type; it was skipped and the socket lives on.
 
-    `type` is the message's type where it could be read, `path` where the trouble is (`$.payload.progress`).
+    `type` is the message's type where it could be read, `path` where the trouble is (`$.payload.progress`). A frame's
+    `job_id`, `epoch` and `seq` are kept where they could be read: it had its place in the log all the same.
     """
 
-    def __init__(self, type: str | None, path: str, problem: str) -> None:  # noqa: A002 - the wire's own word
+    def __init__(
+        self,
+        type: str | None,  # noqa: A002 - the wire's own word
+        path: str,
+        problem: str,
+        *,
+        job_id: str = "",
+        epoch: str | None = None,
+        seq: int | None = None,
+    ) -> None:
         super().__init__(type, path, problem)
         self.type = type
         self.path = path
         self.problem = problem
+        self.job_id = job_id
+        self.epoch = epoch
+        self.seq = seq
 
     def __str__(self) -> str:
         return f"a message of type {self.type!r} does not fit at {self.path}: {self.problem}"

@@ -8,7 +8,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, TypeVar
 
+import anyio
 from anyio.abc import TaskGroup
+
+from ._updates import Progress, merge
 
 Told = TypeVar("Told")
 #: A plain function is called at once, within the engine's step; a coroutine function in a task, in order.
@@ -16,46 +19,89 @@ Handler: TypeAlias = Callable[[Told], Awaitable[None] | None]
 
 _LOG: Final = logging.getLogger("towline")
 
+#: Calls of coroutine functions that may wait. Beyond it progress is merged, and then the oldest call is given up.
+WAITING_LIMIT: Final = 256
+
 
 class Handlers:
     """Calls handlers in the order of what happened; coroutines one after the other, in a task while there are any."""
 
     def __init__(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
-        self._waiting: deque[Awaitable[None]] = deque()
-        self._running = False
+        self._waiting: deque[tuple[Handler[Any], Any]] = deque()
+        self._scope: anyio.CancelScope | None = None
+        self._idle = anyio.Event()
+        self._idle.set()
         self.errors = 0
+        #: Calls that a slow coroutine function never got.
+        self.skipped = 0
 
     def call(self, handler: Handler[Any] | None, told: object) -> None:
         """Tell a handler."""
         if handler is None:
             return
+        if inspect.iscoroutinefunction(handler):
+            self._wait_for_turn(handler, told)
+            return
         try:
             answer = handler(told)
         except Exception as error:
-            self._report(error)
+            self.report(error)
             return
         if inspect.isawaitable(answer):
-            self._waiting.append(answer)
-            if not self._running:
-                self._running = True
-                self._tasks.start_soon(self._run, name="towline handlers")
+            # A callable that only its answer shows to be asynchronous.
+            self._wait_for_turn(lambda _: answer, told)
 
-    async def _run(self) -> None:
+    def _wait_for_turn(self, handler: Handler[Any], told: object) -> None:
+        waiting = self._waiting
+        if len(waiting) >= WAITING_LIMIT:
+            last, before = waiting[-1]
+            merged = merge(before, told) if isinstance(before, Progress) and isinstance(told, Progress) else None
+            if merged is not None and last is handler:
+                waiting[-1] = handler, merged
+                return
+            waiting.popleft()
+            self.skipped += 1
+        waiting.append((handler, told))
+        if self._idle.is_set():
+            self._idle = anyio.Event()
+            self._scope = anyio.CancelScope()
+            self._tasks.start_soon(self._run, self._scope, name="towline handlers")
+
+    async def _run(self, scope: anyio.CancelScope) -> None:
         try:
-            while self._waiting:
-                try:
-                    await self._waiting.popleft()
-                except Exception as error:
-                    self._report(error)
+            with scope:
+                while self._waiting:
+                    handler, told = self._waiting.popleft()
+                    try:
+                        answer = handler(told)
+                        if answer is not None:
+                            await answer
+                    except Exception as error:
+                        self.report(error)
         finally:
-            self._running = False
-            while self._waiting:
-                # A coroutine that will not run any more must say so itself, or it warns that it never ran.
-                answer = self._waiting.popleft()
-                if inspect.iscoroutine(answer):
-                    answer.close()
+            self._scope = None
+            self._waiting.clear()
+            self._idle.set()
 
-    def _report(self, error: Exception) -> None:
+    async def settle(self, seconds: float) -> None:
+        """Let the calls that wait be made, for so long; then give them up."""
+        with anyio.move_on_after(seconds):
+            await self._idle.wait()
+        self.give_up()
+        await self._idle.wait()
+
+    def give_up_after(self, seconds: float) -> None:
+        """Let the calls that wait be made, for so long, without waiting for it."""
+        if self._scope is not None:
+            self._scope.deadline = anyio.current_time() + seconds
+
+    def give_up(self) -> None:
+        """End the call under way and forget those that wait."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def report(self, error: Exception) -> None:
+        """A program's own function has raised."""
         self.errors += 1
         _LOG.error("a handler raised; the connection goes on", exc_info=error)

@@ -13,11 +13,13 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
-from ._exceptions import TokenStoreError
+from ._exceptions import InvalidArgument, TokenStoreError, TowlineError
 from ._recovery import Cursor
 from ._settings import Settings
+from ._text import escape
 from ._tokens import Token
 from ._updates import Outcome, dump_outcome
+from .storage import Store
 
 _LOG: Final = logging.getLogger("towline")
 
@@ -28,46 +30,47 @@ OUTCOME_LIMIT: Final = 48 * 1024
 
 
 class Journal:
-    """Writes token, cursor and end to the store, one at a time; the cursor from a task that runs while there is one."""
+    """Writes token, cursor and end to the store, in this order, from one task that runs while there is something due.
 
-    def __init__(self, settings: Settings, tasks: TaskGroup) -> None:
+    `position` says how far the consumers have come. The token and the end are written at once, the cursor when its
+    time has come.
+    """
+
+    def __init__(self, settings: Settings, tasks: TaskGroup, position: Callable[[], Cursor | None]) -> None:
         self._store = settings.store
         self._settings = settings
         self._tasks = tasks
-        self._cursor: Cursor | None = None
-        self._saved: Cursor | None = None
+        self._position = position
+        self._token: Token | None = None
         self._outcome: Outcome | None = None
+        self._ended = False
+        self._moved = False
+        self._saved: Cursor | None = None
         self._hurry = anyio.Event()
-        self._idle = anyio.Event()
-        self._idle.set()
-        self._next_save = 0.0
+        self._running = False
+        self._closed = False
+        self._writing = anyio.Lock()
+        self._next_save = float("-inf")
         #: What the store last said it could not do; None while it works.
-        self.problem: TokenStoreError | None = None
+        self.problem: TowlineError | None = None
 
-    async def save_token(self, token: Token) -> None:
-        """Put the token on record, with where the job is followed."""
-        store, settings = self._store, self._settings
-        if store is not None:
-            await self._try(
-                lambda: store.save(
-                    settings.job,
-                    token.secret,
-                    str(settings.url.origin),
-                    token.expires,
-                    context={"url": str(settings.url)},
-                )
-            )
+    # --- what is due -----------------------------------------------------------------------------------------------
 
-    def begin(self, cursor: Cursor | None) -> None:
+    def begin(self, cursor: Cursor | None, *, ended: bool = False) -> None:
         """The record says this already."""
-        self._cursor = self._saved = cursor
+        self._saved = cursor
+        self._ended = ended
 
-    def cursor_moved(self, cursor: Cursor | None) -> None:
-        """Delivery has come this far."""
-        if cursor is None or cursor == self._cursor or self._store is None:
-            return
-        self._cursor = cursor
-        self._start()
+    def token_changed(self, token: Token) -> None:
+        """Put the token on record, with where the job is followed."""
+        self._token = token
+        self._start(hurry=True)
+
+    def cursor_moved(self) -> None:
+        """A consumer may have come further."""
+        if not self._moved:
+            self._moved = True
+            self._start(hurry=False)
 
     def flush(self) -> None:
         """Write what is due now, not later."""
@@ -75,50 +78,67 @@ class Journal:
 
     def ended(self, outcome: Outcome) -> None:
         """The consumer has taken the end."""
-        if self._store is not None and self._outcome is None:
+        if not self._ended:
+            self._ended = True
             self._outcome = outcome
-            self.flush()
-            self._start()
+            self._start(hurry=True)
 
-    async def settle(self) -> None:
-        """Wait until all that is due is written."""
+    async def settle(self, *, last: bool) -> None:
+        """Write all that is due, in the calling task; after the `last` time nothing is written any more."""
+        self._closed = self._closed or last
+        if self._store is not None:
+            await self._write(self._store)
         self.flush()
-        await self._idle.wait()
 
-    def _start(self) -> None:
-        if self._idle.is_set():
-            self._idle = anyio.Event()
-            self._tasks.start_soon(self._run, name="towline journal")
+    # --- writing ---------------------------------------------------------------------------------------------------
 
-    async def _run(self) -> None:
+    @property
+    def _due(self) -> bool:
+        return self._moved or self._token is not None or self._outcome is not None
+
+    def _start(self, *, hurry: bool) -> None:
+        if hurry:
+            self.flush()
+        if self._store is not None and not self._running and not self._closed:
+            self._running = True
+            self._tasks.start_soon(self._run, self._store, name="towline journal")
+
+    async def _run(self, store: Store) -> None:
         try:
-            while self._cursor != self._saved or self._outcome is not None:
+            while self._due and not self._closed:
                 with anyio.CancelScope(deadline=self._next_save):
                     await self._hurry.wait()
-                self._hurry = anyio.Event()
-                await self._write()
+                await self._write(store)
         finally:
-            self._idle.set()
+            self._running = False
 
-    async def _write(self) -> None:
-        store, job, cursor = self._store, self._settings.job, self._cursor
-        if store is None:
-            return
-        if cursor is not None and cursor != self._saved:
-            await self._try(lambda: store.save_cursor(job, cursor.epoch, cursor.seq))
-        # Saved or not, it is not tried again before it has moved: the next save says more.
-        self._saved = cursor
-        outcome, self._outcome = self._outcome, None
-        if outcome is not None:
-            await self._try(lambda: store.mark_ended(job, dump_outcome(outcome, OUTCOME_LIMIT)))
-        self._next_save = anyio.current_time() + SAVE_EVERY
+    async def _write(self, store: Store) -> None:
+        async with self._writing:
+            self._hurry = anyio.Event()
+            self._next_save = anyio.current_time() + SAVE_EVERY
+            job, settings = self._settings.job, self._settings
+            # What is due is struck off when it is written: a cancellation between leaves it due.
+            token = self._token
+            if token is not None:
+                origin, context = str(settings.url.origin), settings.record_context()
+                await self._try(store.save(job, token.secret, origin, token.expires, context=context))
+                self._token = None if self._token is token else self._token
+            self._moved, cursor = False, self._position()
+            if cursor is not None and cursor != self._saved:
+                await self._try(store.save_cursor(job, cursor.epoch, cursor.seq))
+                # Saved or not, it is not tried again before it has moved: the next save says more.
+                self._saved = cursor
+            if self._outcome is not None:
+                await self._try(store.mark_ended(job, dump_outcome(self._outcome, OUTCOME_LIMIT)))
+                self._outcome = None
 
-    async def _try(self, call: Callable[[], Awaitable[object]]) -> None:
+    async def _try(self, call: Awaitable[object]) -> None:
         try:
-            await call()
-        except TokenStoreError as error:
+            await call
+        except (TokenStoreError, InvalidArgument) as error:
+            # `InvalidArgument`: the server's own words (an epoch, an outcome) are what cannot be kept.
             if self.problem is None:
-                _LOG.warning("the store failed, the connection goes on without it: %s", error)
+                _LOG.warning("the store failed, the connection goes on without it: %s", escape(str(error)))
             self.problem = error
         else:
             self.problem = None

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
+from ._exceptions import MalformedMessage
 from ._outcomes import outcome_of_frame, outcome_of_state
 from ._updates import AnyUpdate, JobStarted, Outcome, Progress, Resynced, merge
 from .transport import (
@@ -116,6 +117,8 @@ class Recovery:
         # What this socket told: the epoch of its log, and whether it has answered `ready`.
         self._socket_epoch: str | None = None
         self._acknowledged = False
+        # Whether the server sends frames without a place in its log: then a state's place says nothing about them.
+        self._unplaced = False
 
     def take(self) -> list[AnyUpdate]:
         """The updates to hand on now, in order."""
@@ -186,18 +189,35 @@ class Recovery:
         """Take one frame in."""
         if isinstance(frame, ReadyAckFrame):
             return self._ready_ack(frame)
-        if isinstance(frame, PingFrame | PongFrame):
+        if isinstance(frame, (PingFrame, PongFrame)):
             return None
         if frame.job_id and frame.job_id != self.job:
             self.foreign += 1
             return None
-        if isinstance(frame, JobCompleteFrame | ErrorFrame | JobCanceledFrame | UnreadableEnd):
+        if isinstance(frame, _TERMINAL):
             return self._end(outcome_of_frame(self.job, frame, self.codec))
+        if self.phase is Phase.LIVE and frame.epoch is not None and frame.epoch == self._socket_epoch:
+            applied = self.applied
+            if applied is not None and frame.seq == applied.seq + 1 and frame.epoch == applied.epoch:
+                # What nearly every frame is: the next one. The long way round would lead to the same.
+                self.applied = Cursor(frame.epoch, frame.seq)
+                update = self._update_of(frame)
+                if update is not None:
+                    self._emit(update)
+                return None
         return self._plain(self._item_of(frame))
+
+    def malformed(self, error: MalformedMessage) -> Finding:
+        """Take in that a frame could not be read: it shows nothing, but it had its place in the log."""
+        if error.epoch is None or error.seq is None or (error.job_id and error.job_id != self.job):
+            return None
+        return self._plain(_Held(None, error.epoch, error.seq, error.seq))
 
     def _plain(self, item: _Held) -> Finding:
         """A frame that ends nothing: held back, handed on, dropped as a duplicate, or the sign of a gap."""
-        if item.epoch is not None and item.epoch != self._socket_epoch:
+        if item.epoch is None:
+            self._unplaced = True
+        elif item.epoch != self._socket_epoch:
             if self._socket_epoch is not None and self.phase is Phase.HOLDING:
                 # The log began anew while frames of the old one were held back: they join nothing any more.
                 self._held.clear()
@@ -270,16 +290,16 @@ class Recovery:
         self._out.append(update)
 
     def _item_of(self, frame: _Plain) -> _Held:
-        placed = frame.seq is not None and frame.epoch is not None
-        seq = frame.seq if placed and frame.seq is not None else 0
-        epoch = frame.epoch if placed else None
+        update = self._update_of(frame)
+        if frame.seq is None or frame.epoch is None:
+            return _Held(update, None, 0, 0)
+        return _Held(update, frame.epoch, frame.seq, frame.seq)
+
+    def _update_of(self, frame: _Plain) -> AnyUpdate | None:
+        """What a frame shows; a heartbeat and a frame of an unknown type show nothing."""
         if isinstance(frame, UnknownFrame):
             self.unknown += 1
-            return _Held(None, epoch, seq, seq)
-        return _Held(self._update_of(frame), epoch, seq, seq)
-
-    def _update_of(self, frame: JobStartedFrame | JobProgressFrame) -> AnyUpdate | None:
-        """What a frame shows; a heartbeat shows nothing."""
+            return None
         if isinstance(frame, JobStartedFrame):
             return JobStarted(
                 job=self.job,
@@ -342,6 +362,8 @@ class Recovery:
     def state(self, state: JobState) -> Finding:
         """Take in the state fetched for a sync. Where a replay is under way or may still come, an end waits for it."""
         if state.ended:
+            if self._is_of_another_log(state):
+                return _OTHER_LOG
             replay_may_come = self.awaiting_ack and state.seq is not None and state.epoch is not None
             if self.phase is Phase.REPLAYING or replay_may_come:
                 self._held_end = state
@@ -349,13 +371,17 @@ class Recovery:
             return self._end(outcome_of_state(self.job, state, self.codec))
         if self.phase is not Phase.HOLDING:
             return None
-        if state.epoch is None or state.seq is None:
+        if state.epoch is None or state.seq is None or self._unplaced:
             return self._unplaced_state(state)
         return self._placed_state(state, Cursor(state.epoch, state.seq))
 
+    def _is_of_another_log(self, state: JobState) -> bool:
+        """Whether the state speaks of another log than this socket does: then it is out of date."""
+        return state.epoch is not None and self._socket_epoch is not None and self._socket_epoch != state.epoch
+
     def _placed_state(self, state: JobState, told: Cursor) -> Finding:
-        if self._socket_epoch is not None and self._socket_epoch != told.epoch:
-            return Gap("the state is of another log than the socket's")
+        if self._is_of_another_log(state):
+            return _OTHER_LOG
         same_log = self.applied is not None and self.applied.epoch == told.epoch
         applied = self.applied if self.applied is not None and same_log else Cursor(told.epoch, 0)
         refused = told.seq < applied.seq
@@ -370,7 +396,7 @@ class Recovery:
             held = [item for item in held if item.last > told.seq]
             if held and held[0].first > told.seq + 1:
                 return Gap(f"the state is of event {told.seq}, the next that came is {held[0].first}")
-            held = [item._replace(first=max(item.first, told.seq + 1)) for item in held]
+            held = [_without(item, told.seq) for item in held]
             applied = told
         if not same_log:
             self.shown = None
@@ -382,7 +408,13 @@ class Recovery:
         count = state.processed_count
         refused = count is not None and self.shown is not None and count < self.shown
         floor = self.shown if refused else count
-        self._held = [item for item in self._held if not _is_covered(item, floor)]
+        # What has a place in a log keeps it, though it shows nothing any more.
+        self._held = [
+            item._replace(update=None) if _is_covered(item, floor) else item
+            for item in self._held
+            if item.epoch is not None or not _is_covered(item, floor)
+        ]
+        self._take_up_log()
         return self._synced(state, first=None, last=None, missed=None, refused=refused)
 
     def _synced(
@@ -415,11 +447,15 @@ class Recovery:
         if self.phase is not Phase.HOLDING:
             return None
         self._prelude = Resynced(job=self.job, kind="unavailable")
-        if self._held and self._held[0].epoch is not None and not self._joins(self._held[0]):
-            # Nothing can tell what lies between: the log is taken up where the socket goes on.
-            self.applied = Cursor(self._held[0].epoch, self._held[0].first - 1)
+        self._take_up_log()
         self.phase = Phase.COMPLETE
         return Synced()
+
+    def _take_up_log(self) -> None:
+        """Nothing can tell what lies between what was handed on and what is held: go on where the socket does."""
+        first = next((item for item in self._held if item.epoch is not None and not self._is_old(item)), None)
+        if first is not None and first.epoch is not None and not self._joins(first):
+            self.applied = Cursor(first.epoch, first.first - 1)
 
     def look(self, state: JobState) -> Finding:
         """Take in the state fetched because the socket had gone quiet. If it has moved, `take()` tells of it."""
@@ -428,7 +464,7 @@ class Recovery:
         if self.phase is not Phase.LIVE:
             return None
         count, applied = state.processed_count, self.applied
-        if state.epoch is None or state.seq is None:
+        if state.epoch is None or state.seq is None or self._unplaced:
             moved = count is not None and count > (self.shown or 0)
             first = missed = None
         elif applied is not None and applied.epoch != state.epoch:
@@ -439,8 +475,8 @@ class Recovery:
             moved = missed > 0
         if moved:
             self.phase = Phase.HOLDING
-            self._synced(state, first=first, last=state.seq, missed=missed, refused=False)
-            if state.epoch is not None and state.seq is not None:
+            self._synced(state, first=first, last=state.seq if missed else None, missed=missed, refused=False)
+            if missed and state.epoch is not None and state.seq is not None:
                 self.applied = Cursor(state.epoch, state.seq)
             return self.release()
         return None
@@ -453,11 +489,12 @@ class Recovery:
         if self._prelude is not None:
             self._emit(self._prelude)
             self._prelude = None
-        phase, self.phase = self.phase, Phase.LIVE
+        if self.phase is Phase.HOLDING and self.applied is None and self._held and self._held[0].epoch is not None:
+            # Nothing was handed on yet: what joins is what begins the log.
+            self.applied = Cursor(self._held[0].epoch, 0)
+        self.phase = Phase.LIVE
         for item in self._held:
-            if item.epoch is None or self.applied is not None or phase is Phase.COMPLETE:
-                if not self._joins(item):
-                    continue
+            if self._joins(item):
                 self._apply(item)
         self._held.clear()
         before = self.take()
@@ -479,10 +516,25 @@ class Recovery:
         return End(tuple(before), outcome)
 
 
+_TERMINAL: Final = (JobCompleteFrame, ErrorFrame, JobCanceledFrame, UnreadableEnd)
+_OTHER_LOG: Final = Gap("the state is of another log than the socket's")
+
+
 def _is_covered(item: _Held, floor: int | None) -> bool:
     """Whether a snapshot with the count `floor` says what the item says."""
     count = item.update.processed_count if isinstance(item.update, Progress) else None
     return floor is not None and count is not None and count <= floor
+
+
+def _without(item: _Held, seq: int) -> _Held:
+    """The item less its events up to `seq`, which a snapshot covers: it may be several merged."""
+    if item.first > seq:
+        return item
+    update = item.update
+    if isinstance(update, Progress):
+        covered = seq + 1 - item.first
+        update = replace(update, first_seq=seq + 1, merged=max(1, update.merged - covered))
+    return item._replace(update=update, first=seq + 1)
 
 
 def _compacted(held: list[_Held]) -> list[_Held]:
@@ -501,9 +553,12 @@ def _merged(older: _Held, newer: _Held) -> _Held | None:
     if older.epoch != newer.epoch or (older.epoch is not None and newer.first != older.last + 1):
         return None
     if older.update is None or newer.update is None:
-        # A heartbeat between two updates shows nothing, but its place must not be lost.
-        return None if older.update is not newer.update else _Held(None, older.epoch, older.first, newer.last)
-    if not (isinstance(older.update, Progress) and isinstance(newer.update, Progress)):
+        # A heartbeat shows nothing; its place goes to its neighbour.
+        update = newer.update if older.update is None else older.update
+    elif isinstance(older.update, Progress) and isinstance(newer.update, Progress):
+        update = merge(older.update, newer.update)
+        if update is None:
+            return None
+    else:
         return None
-    update = merge(older.update, newer.update)
-    return None if update is None else _Held(update, older.epoch, older.first, newer.last)
+    return _Held(update, older.epoch, older.first, newer.last)

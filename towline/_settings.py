@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from ._exceptions import InvalidArgument
 from ._handlers import Handler
 from ._secret import Secret
 from ._tokens import TokenProvider
@@ -50,6 +51,11 @@ class Settings:
     random: Callable[[], float]
     wall_time: Callable[[], float]
 
+    def record_context(self) -> dict[str, str]:
+        """What another process must know to follow the job, beside its id and token."""
+        url = f"{self.url.scheme}://{self.url.host_header}{self.url.target}"
+        return {"url": url} if self.api.origin == self.url.origin else {"url": url, "api_origin": str(self.api.origin)}
+
     def url_with(self, token: Secret) -> URL:
         """Where to dial: with the job's id, and with the token only where that was asked for by name."""
         url = self.url.with_query("jobId", self.job)
@@ -84,10 +90,12 @@ class Settings:
         word = None if self.classify is None else self.classify(error)
         cause = cause_of(error, place)
         match word:
+            case None:
+                return meaning
             case "lost":
                 return Lost(cause=cause)
             case "refused":
                 return Refused(reason="protocol", cause=cause)
             case "token_rejected":
-                return TokenRejected(cause=cause, by_fetch=place in (Place.SYNC, Place.STATUS))
-        return meaning
+                return TokenRejected(cause=cause, by_fetch=place is Place.SYNC)
+        raise InvalidArgument("classify", "must answer lost, token_rejected, refused or None")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, TypeAlias
@@ -26,6 +27,22 @@ TokenProvider: TypeAlias = Callable[[], Awaitable[str | Secret | Token]]
 #: A token is renewed when it has less than this to live, in seconds.
 RENEW_BEFORE: Final = 60.0
 
+_TOKEN: Final = re.compile(r"[!-~]+")
+
+
+def as_token(given: object) -> Token:
+    """What a provider gave, checked; raises `TokenProviderFailed` for what no request could carry."""
+    token = given if isinstance(given, Token) else Token(given if isinstance(given, Secret) else Secret(given))  # type: ignore[arg-type]
+    if not is_usable(token.secret):
+        raise TokenProviderFailed("gave what is no token: it must be printable ASCII, without spaces")
+    return token
+
+
+def is_usable(token: Secret) -> bool:
+    """Whether a header can carry the token (RFC 6750 section 2.1 allows less, servers more)."""
+    text: object = token.reveal()
+    return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
+
 
 class TokenSource:
     """Gives the token to use now. Single-flight: callers that come meanwhile share one answer.
@@ -43,7 +60,7 @@ class TokenSource:
         provider: TokenProvider | None,
         refresh: bool,
         deadline: float,
-        changed: Callable[[Token], Awaitable[None]],
+        changed: Callable[[Token], None],
         wall_time: Callable[[], float] = time.time,
     ) -> None:
         self._job = job
@@ -61,6 +78,11 @@ class TokenSource:
         """Use this token from now on."""
         self._token = token
         self._given += 1
+
+    @property
+    def held(self) -> Secret | None:
+        """The token in use, however old: for a question that must not bother the provider."""
+        return None if self._token is None else self._token.secret
 
     @property
     def token_id(self) -> str | None:
@@ -95,6 +117,7 @@ class TokenSource:
         return token.expires is not None and token.expires - self._wall_time() < RENEW_BEFORE
 
     async def _renew(self, old: Token | None, *, demanded: bool) -> Token:
+        given = self._given
         try:
             token = await self._ask(old)
         except TowlineError:
@@ -102,8 +125,11 @@ class TokenSource:
             if old is None or demanded:
                 raise
             return old
+        if given != self._given and self._token is not None:
+            # The user gave another one meanwhile, which counts for more.
+            return self._token
         self._token = token
-        await self._changed(token)
+        self._changed(token)
         return token
 
     async def _ask(self, old: Token | None) -> Token:
@@ -124,8 +150,6 @@ class TokenSource:
             except TowlineError:
                 raise
             except Exception as error:
-                raise TokenProviderFailed(type(error).__name__) from error
-            if isinstance(given, Token):
-                return given
-            return Token(given if isinstance(given, Secret) else Secret(given))
+                raise TokenProviderFailed(f"raised {type(error).__name__}") from error
+            return as_token(given)
         raise DeadlineExceeded("an answer of the token provider", self._deadline)

@@ -7,11 +7,13 @@ it before a terminal or a page shows it (`towline.escape`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
+from ._exceptions import Damaged
 from .statemachine import Cause, State
 from .transport import PIPELINES
 
@@ -130,39 +132,52 @@ OUTCOME_KINDS: Final[dict[type[Update], Literal["complete", "failed", "canceled"
 
 
 def merge(older: Progress, newer: Progress) -> Progress | None:
-    """One progress that stands for both, or None where they do not follow upon each other."""
+    """One progress that stands for both, or None where the newer does not come after the older in the same log.
+
+    Numbers between them are those of events that show nothing (heartbeats): what is missing is told by a `Resynced`.
+    """
     if older.epoch != newer.epoch:
         return None
-    if older.seq is not None and newer.first_seq is not None and newer.first_seq != older.seq + 1:
+    if older.seq is not None and newer.first_seq is not None and newer.first_seq <= older.seq:
         return None
     first = older.first_seq if newer.first_seq is not None else None
     return msgspec.structs.replace(newer, first_seq=first, merged=older.merged + newer.merged)
+
+
+#: Most characters of a server's text in a record that would be too large otherwise.
+_TEXT_KEPT: Final = 500
 
 
 def dump_outcome(outcome: Outcome, limit: int) -> str:
     """An outcome as JSON text of at most `limit` bytes; a larger one without its result, and with a word about it."""
     text = msgspec.json.encode(outcome)
     if len(text) > limit:
-        problem = "the result was too large to be kept beside the token"
-        slim: Outcome
-        match outcome:
-            case JobComplete():
-                slim = msgspec.structs.replace(outcome, result=None, raw=None, problem=problem)
-            case JobFailed():
-                slim = msgspec.structs.replace(
-                    outcome, details=None, raw=None, message=outcome.message[:1000], problem=problem
-                )
-            case JobCanceled():
-                slim = msgspec.structs.replace(outcome, raw=None, problem=problem)
-        text = msgspec.json.encode(slim)
+        kept: dict[str, Any] = {name: None for name in ("result", "details", "raw") if hasattr(outcome, name)}
+        for name in outcome.__struct_fields__:
+            value = getattr(outcome, name)
+            if isinstance(value, str):
+                kept.setdefault(name, value[:_TEXT_KEPT])
+        kept["problem"] = "the result was too large to be kept beside the token"
+        text = msgspec.json.encode(msgspec.structs.replace(outcome, **kept))
     return text.decode()
 
 
-def load_outcome(text: str, pipelines: dict[str, type]) -> Outcome:
-    """Read what `dump_outcome` wrote; the result gets its pipeline's type again."""
-    outcome: Outcome = msgspec.json.decode(text, type=Outcome)
+def load_outcome(text: str, pipelines: Mapping[str, type]) -> Outcome:
+    """Read what `dump_outcome` wrote; the result gets its pipeline's type again, where it still fits that.
+
+    Raises `Damaged` for what is no outcome.
+    """
+    outcome: Outcome
+    try:
+        outcome = msgspec.json.decode(text, type=Outcome)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Damaged("the end on record cannot be read") from error
     if isinstance(outcome, JobComplete) and outcome.result is not None:
         shape = {**PIPELINES, **pipelines}.get(outcome.pipeline)
         if shape is not None:
-            outcome = msgspec.structs.replace(outcome, result=msgspec.convert(outcome.result, shape))
+            try:
+                outcome = msgspec.structs.replace(outcome, result=msgspec.convert(outcome.result, shape))
+            except msgspec.ValidationError as error:
+                problem = f"the result on record does not fit its pipeline's type: {error}"
+                outcome = msgspec.structs.replace(outcome, problem=problem)
     return outcome

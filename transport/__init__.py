@@ -62,7 +62,18 @@ from ._messages import (
     encode_payload,
 )
 from ._network import Endpoint, Network, SystemNetwork, default_tls, resume_sessions
-from ._url import URL, Headers, Origin, bearer, encode_job_id, fill_template, parse_origin, parse_url
+from ._url import (
+    URL,
+    Headers,
+    Origin,
+    bearer,
+    check_headers,
+    check_subprotocols,
+    encode_job_id,
+    fill_template,
+    parse_origin,
+    parse_url,
+)
 from ._websocket import WebSocket, WebSocketStatistics, connect_websocket, open_websocket
 from ._websocket_protocol import WebSocketProtocol
 
@@ -123,6 +134,8 @@ __all__ = [
     "WebSocketProtocol",
     "WebSocketStatistics",
     "bearer",
+    "check_headers",
+    "check_subprotocols",
     "connect_websocket",
     "default_tls",
     "encode",

@@ -372,7 +372,14 @@ class Codec:
                 epoch=_text(head.epoch) or None,
             )
         if head.type in _KNOWN_TYPES:
-            raise MalformedMessage(head.type, path, problem) from error
+            raise MalformedMessage(
+                head.type,
+                path,
+                problem,
+                job_id=_text(head.job_id),
+                epoch=_text(head.epoch) or None,
+                seq=_number(head.seq),
+            ) from error
         return UnknownFrame(
             type=head.type, job_id=_text(head.job_id), seq=_number(head.seq), epoch=_text(head.epoch) or None
         )
