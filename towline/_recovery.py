@@ -16,6 +16,7 @@ after the updates that belong before it.
 
 from __future__ import annotations
 
+from collections import deque
 from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
@@ -42,6 +43,9 @@ from .transport import (
 
 #: How many frames a sync holds back before progress is merged. Frames of other kinds beyond it are a gap.
 BUFFER_LIMIT: Final = 1024
+
+#: How many of a job's former logs are known as such.
+LOGS_REMEMBERED: Final = 16
 
 
 class Cursor(NamedTuple):
@@ -114,6 +118,8 @@ class Recovery:
         self._prelude: Resynced | None = None
         self._held_end: JobState | None = None
         self._replay_to = 0
+        # The logs that came before the one applied: what speaks of them is out of date.
+        self._over: deque[str] = deque(maxlen=LOGS_REMEMBERED)
         # What this socket told: the epoch of its log, and whether it has answered `ready`.
         self._socket_epoch: str | None = None
         self._acknowledged = False
@@ -217,11 +223,14 @@ class Recovery:
         """A frame that ends nothing: held back, handed on, dropped as a duplicate, or the sign of a gap."""
         if item.epoch is None:
             self._unplaced = True
+        elif item.epoch in self._over and self._socket_epoch is not None:
+            self.duplicates += 1
+            return None
         elif item.epoch != self._socket_epoch:
             if self._socket_epoch is not None and self.phase is Phase.HOLDING:
                 # The log began anew while frames of the old one were held back: they join nothing any more.
                 self._held.clear()
-            self._socket_epoch = item.epoch
+            self._decide(item.epoch)
         if self.phase is Phase.HOLDING or self.phase is Phase.COMPLETE:
             return self._hold(item)
         if self._joins(item):
@@ -237,6 +246,20 @@ class Recovery:
         self._hold_from_here()
         self._hold(item)
         return gap
+
+    def _decide(self, epoch: str) -> None:
+        """This socket speaks of the log `epoch`: that is the log there is now."""
+        self._socket_epoch = epoch
+        if epoch in self._over:
+            self._over.remove(epoch)
+
+    def _take_up(self, cursor: Cursor) -> None:
+        """Move the watermark, maybe into another log."""
+        if self.applied is None or self.applied.epoch != cursor.epoch:
+            if self.applied is not None:
+                self._over.append(self.applied.epoch)
+            self.shown = None
+        self.applied = cursor
 
     def _hold(self, item: _Held) -> Finding:
         if self._is_old(item):
@@ -274,9 +297,7 @@ class Recovery:
 
     def _apply(self, item: _Held) -> None:
         if item.epoch is not None:
-            if self.applied is None or self.applied.epoch != item.epoch:
-                self.shown = None
-            self.applied = Cursor(item.epoch, item.last)
+            self._take_up(Cursor(item.epoch, item.last))
         if item.update is not None:
             self._emit(item.update)
 
@@ -332,13 +353,12 @@ class Recovery:
         self._acknowledged = True
         if self.phase is not Phase.HOLDING or ack.epoch is None or ack.from_ is None or ack.to is None:
             return None
-        self._socket_epoch = ack.epoch
+        self._decide(ack.epoch)
         applied = self.applied if self.applied is not None and self.applied.epoch == ack.epoch else Cursor(ack.epoch, 0)
         if ack.from_ != applied.seq + 1:
             # The log no longer reaches back that far: the state decides.
             return None
-        if applied is not self.applied:
-            self.applied, self.shown = applied, None
+        self._take_up(applied)
         resynced = Resynced(job=self.job, epoch=ack.epoch, kind="replay", from_seq=ack.from_, to_seq=ack.to, missed=0)
         if ack.to >= ack.from_:
             if self._begun:
@@ -377,7 +397,9 @@ class Recovery:
 
     def _is_of_another_log(self, state: JobState) -> bool:
         """Whether the state speaks of another log than this socket does: then it is out of date."""
-        return state.epoch is not None and self._socket_epoch is not None and self._socket_epoch != state.epoch
+        if state.epoch is None:
+            return False
+        return state.epoch in self._over or (self._socket_epoch is not None and self._socket_epoch != state.epoch)
 
     def _placed_state(self, state: JobState, told: Cursor) -> Finding:
         if self._is_of_another_log(state):
@@ -398,10 +420,9 @@ class Recovery:
                 return Gap(f"the state is of event {told.seq}, the next that came is {held[0].first}")
             held = [_without(item, told.seq) for item in held]
             applied = told
-        if not same_log:
-            self.shown = None
         first = 1 + (self.applied.seq if self.applied is not None and same_log else 0)
-        self.applied, self._held = applied, held
+        self._take_up(applied)
+        self._held = held
         return self._synced(state, first=first, last=max(told.seq, applied.seq), missed=missed, refused=refused)
 
     def _unplaced_state(self, state: JobState) -> Finding:
@@ -455,7 +476,7 @@ class Recovery:
         """Nothing can tell what lies between what was handed on and what is held: go on where the socket does."""
         first = next((item for item in self._held if item.epoch is not None and not self._is_old(item)), None)
         if first is not None and first.epoch is not None and not self._joins(first):
-            self.applied = Cursor(first.epoch, first.first - 1)
+            self._take_up(Cursor(first.epoch, first.first - 1))
 
     def look(self, state: JobState) -> Finding:
         """Take in the state fetched because the socket had gone quiet. If it has moved, `take()` tells of it."""
@@ -491,7 +512,7 @@ class Recovery:
             self._prelude = None
         if self.phase is Phase.HOLDING and self.applied is None and self._held and self._held[0].epoch is not None:
             # Nothing was handed on yet: what joins is what begins the log.
-            self.applied = Cursor(self._held[0].epoch, 0)
+            self._take_up(Cursor(self._held[0].epoch, 0))
         self.phase = Phase.LIVE
         for item in self._held:
             if self._joins(item):
@@ -512,7 +533,7 @@ class Recovery:
                         missed=outcome.seq - 1 - applied,
                     )
                 )
-            self.applied = Cursor(outcome.epoch, max(outcome.seq, applied))
+            self._take_up(Cursor(outcome.epoch, max(outcome.seq, applied)))
         return End(tuple(before), outcome)
 
 
