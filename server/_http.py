@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 import anyio
 import anyio.to_thread
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
@@ -24,6 +24,16 @@ from ._access import bearer_token, socket_token
 from ._files import RESULT_FILE, UPLOAD_FILE, make_incoming_folder, remove_job_folder
 from ._log import Job, Missing, RequestMismatch
 from ._log import Request as StartRequest
+from ._openapi import (
+    CancelAnswer,
+    CancelRequest,
+    ErrorAnswer,
+    Problem,
+    RefreshAnswer,
+    RefreshRequest,
+    StartAnswer,
+    document,
+)
 from ._socket import Watcher
 from ._tokens import TooEarly
 from ._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
@@ -41,15 +51,6 @@ _MAX_KEY: Final = 255
 _RETRY_SOON: Final = 5  # seconds
 
 
-class _RefreshRequest(Struct, rename="camel"):
-    job_id: str
-    old_token: str
-
-
-class _CancelRequest(Struct):
-    reason: str | None = None
-
-
 class Refusal(Exception):
     """The answer to a request that gets nothing: a status, a code for programs, a sentence for people."""
 
@@ -62,7 +63,7 @@ class Refusal(Exception):
 
     def response(self) -> Response:
         """The answer itself."""
-        return _json({"error": {"code": self.code, "message": self.message}}, self.status, self.headers)
+        return _json(ErrorAnswer(Problem(self.code, self.message)), self.status, self.headers)
 
 
 _NO_TOKEN: Final = ("unauthorized", "a valid token of this job is needed")
@@ -95,6 +96,7 @@ class Api:
         return [
             WebSocketRoute("/ws/progress", self.progress),
             Route("/ws/progress", self._answering(self.no_upgrade), methods=["GET"]),
+            Route("/openapi.json", self._answering(self._describe(pipelines)), methods=["GET"]),
             Route("/healthz", self._answering(self.health), methods=["GET"]),
             *([Route("/metrics", self._answering(self.metrics), methods=["GET"])] if self._metrics_text else []),
             Route("/api/job-state/{job_id}", self._answering(self.state), methods=["GET"]),
@@ -191,19 +193,19 @@ class Api:
         """
         job = await self._job(request.path_params["job_id"], bearer_token(request))
         body = await _small_body(request)
-        reason = _decode(body, _CancelRequest).reason if body else None
-        return _json({"jobId": job.id, "result": await self._hub.cancel(job.id, reason)})
+        reason = _decode(body, CancelRequest).reason if body else None
+        return _json(CancelAnswer(job.id, await self._hub.cancel(job.id, reason)))
 
     async def refresh(self, request: Request) -> Response:
         """`POST /api/token/refresh`: a new token for an old one."""
-        asked = _decode(await _small_body(request), _RefreshRequest)
+        asked = _decode(await _small_body(request), RefreshRequest)
         self._hub.check_calls(asked.job_id)
         grant = await self._hub.tokens.refresh(asked.job_id, Secret(asked.old_token))
         if grant is None:
             raise Refusal(401, *_NO_TOKEN, _CHALLENGE)
         if isinstance(grant, TooEarly):
             raise Refusal(425, "too_early", "the token has time left", {"retry-after": str(grant.retry_after)})
-        return _json({"jobId": asked.job_id, "token": grant.token.reveal(), "expiresIn": grant.expires_in})
+        return _json(RefreshAnswer(asked.job_id, grant.token.reveal(), grant.expires_in))
 
     def _starter(self, pipeline: Pipeline) -> Handler:
         async def start(request: Request) -> Response:
@@ -217,13 +219,8 @@ class Api:
                 raise Refusal(400, "bad_request", f"an Idempotency-Key has 1 to {_MAX_KEY} characters")
             async with self._hub.starting(owner):
                 started = await self._take(request, pipeline, owner, key)
-            answer = {
-                "jobId": started.job_id,
-                "token": started.token.reveal(),
-                "expiresIn": started.expires_in,
-                "pipeline": pipeline.name,
-            }
-            return _json(answer, 202)
+            token = started.token.reveal()
+            return _json(StartAnswer(started.job_id, token, started.expires_in, pipeline.name), 202)
 
         return start
 
@@ -264,6 +261,15 @@ class Api:
         self._hub.check_open()
         await self._hub.log.count_running("")
         return _json({"status": "ok"})
+
+    def _describe(self, pipelines: Mapping[str, Pipeline]) -> Handler:
+        described = _json(document(pipelines.values(), base_path=self._hub.base_path)).body
+
+        async def describe(request: Request) -> Response:
+            """`GET /openapi.json`: the hub's HTTP side, for programs."""
+            return Response(described, media_type="application/json")
+
+        return describe
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics`, for who may start jobs."""

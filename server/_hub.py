@@ -122,7 +122,7 @@ class Hub(AsyncContextManagerMixin):
         self.token_in_query: Final = token_in_query
         self.subprotocol: Final = subprotocol
         self._lifetimes = lifetimes or Lifetimes()
-        self._base_path = base_path
+        self.base_path: Final = base_path
         self._accept_rate = accept_rate
         self._metrics = metrics
         self._pipelines: dict[str, Pipeline] = {}
