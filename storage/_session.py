@@ -22,12 +22,9 @@ class Session:
 
     def find(self, job: str) -> Opened | None:
         """The job's record, or None where there is no file for it."""
-        tag = tag_of(self._keys.names, job)
-        opened = self.open(tag)
+        opened = self.open(tag_of(self._keys.names, job))
         if opened is None:
             self._prove()
-        elif opened.record.job != job:
-            raise RecordMismatch("the record speaks of another job", path=self.folder.path / name_of(tag))
         return opened
 
     def open(self, tag: bytes) -> Opened | None:
@@ -37,6 +34,8 @@ class Session:
         if data is None:
             return None
         opened = unseal(data, self._keys.ciphers.get, tag=tag, path=self.folder.path / name)
+        if tag_of(self._keys.names, opened.record.job) != tag:
+            raise RecordMismatch("the record speaks of another job", path=self.folder.path / name)
         self._keychain.prove()
         return opened
 

@@ -89,8 +89,9 @@ class TokenStore(Store):
     cancelled call was made whole or not at all. Nothing is opened or asked for before the first call.
 
     `folder` is by default `<user state folder>/<app>/tokens`. `provider` gives the key that wraps the store; by
-    default `TOWLINE_KEY`, else a key file in the user's configuration folder, made at first use. An existing
-    store is opened by the kind of provider that wrapped it and by no other. `now` is the wall clock.
+    default it is the first that there is of `TOWLINE_KEY`, a systemd credential, the system's keyring and a key file in
+    the user's configuration folder, which is made at first use. An existing store is opened by the kind of provider
+    that wrapped it and by no other. `now` is the wall clock.
     """
 
     def __init__(
