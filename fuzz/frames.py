@@ -38,5 +38,5 @@ def check(data: bytes) -> None:
     deflate = bool(flags & 1)
     whole = outcome([wire], deflate=deflate, turns=1000)
     assert outcome([wire[:place], wire[place:]], deflate=deflate, turns=flags >> 1 or 1) == whole
-    if len(wire) < 300:
+    if len(wire) < 300 and place % 4 == 0:
         assert outcome([wire[i : i + 1] for i in range(len(wire))], deflate=deflate, turns=1) == whole

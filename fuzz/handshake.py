@@ -37,5 +37,5 @@ def check(data: bytes) -> None:
     wire = data[2:]
     whole = outcome([wire])
     assert outcome([wire[:place], wire[place:]]) == whole
-    if len(wire) < 300:
+    if len(wire) < 300 and place % 4 == 0:
         assert outcome([wire[i : i + 1] for i in range(len(wire))]) == whole

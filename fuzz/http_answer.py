@@ -46,7 +46,7 @@ def check(data: bytes) -> None:
         whole = outcome([wire])
         if cut := [piece for piece in (wire[:place], wire[place:]) if piece]:
             assert outcome(cut) == whole
-        if len(wire) < 300:
+        if len(wire) < 300 and place % 4 == 0:
             assert outcome([wire[i : i + 1] for i in range(len(wire))]) == whole
     read(wire)
     parse_retry_after(wire, 1e9)
