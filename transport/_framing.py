@@ -66,7 +66,8 @@ class FrameReader:
     """
 
     def __init__(self, limits: Limits, deflate: DeflateExtension | None = None) -> None:
-        self.connection = Connection(ConnectionType.CLIENT, [] if deflate is None else [deflate])
+        # wsproto is there only while something of it is under way: most sockets are idle, or take the short cut.
+        self._wsproto: Connection | None = None
         self.newest_ping: bytes | None = None
         self.close: tuple[int, str] | None = None
         self.failure: Failure | None = None
@@ -147,6 +148,8 @@ class FrameReader:
             self._buffer = buffer[position:]
             return messages
         self.has_more = False
+        if not self._rest and not self._fragments:
+            self._wsproto = None
         # At most the beginning of one header is left, unless reading has ended.
         self._buffer = b"" if self._over() else buffer[position:]
         return messages
@@ -249,9 +252,12 @@ class FrameReader:
 
     def _feed(self, data: bytes, messages: list[Message]) -> None:
         """The one place where bytes of the peer meet wsproto. Its events are drained at once."""
+        if self._wsproto is None:
+            self._wsproto = Connection(ConnectionType.CLIENT, [] if self._deflate is None else [self._deflate])
+        connection = self._wsproto
         try:
-            self.connection.receive_data(data)
-            for event in self.connection.events():
+            connection.receive_data(data)
+            for event in connection.events():
                 if isinstance(event, TextMessage | BytesMessage):
                     self._parts.append(event.data)  # type: ignore[arg-type]
                     if event.message_finished:
@@ -264,9 +270,7 @@ class FrameReader:
                 elif isinstance(event, Ping):
                     self.newest_ping = bytes(event.payload)
                 elif isinstance(event, CloseConnection):
-                    if self.connection.state is ConnectionState.OPEN or (
-                        self.connection.state is ConnectionState.LOCAL_CLOSING
-                    ):
+                    if connection.state is ConnectionState.OPEN:
                         # wsproto reports a broken frame as an event and leaves its state as it was.
                         self._fail_protocol(int(event.code), event.reason or "")
                     else:

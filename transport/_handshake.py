@@ -17,7 +17,7 @@ from wsproto.utilities import generate_accept_token
 
 from .._exceptions import ConnectionBroken, ProtocolViolation
 from ._http_protocol import head_room
-from ._limits import Limits
+from ._limits import DEFAULT_LIMITS, Limits
 from ._url import URL
 
 #: Headers that the handshake sets itself.
@@ -75,7 +75,7 @@ class ClientHandshake:
         limits: Limits | None = None,
         entropy: Entropy = os.urandom,
     ) -> None:
-        self._limits = limits or Limits()
+        self._limits = limits or DEFAULT_LIMITS
         self._subprotocols = subprotocols
         self._require_subprotocol = require_subprotocol
         self._offered_extensions = bool(extensions)

@@ -183,6 +183,11 @@ def is_localhost(host: str) -> bool:
     return host == "localhost" or host.endswith(".localhost")
 
 
+def is_address(host: str) -> bool:
+    """Whether a host that was checked is an IP literal."""
+    return ":" in host or host.rpartition(".")[2].isdigit()  # the last label of a checked name is no number
+
+
 def is_loopback(host: str) -> bool:
     """Whether the host is `localhost` or a loopback address; names are not looked up."""
     try:

@@ -30,7 +30,7 @@ from ._deflate import Deflate, DeflateExtension
 from ._framing import Message
 from ._handshake import RESERVED, Accepted, ClientHandshake, Refused
 from ._http_protocol import parse_retry_after
-from ._limits import Limits, Liveness
+from ._limits import DEFAULT_LIMITS, Limits, Liveness
 from ._network import STREAM_ERRORS, Network, SystemNetwork, broken, close_now, endpoint_of
 from ._url import URL, Headers, check_headers, check_subprotocols, parse_url
 from ._websocket_protocol import WebSocketProtocol, check_close
@@ -68,7 +68,7 @@ class WebSocket:
         trailing: bytes = b"",
     ) -> None:
         """Take over a stream whose upgrade is done; `trailing` are the bytes read past it."""
-        limits = limits or Limits()
+        limits = limits or DEFAULT_LIMITS
         #: The subprotocol the server chose, or None.
         self.subprotocol = subprotocol
         #: `anyio.current_time()` when bytes last came in.
@@ -78,6 +78,7 @@ class WebSocket:
         self._read_size = limits.read_size
         self._liveness = liveness
         self._send_lock = anyio.Lock(fast_acquire=True)
+        self._stream_closed = False
         self._receiving = False
         # The reader's scope, while it waits for bytes: its deadline is the one timer of this socket.
         self._waiting: anyio.CancelScope | None = None
@@ -152,7 +153,7 @@ class WebSocket:
         if protocol.wants_to_send:
             await self._flush()
         if protocol.end is not None:
-            await close_now(self._stream)
+            await self._close_stream()
             raise protocol.end.with_traceback(None)
         if protocol.has_more:
             await checkpoint()
@@ -298,7 +299,7 @@ class WebSocket:
             protocol.send_failed()
             protocol.fail(ConnectionBroken("a write was cancelled half-way"))
             self._wake_reader()
-            await close_now(self._stream)
+            await self._close_stream()
             raise
         # We hung up meanwhile, and that is the reason.
         raise protocol.end.with_traceback(None)
@@ -367,7 +368,12 @@ class WebSocket:
     async def _hang_up(self) -> None:
         self._protocol.fail(ConnectionClosed(1006, by_us=True))
         self._wake_reader()
-        await close_now(self._stream)
+        await self._close_stream()
+
+    async def _close_stream(self) -> None:
+        if not self._stream_closed:
+            self._stream_closed = True
+            await close_now(self._stream)
 
     def statistics(self) -> WebSocketStatistics:
         """Counts since the upgrade."""
@@ -428,7 +434,7 @@ async def connect_websocket(
             raise HandshakeRefused(answer.status, retry_after=retry_after, body=answer.body)
         agreed: DeflateExtension | None = None
         if deflate is not None and answer.extensions:
-            agreed = deflate.accepted(answer.extensions, (limits or Limits()).max_message)
+            agreed = deflate.accepted(answer.extensions, (limits or DEFAULT_LIMITS).max_message)
     except BaseException:
         if stream is not None:
             await close_now(stream)

@@ -14,14 +14,11 @@ from __future__ import annotations
 
 import os
 
-from wsproto.events import CloseConnection, Ping, Pong
-from wsproto.frame_protocol import CloseReason
-
 from .._exceptions import ConnectionBroken, ConnectionClosed, InvalidArgument, TowlineError
 from ._deflate import DeflateExtension
 from ._framing import FrameReader, Message, encode_frame
 from ._handshake import Entropy
-from ._limits import Limits
+from ._limits import DEFAULT_LIMITS, Limits
 
 #: Close codes a client may send (RFC 6455 section 7.4): the registered ones, and those of libraries and applications.
 _SENDABLE = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
@@ -38,7 +35,7 @@ class WebSocketProtocol:
         entropy: Entropy = os.urandom,
     ) -> None:
         self.end: TowlineError | None = None
-        self._reader = FrameReader(limits or Limits(), deflate)
+        self._reader = FrameReader(limits or DEFAULT_LIMITS, deflate)
         self._deflate = deflate
         self._entropy = entropy
         self._out: list[bytes] = []
@@ -112,12 +109,12 @@ class WebSocketProtocol:
         self.messages_sent += 1
         if self._deflate is not None and (deflated := self._deflate.deflate(payload)) is not None:
             head, payload = head | 0x40, deflated
-        return self._counted(encode_frame(head, payload, self._entropy(4)))
+        return self._frame(head, payload)
 
     def queue_ping(self) -> None:
         """Have `data_to_send` give a ping; after our close or the end it does nothing."""
         if self.end is None and not self.closing:
-            self._out.append(self._counted(self._reader.connection.send(Ping())))
+            self._out.append(self._frame(0x89, b""))
 
     def send_close(self, code: int = 1000, reason: str = "") -> bytes:
         """The bytes of a close frame, empty if one was sent or the end has come. Raises `InvalidArgument`."""
@@ -125,7 +122,7 @@ class WebSocketProtocol:
         if self.end is not None or self._sent_close is not None or self._send_failed:
             return b""
         self._sent_close = code
-        return self._counted(self._reader.connection.send(CloseConnection(code, reason or None)))
+        return self._frame(0x88, code.to_bytes(2, "big") + reason.encode())
 
     def send_failed(self) -> None:
         """Bytes handed out were not written whole: what the peer got is unknown, so nothing more can be said.
@@ -156,8 +153,8 @@ class WebSocketProtocol:
         """A pong for the newest ping (RFC 6455 section 5.5.3 allows to skip the others), and a close frame."""
         ping = self._reader.newest_ping
         self._reader.newest_ping = None
-        # A close frame that is queued closes wsproto at once, so a pong is made only while none is.
-        pong = b"" if ping is None or self.closing else self._counted(self._reader.connection.send(Pong(ping)))
+        # Nothing may follow a close frame (section 5.5.1).
+        pong = b"" if ping is None or self.closing else self._frame(0x8A, ping)
         data = pong + b"".join(self._out)
         self._out.clear()
         return data
@@ -165,14 +162,13 @@ class WebSocketProtocol:
     def _queue_close(self, code: int) -> None:
         if self._sent_close is None:
             self._sent_close = code
-            # 1005 is no code to send: it stands for a close frame without one. wsproto writes that for this very
-            # object, and 1000 for the plain number.
-            said = CloseReason.NO_STATUS_RCVD if code == 1005 else code
-            self._out.append(self._counted(self._reader.connection.send(CloseConnection(said))))
+            # 1005 is no code to send: it stands for a close frame without one.
+            self._out.append(self._frame(0x88, b"" if code == 1005 else code.to_bytes(2, "big")))
 
-    def _counted(self, data: bytes) -> bytes:
-        self.bytes_sent += len(data)
-        return bytes(data)
+    def _frame(self, head: int, payload: bytes) -> bytes:
+        frame = encode_frame(head, payload, self._entropy(4))
+        self.bytes_sent += len(frame)
+        return frame
 
 
 def check_close(code: int, reason: str) -> None:

@@ -328,10 +328,11 @@ def test_only_the_newest_ping_is_kept_and_pongs_are_nothing() -> None:
 def test_an_exception_inside_wsproto_becomes_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = FrameReader(Limits())
 
-    def explode(data: bytes) -> None:
+    def explode(self: Connection, data: bytes) -> None:
         raise IndexError("hunter2")
 
-    monkeypatch.setattr(reader.connection, "receive_data", explode)
+    monkeypatch.setattr(Connection, "receive_data", explode)
+    monkeypatch.setattr(Connection, "__init__", lambda self, *arguments: None)
     assert reader.receive(frame(PING)) == []
     assert reader.failure is not None
     assert reader.failure.close_code == 1002
