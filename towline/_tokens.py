@@ -32,16 +32,19 @@ _TOKEN: Final = re.compile(r"[!-~]+")
 
 def as_token(given: object) -> Token:
     """What a provider gave, checked; raises `TokenProviderFailed` for what no request could carry."""
-    token = given if isinstance(given, Token) else Token(given if isinstance(given, Secret) else Secret(given))  # type: ignore[arg-type]
-    if not is_usable(token.secret):
+    if isinstance(given, str):
+        given = Secret(given)
+    if isinstance(given, Secret):
+        given = Token(given)
+    if not isinstance(given, Token) or not is_usable(given.secret):
+        del given  # a traceback that prints locals must not show what may be nearly a token
         raise TokenProviderFailed("gave what is no token: it must be printable ASCII, without spaces")
-    return token
+    return given
 
 
 def is_usable(token: Secret) -> bool:
     """Whether a header can carry the token (RFC 6750 section 2.1 allows less, servers more)."""
-    text: object = token.reveal()
-    return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
+    return _TOKEN.fullmatch(token.reveal()) is not None
 
 
 class TokenSource:
