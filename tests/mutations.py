@@ -229,7 +229,7 @@ def main(names: list[str]) -> int:
             lay_out(Path(folder)), tuple(sorted({test for mutation in chosen for test in mutation.tests}))
         )
         if whole.returncode:
-            sys.stdout.write(f"the unbroken copy fails already: {first_failure(whole.stdout)}\n")
+            sys.stdout.write(f"the unbroken copy fails already: {first_failure(whole.stdout + whole.stderr)}\n")
             return 2
     for mutation in chosen:
         began = time.monotonic()

@@ -17,6 +17,7 @@ from ._scripted_job import LoggedEvent, ScriptedJob
 from ._scripted_server import Answer, Call, Drop, Hang, Reaction, Request, ScriptedServer
 from ._server_socket import Accept, ServerSocket
 from ._simulated_storm import StormReport, simulate_storm
+from ._stateful import connection_machine, play
 from ._storm_script import AnyStep, RandomSteps, StormScript
 from ._tour import Tour, take_tour
 
@@ -58,8 +59,10 @@ __all__ = [
     "Unreachable",
     "VirtualTimeLoop",
     "audit_updates",
+    "connection_machine",
     "cover",
     "crowd",
+    "play",
     "rehearse",
     "run_virtual",
     "simulate_storm",
