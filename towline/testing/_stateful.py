@@ -25,7 +25,7 @@ from .._exceptions import ForbiddenRequest, TowlineError
 from .._updates import AnyUpdate, JobCanceled, JobComplete, JobFailed
 from ..statemachine import State, replay
 from ._clocks import run_virtual
-from ._memory_network import NoAnswer, Reach, Unreachable
+from ._memory_network import Fate, NoAnswer, Reach, Unreachable
 from ._scripted_server import Answer, Drop, Hang, Reaction, ScriptedServer
 
 if TYPE_CHECKING:
@@ -45,7 +45,12 @@ _REACTIONS: Final[dict[str, Reaction]] = {
     "hang": Hang(),
     "drop": Drop(),
 }
-_WEATHERS: Final = {"fair": Reach(), "slow": Reach(latency=0.3), "refused": Unreachable(), "silent": NoAnswer()}
+_WEATHERS: Final[dict[str, Fate]] = {
+    "fair": Reach(),
+    "slow": Reach(latency=0.3),
+    "refused": Unreachable(),
+    "silent": NoAnswer(),
+}
 
 
 def connection_machine(backend: str = "asyncio") -> type[RuleBasedStateMachine]:
@@ -221,7 +226,12 @@ class _Play:
                     self.count += 1
                     self.job.progress(self.count / 1000, processed=self.count)
             case "end" if not self.job.ended:
-                {"complete": self.job.complete, "fail": self.job.fail, "cancel": self.job.cancel}[value]()
+                endings: dict[str, Callable[[], object]] = {
+                    "complete": self.job.complete,
+                    "fail": self.job.fail,
+                    "cancel": self.job.cancel,
+                }
+                endings[value]()
 
     def _cancel(self) -> None:
         line = self.line
