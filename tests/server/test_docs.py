@@ -1,0 +1,43 @@
+"""The program in the hub's documentation works as it is written there."""
+
+import re
+import threading
+import types
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+PAGE = Path(__file__).parents[2] / "docs" / "hub.md"
+
+
+def test_the_program_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client_of: Any, eventually: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    module = types.ModuleType("page")
+    exec(compile(program, str(PAGE), "exec"), module.__dict__)
+    server = uvicorn.Server(uvicorn.Config(module.app, port=0, ws="websockets-sansio", log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with client_of(f"http://127.0.0.1:{port}/jobs") as client:
+            assert client.start(b"a,1\n", "/api/sum").status_code == 403
+            assert client.start(b"a,1\nb,20\nc,300\n", "/api/sum", x_user="ann").status_code == 202
+            seen = client.follow()
+            assert [event["type"] for event in seen.events] == ["job_started", *["job_progress"] * 3, "job_complete"]
+            assert seen.events[-1]["payload"]["total"] == 321
+            client.start(b"a,1\nb,x\n", "/api/sum", x_user="ann")
+            assert client.follow().events[-1]["payload"]["code"] == "NOT_A_NUMBER"
+            with httpx.Client() as other:
+                described = other.get(f"http://127.0.0.1:{port}/jobs/openapi.json").json()
+            assert {"/api/sum", "/api/job-state/{job_id}"} <= set(described["paths"])
+    finally:
+        server.should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
