@@ -84,5 +84,7 @@ def test_the_watch_sees_what_it_should(canary: str) -> None:
     watch.handle(logging.makeLogRecord({"msg": "nothing", "also": canary}))
     subprocess.run([sys.executable, "-c", "", canary], check=True)
     subprocess.run([sys.executable, "-c", ""], env={"X": canary}, check=True)
-    assert len(found) == before + 4
+    new = found[before:]
     del found[before:]
+    assert [one.split(":")[0] for one in new[:2]] == ["the log of None"] * 2
+    assert sum("child: subprocess.Popen" in one for one in new) == 2  # which may tell of a spawn besides
