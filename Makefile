@@ -40,7 +40,8 @@ lint: install  ## ruff, mypy --strict on an installed copy, pictures as the tabl
 	$(BIN)/towline diagram --check
 
 test-system: install  ## other servers, Redis, nginx: what Debian and npm have, where it is installed
-	$(BIN)/python -m pytest tests/server/system $(ARGS)
+	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/node mermaid jsdom; fi
+	$(BIN)/python -m pytest tests/server/system tests/statemachine/system $(ARGS)
 
 check: lint test  ## what CI runs
 
