@@ -1,11 +1,12 @@
 """Frames of a WebSocket client (RFC 6455 section 5): a short cut in front of wsproto, and nothing beside it.
 
 A complete, final, unmasked text or binary frame without a reserved bit, outside a fragmented message and within the
-size limit, is cut and decoded right in the read buffer. Every other byte goes to `wsproto.Connection`, in order,
-which judges it. wsproto alone makes some thirty Python calls a frame; the short cut makes one.
+size limit, is cut and decoded right in the read buffer; so is a compressed one, if that was agreed on. A whole ping or
+pong stands for itself. Every other byte goes to `wsproto.Connection`, in order, which judges it. wsproto alone makes
+some thirty Python calls a frame; the short cut makes one or two.
 
-Control frames and broken ones are always wsproto's. Ours are the bounds wsproto does not have: bytes and fragments of
-a message, and frames taken at one turn.
+Close frames and broken ones are always wsproto's. Ours are the bounds wsproto does not have: bytes and fragments of a
+message, and frames taken at one turn.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ Message: TypeAlias = str | bytes
 
 _FIN_TEXT: Final = 0x81
 _FIN_BINARY: Final = 0x82
+_FIN_PING: Final = 0x89
+_FIN_PONG: Final = 0x8A
+_PING_AND_PONG: Final = frozenset({_FIN_PING, _FIN_PONG})
 _NEVER: Final = -1  # no byte equals it
 
 # First bytes that may take the short cut: text, binary, and with RSV1 the same compressed (RFC 7692 section 6).
@@ -173,6 +177,11 @@ class FrameReader:
                 return 0
             length = int.from_bytes(buffer[position + 2 : position + size], "big")
         available = min(end - position - size, length)
+        if head in _PING_AND_PONG and available == length == buffer[position + 1]:
+            # Whole, unmasked and without reserved bits: it touches nothing but itself, wherever it stands.
+            if head == _FIN_PING:
+                self.newest_ping = buffer[position + 2 : position + 2 + length]
+            return 2 + length
         if opcode not in _CONTROL:
             if head in self._heads[:2] and buffer[position + 1] < 0x80 and _is_minimal(size, length):
                 if length > self._limits.max_message:

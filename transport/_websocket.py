@@ -116,7 +116,7 @@ class WebSocket:
             while not self._ready:
                 await self._step()
             if self._protocol.wants_to_send:
-                await self._flush()
+                await self._flush_in_time()
             ready, self._ready = self._ready, []
             return ready
         finally:
@@ -148,11 +148,11 @@ class WebSocket:
         return self._next_message()
 
     async def _step(self) -> None:
-        """Do the next thing there is: write what the protocol wants to say, raise the end, or read."""
+        """Do the next thing there is: raise the end, take what is buffered, or read."""
         protocol = self._protocol
-        if protocol.wants_to_send:
-            await self._flush()
         if protocol.end is not None:
+            if protocol.wants_to_send:
+                await self._flush_in_time()
             await self._close_stream()
             raise protocol.end.with_traceback(None)
         if protocol.has_more:
@@ -166,9 +166,19 @@ class WebSocket:
     async def _read(self) -> bytes:
         """One read, or empty bytes if the end was noted instead, or if it is time to look again."""
         protocol = self._protocol
+        if self._ping_wanted:
+            self._queue_ping()
         data = b""
+        writing = protocol.wants_to_send
+        scope = anyio.CancelScope(deadline=self._lost_at() if writing else self._next_deadline())
         try:
-            with anyio.CancelScope(deadline=self._next_deadline()) as self._waiting:
+            with scope:
+                if writing:
+                    await self._flush()
+                    writing = False
+                    scope.deadline = self._next_deadline()
+                # From here on it may be woken: nothing is half written.
+                self._waiting = scope
                 data = await self._stream.receive(self._read_size)
         except anyio.EndOfStream:
             protocol.receive_eof()
@@ -183,8 +193,10 @@ class WebSocket:
             self.last_received = anyio.current_time()
             self._pinged_at = self._overdue_since = self._probe = None
             self._ping_wanted = False
+        elif writing and scope.cancelled_caught:
+            self._give_up()
         elif protocol.end is None:
-            await self._look_at_silence()
+            self._look_at_silence()
         return data
 
     # --- liveness -----------------------------------------------------------------------------------------------
@@ -229,21 +241,25 @@ class WebSocket:
             self._overdue_since = anyio.current_time()
         return self._lost_at()
 
-    async def _look_at_silence(self) -> None:
+    def _look_at_silence(self) -> None:
         """The reader's deadline has passed without bytes: ping, or give up."""
         now = anyio.current_time()
-        due = self._liveness is not None and self._pinged_at is None and now >= self._next_deadline()
-        if self._ping_wanted or due:
-            self._ping_wanted = False
-            self._pinged_at = now
-            self._protocol.queue_ping()
-            with anyio.CancelScope(deadline=self._lost_at()) as scope:
-                await self._flush()
-            if not scope.cancelled_caught:
-                return
-        elif now < self._lost_at():
+        if self._ping_wanted:
             return
-        seconds = now - self.last_received if self._probe is None else self._probe[1]
+        if self._liveness is not None and self._pinged_at is None:
+            if now >= self.last_received + self._liveness.ping_after:
+                self._queue_ping()
+        elif now >= self._lost_at():
+            self._give_up()
+
+    def _queue_ping(self) -> None:
+        self._ping_wanted = False
+        self._pinged_at = anyio.current_time()
+        self._protocol.queue_ping()
+
+    def _give_up(self) -> None:
+        silent = anyio.current_time() - self.last_received
+        seconds = silent if self._probe is None else self._probe[1]
         self._protocol.end = DeadlineExceeded("an answer to our ping", round(seconds, 3))
 
     # --- send ---------------------------------------------------------------------------------------------------
@@ -275,6 +291,14 @@ class WebSocket:
             await self._drain()
         finally:
             self._send_lock.release()
+
+    async def _flush_in_time(self) -> None:
+        """`_flush`, for no longer than silence may last: the link may be stuck."""
+        latest = max(self._lost_at(), anyio.current_time() + 1)
+        with anyio.CancelScope(deadline=latest) as scope:
+            await self._flush()
+        if scope.cancelled_caught:
+            self._give_up()
 
     async def _drain(self) -> None:
         while self._protocol.wants_to_send:

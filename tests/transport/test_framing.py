@@ -333,7 +333,7 @@ def test_an_exception_inside_wsproto_becomes_a_failure(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Connection, "receive_data", explode)
     monkeypatch.setattr(Connection, "__init__", lambda self, *arguments: None)
-    assert reader.receive(frame(PING)) == []
+    assert reader.receive(frame(CLOSE)) == []
     assert reader.failure is not None
     assert reader.failure.close_code == 1002
     assert isinstance(reader.failure.error, ProtocolViolation)

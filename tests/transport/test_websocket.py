@@ -394,6 +394,30 @@ async def test_a_stuck_ping_does_not_outlast_the_limit() -> None:
         assert anyio.current_time() - began == pytest.approx(25)
 
 
+async def test_a_stuck_pong_does_not_outlast_the_limit() -> None:
+    async with opened() as (socket, peer):
+        await socket.send(b"x" * 65536)  # the link is full: the pong cannot be written
+        await peer.send(Ping(b"p"))
+        began = anyio.current_time()
+        assert isinstance(await ends_with(socket), DeadlineExceeded)
+        assert anyio.current_time() - began == pytest.approx(25)
+
+
+async def test_a_probe_harms_no_write_of_the_receiving_task() -> None:
+    """A probe wakes the receiving task while it waits, never while it writes."""
+    async with opened() as (socket, peer), anyio.create_task_group() as tasks:
+        await socket.send(b"x" * 65536)
+        await peer.send(Ping(b"p"))
+        tasks.start_soon(socket.receive_batch)
+        await anyio.wait_all_tasks_blocked()
+        socket.probe(5)
+        await anyio.wait_all_tasks_blocked()
+        seen: list[Event] = []
+        while not (any(isinstance(e, Pong) for e in seen) and any(isinstance(e, Ping) for e in seen)):
+            seen += await peer.read()
+        await peer.send(TextMessage("alive"))
+
+
 # --- ends --------------------------------------------------------------------------------------------------------
 
 
