@@ -69,6 +69,18 @@ def canary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert FOUND == []
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no child of one, finds the developer's own store, key or keyring."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        patch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+        for name in ("TOWLINE_KEY", "TOWLINE_STORE", "TOWLINE_TOKEN", "CREDENTIALS_DIRECTORY"):
+            patch.delenv(name, raising=False)
+        yield
+
+
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
 
