@@ -31,10 +31,13 @@ async def loopback_only(request: Request) -> str | None:
     host = request.headers.get("host", "")
     if not _is_loopback(urlsplit(f"//{host}").hostname or ""):
         return None
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-        return None
-    return LOCAL_OWNER
+    return LOCAL_OWNER if is_same_origin(request) else None
+
+
+def is_same_origin(connection: HTTPConnection) -> bool:
+    """Whether a page of the hub's own origin asks, or no page at all."""
+    origin = connection.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc.lower() == connection.headers.get("host", "").lower()
 
 
 def _is_loopback(host: str) -> bool:

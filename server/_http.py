@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket
 from .._exceptions import HubStorageError
 from .._secret import Secret
 from ..transport._messages import VERSION, JobState
-from ._access import bearer_token, socket_token
+from ._access import bearer_token, is_same_origin, socket_token
 from ._files import RESULT_FILE, UPLOAD_FILE, make_incoming_folder, remove_job_folder
 from ._log import Job, Missing, RequestMismatch
 from ._log import Request as StartRequest
@@ -28,12 +28,15 @@ from ._openapi import (
     CancelAnswer,
     CancelRequest,
     ErrorAnswer,
+    JobsAnswer,
+    ListedJob,
     Problem,
     RefreshAnswer,
     RefreshRequest,
     StartAnswer,
     document,
 )
+from ._page import page_file
 from ._socket import Watcher
 from ._tokens import TooEarly
 from ._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
@@ -48,6 +51,8 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 _MAX_BODY: Final = 16 * 1024
 _MAX_KEY: Final = 255
+_MOST_JOBS: Final = 100
+_VIEW: Final = 60  # seconds a page's token is good for
 _RETRY_SOON: Final = 5  # seconds
 
 
@@ -97,6 +102,10 @@ class Api:
             WebSocketRoute("/ws/progress", self.progress),
             Route("/ws/progress", self._answering(self.no_upgrade), methods=["GET"]),
             Route("/openapi.json", self._answering(self._describe(pipelines)), methods=["GET"]),
+            Route("/", self._answering(self.page), methods=["GET"]),
+            *(Route(f"/{name}", self._answering(_file(name)), methods=["GET"]) for name in ("page.css", "page.js")),
+            Route("/api/jobs", self._answering(self.jobs), methods=["GET"]),
+            Route("/api/jobs/{job_id}/token", self._answering(self.view), methods=["POST"]),
             Route("/healthz", self._answering(self.health), methods=["GET"]),
             *([Route("/metrics", self._answering(self.metrics), methods=["GET"])] if self._metrics_text else []),
             Route("/api/job-state/{job_id}", self._answering(self.state), methods=["GET"]),
@@ -129,6 +138,8 @@ class Api:
 
     async def _admit(self, websocket: WebSocket) -> tuple[Job, str | None]:
         self._hub.check_open()
+        if not is_same_origin(websocket) and websocket.headers["origin"] not in self._hub.origins:
+            raise Refusal(403, "foreign_origin", "pages of this origin may not open sockets here")
         job_id = websocket.query_params.get("jobId")
         if not job_id:
             raise Refusal(400, "bad_request", "the query names no jobId")
@@ -254,6 +265,50 @@ class Api:
             logger.error("an upload could not be kept: %s", error)
             raise Refusal(507, "no_space", "the upload could not be kept", _retry(60)) from error
 
+    # --- the page ----------------------------------------------------------------------------------------------
+
+    async def page(self, request: Request) -> Response:
+        """`GET /`: the page that shows the jobs of who may start them."""
+        await self._owner(request)
+        return page_file("page.html")
+
+    async def jobs(self, request: Request) -> Response:
+        """`GET /api/jobs`: the newest jobs of who asks."""
+        jobs = await self._hub.log.newest(await self._owner(request), _MOST_JOBS)
+        return _json(
+            JobsAnswer(
+                [
+                    ListedJob(
+                        job_id=job.id,
+                        pipeline=job.pipeline,
+                        status=job.status,
+                        start_time=job.created,
+                        total_count=job.total,
+                        processed_count=job.processed or 0,
+                        current_item=job.current_item,
+                    )
+                    for job in jobs
+                ]
+            )
+        )
+
+    async def view(self, request: Request) -> Response:
+        """`POST /api/jobs/{jobId}/token`: a token for its owner's page, good for one upgrade and little more."""
+        owner = await self._owner(request)
+        job_id = request.path_params["job_id"]
+        self._hub.check_calls(job_id)
+        job = await self._hub.log.job(job_id)
+        if not isinstance(job, Job) or job.owner != owner:
+            raise Refusal(404, "unknown_job", "you have no such job")
+        grant = await self._hub.tokens.grant(job_id, seconds=_VIEW)
+        return _json(RefreshAnswer(job_id, grant.token.reveal(), grant.expires_in))
+
+    async def _owner(self, request: Request) -> str:
+        owner = await self._hub.authorize(request)
+        if owner is None:
+            raise Refusal(403, "forbidden", "you may not see jobs here")
+        return owner
+
     # --- operations --------------------------------------------------------------------------------------------
 
     async def health(self, request: Request) -> Response:
@@ -309,6 +364,13 @@ class Api:
                 return Response(status_code=400)  # nobody is left to read it
 
         return answer
+
+
+def _file(name: str) -> Handler:
+    async def file(request: Request) -> Response:
+        return page_file(name)
+
+    return file
 
 
 def _storage_refusal(error: HubStorageError) -> Refusal:

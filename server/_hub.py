@@ -11,7 +11,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,7 @@ class Hub(AsyncContextManagerMixin):
     `authorize` says in whose name a request may start a job (None: it may not); without it only this machine may.
     `token_in_query` also takes a socket's token from `?token=`, where logs and proxies can see it. `subprotocol` is
     the name by which browsers hand in a token. `base_path` is where the hub is mounted, for the URLs it tells.
+    `origins` are those of the web pages that may open sockets, beside the hub's own (`https://app.example`).
     `accept_rate` is how many sockets a second it wants to see come back after a restart. `metrics` adds `GET /metrics`
     for Prometheus, which `authorize` guards as it does starting; it needs the `metrics` extra.
     """
@@ -106,6 +107,7 @@ class Hub(AsyncContextManagerMixin):
         token_in_query: bool = False,
         subprotocol: str = "towline",
         base_path: str = "",
+        origins: Collection[str] = (),
         accept_rate: float = 100,
         metrics: bool = False,
     ) -> None:
@@ -123,6 +125,7 @@ class Hub(AsyncContextManagerMixin):
         self.subprotocol: Final = subprotocol
         self._lifetimes = lifetimes or Lifetimes()
         self.base_path: Final = base_path
+        self.origins: Final = frozenset(origins)
         self._accept_rate = accept_rate
         self._metrics = metrics
         self._pipelines: dict[str, Pipeline] = {}

@@ -243,6 +243,9 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
     async def count_running(self, owner: str) -> int:
         """Count the owner's jobs that have not ended."""
 
+    async def newest(self, owner: str, limit: int) -> Sequence[Job]:
+        """Read the owner's newest jobs, ended or not, newest first."""
+
     async def count_attempt(self, job_id: str) -> int:
         """Note that the job's function is called, and say how many times it was since the log last moved."""
 

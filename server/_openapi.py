@@ -73,6 +73,24 @@ class CancelAnswer(Struct, rename="camel"):
     result: str
 
 
+class ListedJob(Struct, rename="camel"):
+    """One of the jobs of who asks."""
+
+    job_id: str
+    pipeline: str
+    status: str
+    start_time: int
+    total_count: int | None
+    processed_count: int
+    current_item: str | None
+
+
+class JobsAnswer(Struct):
+    """The newest jobs of who asks, newest first."""
+
+    jobs: list[ListedJob]
+
+
 class Problem(Struct):
     """A code for programs, a sentence for people."""
 
@@ -88,14 +106,22 @@ class ErrorAnswer(Struct):
 
 def document(pipelines: Iterable[Pipeline], *, base_path: str) -> dict[str, Any]:
     """Make the document of a hub with these pipelines, mounted at `base_path`."""
-    types = (JobState, RefreshRequest, RefreshAnswer, StartAnswer, CancelRequest, CancelAnswer, ErrorAnswer)
+    types = (
+        *(JobState, JobsAnswer, RefreshRequest, RefreshAnswer),
+        *(StartAnswer, CancelRequest, CancelAnswer, ErrorAnswer),
+    )
     _, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     job = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     paths: dict[str, Any] = {
         "/healthz": {"get": _call("Whether the hub takes work.", 200, {"type": "object"})},
         "/ws/progress": {
-            "get": _call("A job's events, over a WebSocket; without an upgrade, 426.", 101, None, *_OF_A_JOB, 426)
+            "get": _call("A job's events, over a WebSocket; without an upgrade, 426.", 101, None, *_OF_A_JOB, 403, 426)
             | {"parameters": [{"name": "jobId", "in": "query", "required": True, "schema": {"type": "string"}}]}
+        },
+        "/api/jobs": {"get": _call("Your newest jobs.", 200, _ref(JobsAnswer), 403)},
+        "/api/jobs/{job_id}/token": {
+            "parameters": [job],
+            "post": _call("A token for a page that shows your job.", 200, _ref(RefreshAnswer), 403, 404),
         },
         "/api/job-state/{job_id}": {
             "parameters": [job],

@@ -44,7 +44,8 @@ _TOKENS_PER_JOB: Final = 32
 _NUMBERS: Final = frozenset({"created", "seq", "total", "processed", "updated", "ended", "attempts"})
 _BYTES: Final = frozenset({"outcome", "checkpoint"})
 
-# KEYS: job, running, owner, request ('' where there is none). ARGV: id, created, digest, request key, field, value, …
+# KEYS: job, running, the owner's running, request ('' where there is none), the owner's.
+# ARGV: id, created, digest, request key, field, value, …
 _CREATE: Final = """
 if KEYS[4] ~= '' then
     local found = redis.call('HMGET', KEYS[4], 'job', 'digest')
@@ -55,6 +56,7 @@ end
 redis.call('HSET', KEYS[1], unpack(ARGV, 5))
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 redis.call('SADD', KEYS[3], ARGV[1])
+redis.call('ZADD', KEYS[5], ARGV[2], ARGV[1])
 return false
 """
 
@@ -105,12 +107,13 @@ if token[1] and tonumber(ARGV[2]) < tonumber(token[1]) then
 end
 """
 
-# KEYS: job, stream, the job's tokens, ended, gone, lease. ARGV: id, at, token prefix, request prefix.
+# KEYS: job, stream, the job's tokens, ended, gone, lease. ARGV: id, at, token prefix, request prefix, owner prefix.
 _REMOVE: Final = """
 if redis.call('ZREM', KEYS[4], ARGV[1]) == 0 then return 0 end
 for _, digest in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do redis.call('DEL', ARGV[3] .. digest) end
 local request = redis.call('HGET', KEYS[1], 'request')
 if request then redis.call('DEL', ARGV[4] .. request) end
+redis.call('ZREM', ARGV[5] .. (redis.call('HGET', KEYS[1], 'owner') or ''), ARGV[1])
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[6])
 redis.call('ZADD', KEYS[5], ARGV[2], ARGV[1])
 return 1
@@ -190,6 +193,7 @@ class RedisStore:
             self._key("running"),
             self._key("owner", job.owner),
             self._key("request", asked) if request else "",
+            self._key("jobs", job.owner),
         ]
         digest = b"" if request is None else request.digest
         with self._renaming_errors():
@@ -258,6 +262,12 @@ class RedisStore:
         jobs = [self.job(job_id.decode()) for job_id in ids]
         return [job for job in jobs if isinstance(job, Job) and job.running]
 
+    def newest(self, owner: str, limit: int) -> Sequence[Job]:
+        with self._renaming_errors():
+            ids = cast("list[bytes]", self.client.zrange(self._key("jobs", owner), 0, limit - 1, desc=True))
+        jobs = [self.job(job_id.decode()) for job_id in ids]
+        return [job for job in jobs if isinstance(job, Job)]
+
     def count_running(self, owner: str) -> int:
         with self._renaming_errors():
             return self.client.scard(self._key("owner", owner))
@@ -311,7 +321,8 @@ class RedisStore:
                     self._key("gone"),
                     self._key("lease", job_id),
                 ]
-                if self._remove(keys=keys, args=[job_id, before, self._key("token", ""), self._key("request", "")]):
+                prefixes = [self._key("token", ""), self._key("request", ""), self._key("jobs", "")]
+                if self._remove(keys=keys, args=[job_id, before, *prefixes]):
                     removed.append(job_id)
         return removed
 
@@ -426,6 +437,9 @@ class RedisLog(AsyncContextManagerMixin):
 
     async def unfinished(self) -> Sequence[Job]:
         return await self._call(self._store.unfinished)
+
+    async def newest(self, owner: str, limit: int) -> Sequence[Job]:
+        return await self._call(self._store.newest, owner, limit)
 
     async def count_running(self, owner: str) -> int:
         return await self._call(self._store.count_running, owner)

@@ -38,6 +38,7 @@ CREATE TABLE jobs (
 CREATE UNIQUE INDEX jobs_by_request ON jobs (owner, request_key) WHERE request_key IS NOT NULL;
 CREATE INDEX jobs_running ON jobs (created) WHERE status = 'running';
 CREATE INDEX jobs_running_by_owner ON jobs (owner) WHERE status = 'running';
+CREATE INDEX jobs_by_owner ON jobs (owner, created);
 CREATE INDEX jobs_by_end ON jobs (ended) WHERE ended IS NOT NULL;
 CREATE TABLE events (
     job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, seq INTEGER NOT NULL, type TEXT NOT NULL,
@@ -314,12 +315,11 @@ class SqliteLog(AsyncContextManagerMixin):
         return self._bells.subscribe(job_id)
 
     async def unfinished(self) -> Sequence[Job]:
-        return await self._read(
-            lambda reader: [
-                Job(**dict(zip(_JOB_COLUMNS, row, strict=True)))
-                for row in reader.execute(f"{_SELECT_JOB} WHERE status = 'running' ORDER BY created")
-            ]
-        )
+        return await self._read(lambda reader: _read_jobs(reader, "WHERE status = 'running' ORDER BY created"))
+
+    async def newest(self, owner: str, limit: int) -> Sequence[Job]:
+        where = "WHERE owner = ? ORDER BY created DESC LIMIT ?"
+        return await self._read(lambda reader: _read_jobs(reader, where, owner, limit))
 
     async def count_running(self, owner: str) -> int:
         query = "SELECT count(*) FROM jobs WHERE owner = ? AND status = 'running'"
@@ -367,6 +367,11 @@ def _read_job(connection: sqlite3.Connection, job_id: str) -> Job | Missing:
         return Job(**dict(zip(_JOB_COLUMNS, row, strict=True)))
     gone = connection.execute("SELECT 1 FROM gone WHERE job = ?", (job_id,)).fetchone()
     return Missing.UNKNOWN if gone is None else Missing.GONE
+
+
+def _read_jobs(connection: sqlite3.Connection, where: str, *values: str | int) -> list[Job]:
+    rows = connection.execute(f"{_SELECT_JOB} {where}", values)
+    return [Job(**dict(zip(_JOB_COLUMNS, row, strict=True))) for row in rows]
 
 
 def _read_events(connection: sqlite3.Connection, job_id: str, after: int, limit: int) -> list[Event]:

@@ -42,10 +42,10 @@ class Tokens:
         self._lifetimes = lifetimes
         self._now = now
 
-    async def grant(self, job_id: str, *, replaces: bytes | None = None) -> Grant:
-        """Make a token for a job."""
+    async def grant(self, job_id: str, *, replaces: bytes | None = None, seconds: float | None = None) -> Grant:
+        """Make a token for a job, for the usual time or for so many seconds."""
         text = secrets.token_urlsafe(32)
-        lifetime = self._lifetimes.token
+        lifetime = self._lifetimes.token if seconds is None else seconds
         expires = self._now() + round(lifetime * 1000)
         await self._log.add_token(Token(digest=_digest(text), job_id=job_id, expires=expires, replaces=replaces))
         return Grant(Secret(text), int(lifetime))

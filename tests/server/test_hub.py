@@ -398,6 +398,40 @@ def test_health_and_numbers(tmp_path: Path, serving: Any) -> None:
     assert hub.statistics().jobs_at_work == 0
 
 
+def test_the_page_is_for_who_may_start_jobs(tmp_path: Path, serving: Any) -> None:
+    async def by_header(request: Any) -> str | None:
+        return request.headers.get("x-user")
+
+    with serving(make_hub(tmp_path, authorize=by_header)) as client:
+        client.start(ROWS, x_user="ann")
+        client.follow()
+        ann, bob = {"x-user": "ann"}, {"x-user": "bob"}
+        for path in ("/", "/api/jobs"):
+            assert client.http.get(path).status_code == 403
+        page = client.http.get("/", headers=ann)
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        for name in ("page.css", "page.js"):
+            assert client.http.get(f"/{name}").status_code == 200
+        [listed] = client.http.get("/api/jobs", headers=ann).json()["jobs"]
+        assert (listed["jobId"], listed["status"], listed["processedCount"]) == (client.job, "complete", 30)
+        assert client.http.get("/api/jobs", headers=bob).json() == {"jobs": []}
+        path = f"/api/jobs/{client.job}/token"
+        assert client.http.post(path).status_code == 403
+        assert client.http.post(path, headers=bob).status_code == 404
+        client.token = client.http.post(path, headers=ann).json()["token"]
+        assert client.follow().code == 1000
+
+
+def test_pages_of_other_origins(tmp_path: Path, serving: Any) -> None:
+    with serving(make_hub(tmp_path, origins=["https://app.example"])) as client:
+        client.start(ROWS)
+        path = f"/ws/progress?jobId={client.job}"
+        assert client.refusal(path, additional_headers=client.auth, origin="https://evil.example").status_code == 403
+        for origin in (client.url, "https://app.example"):
+            with client.socket(origin=origin) as socket:
+                assert socket.response.status_code == 101
+
+
 def test_numbers_only_where_they_are_wanted(client: Any) -> None:
     assert client.http.get("/metrics").status_code == 404
 

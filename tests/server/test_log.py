@@ -255,6 +255,19 @@ async def test_events_of_another_hub_are_heard(open_log: OpenLog) -> None:
                 assert seen == [1, 2, 3, 4, 5]
 
 
+async def test_an_owners_newest_jobs(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        for number in range(5):
+            await log.create(job(f"j{number}", created=number), None)
+        await log.create(job("other", owner="another", created=9), None)
+        await log.append("j3", "job_complete", b"{}", 7)
+        assert [kept.id for kept in await log.newest("o", 3)] == ["j4", "j3", "j2"]
+        assert [kept.status for kept in await log.newest("o", 3)] == ["running", "complete", "running"]
+        await log.remove_ended(100)
+        assert [kept.id for kept in await log.newest("o", 10)] == ["j4", "j2", "j1", "j0"]
+        assert list(await log.newest("nobody", 10)) == []
+
+
 async def test_attempts_count_while_the_log_stands_still(open_log: OpenLog) -> None:
     async with open_log() as log:
         await log.create(job(), None)
