@@ -28,7 +28,10 @@ pytestmark = [pytest.mark.timeout(3000), pytest.mark.parametrize("backend", ["as
 DIVISOR = int(os.environ.get("TOWLINE_SOAK_DIVISOR", "1"))
 #: The engine's own pace would make a thousand faults take hours; what is to be shown does not depend on it.
 HASTY = Policy(
-    dial_spacing=0.01, dials_per_window=100_000, backoff=Backoff(base=0.02, cap=0.2, floor=0.01, shared_window=0.05)
+    dial_spacing=0.01,
+    dials_per_window=100_000,
+    backoff=Backoff(base=0.01, cap=0.02, floor=0.001, shared_window=0.02),
+    fetch_waits=(0.01, 0.02, 0.04),
 )
 WATCHERS = 8
 

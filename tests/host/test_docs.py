@@ -1,0 +1,47 @@
+"""The code in docs/host.md runs, and the names it speaks of exist."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+import towline
+import towline.host
+from towline.testing import ScriptedServer, run_virtual
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "host.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_runs(capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")  # a real bus lives in real time
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+
+    async def main() -> None:
+        async with ScriptedServer() as server:
+            job = server.job("j1", token="t1")
+            connection = towline.Connection
+
+            def in_memory(url: str, **options: Any) -> towline.Connection:
+                return connection(url, network=server.network, allow_insecure=True, **options)
+
+            monkeypatch.setattr(towline, "Connection", in_memory)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(names["main"], "ws://hub/ws/progress", "t1")
+                await server.wait_ready()
+                job.complete({"books": [], "errors": [], "successRate": "0/0"})
+
+    run_virtual(main)
+    told = capsys.readouterr().out
+    assert "told by:" in told
+    assert "JobComplete" in told
+
+
+def test_the_names_exist() -> None:
+    for name in re.findall(r"towline\.host\.(\w+)", GUIDE):
+        assert hasattr(towline.host, name), name
+    for name in ("report_path", "report_wake", "background", "foreground"):
+        assert f"line.{name}(" in GUIDE
+        assert hasattr(towline.Connection, name)
