@@ -172,11 +172,15 @@ class _Play:
         return self.job.token
 
     async def _listen(self) -> None:
-        while self.line.outcome is None and self.line.state is not State.CANCELLED:
+        engine = self.line._engine
+        assert engine is not None, "it was entered"
+        while True:
             async for update in self.line.updates(wait=True):
                 self.updates.append(update)
+            if self.line.outcome is not None or self.line.state is State.CANCELLED:
+                return
             # Iteration ends with `aclose` too, after which the user may connect again.
-            await anyio.sleep(0.01)
+            await engine.changed.wait()
 
     # --- the story -------------------------------------------------------------------------------------------------
 
