@@ -17,7 +17,7 @@ def outcome(pieces: list[bytes], *, deflate: bool, turns: int) -> tuple[list[Mes
         while protocol.has_more:
             messages += protocol.receive_data(b"")
         sent = protocol.data_to_send()
-        assert len(sent) <= 2 * (6 + 125)
+        assert len(sent) <= 17 * (6 + 125)
     protocol.receive_eof()
     end = protocol.end
     assert isinstance(end, TYPED)

@@ -40,9 +40,8 @@ class Deflate:
     @property
     def offer(self) -> str:
         """The extension as the upgrade names it (section 7.1)."""
-        if self.context_takeover:
-            return "permessage-deflate"
-        return "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+        offer = "permessage-deflate; client_max_window_bits"
+        return offer if self.context_takeover else f"{offer}; server_no_context_takeover; client_no_context_takeover"
 
     def accepted(self, extensions: str, max_message: int) -> DeflateExtension:
         """What the server made of the offer; raises `ProtocolViolation` for anything that was not offered."""
@@ -56,12 +55,12 @@ class Deflate:
                 raise ProtocolViolation("it names a parameter of permessage-deflate twice")
             told[key.strip()] = value.strip().strip('"')
         bits = told.pop("server_max_window_bits", "15")
+        our_bits = told.pop("client_max_window_bits", "15")
         flags = [told.pop(f"{side}_no_context_takeover", "") for side in ("server", "client")]
-        # client_max_window_bits may be told only to a client that offered it (section 7.1.2.2), which we do not.
-        if told or any(flags) or bits not in _WINDOW_BITS:
+        if told or any(flags) or not {bits, our_bits} <= _WINDOW_BITS:
             raise ProtocolViolation("it chose parameters of permessage-deflate that were not offered")
         keeps = self.context_takeover and "client_no_context_takeover" not in extensions.lower()
-        return DeflateExtension(max_message, keeps_context=keeps, min_size=self.min_size)
+        return DeflateExtension(max_message, keeps_context=keeps, min_size=self.min_size, window_bits=int(our_bits))
 
 
 _WINDOW_BITS: Final = frozenset(str(bits) for bits in range(8, 16))
@@ -72,13 +71,14 @@ class DeflateExtension(Extension):
 
     name = "permessage-deflate"
 
-    def __init__(self, max_message: int, *, keeps_context: bool, min_size: int) -> None:
+    def __init__(self, max_message: int, *, keeps_context: bool, min_size: int, window_bits: int = 15) -> None:
         self._max_message = max_message
         self._min_size = min_size
         # The largest window reads what any smaller one wrote. It is never reset: who promised to refer to no earlier
         # message does not mind that we remember them.
         self._inflater = zlib.decompressobj(wbits=-15)
-        self._deflater = zlib.compressobj(wbits=-15)
+        # zlib cannot write a window of 256 bytes: who demands that gets messages as they are.
+        self._deflater = zlib.compressobj(wbits=-window_bits) if window_bits > 8 else None
         # A full flush forgets the window, which is what "no context takeover" asks for, without a new compressor.
         self._flush = zlib.Z_SYNC_FLUSH if keeps_context else zlib.Z_FULL_FLUSH
         self._control = False
@@ -102,7 +102,7 @@ class DeflateExtension(Extension):
 
     def deflate(self, payload: bytes) -> bytes | None:
         """A message's payload compressed, None for one that is too small to be."""
-        if len(payload) < self._min_size:
+        if self._deflater is None or len(payload) < self._min_size:
             return None
         return (self._deflater.compress(payload) + self._deflater.flush(self._flush))[: -len(_TAIL)]
 

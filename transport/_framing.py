@@ -12,6 +12,7 @@ message, and frames taken at one turn.
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
+from collections import deque
 from collections.abc import Callable
 from itertools import repeat
 from struct import Struct
@@ -43,6 +44,9 @@ _NO_HEADS: Final = (_NEVER, _NEVER, _NEVER, _NEVER)
 # each of them cost an object for long.
 _PIECES: Final = 4096
 
+# Pings that wait for their pong: past this only the newest are answered, as section 5.5.3 allows.
+_PENDING_PINGS: Final = 16
+
 # From here on four table look-ups in C over every fourth byte, wsproto's way, beat one XOR of two big integers.
 _LARGE: Final = 2048
 
@@ -63,8 +67,8 @@ class Failure(NamedTuple):
 class FrameReader:
     """Bytes in, messages out.
 
-    After each call of `receive`: messages are its result; `newest_ping` is the payload of the newest ping that came
-    since it was last set to None; `close` is the peer's close frame; `failure` says that the peer broke a rule. After
+    After each call of `receive`: messages are its result; `pings` are the payloads of the newest pings that were not
+    taken out yet; `close` is the peer's close frame; `failure` says that the peer broke a rule. After
     either of the last two every further byte is ignored. While `has_more`, frames wait in the buffer: call
     `receive(b"")`.
     """
@@ -72,7 +76,7 @@ class FrameReader:
     def __init__(self, limits: Limits, deflate: DeflateExtension | None = None) -> None:
         # wsproto is there only while something of it is under way: most sockets are idle, or take the short cut.
         self._wsproto: Connection | None = None
-        self.newest_ping: bytes | None = None
+        self.pings = deque[bytes](maxlen=_PENDING_PINGS)
         self.close: tuple[int, str] | None = None
         self.failure: Failure | None = None
         self.has_more = False
@@ -142,6 +146,11 @@ class FrameReader:
                         continue
             elif position + 2 > end:
                 break
+            if messages and buffer[position] not in self._heads and buffer[position] not in _PING_AND_PONG:
+                # Whoever takes these messages may answer them before a frame that may end it all is looked at.
+                self.has_more = True
+                self._buffer = buffer[position:]
+                return messages
             taken = self._take(buffer, position, end, messages)
             if taken == 0 or self._over():
                 break
@@ -180,7 +189,7 @@ class FrameReader:
         if head in _PING_AND_PONG and available == length == buffer[position + 1]:
             # Whole, unmasked and without reserved bits: it touches nothing but itself, wherever it stands.
             if head == _FIN_PING:
-                self.newest_ping = buffer[position + 2 : position + 2 + length]
+                self.pings.append(buffer[position + 2 : position + 2 + length])
             return 2 + length
         if opcode not in _CONTROL:
             if head in self._heads[:2] and buffer[position + 1] < 0x80 and _is_minimal(size, length):
@@ -277,7 +286,7 @@ class FrameReader:
                     elif len(self._parts) >= _PIECES:
                         self._parts = [_joined(self._parts)]  # type: ignore[assignment]
                 elif isinstance(event, Ping):
-                    self.newest_ping = bytes(event.payload)
+                    self.pings.append(bytes(event.payload))
                 elif isinstance(event, CloseConnection):
                     if connection.state is ConnectionState.OPEN:
                         # wsproto reports a broken frame as an event and leaves its state as it was.

@@ -145,16 +145,13 @@ class WebSocketProtocol:
     @property
     def wants_to_send(self) -> bool:
         """Whether `data_to_send` has something."""
-        return not self._send_failed and (
-            bool(self._out) or (self._reader.newest_ping is not None and not self.closing)
-        )
+        return not self._send_failed and (bool(self._out) or (bool(self._reader.pings) and not self.closing))
 
     def data_to_send(self) -> bytes:
-        """A pong for the newest ping (RFC 6455 section 5.5.3 allows to skip the others), and a close frame."""
-        ping = self._reader.newest_ping
-        self._reader.newest_ping = None
+        """Pongs for the newest pings (RFC 6455 section 5.5.3 allows to skip older ones), and a close frame."""
         # Nothing may follow a close frame (section 5.5.1).
-        pong = b"" if ping is None or self.closing else self._frame(0x8A, ping)
+        pong = b"" if self.closing else b"".join([self._frame(0x8A, ping) for ping in self._reader.pings])
+        self._reader.pings.clear()
         data = pong + b"".join(self._out)
         self._out.clear()
         return data

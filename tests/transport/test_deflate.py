@@ -193,6 +193,7 @@ def test_a_compressed_frame_that_was_not_agreed_on() -> None:
         ("permessage-deflate", True),
         ("permessage-deflate; server_no_context_takeover; client_no_context_takeover", False),
         ("Permessage-Deflate;server_max_window_bits=9", True),
+        ("permessage-deflate; client_max_window_bits=9", True),
         ('permessage-deflate; server_max_window_bits="15"; client_no_context_takeover', False),
     ],
 )
@@ -207,7 +208,7 @@ def test_what_a_server_may_agree_to(extensions: str, keeps: bool) -> None:
     [
         "x-other",
         "permessage-deflate, permessage-deflate",
-        "permessage-deflate; client_max_window_bits=10",
+        "permessage-deflate; client_max_window_bits=16",
         "permessage-deflate; server_max_window_bits",
         "permessage-deflate; server_max_window_bits=7",
         "permessage-deflate; server_max_window_bits=16",
@@ -222,9 +223,24 @@ def test_what_it_may_not(extensions: str) -> None:
         Deflate(context_takeover=True).accepted(extensions, 1)
 
 
+@pytest.mark.parametrize("bits", [8, 9, 12])
+def test_the_window_the_server_asks_of_us(bits: int) -> None:
+    extension = Deflate(context_takeover=True, min_size=0).accepted(
+        f"permessage-deflate; client_max_window_bits={bits}", 1
+    )
+    rng = random.Random(bits)
+    text = rng.randbytes(1 << bits).hex().encode() * 3
+    packed = extension.deflate(text)
+    if bits == 8:
+        assert packed is None
+    else:
+        assert packed is not None
+        assert zlib.decompressobj(wbits=-bits).decompress(packed + b"\x00\x00\xff\xff") == text
+
+
 def test_the_offer() -> None:
     assert Deflate().offer.endswith("server_no_context_takeover; client_no_context_takeover")
-    assert Deflate(context_takeover=True).offer == "permessage-deflate"
+    assert Deflate(context_takeover=True).offer == "permessage-deflate; client_max_window_bits"
     with pytest.raises(InvalidArgument):
         Deflate(min_size=-1)
 

@@ -5,6 +5,7 @@
 
 import os
 import random
+from collections import deque
 from collections.abc import Iterator
 
 import pytest
@@ -55,7 +56,7 @@ class Reference:
 
     def __init__(self) -> None:
         self.connection = Connection(ConnectionType.CLIENT)
-        self.newest_ping: bytes | None = None
+        self.pings = deque[bytes](maxlen=16)
         self.close: tuple[int, str] | None = None
         self.failure: int | None = None
         self.parts: list[str | bytes] = []
@@ -72,7 +73,7 @@ class Reference:
                     messages.append(type(self.parts[0])().join(self.parts))  # type: ignore[arg-type]
                     self.parts = []
             elif isinstance(event, Ping):
-                self.newest_ping = bytes(event.payload)
+                self.pings.append(bytes(event.payload))
             elif isinstance(event, CloseConnection):
                 if self.connection.state is ConnectionState.OPEN:
                     self.failure = int(event.code)
@@ -155,8 +156,8 @@ def test_the_short_cut_means_what_wsproto_means(part: int) -> None:
             if ours.failure is not None and ours.failure.close_code == 1009:
                 break  # a length past any limit, which wsproto alone would wait for
             failure = None if ours.failure is None else ours.failure.close_code
-            assert (ours.newest_ping, ours.close, failure) == (
-                theirs.newest_ping,
+            assert (ours.pings, ours.close, failure) == (
+                theirs.pings,
                 theirs.close,
                 theirs.failure,
             ), f"seed {seed}"
@@ -218,10 +219,14 @@ def test_bytes_may_come_while_there_is_more() -> None:
 def test_messages_before_the_end_come_out() -> None:
     reader = FrameReader(Limits())
     assert reader.receive(frame(TEXT, b"a") + frame(CLOSE, close_payload(1001, b"bye")) + frame(TEXT, b"b")) == ["a"]
+    assert reader.close is None, "who takes the message may answer it first"
+    assert reader.receive(b"") == []
     assert reader.close == (1001, "bye")
     assert reader.receive(frame(TEXT, b"c")) == []
     reader = FrameReader(Limits())
     assert reader.receive(frame(TEXT, b"a") + b"\xff\xff" + frame(TEXT, b"b")) == ["a"]
+    assert reader.failure is None
+    assert reader.receive(b"") == []
     assert reader.failure is not None
     assert reader.receive(frame(TEXT, b"c")) == []
 
@@ -319,10 +324,12 @@ def test_a_close_without_a_code_is_1005() -> None:
     assert reader.close == (1005, "")
 
 
-def test_only_the_newest_ping_is_kept_and_pongs_are_nothing() -> None:
+def test_only_the_newest_pings_are_kept_and_pongs_are_nothing() -> None:
     reader = FrameReader(Limits())
     assert reader.receive(frame(PING, b"1") + frame(PONG, b"x") + frame(PING, b"2")) == []
-    assert reader.newest_ping == b"2"
+    assert list(reader.pings) == [b"1", b"2"]
+    reader.receive(b"".join(frame(PING, b"%d" % number) for number in range(1000)))
+    assert list(reader.pings) == [b"%d" % number for number in range(984, 1000)]
 
 
 def test_an_exception_inside_wsproto_becomes_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
