@@ -206,8 +206,13 @@ class HubProcess:
 
     def _stop(self, sig: int) -> int:
         assert self._process is not None
+        self._process.send_signal(sig)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the process to end by itself; its exit code."""
+        assert self._process is not None
         process, self._process = self._process, None
-        process.send_signal(sig)
         code = process.wait(WAIT)
         assert process.stdout is not None
         process.stdout.close()

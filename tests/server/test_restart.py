@@ -58,7 +58,7 @@ def test_stopped_in_mid_job(hub_process: Any, ready: Any, following: Any) -> Non
     advice = json.loads(first.reason)
     assert advice["retry_in"] > 0
     assert advice["spread"] >= 1
-    assert hub.terminate() == 0
+    assert hub.wait() == 0
     hub.start()
     rest = client.follow(first.cursor if first.events else None)
     check(read_events(hub.database, client.job), first.events + rest.events)
