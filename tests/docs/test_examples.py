@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 import subprocess
@@ -54,6 +55,7 @@ async def start(hub: str) -> StartedJob:
 async def test_the_guide(name: str, hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr(logging.getLogger("towline"), "level", logging.NOTSET)  # the guide raises it
     job = await start(hub)
     url = hub.replace("http", "ws") + "/ws/progress"
     await FUNCTIONS[name](url, job.job, job.token.reveal())
