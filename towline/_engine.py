@@ -204,8 +204,10 @@ class Engine:
         # Set by the data path at each batch, for a fetch that waits for what the socket brings.
         self._batch_came: anyio.Event | None = None
         self._last_job_message = 0.0
-        self._stall_began = 0.0
         self._stall_told = False
+        self._stall_ticket = 0
+        # The job was silent for so long that it was looked into, and has not spoken since.
+        self._silent = False
         self._perform_by_type: dict[type, Callable[[Any], None]] = {
             Dial: self._dial,
             AbandonDial: self._abandon_dial,
@@ -477,12 +479,19 @@ class Engine:
                 if self._link is not link:
                     break
         if spoke:
-            self._last_job_message = anyio.current_time()
-            self._stall_told = False
+            self._job_spoke()
         self._publish(self.recovery.take())
         if self._batch_came is not None:
             self._batch_came.set()
             self._batch_came = None
+
+    def _job_spoke(self) -> None:
+        self._last_job_message = anyio.current_time()
+        self._stall_told = False
+        if self._silent:
+            # The next silence begins, and is short again before it is looked into.
+            self._silent = False
+            self.timers.arm(Timer.STALL, self._stall_ticket, self.settings.policy.stall_after[0])
 
     def _malformed(self, error: MalformedMessage) -> Finding:
         self.counts["malformed_messages"] += 1
@@ -529,9 +538,8 @@ class Engine:
         self.post(GapFound(generation=generation, cause=Cause(code="gap", text=problem)))
 
     def _release_buffer(self, effect: ReleaseBuffer) -> None:
-        now = anyio.current_time()
-        self._last_job_message = now
-        self._stall_told = False
+        self._last_job_message = anyio.current_time()
+        self._stall_told = self._silent = False
         self._act(self.recovery.release(), self.snapshot.generation)
 
     def _deliver(self, effect: Deliver) -> None:
@@ -651,7 +659,7 @@ class Engine:
     def _arm(self, effect: Arm) -> None:
         delay = effect.delay.draw(self.settings.random)
         if effect.timer is Timer.STALL:
-            self._stall_began = anyio.current_time()
+            self._stall_ticket = effect.ticket
         self.timers.arm(effect.timer, effect.ticket, delay)
 
     def _disarm(self, effect: Disarm) -> None:
@@ -670,13 +678,11 @@ class Engine:
 
     def _silence_limit_reached(self, ticket: int) -> None:
         """The stall timer is not moved at each message: it looks back, and goes on if one has come."""
-        limit = self.settings.policy.stall_after[0]
-        came_since = self._last_job_message > self._stall_began
-        remaining = self._last_job_message + limit - anyio.current_time()
-        if came_since and remaining > 0:
+        remaining = self._last_job_message + self.settings.policy.stall_after[0] - anyio.current_time()
+        if not self._silent and remaining > 0:
             self.timers.arm(Timer.STALL, ticket, remaining)
         else:
-            first = came_since or self.snapshot.stalls == 0
+            first, self._silent = not self._silent, True
             self.post(StalledEvent(ticket=ticket, first=first))
 
     def _nothing_came_since(self) -> bool:
