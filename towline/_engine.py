@@ -200,6 +200,8 @@ class Engine:
         self._renewal: anyio.CancelScope | None = None
         self._user_calls: set[anyio.CancelScope] = set()
         self._cancel_key: str | None = None
+        # When the block was left: there may be no loop to ask for the time after that.
+        self._left_at: float | None = None
         self._fetch: anyio.CancelScope | None = None
         # Set by the data path at each batch, for a fetch that waits for what the socket brings.
         self._batch_came: anyio.Event | None = None
@@ -239,7 +241,7 @@ class Engine:
     def facts(self) -> Facts:
         """How the world stands now."""
         return Facts(
-            now=anyio.current_time(),
+            now=anyio.current_time() if self._left_at is None else self._left_at,
             path_up=self.path_up,
             foreground=self.foreground,
             token_id=self.tokens.token_id,
@@ -797,6 +799,7 @@ class Engine:
         await self.all_gone()
         if leave:
             await self.handlers.settle(HANDLERS_WAIT)
+            self._left_at = anyio.current_time()
         await self.journal.settle(last=leave)
 
     # --- calls for the user ----------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class Handlers:
         self._scope: anyio.CancelScope | None = None
         self._idle = anyio.Event()
         self._idle.set()
+        self._closed = False
         self.errors = 0
         #: Calls that a slow coroutine function never got.
         self.skipped = 0
@@ -48,11 +49,13 @@ class Handlers:
         except Exception as error:
             self.report(error)
             return
-        if inspect.isawaitable(answer):
+        if inspect.isawaitable(answer) and not self._closed:
             # A callable that only its answer shows to be asynchronous.
             self._wait_for_turn(lambda _: answer, told)
 
     def _wait_for_turn(self, handler: Handler[Any], told: object) -> None:
+        if self._closed:
+            return
         waiting = self._waiting
         if len(waiting) >= WAITING_LIMIT:
             last, before = waiting[-1]
@@ -85,9 +88,10 @@ class Handlers:
             self._idle.set()
 
     async def settle(self, seconds: float) -> None:
-        """Let the calls that wait be made, for so long; then give them up."""
+        """Let the calls that wait be made, for so long; then give them up, and begin none any more."""
         with anyio.move_on_after(seconds):
             await self._idle.wait()
+        self._closed = True
         self.give_up()
         await self._idle.wait()
 

@@ -1,0 +1,125 @@
+"""The blocking façade, on real sockets and real threads: a hub of one job on loopback."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import anyio
+import anyio.from_thread
+import pytest
+
+from towline import Cancelled, DeadlineExceeded, ForbiddenRequest, JobComplete, State
+from towline.blocking import Connection
+from towline.testing import MemoryLink, ScriptedJob, ScriptedServer
+
+RESULT = {"books": [], "errors": [], "successRate": "1/1"}
+
+
+@contextmanager
+def served(backend: str) -> Iterator[tuple[str, ScriptedJob, anyio.from_thread.BlockingPortal]]:
+    """A scripted server behind a real port: what comes in is carried to it by hand."""
+
+    async def carry(stream: anyio.abc.ByteStream, server: ScriptedServer) -> None:
+        link = MemoryLink()
+
+        async def pump(source: anyio.abc.ByteStream, target: anyio.abc.ByteStream) -> None:
+            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+                async for data in source:
+                    await target.send(data)
+                await target.send_eof()
+
+        async with stream, anyio.create_task_group() as tasks:
+            tasks.start_soon(pump, stream, link.client)
+            tasks.start_soon(pump, link.client, stream)
+            async with link.server:
+                await server._serve(link)
+            await anyio.sleep(0.05)
+            tasks.cancel_scope.cancel()
+
+    ready = threading.Event()
+    found: list[object] = []
+    over: list[anyio.Event] = []
+
+    async def main() -> None:
+        async with (
+            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+            ScriptedServer() as server,
+            anyio.create_task_group() as tasks,
+        ):
+            port = listener.extra(anyio.abc.SocketAttribute.local_port)
+            found.extend([f"ws://127.0.0.1:{port}/ws/progress", server.job("j1", token="t1")])
+            tasks.start_soon(listener.serve, lambda stream: carry(stream, server))
+            over.append(anyio.Event())
+            ready.set()
+            await over[0].wait()
+            tasks.cancel_scope.cancel()
+
+    with anyio.from_thread.start_blocking_portal(backend) as portal:
+        future = portal.start_task_soon(main)
+        assert ready.wait(5)
+        yield found[0], found[1], portal  # type: ignore[misc]
+        portal.call(over[0].set)
+        future.result(5)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_job_is_followed_from_a_plain_thread(backend: str) -> None:
+    asked: list[int] = []
+
+    def provider() -> str:
+        asked.append(threading.get_ident())
+        return "t1"
+
+    with served(backend) as (url, job, portal):
+        with Connection(url, job="j1", token=provider, backend=backend) as line:
+            assert line.wait_for(State.CONNECTED, timeout=5) is State.CONNECTED
+            with pytest.raises(DeadlineExceeded):
+                line.result(timeout=0.01)
+            portal.call(lambda: job.progress(0.5, processed=1))
+            portal.call(lambda: job.complete(RESULT))
+            assert [update.seq for update in line] == [1, 2]
+            assert isinstance(line.result(timeout=5), JobComplete)
+            assert list(line) == [line.outcome]
+            assert line.statistics().updates == 2
+            assert line.history().entries
+        assert isinstance(line.outcome, JobComplete)
+        assert line.cancel() is False
+    assert len(asked) == 1
+    assert asked[0] != threading.get_ident()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_cancel_from_another_thread_ends_whoever_waits(backend: str) -> None:
+    with served(backend) as (url, _, _portal):
+        with Connection(url, job="j1", token="t1", backend=backend) as line:
+            line.wait_for(State.CONNECTED, timeout=5)
+            answers: list[bool] = []
+            timers = [threading.Timer(0.1, lambda: answers.append(line.cancel())) for _ in range(3)]
+            for timer in timers:
+                timer.start()
+            assert list(line) == []
+            with pytest.raises(Cancelled):
+                line.result()
+            for timer in timers:
+                timer.join()
+            assert answers == [True] * 3
+        assert line.cancel() is True
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_bodys_errors_come_out_and_closing_can_be_begun_anew(backend: str) -> None:
+    with served(backend) as (url, _, _portal):
+        with pytest.raises(KeyError, match="mine"):
+            with Connection(url, job="j1", token="t1", backend=backend) as line:
+                line.wait_for(State.CONNECTED, timeout=5)
+                line.close()
+                assert line.state is State.IDLE
+                line.connect()
+                line.wait_for(State.CONNECTED, timeout=10)
+                raise KeyError("mine")
+        with pytest.raises(ForbiddenRequest):
+            line.result()
+        with pytest.raises(ForbiddenRequest):
+            line.connect()

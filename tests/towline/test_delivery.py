@@ -1,0 +1,270 @@
+"""Inboxes: bounded, in order, honest about what did not fit; and how far a consumer has come."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from towline import Exhausted, JobComplete, JobStarted, Progress, Resynced, Stalled
+from towline._delivery import INBOX_LIMIT, Delivery, Subscription
+from towline._recovery import Cursor
+from towline._updates import AnyUpdate
+
+pytestmark = pytest.mark.anyio
+END = JobComplete(job="j", seq=9999, epoch="e")
+
+
+def progress(seq: int) -> Progress:
+    return Progress(job="j", progress=0.5, seq=seq, epoch="e", first_seq=seq, processed_count=seq)
+
+
+def started(seq: int) -> JobStarted:
+    return JobStarted(job="j", seq=seq, epoch="e")
+
+
+def resynced(to: int, missed: int = 0) -> Resynced:
+    return Resynced(job="j", kind="snapshot", epoch="e", seq=to, from_seq=to + 1 - missed, to_seq=to, missed=missed)
+
+
+def at(update: AnyUpdate) -> Cursor | None:
+    return None if update.seq is None else Cursor("e", update.seq)
+
+
+class Deliveries(Delivery):
+    def __init__(self, *, handled: bool = False) -> None:
+        self.overflows = 0
+        super().__init__(moved=lambda: None, end_taken=lambda: None, overflowed=self._count, handled=handled)
+        self.begin(None)
+
+    def _count(self) -> None:
+        self.overflows += 1
+
+    def give(self, *updates: AnyUpdate) -> bool:
+        fits = [self.publish([update], at(update) or self.applied) for update in updates]
+        return all(fits)
+
+    def finish(self) -> None:
+        self.outcome = END
+        self.end(at(END))
+
+
+async def drain(subscription: Subscription, count: int) -> list[AnyUpdate]:
+    return [await anext(subscription) for _ in range(count)]
+
+
+async def test_what_came_before_the_first_iteration_is_not_lost() -> None:
+    delivery = Deliveries()
+    delivery.give(progress(1), progress(2))
+    assert await drain(delivery.subscribe(wait=False), 2) == [progress(1), progress(2)]
+
+
+async def test_a_slow_consumer_gets_merged_ranges_that_join() -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    for seq in range(1, 5001):
+        assert delivery.give(progress(seq))
+    delivery.finish()
+    updates = [update async for update in subscription]
+    assert len(updates) == INBOX_LIMIT + 1
+    last = 0
+    for update in updates[:-1]:
+        assert isinstance(update, Progress)
+        assert update.first_seq == last + 1
+        last = update.seq or 0
+    assert last == 5000
+    assert updates[-1] is END
+
+
+async def test_heartbeats_between_do_not_keep_progress_from_merging() -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    assert all(delivery.give(progress(seq)) for seq in range(1, 5001, 2))
+    assert len(await drain(subscription, INBOX_LIMIT)) == INBOX_LIMIT
+
+
+async def test_an_overflow_is_said_and_what_was_lost_is_told_by_the_next_resync() -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    fits = [delivery.give(started(seq)) for seq in range(1, INBOX_LIMIT + 2)]
+    assert fits == [True] * INBOX_LIMIT + [False]
+    assert delivery.give(started(INBOX_LIMIT + 2)), "said once"
+    delivery.give(resynced(INBOX_LIMIT + 2), progress(INBOX_LIMIT + 3))
+    told, after = await drain(subscription, 2)
+    assert isinstance(told, Resynced)
+    assert (told.from_seq, told.missed) == (1, INBOX_LIMIT + 2)
+    assert after == progress(INBOX_LIMIT + 3)
+
+
+async def test_the_end_arrives_in_an_inbox_that_overflowed_and_says_what_is_missing() -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    for seq in range(1, INBOX_LIMIT + 3):
+        delivery.give(started(seq))
+    delivery.finish()
+    told, end = [update async for update in subscription]
+    assert isinstance(told, Resynced)
+    assert (told.kind, told.missed) == ("end", INBOX_LIMIT + 2)
+    assert end is END
+
+
+async def test_an_unclaimed_inbox_that_overflowed_says_so_when_it_is_claimed() -> None:
+    delivery = Deliveries()
+    for seq in range(1, INBOX_LIMIT + 3):
+        assert delivery.give(started(seq))
+    assert delivery.overflows == 0
+    delivery.subscribe(wait=False)
+    assert delivery.overflows == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(["progress", "progress", "started", "stalled", "resynced", "take"]), max_size=900)
+)
+def test_an_inbox_is_bounded_and_in_order_whatever_comes(kinds: list[str]) -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    inbox = subscription._inbox
+    assert inbox is not None
+    seq, last = 0, 0
+    taken: list[AnyUpdate] = []
+    for kind in kinds * 3:
+        if kind == "take":
+            taken += [inbox.waiting.popleft()] if inbox.waiting else []
+            continue
+        if kind in ("progress", "started"):
+            seq += 1
+        update = {
+            "progress": progress(seq),
+            "started": started(seq),
+            "stalled": Stalled(job="j", seconds=120),
+            "resynced": resynced(seq),
+        }[kind]
+        delivery.publish([update], Cursor("e", seq))
+        assert len(inbox.waiting) <= INBOX_LIMIT
+    delivery.publish([resynced(seq)], Cursor("e", seq))
+    for update in [*taken, *inbox.waiting]:
+        if isinstance(update, Progress | JobStarted) and update.seq is not None:
+            first = update.first_seq if isinstance(update, Progress) else update.seq
+            assert first == last + 1
+            last = update.seq
+        elif isinstance(update, Resynced) and update.missed:
+            assert update.from_seq == last + 1
+            last = (update.to_seq or 0) if update.missed else last
+    assert last == seq
+
+
+async def test_a_second_iterator_has_all_from_its_beginning_and_a_late_one_the_end_once() -> None:
+    delivery = Deliveries()
+    first = delivery.subscribe(wait=False)
+    delivery.give(progress(1))
+    second = delivery.subscribe(wait=False)
+    delivery.give(progress(2))
+    delivery.finish()
+    assert [update.seq async for update in first] == [1, 2, 9999]
+    assert [update.seq async for update in second] == [2, 9999]
+    late = delivery.subscribe(wait=False)
+    assert [update async for update in late] == [END]
+    assert [update async for update in late] == []
+
+
+async def test_what_an_iteration_left_is_there_for_the_next() -> None:
+    delivery = Deliveries()
+    delivery.give(progress(1), progress(2), progress(3))
+    async for _ in delivery.subscribe(wait=False):
+        break
+    gc.collect()
+    delivery.give(progress(4))
+    assert await drain(delivery.subscribe(wait=False), 3) == [progress(2), progress(3), progress(4)]
+
+
+async def test_one_of_two_that_is_left_leaks_nothing_and_holds_nothing_back() -> None:
+    delivery = Deliveries()
+    stays, leaves = delivery.subscribe(wait=False), delivery.subscribe(wait=False)
+    delivery.give(progress(1), progress(2))
+    await drain(stays, 2)
+    inbox = weakref.ref(leaves._inbox)  # type: ignore[type-var]
+    del leaves
+    gc.collect()
+    assert inbox() is None
+    delivery.give(progress(3))
+    await drain(stays, 1)
+    assert delivery.position() == Cursor("e", 2), "the third is in hand"
+
+
+async def test_the_position_is_what_every_consumer_has_done() -> None:
+    delivery = Deliveries()
+    assert delivery.position() is None
+    delivery.give(progress(1), progress(2))
+    assert delivery.position() is None, "nobody has taken anything"
+    subscription = delivery.subscribe(wait=False)
+    await drain(subscription, 1)
+    assert delivery.position() is None, "the first is in hand"
+    await drain(subscription, 1)
+    assert delivery.position() == Cursor("e", 1)
+    with anyio.move_on_after(1):
+        await anext(subscription)
+    assert delivery.position() == Cursor("e", 2), "it asked for more"
+    delivery.applied = Cursor("e", 5)
+    assert delivery.position() == Cursor("e", 5), "what shows nothing is done with"
+
+
+async def test_handlers_are_consumers_until_somebody_iterates() -> None:
+    delivery = Deliveries(handled=True)
+    delivery.give(progress(1))
+    assert delivery.position() == Cursor("e", 1)
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_giving_up_is_raised_once_unless_told_to_wait(wait: bool) -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=wait)
+    delivery.give(progress(1))
+    delivery.given_up = lambda: Exhausted("budget", "why")
+    delivery.look()
+    await drain(subscription, 1)
+    with anyio.move_on_after(1) as waiting:
+        if wait:
+            await anext(subscription)
+        with pytest.raises(Exhausted):
+            await anext(subscription)
+        with pytest.raises(StopAsyncIteration):
+            await anext(subscription)
+    assert waiting.cancelled_caught is wait
+    delivery.given_up = None
+    delivery.give(progress(2))
+    assert await drain(subscription if wait else delivery.subscribe(wait=False), 1) == [progress(2)]
+
+
+async def test_stopping_ends_every_iteration_and_going_on_allows_new_ones() -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    delivery.give(progress(1))
+    delivery.stop()
+    for one in (subscription, delivery.subscribe(wait=True)):
+        with pytest.raises(StopAsyncIteration):
+            await anext(one)
+    delivery.stopped = False
+    assert await drain(delivery.subscribe(wait=False), 1) == [progress(1)]
+
+
+async def test_two_tasks_at_one_iteration_both_go_on() -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    seen: list[AnyUpdate] = []
+
+    async def take() -> None:
+        seen.append(await anext(subscription))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take)
+        tasks.start_soon(take)
+        await anyio.sleep(1)
+        delivery.give(progress(1))
+        await anyio.sleep(1)
+        delivery.give(progress(2))
+    assert seen == [progress(1), progress(2)]

@@ -1,0 +1,93 @@
+"""A program's own functions: in order, isolated, bounded, and never a reason for the engine to stop."""
+
+from __future__ import annotations
+
+import functools
+
+import anyio
+import pytest
+
+from towline import Progress
+from towline._handlers import Handlers
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_coroutine_functions_are_called_in_order_one_after_the_other() -> None:
+    seen: list[str] = []
+
+    async def tell(told: str) -> None:
+        seen.append(f"{told} begins")
+        await anyio.sleep(1)
+        seen.append(f"{told} ends")
+
+    class Callable:
+        async def __call__(self, told: str) -> None:
+            await tell(told)
+
+    async with anyio.create_task_group() as tasks:
+        handlers = Handlers(tasks)
+        handlers.call(tell, "a")
+        handlers.call(functools.partial(tell), "b")
+        handlers.call(Callable(), "c")
+        assert seen == []
+    assert seen == [f"{name} {what}" for name in "abc" for what in ("begins", "ends")]
+
+
+async def test_one_that_raises_is_counted_and_the_next_is_called(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(told: object) -> None:
+        raise ValueError("mine")
+
+    seen: list[object] = []
+    async with anyio.create_task_group() as tasks:
+        handlers = Handlers(tasks)
+        handlers.call(broken, 1)
+        handlers.call(lambda told: 1 / 0, 2)
+        handlers.call(seen.append, 3)
+        handlers.call(None, 4)
+    assert seen == [3]
+    assert handlers.errors == 2
+    assert "mine" in caplog.text
+
+
+async def test_a_slow_one_gets_merged_progress_and_never_more_than_the_limit_waits() -> None:
+    merged: list[int] = []
+    others: list[int] = []
+
+    async def slow(update: Progress) -> None:
+        await anyio.sleep(1)
+        merged.append(update.merged)
+
+    async def slow_too(told: int) -> None:
+        others.append(told)
+
+    async with anyio.create_task_group() as tasks:
+        handlers = Handlers(tasks)
+        for _ in range(1000):
+            handlers.call(slow, Progress(job="j", progress=0.1))
+        assert handlers.skipped == 0
+        for number in range(10):
+            handlers.call(slow_too, number)
+        assert handlers.skipped == 10
+    assert sum(merged) == 1000 - 10
+    assert others == list(range(10))
+
+
+async def test_giving_up_ends_the_call_under_way_and_forgets_the_rest() -> None:
+    seen: list[int] = []
+
+    async def endless(told: int) -> None:
+        seen.append(told)
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        handlers = Handlers(tasks)
+        handlers.call(endless, 1)
+        handlers.call(endless, 2)
+        handlers.give_up_after(1)
+        await anyio.sleep(2)
+        handlers.call(endless, 3)
+        await handlers.settle(1)
+        handlers.call(endless, 4)
+    assert seen == [1, 3]
+    assert anyio.current_time() == pytest.approx(3)

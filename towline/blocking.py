@@ -1,0 +1,209 @@
+"""`Connection` for scripts and GUI threads: the same names, without `await`.
+
+    from towline.blocking import Connection
+
+    with Connection("wss://api.example/ws/progress", job="j1", token=token) as line:
+        for update in line:
+            print(line.state, update)
+    print(line.outcome)
+
+The event loop runs in a thread of its own while the block lasts. Every method may be called from any thread; those
+that wait block the calling thread only. Handlers (`on_state` and so on) run on the loop's thread: they must not call
+what waits, and a GUI must hand on to its own thread what they are told.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio.to_thread
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from ._connection import MAX_RESULT, Statistics
+from ._connection import Connection as AsyncConnection
+from ._delivery import Subscription
+from ._exceptions import DeadlineExceeded, ForbiddenRequest
+from ._secret import Secret
+from ._tokens import Token, TokenProvider
+from ._updates import AnyUpdate, Outcome
+from .statemachine import Recording, State
+from .transport import CancelAnswer
+
+__all__ = ["Connection", "Updates"]
+
+T = TypeVar("T")
+
+
+class Updates(Iterator[AnyUpdate]):
+    """The updates of one connection, for one thread; made by iterating over a `Connection`."""
+
+    def __init__(self, connection: Connection, subscription: Subscription) -> None:
+        self._connection = connection
+        self._subscription = subscription
+
+    def __next__(self) -> AnyUpdate:
+        update = self._connection._wait(self._next)
+        if update is None:
+            raise StopIteration
+        return update
+
+    async def _next(self) -> AnyUpdate | None:
+        return await anext(self._subscription, None)
+
+
+class Connection:
+    """See `towline.Connection`, whose options it takes. A `token` provider may be a plain function here.
+
+    `backend` is the event loop to run: asyncio or trio.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        job: str,
+        token: str | Secret | TokenProvider | Callable[[], str | Secret | Token] | None = None,
+        backend: str = "asyncio",
+        **options: Any,
+    ) -> None:
+        provided: Any = _in_thread(token) if callable(token) and not _is_async(token) else token
+        self._line = AsyncConnection(url, job=job, token=provided, **options)
+        self._backend = backend
+        self._portal: BlockingPortal | None = None
+        self._open = ExitStack()
+
+    def __repr__(self) -> str:
+        return repr(self._line)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal(self._backend))
+            stack.enter_context(portal.wrap_async_context_manager(self._line))
+            self._portal = portal
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        try:
+            return self._open.__exit__(kind, error, traceback)
+        finally:
+            self._portal = None
+
+    def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run `call` on the loop and wait for it; what interrupts this thread ends it there too."""
+        if self._portal is None:
+            raise ForbiddenRequest("waiting", "not entered", "use `with Connection(...)`, and wait inside the block")
+        future = self._portal.start_task_soon(call)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    # --- updates ---------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Updates:
+        """The updates, to the job's end. See `updates`."""
+        return self.updates()
+
+    def updates(self, *, wait: bool = False) -> Updates:
+        """Iterate over the updates. See `towline.Connection.updates`."""
+        return Updates(self, self._line._on_loop(lambda: self._line.updates(wait=wait)))
+
+    @property
+    def state(self) -> State:
+        """Where the connection stands."""
+        return self._line.state
+
+    @property
+    def job(self) -> str:
+        """The job's id."""
+        return self._line.job
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the job ended, or None while that is not known."""
+        return self._line.outcome
+
+    def result(self, timeout: float | None = None) -> Outcome:
+        """Wait for the job's end and return it. Raises `DeadlineExceeded` after `timeout` seconds; else as its twin."""
+
+        async def result() -> Outcome:
+            with anyio.move_on_after(timeout):
+                return await self._line.result()
+            raise DeadlineExceeded("the job's end", timeout or 0.0)
+
+        return self._wait(result)
+
+    def wait_for(self, *states: State, timeout: float | None = None) -> State:
+        """Wait until the connection is in one of `states`. See `towline.Connection.wait_for`."""
+        return self._wait(lambda: self._line.wait_for(*states, timeout=timeout))
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def connect(self, *, token: str | Secret | None = None) -> None:
+        """Follow the job again. See `towline.Connection.connect`."""
+        self._line.connect(token=token)
+
+    def retry(self) -> None:
+        """Make an attempt now. See `towline.Connection.retry`."""
+        self._line.retry()
+
+    def cancel(self) -> bool:
+        """Stop following for good; the job goes on. See `towline.Connection.cancel`."""
+        return self._line.cancel()
+
+    def cancel_job(self) -> CancelAnswer:
+        """Ask the server to stop the job. See `towline.Connection.cancel_job`."""
+        return self._wait(self._line.cancel_job)
+
+    def background(self, *, grace: float | None = None) -> None:
+        """The host goes to the background. See `towline.Connection.background`."""
+        self._line.background(grace=grace)
+
+    def foreground(self) -> None:
+        """The host is back."""
+        self._line.foreground()
+
+    def report_path(self, up: bool, identity: str | None = None) -> None:
+        """Tell how the host's network path stands. See `towline.Connection.report_path`."""
+        self._line.report_path(up, identity)
+
+    def report_wake(self) -> None:
+        """Tell that the host was suspended and has woken."""
+        self._line.report_wake()
+
+    def close(self) -> None:
+        """Stop watching; the job goes on, and `connect()` follows it again. `towline.Connection.aclose`."""
+        self._wait(self._line.aclose)
+
+    def fetch_result(self, *, max_bytes: int = MAX_RESULT) -> Any:
+        """The job's result, fetched if it was too large for its message. See `towline.Connection.fetch_result`."""
+        return self._wait(lambda: self._line.fetch_result(max_bytes=max_bytes))
+
+    # --- looking at it ---------------------------------------------------------------------------------------------
+
+    def statistics(self) -> Statistics:
+        """How it fares now."""
+        return self._line._on_loop(self._line.statistics)
+
+    def history(self) -> Recording:
+        """The last events and what became of them."""
+        return self._line._on_loop(self._line.history)
+
+
+def _is_async(provider: Callable[[], Any]) -> bool:
+    return inspect.iscoroutinefunction(provider) or inspect.iscoroutinefunction(getattr(provider, "__call__", None))  # noqa: B004 - not whether it is callable, but how
+
+
+def _in_thread(provider: Callable[[], Any]) -> TokenProvider:
+    async def provided() -> Any:
+        return await anyio.to_thread.run_sync(provider)
+
+    return provided
