@@ -10,7 +10,7 @@ import anyio
 import anyio.from_thread
 import pytest
 
-from towline import Cancelled, DeadlineExceeded, ForbiddenRequest, JobComplete, State
+from towline import Cancelled, DeadlineExceeded, ForbiddenRequest, JobComplete, Policy, State
 from towline.blocking import Connection
 from towline.testing import MemoryLink, ScriptedJob, ScriptedServer
 
@@ -112,7 +112,7 @@ def test_cancel_from_another_thread_ends_whoever_waits(backend: str) -> None:
 def test_the_bodys_errors_come_out_and_closing_can_be_begun_anew(backend: str) -> None:
     with served(backend) as (url, _, _portal):
         with pytest.raises(KeyError, match="mine"):
-            with Connection(url, job="j1", token="t1", backend=backend) as line:
+            with Connection(url, job="j1", token="t1", backend=backend, policy=Policy(dial_spacing=0)) as line:
                 line.wait_for(State.CONNECTED, timeout=5)
                 line.close()
                 assert line.state is State.IDLE
