@@ -326,8 +326,8 @@ def httpx_ws(work: str, url: str, count: int) -> None:
                     async with package.aconnect_ws(url) as socket:
                         await socket.receive_text()
                         await socket.receive_text()
-                except (package.WebSocketDisconnect, package.WebSocketNetworkError):
-                    pass
+                except Exception:
+                    pass  # it wraps the drop in groups of its own
             WATCH.stop()
         raise AssertionError(work)
 
