@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import typer
 from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
+from towline import Connection
 from towline.cli._trace import trace
 from towline.statemachine import Connect, Entry, Opened, Policy, Recorder, Recording, State
-from towline.testing import DryRun
+from towline.testing import DryRun, ScriptedServer, run_virtual, virtual_time_backends
 
 
 def run(*arguments: object) -> Result:
@@ -44,6 +46,33 @@ def test_a_recording_is_shown_and_replays(tmp_path: Path) -> None:
     assert "connecting → syncing" in told.output
     assert "2 events replayed, none went another way" in told.output
     assert "<svg" in (tmp_path / "run.svg").read_text()
+
+
+@pytest.mark.parametrize("backend", virtual_time_backends())
+def test_the_history_of_a_real_connection_replays(tmp_path: Path, backend: str) -> None:
+    (tmp_path / "history.json").write_bytes(run_virtual(followed, backend=backend).to_json())
+    told = run(tmp_path / "history.json")
+    assert told.exit_code == 0, told.output
+    assert "connected → reconnecting" in told.output
+    assert "connected → idle" in told.output
+
+
+async def followed() -> Recording:
+    """A job that was cut off twice, and ended."""
+    async with ScriptedServer() as server:
+        job = server.job("j1", token="t1")
+        job.start(total_count=2)
+        async with Connection(
+            "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
+        ) as line:
+            for ending in ("rst", "fin"):
+                await line.wait_for(State.CONNECTED)
+                server.socket.cut(ending)  # type: ignore[arg-type]
+                await line.wait_for(State.RECONNECTING)
+            await line.wait_for(State.CONNECTED)
+            job.complete({"books": [], "errors": [], "successRate": "2/2"})
+            await line.result()
+            return line.history()
 
 
 def test_a_divergence_is_shown_and_fails(tmp_path: Path) -> None:
