@@ -19,6 +19,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, Final, Generic
 
 from transitions import EventData, Machine
@@ -56,6 +57,8 @@ class Table(Generic[S, E, D, T]):
         findings = tuple(shape_findings(self)) or (*walk_findings(self), *timer_findings(self))
         if findings:
             raise TableError(findings)
+        frozen = {event: MappingProxyType(dict(row)) for event, row in self.cells.items()}
+        object.__setattr__(self, "cells", MappingProxyType(frozen))
         machine = self._build()
         if wrong := tuple(machine_findings(self, machine)):
             raise TableError(wrong)

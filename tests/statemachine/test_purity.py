@@ -18,6 +18,7 @@ ALLOWED = {
     "html",
     "logging",
     "math",
+    "types",
     "typing",
     "msgspec",
     "transitions",

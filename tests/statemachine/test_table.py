@@ -219,6 +219,19 @@ def test_the_gate_itself_is_sound() -> None:
     assert gate().name == "gate"
 
 
+def test_a_table_cannot_be_changed_once_it_was_checked() -> None:
+    given = rows()
+    table = gate(lambda cells: given.update(cells))
+    with pytest.raises(TypeError):
+        table.cells[Ask.PUSH] = {}  # type: ignore[index]
+    with pytest.raises(TypeError):
+        table.cells[Ask.PUSH][Gate.OPEN] = ()  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        table.name = "door"  # type: ignore[misc]
+    given[Ask.PUSH].clear()
+    assert table.cell(Ask.PUSH, Gate.OPEN)
+
+
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_a_flaw_of_a_cell_is_found_and_nothing_else(flaw: str) -> None:
     change, expected = FLAWS[flaw]

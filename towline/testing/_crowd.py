@@ -82,6 +82,7 @@ class Algorithm:
 
 
 def _websockets(draw: random.Random) -> Iterator[float]:
+    yield 0.0
     yield draw.random() * 5.0
     delay = 3.1
     while True:
@@ -117,7 +118,7 @@ ALGORITHMS: Final = (
     Algorithm("towline patient", "Backoff.patient()", 30.0, policy=Policy()),
     Algorithm("towline patient, told", "and the server tells a spread", 30.0, policy=Policy(), spread=50.0),
     Algorithm("towline original", "Policy.original()", 30.0, policy=Policy.original()),
-    Algorithm("websockets", "first 0 to 5 s, then 3.1 s × 1.618, cap 90", 90.0, _websockets),
+    Algorithm("websockets", "at once, then 0 to 5 s, then 3.1 s × 1.618, cap 90", 90.0, _websockets),
     Algorithm("socket.io", "1 s × 2 ± 50 %, then cap 5", 5.0, _socket_io),
     Algorithm("SignalR", "0, 2, 10, 30 s", 30.0, _signalr),
     Algorithm("gRPC", "at once, then 1 s × 1.6, cap 120, then ± 20 %", 120.0, _grpc),
