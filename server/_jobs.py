@@ -62,6 +62,8 @@ class JobContext:
         self.attempt: Final = attempt
         self.checkpoint: Final[Any] = None if job.checkpoint is None else msgspec.json.decode(job.checkpoint)
         self.processed: int = job.processed or 0
+        # What the run before told is not told again, not even its last count.
+        self._told_before: Final = -1 if job.processed is None else job.processed
         self.total: int | None = job.total
         self._started = job.seq > 0
         self._log = log
@@ -85,13 +87,15 @@ class JobContext:
         """Tell that `done` items are done, now at `item`, and keep `checkpoint` (any JSON value) with it.
 
         Never fails the job and waits for no client: where the log takes no writes, that is logged and the work goes on.
-        A count below one told before is dropped, checkpoint and all.
+        A count below one told before, or told by the run before, is dropped, checkpoint and all.
         """
         if total is not None:
             self.total = total
         if not self._started:
             await self.start(self.total)
-        if done >= self.processed and await self._tell(progressed(done, self.total, item, status, checkpoint)):
+        if done < self.processed or done == self._told_before:
+            return
+        if await self._tell(progressed(done, self.total, item, status, checkpoint)):
             self.processed = done
 
     async def _tell(self, told: Told) -> bool:

@@ -42,6 +42,8 @@ class Reporter:
         self.pipeline: Final = job.pipeline
         self.checkpoint: Final[Any] = None if job.checkpoint is None else msgspec.json.decode(job.checkpoint)
         self.processed: int = job.processed or 0
+        # What the run before told is not told again, not even its last count.
+        self._told_before: Final = -1 if job.processed is None else job.processed
         self.total: int | None = job.total
         self._started = job.seq > 0
         if not job.running:
@@ -90,13 +92,13 @@ class Reporter:
     ) -> None:
         """Tell that `done` items are done, now at `item`, and keep `checkpoint` (any JSON value) with it.
 
-        A count below one told before is dropped, checkpoint and all.
+        A count below one told before, or told by the run before, is dropped, checkpoint and all.
         """
         if total is not None:
             self.total = total
         if not self._started:
             self.start(self.total)
-        if done >= self.processed:
+        if done >= self.processed and done != self._told_before:
             self._tell(progressed(done, self.total, item, status, checkpoint))
             self.processed = done
 

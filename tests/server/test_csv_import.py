@@ -101,7 +101,7 @@ async def test_rows_after_the_checkpoint_are_written_again(tmp_path: Path) -> No
         with pytest.raises(Killed):
             await csv_import()(first, upload)
         with (folder / "books").open("ab") as file:
-            file.write(b',\n{"title":"never told"')
+            file.write(b',\n{"title":"never told"' * 100)
         job = await log.job("j")
         assert isinstance(job, Job)
         result = await csv_import()(JobContext(log, job, folder, 2, lambda: 2), upload)
@@ -109,6 +109,21 @@ async def test_rows_after_the_checkpoint_are_written_again(tmp_path: Path) -> No
         assert [b["title"] for b in msgspec.json.decode(result.read_bytes())["books"]] == [
             f"Book {n}" for n in range(5)
         ]
+
+
+async def test_a_run_that_begins_anew_tells_nothing_twice(tmp_path: Path) -> None:
+    async with SqliteLog(tmp_path / "hub.db") as log:
+        await log.create(Job(id="j", pipeline="p", owner="", epoch="e", created=1), None)
+        for last in (5, 3, 5, 8):
+            job = await log.job("j")
+            assert isinstance(job, Job)
+            context = JobContext(log, job, tmp_path, 1, lambda: 2)
+            await context.start(8)
+            for done in range(1, last + 1):
+                await context.progress(done)
+        await context.progress(8, status="other words for the same count")
+        counts = [msgspec.json.decode(event.payload).get("processedCount") for event in await log.read("j", 0, 100)]
+        assert counts == [None, *range(1, 9), 8]
 
 
 @pytest.mark.parametrize(
