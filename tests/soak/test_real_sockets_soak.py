@@ -212,28 +212,33 @@ def test_cancelling_at_random_moments_leaves_nothing(backend: str, running: Hub,
 
 
 def test_nothing_leaks(backend: str, ended: Hub, tell: Tell) -> None:
-    cycles = count(10_000)
-    files = growth = 0
+    cycles = count(5_000)  # on each backend
+    files = growth = done = 0
 
-    async def main() -> None:
-        nonlocal files, growth
+    async def watcher(until: int) -> None:
+        nonlocal done
         async with FaultProxy("127.0.0.1", ended.port) as proxy:
-            done = 0
-            before = (0, 0)
-            while done < cycles:
+            while done < until:
                 proxy.cut_after(300, "down", times=8)
                 async with ended.follow(proxy) as line:
                     await line.result()
                     done += line.statistics().dials
                 await proxy.heal()
-                if before == (0, 0) and done >= cycles // 5:  # what is made once has been made
-                    gc.collect()
-                    before = (open_files(), memory())
-            await proxy.cut("rst")
-            gc.collect()
-            files, growth = open_files() - before[0], memory() - before[1]
+
+    async def run(until: int) -> tuple[int, int]:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(watcher, until)
+        gc.collect()
+        return open_files(), memory()
+
+    async def main() -> None:
+        nonlocal files, growth
+        before = await run(cycles // 5)  # what is made once has been made
+        after = await run(cycles)
+        files, growth = after[0] - before[0], after[1] - before[1]
 
     anyio.run(main, backend=backend)
-    tell(f"L10: {cycles} connect-fault cycles: {files:+d} files, {growth / 2**20:+.1f} MiB")
+    tell(f"L10: {done} connect-fault cycles: {files:+d} files, {growth / 2**20:+.1f} MiB")
     assert files <= 0
     assert growth < 5 * 2**20
