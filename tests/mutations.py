@@ -185,10 +185,14 @@ def lay_out(target: Path) -> Path:
     for folder, package in PACKAGES.items():
         shutil.copytree(ROOT / folder, target / "site" / package, dirs_exist_ok=True, ignore=skip)
     project = target / "project"
-    for name in ("tests", "docs", "examples"):
-        shutil.copytree(ROOT / name, project / name, ignore=skip)
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, project / name)
+    project.mkdir()
+    for path in ROOT.iterdir():
+        if path.name in PACKAGES or path.name in ("build", "node_modules") or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, project / path.name, ignore=skip)
+        else:
+            shutil.copy(path, project / path.name)
     return project
 
 
