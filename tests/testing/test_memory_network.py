@@ -85,7 +85,7 @@ async def test_a_failing_server_is_not_hidden() -> None:
             await anyio.sleep(1)
 
 
-async def test_two_thousand_connections_and_a_day() -> None:
+async def test_a_thousand_connections_and_a_day() -> None:
     heard = 0
 
     async def client(number: int) -> None:
@@ -102,8 +102,8 @@ async def test_two_thousand_connections_and_a_day() -> None:
     real = time.monotonic()
     async with MemoryNetwork(echo) as network:
         async with anyio.create_task_group() as group:
-            for number in range(2000):
+            for number in range(1000):
                 group.start_soon(client, number)
-    assert heard == 6000
+    assert heard == 3000
     assert anyio.current_time() >= 86_400
     assert time.monotonic() - real < 30
