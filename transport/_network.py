@@ -141,6 +141,10 @@ async def _dial_address(address: str, port: int) -> ByteStream:
         # Without it a small frame may wait for an acknowledgement.
         dialling.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return await SocketStream.from_socket(dialling)
+    except ValueError as error:
+        # The peer hung up in this very moment: anyio finds no peer any more, and takes it for a wrong argument.
+        dialling.close()
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
     except BaseException:
         dialling.close()
         raise

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import pytest
 import trustme
+from anyio.abc import SocketStream
 from websockets.sync.server import ServerConnection, serve
 
 from towline._exceptions import CertificateRejected, ConnectFailed, NameNotResolved
@@ -229,3 +230,15 @@ async def test_the_a_label_is_what_the_certificate_must_say(
     with serving(server_context(authority, "xn--strae-oqa.de")) as port:
         await echoed(f"wss://straße.de:{port}/", ssl=trusting(authority))
     assert asked == ["xn--strae-oqa.de"]
+
+
+async def test_a_peer_that_hangs_up_while_it_is_dialled_is_a_failed_dial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reset comes between the connection and anyio's look at its peer: a matter of microseconds."""
+
+    async def find_no_peer(dialled: socket.socket) -> NoReturn:
+        raise ValueError("the socket must be connected")
+
+    monkeypatch.setattr(SocketStream, "from_socket", find_no_peer)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(ConnectFailed, match="reset"):
+            await SystemNetwork().connect(Endpoint("127.0.0.1", listener.getsockname()[1], tls=None))
