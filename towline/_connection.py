@@ -389,7 +389,7 @@ class Connection(AsyncContextManagerMixin):
         engine = self._engine_of("result")
         while engine.outcome is None:
             self._raise_if_out_of_reach(engine, "the job's end")
-            await engine.changed.wait()
+            await engine.wait_changed()
         engine.journal.ended(engine.outcome)
         return engine.outcome
 
@@ -413,7 +413,7 @@ class Connection(AsyncContextManagerMixin):
                     if engine.visits[state] > count:
                         return state
                 self._raise_if_out_of_reach(engine, name)
-                await engine.changed.wait()
+                await engine.wait_changed()
         raise DeadlineExceeded(f"the state {name}", timeout or 0.0)
 
     def _raise_if_out_of_reach(self, engine: Engine, wanted: str) -> None:

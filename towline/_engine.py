@@ -165,8 +165,8 @@ class Engine:
         self.last_error: BaseException | None = None
         #: How often each state was entered: so that a wait for one does not miss a short visit.
         self.visits: Counter[State] = Counter()
-        #: Replaced at each change of state: what waits for one looks again when it is set.
-        self.changed = anyio.Event()
+        # Made when somebody waits for a change of state, and set at the next.
+        self._changed: anyio.Event | None = None
         #: Whether the status fetch of `exhausted` has settled, so that giving up may be told.
         self.settled = False
         self.cancel_accepted = False
@@ -196,7 +196,7 @@ class Engine:
         self._link: Link | None = None
         # Attempts that were given up and sockets that are being closed, until nothing of them is left.
         self._leaving: set[Link] = set()
-        self._one_left = anyio.Event()
+        self._one_left: anyio.Event | None = None
         self._renewal: anyio.CancelScope | None = None
         self._user_calls: set[anyio.CancelScope] = set()
         self._cancel_key: str | None = None
@@ -210,21 +210,6 @@ class Engine:
         self._stall_ticket = 0
         # The job was silent for so long that it was looked into, and has not spoken since.
         self._silent = False
-        self._perform_by_type: dict[type, Callable[[Any], None]] = {
-            Dial: self._dial,
-            AbandonDial: self._abandon_dial,
-            Greet: self._greet,
-            FetchState: self._fetch_state,
-            CancelFetch: self._cancel_fetch,
-            CloseSocket: self._close_socket,
-            Probe: self._probe,
-            Arm: self._arm,
-            Disarm: self._disarm,
-            ReleaseBuffer: self._release_buffer,
-            Deliver: self._deliver,
-            SaveCursor: self._save_cursor,
-            StateChange: self._tell,
-        }
 
     # --- events in -------------------------------------------------------------------------------------------------
 
@@ -284,7 +269,7 @@ class Engine:
                     continue
                 generation, effect = self._effects.popleft()
                 if generation == self.snapshot.generation or isinstance(effect, _GIVES_BACK):
-                    self._perform_by_type[type(effect)](effect)
+                    _PERFORM[type(effect)](self, effect)
         finally:
             self._pumping = False
 
@@ -316,12 +301,15 @@ class Engine:
 
     def _is_gone(self, link: Link) -> None:
         self._leaving.discard(link)
-        self._one_left.set()
-        self._one_left = anyio.Event()
+        if self._one_left is not None:
+            self._one_left.set()
+            self._one_left = None
 
     async def all_gone(self) -> None:
         """Wait until nothing is left of attempts that were given up and sockets that are being closed."""
         while self._leaving:
+            if self._one_left is None:
+                self._one_left = anyio.Event()
             await self._one_left.wait()
 
     def _greet(self, effect: Greet) -> None:
@@ -731,9 +719,16 @@ class Engine:
                 scope.cancel()
 
     def _look_again(self) -> None:
-        self.changed.set()
-        self.changed = anyio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
         self.delivery.look()
+
+    async def wait_changed(self) -> None:
+        """Wait until there is a reason to look again at how things stand."""
+        if self._changed is None:
+            self._changed = anyio.Event()
+        await self._changed.wait()
 
     @property
     def outcome(self) -> Outcome | None:
@@ -865,3 +860,21 @@ def _is_of_the_job(frame: Frame) -> bool:
     if isinstance(frame, JobProgressFrame):
         return not frame.payload.keep_alive
     return not isinstance(frame, PingFrame | PongFrame | ReadyAckFrame)
+
+
+# One table for all engines: a connection that idles should cost little.
+_PERFORM: Final[dict[type, Callable[[Engine, Any], None]]] = {
+    Dial: Engine._dial,
+    AbandonDial: Engine._abandon_dial,
+    Greet: Engine._greet,
+    FetchState: Engine._fetch_state,
+    CancelFetch: Engine._cancel_fetch,
+    CloseSocket: Engine._close_socket,
+    Probe: Engine._probe,
+    Arm: Engine._arm,
+    Disarm: Engine._disarm,
+    ReleaseBuffer: Engine._release_buffer,
+    Deliver: Engine._deliver,
+    SaveCursor: Engine._save_cursor,
+    StateChange: Engine._tell,
+}

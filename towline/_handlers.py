@@ -30,8 +30,8 @@ class Handlers:
         self._tasks = tasks
         self._waiting: deque[tuple[Handler[Any], Any]] = deque()
         self._scope: anyio.CancelScope | None = None
-        self._idle = anyio.Event()
-        self._idle.set()
+        # Set when the calls that wait were made; None while there are none.
+        self._done: anyio.Event | None = None
         self._closed = False
         self.errors = 0
         #: Calls that a slow coroutine function never got.
@@ -66,12 +66,12 @@ class Handlers:
             waiting.popleft()
             self.skipped += 1
         waiting.append((handler, told))
-        if self._idle.is_set():
-            self._idle = anyio.Event()
+        if self._done is None:
+            self._done = anyio.Event()
             self._scope = anyio.CancelScope()
-            self._tasks.start_soon(self._run, self._scope, name="towline handlers")
+            self._tasks.start_soon(self._run, self._scope, self._done, name="towline handlers")
 
-    async def _run(self, scope: anyio.CancelScope) -> None:
+    async def _run(self, scope: anyio.CancelScope, done: anyio.Event) -> None:
         try:
             with scope:
                 while self._waiting:
@@ -83,17 +83,19 @@ class Handlers:
                     except Exception as error:
                         self.report(error)
         finally:
-            self._scope = None
+            self._scope = self._done = None
             self._waiting.clear()
-            self._idle.set()
+            done.set()
 
     async def settle(self, seconds: float) -> None:
         """Let the calls that wait be made, for so long; then give them up, and begin none any more."""
-        with anyio.move_on_after(seconds):
-            await self._idle.wait()
+        if self._done is not None:
+            with anyio.move_on_after(seconds):
+                await self._done.wait()
         self._closed = True
         self.give_up()
-        await self._idle.wait()
+        if self._done is not None:
+            await self._done.wait()
 
     def give_up_after(self, seconds: float) -> None:
         """Let the calls that wait be made, for so long, without waiting for it."""

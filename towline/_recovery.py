@@ -16,7 +16,6 @@ after the updates that belong before it.
 
 from __future__ import annotations
 
-from collections import deque
 from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
@@ -119,7 +118,7 @@ class Recovery:
         self._held_end: JobState | None = None
         self._replay_to = 0
         # The logs that came before the one applied: what speaks of them is out of date.
-        self._over: deque[str] = deque(maxlen=LOGS_REMEMBERED)
+        self._over: tuple[str, ...] = ()
         # What this socket told: the epoch of its log, and whether it has answered `ready`.
         self._socket_epoch: str | None = None
         self._acknowledged = False
@@ -250,14 +249,13 @@ class Recovery:
     def _decide(self, epoch: str) -> None:
         """This socket speaks of the log `epoch`: that is the log there is now."""
         self._socket_epoch = epoch
-        if epoch in self._over:
-            self._over.remove(epoch)
+        self._over = tuple(over for over in self._over if over != epoch)
 
     def _take_up(self, cursor: Cursor) -> None:
         """Move the watermark, maybe into another log."""
         if self.applied is None or self.applied.epoch != cursor.epoch:
             if self.applied is not None:
-                self._over.append(self.applied.epoch)
+                self._over = (*self._over, self.applied.epoch)[-LOGS_REMEMBERED:]
             self.shown = None
         self.applied = cursor
 

@@ -267,13 +267,13 @@ class _Visit:
             case State.CANCELLED:
                 line.cancel()
         while line.state is not state:
-            await self.engine.changed.wait()
+            await self.engine.wait_changed()
         if state is State.EXHAUSTED and self.stop.event is Trigger.REVIVAL_DUE:
             # One revival just now, so that the next is too early and its timer is armed.
             self.engine.post(PathRestored())
             await line.wait_for(State.CONNECTING)
             while line.state is not State.EXHAUSTED:
-                await self.engine.changed.wait()
+                await self.engine.wait_changed()
             self.engine.post(PathRestored())
         # What the host says is a level: set it, without the event that would report it.
         self.engine.foreground, self.engine.path_up = self.setting.foreground, self.setting.path_up
