@@ -143,7 +143,7 @@ async def test_a_store_that_fails_is_said_and_does_not_stop_it(
 
 async def test_cancelling_the_owner_still_saves_where_it_was(follow: Follow, server: ScriptedServer) -> None:
     store, job = Store(), server._jobs["j1"]
-    with anyio.move_on_after(10):
+    with anyio.move_on_after(1):
         async with follow(server, store=store) as line:
             await line.wait_for(State.CONNECTED)
             job.progress(0.1)
