@@ -58,6 +58,10 @@ def demo(
     raise typer.Exit(anyio.run(_run, file, backend, backend=backend))
 
 
+class _ClientGone(Exception):
+    """The client's process ended although it was to go on."""
+
+
 # --- what is seen ------------------------------------------------------------------------------------------------
 
 
@@ -73,6 +77,7 @@ class Story:
     share: float = 0.0
     state: State = State.IDLE
     changed: anyio.Event = field(default_factory=anyio.Event)
+    client_gone: bool = False
 
     def tell(self, who: str, what: str) -> None:
         """Add a line to the timeline."""
@@ -100,12 +105,18 @@ class Story:
                 self.share = told.progress
             else:
                 self.tell("client", in_words(told))
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Let whoever waits for something look whether it is so."""
         self.changed.set()
         self.changed = anyio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until what the client told makes the condition true."""
         while not condition():
+            if self.client_gone:
+                raise _ClientGone
             await self.changed.wait()
 
 
@@ -165,11 +176,14 @@ async def _client(
 async def _read_lines(process: Process, story: Story) -> None:
     if process.stdout is None:
         raise AssertionError("a pipe was asked for")
+    story.client_gone = False
     rest = b""
     async for piece in process.stdout:
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             story.take(line)
+    story.client_gone = True
+    story.look_again()
 
 
 # --- the run -----------------------------------------------------------------------------------------------------
@@ -182,6 +196,8 @@ async def _run(file: Path, backend: Backend) -> int:
         with anyio.move_on_after(_LIMIT) as limit:
             try:
                 await _follow_through_drops(story, hub, file, Path(folder), backend)
+            except* _ClientGone:
+                story.tell("demo", "the client's process ended although it was to go on")
             finally:
                 with anyio.CancelScope(shield=True):
                     await hub.stop(signal.SIGTERM)
