@@ -157,7 +157,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what was held back is not delivered before the end",
-        "towline/_engine.py",
+        "towline/_data_path.py",
         "            self._hand_on(list(end.before))\n",
         "            pass\n",
         ("tests/towline", "tests/testing/test_simulated_storm.py"),

@@ -58,6 +58,7 @@ from .transport import (
     Headers,
     Limits,
     Network,
+    SystemNetwork,
     Templates,
     check_headers,
     check_subprotocols,
@@ -117,7 +118,9 @@ class Connection(AsyncContextManagerMixin):
     - `store`: where token and progress are kept for another process. Given a token, nothing is stored unless a store is
       given; without a token the user's default `TokenStore` is opened.
     - `pipelines`: result types of your own, by pipeline name (anything msgspec decodes).
-    - `policy`: every number. `limits`: what the server may cost. `network`, `ssl`: how to dial.
+    - `policy`: every number. `limits`: what the server may cost.
+    - `proxy`: an `http`, `https` or `socks5` URL (the extra `socks`); without it the environment's counts. `network`
+      replaces the dialling whole, `ssl` the TLS context.
     - `api_origin`: where the HTTP calls go if not to the URL's own origin. `templates`: their paths.
     - `headers`, `subprotocols`: added to the upgrade. `token_subprotocol="name"` sends the token as the subprotocol
       `name.<token>` in place of the header; `token_in_query=True` sends it in the URL, where servers log it.
@@ -148,6 +151,7 @@ class Connection(AsyncContextManagerMixin):
         token_subprotocol: str | None = None,
         token_in_query: bool = False,
         ssl: ssl_module.SSLContext | None = None,
+        proxy: str | None = None,
         network: Network | None = None,
         allow_insecure: bool = False,
         api_origin: str | None = None,
@@ -165,6 +169,10 @@ class Connection(AsyncContextManagerMixin):
         token = Secret(token) if isinstance(token, str) else token
         if isinstance(token, Secret):
             _check_token(token)
+        if proxy is not None:
+            if network is not None:
+                raise InvalidArgument("proxy", "cannot be combined with network, which dials in its own way")
+            network = SystemNetwork(proxy=proxy)
         if token_subprotocol is not None and token_in_query:
             raise InvalidArgument("token_in_query", "cannot be combined with token_subprotocol: choose one")
         headers = tuple(headers.items() if isinstance(headers, Mapping) else headers)
@@ -467,7 +475,7 @@ class Connection(AsyncContextManagerMixin):
         Returns `accepted`, `too_late` (it had ended: the end is delivered) or `unknown`. Raises the errors of the call
         (`UnexpectedResponse`, `NetworkError`, `DeadlineExceeded`, `TokenRefused`); it may be called again.
         """
-        return await self._engine_of("cancel_job").cancel_job()
+        return await self._engine_of("cancel_job").requests.cancel_job()
 
     def background(self, *, grace: float | None = None) -> None:
         """The host goes to the background: after the grace everything is closed, and nothing is dialled.
@@ -525,7 +533,7 @@ class Connection(AsyncContextManagerMixin):
         Raises `StateUnreachable` before the end, `UnexpectedResponse`, `MessageTooBig` past `max_bytes`,
         `MalformedMessage` if it does not fit its pipeline's type; it may be called again.
         """
-        return await self._engine_of("fetch_result").fetch_result(max_bytes)
+        return await self._engine_of("fetch_result").requests.fetch_result(max_bytes)
 
     # --- looking at it ---------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from towline.transport import JobCalls, StartedJob
@@ -28,10 +29,21 @@ def blocks(path: Path) -> list[str]:
 def guide_functions() -> dict[str, Callable[..., object]]:
     module = types.ModuleType("guide")
     exec(compile("\n".join(blocks(GUIDE)), str(GUIDE), "exec"), module.__dict__)
-    return {name: value for name, value in vars(module).items() if inspect.iscoroutinefunction(value)}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__code__.co_filename == str(GUIDE)
+    }
 
 
 FUNCTIONS = guide_functions()
+
+
+@pytest.fixture(autouse=True)
+def same_log_level() -> Iterator[None]:
+    """The guide sets one."""
+    yield
+    logging.getLogger("towline").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +67,14 @@ async def start(hub: str) -> StartedJob:
 async def test_the_guide(name: str, hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(logging.getLogger("towline"), "level", logging.NOTSET)  # the guide raises it
     job = await start(hub)
     url = hub.replace("http", "ws") + "/ws/progress"
-    await FUNCTIONS[name](url, job.job, job.token.reveal())
+    function = FUNCTIONS[name]
+    arguments = url, job.job, job.token.reveal()
+    if inspect.iscoroutinefunction(function):
+        await function(*arguments)
+    else:
+        await anyio.to_thread.run_sync(function, *arguments)
 
 
 @pytest.mark.anyio

@@ -679,7 +679,7 @@ async def test_a_bug_of_the_engine_is_not_swallowed(follow: Follow, monkeypatch:
         with pytest.raises(ExceptionGroup) as raised:
             async with follow(server) as line:
                 await line.wait_for(State.CONNECTED)
-                monkeypatch.setattr(line._engine, "_data", broken)
+                monkeypatch.setattr("towline._data_path.DataPath.take_in", broken)
                 server.socket.send_text("{}")
                 await anyio.sleep(1)
                 server.socket.send_text("{}")

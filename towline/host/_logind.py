@@ -6,13 +6,14 @@ The D-Bus conversation is jeepney's, which does no I/O of its own here; the byte
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
 import anyio
-from anyio.abc import UNIXSocketStream
+from anyio.abc import SocketAttribute, UNIXSocketStream
 from jeepney import DBusAddress, HeaderFields, MatchRule, Message, MessageType, message_bus, new_method_call
 from jeepney.auth import BEGIN, Authenticator
 from jeepney.bus import get_bus
@@ -101,11 +102,25 @@ class Logind:
     async def _receive(self) -> Message:
         while (message := self._parser.get_next_message()) is None:
             try:
-                data, descriptors = await self._stream.receive_fds(self._parser.bytes_desired(), 4)
-            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
+                data, descriptors = await self._receive_fds(self._parser.bytes_desired())
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
                 raise LogindUnavailable("the bus is gone") from error
+            if not data:
+                raise LogindUnavailable("the bus is gone")
             self._parser.add_data(data, [FileDescriptor(one) for one in descriptors])
         return message
+
+    async def _receive_fds(self, size: int) -> tuple[bytes, list[int]]:
+        # Not the stream's own `receive_fds`: on asyncio, when it is cancelled as data comes in, its callback finds a
+        # future that is done, and the loop reports that as an error. `wait_readable` is ready for it.
+        raw = self._stream.extra(SocketAttribute.raw_socket)
+        while True:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(raw, size, 4)
+            except BlockingIOError:
+                await anyio.wait_readable(raw)
+            else:
+                return data, descriptors
 
 
 @asynccontextmanager

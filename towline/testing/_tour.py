@@ -340,9 +340,9 @@ class _Visit:
             case Trigger.JOB_ENDED:
                 self.job.start()
                 self.job.complete()
-                engine._act(engine.recovery.look(self.job.state()), at)
+                engine.data.act(engine.recovery.look(self.job.state()), at)
             case Trigger.SYNCED if self.stop.state is State.SYNCING:
-                engine._act(engine.recovery.state(self.job.state()), at)
+                engine.data.act(engine.recovery.state(self.job.state()), at)
             case Trigger.OPENED if self.stop.state is State.CONNECTING:
                 pass  # it is on its way
             case _ if event in _POSTED:

@@ -1,0 +1,50 @@
+"""`Connection(proxy=…)`: both the socket and the calls about the job go through it, or not at all."""
+
+from __future__ import annotations
+
+import anyio
+import anyio.lowlevel
+import pytest
+from anyio.abc import SocketAttribute, SocketStream
+
+from towline import Backoff, Connection, Exhausted, InvalidArgument, Policy
+from towline.testing import MemoryNetwork
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_proxy_is_asked_for_the_server_and_told_no_token() -> None:
+    asked: list[bytes] = []
+
+    async def refuse(stream: SocketStream) -> None:
+        async with stream:
+            asked.append(await stream.receive())
+            await stream.send(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n")
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(SocketAttribute.local_port)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, refuse)
+        line = Connection(
+            "wss://jobs.example.test/ws/progress",
+            job="j1",
+            token="hunter2",
+            proxy=f"http://127.0.0.1:{port}",
+            policy=Policy(backoff=Backoff(attempts=0)),
+        )
+        with pytest.raises(Exhausted, match="proxy"):
+            async with line:
+                await line.result()
+        tasks.cancel_scope.cancel()
+    await listener.aclose()
+    # The upgrade, and the last look at the job's state.
+    assert [request.partition(b"\r\n")[0] for request in asked] == [b"CONNECT jobs.example.test:443 HTTP/1.1"] * 2
+    assert not any(b"hunter2" in request for request in asked)
+
+
+async def test_a_proxy_that_cannot_be_is_refused_at_once() -> None:
+    with pytest.raises(InvalidArgument):
+        Connection("wss://jobs.example.test", job="j1", token="t", proxy="ftp://127.0.0.1")
+    network = MemoryNetwork(lambda link: anyio.lowlevel.checkpoint())
+    with pytest.raises(InvalidArgument, match="network"):
+        Connection("wss://jobs.example.test", job="j1", token="t", proxy="http://127.0.0.1:1", network=network)

@@ -1,0 +1,124 @@
+"""The engine's state fetches: to come into step, to look whether the job ended meanwhile, to look into a silence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from ._exceptions import StateUnreachable, TowlineError, UnexpectedResponse
+from ._recovery import End, Phase
+from .statemachine import AskState, CancelFetch, FetchState, Lost, Place, Purpose, Refused
+from .transport import JobState
+
+if TYPE_CHECKING:
+    from ._engine import Engine
+
+#: How long a state waits for the server's answer to `ready`, which may bring a replay instead.
+ACK_WAIT: Final = 1.0
+
+
+class Fetches:
+    """Runs one state fetch at a time and brings its answer together with what the socket tells."""
+
+    __slots__ = ("_engine", "_under_way")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._under_way: anyio.CancelScope | None = None
+
+    def fetch_state(self, effect: FetchState) -> None:
+        """Begin a fetch, in place of one under way."""
+        self.cancel_fetch()
+        self._under_way = anyio.CancelScope()
+        self._engine.settled = False
+        if effect.purpose is Purpose.SYNC:
+            self._engine.recovery.resync()
+        self._engine.tasks.start_soon(self._run, effect, self._under_way, name="towline fetch")
+
+    def cancel_fetch(self, effect: CancelFetch | None = None) -> None:
+        """Give up the fetch under way."""
+        scope, self._under_way = self._under_way, None
+        if scope is not None:
+            scope.cancel()
+
+    async def ask_state(self, meaning: AskState) -> Lost | Refused | End:
+        """One state fetch decides what a failure means."""
+        try:
+            token = await self._engine.tokens.get()
+            state = await self._engine.calls.fetch_state(
+                self._engine.settings.job, token, tries=1, deadline=self._engine.settings.policy.fetch_deadline
+            )
+        except UnexpectedResponse as error:
+            return meaning.gone if meaning.gone is not None and error.status in (404, 410) else meaning.otherwise
+        except TowlineError:
+            return meaning.otherwise
+        if not state.ended:
+            return meaning.otherwise
+        finding = self._engine.recovery.look(state)
+        return finding if isinstance(finding, End) else meaning.otherwise
+
+    async def _run(self, effect: FetchState, scope: anyio.CancelScope) -> None:
+        with scope:
+            await anyio.sleep(effect.delay)
+            state = await self._fetched(effect)
+            if effect.purpose is Purpose.SYNC:
+                await self._sync(effect, state)
+            elif isinstance(state, TowlineError):
+                await self._engine.failed(state, Place.STATUS, effect.generation, effect.fetch)
+            elif effect.purpose is Purpose.STALL:
+                self._engine.data.look_into_silence(state, effect)
+            elif state.ended:
+                self._engine.data.act(self._engine.recovery.look(state), effect.generation)
+            if self._under_way is scope:
+                self._under_way = None
+                self._engine.settle()
+
+    async def _fetched(self, effect: FetchState) -> JobState | TowlineError:
+        policy = self._engine.settings.policy
+        patient = effect.purpose is Purpose.SYNC
+        try:
+            token = await self._engine.tokens.get(fresh=effect.fresh_token) if patient else self._engine.tokens.held
+            if token is None:
+                return StateUnreachable("an answer about the job", "without a token")
+            return await self._engine.calls.fetch_state(
+                self._engine.settings.job,
+                token,
+                tries=1 + len(policy.fetch_waits) if patient else 1,
+                waits=policy.fetch_waits,
+                deadline=policy.fetch_deadline if patient else policy.status_deadline,
+            )
+        except TowlineError as error:
+            return error
+
+    async def _sync(self, effect: FetchState, state: JobState | TowlineError) -> None:
+        """Bring the state and what the socket tells together."""
+        recovery, generation = self._engine.recovery, effect.generation
+        ended = isinstance(state, JobState) and state.ended
+        if isinstance(state, JobState) and ended:
+            finding = recovery.state(state)
+            if finding is not None:
+                self._engine.data.act(finding, generation)
+                return
+        if isinstance(state, TowlineError) or state.seq is not None:
+            # A replay is worth more than a snapshot, and may still come.
+            with anyio.move_on_after(ACK_WAIT):
+                while recovery.awaiting_ack:
+                    await self._engine.data.next_batch()
+        if isinstance(state, JobState) and not recovery.replaying:
+            self._engine.data.act(recovery.held_end() if ended else recovery.state(state), generation)
+        while recovery.replaying:
+            with anyio.move_on_after(self._engine.settings.policy.fetch_deadline) as waiting:
+                await self._engine.data.next_batch()
+            if waiting.cancelled_caught:
+                self._give_up_replay(effect, state)
+        if isinstance(state, TowlineError) and recovery.phase is Phase.HOLDING:
+            await self._engine.failed(state, Place.SYNC, generation, effect.fetch)
+
+    def _give_up_replay(self, effect: FetchState, state: JobState | TowlineError) -> None:
+        held = self._engine.recovery.held_end()
+        self._engine.recovery.give_up_replay()
+        if held is not None:
+            self._engine.data.act(held, effect.generation)
+        elif isinstance(state, JobState):
+            self._engine.data.act(self._engine.recovery.state(state), effect.generation)

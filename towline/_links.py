@@ -1,0 +1,172 @@
+"""The engine's attempts and sockets: one task and one scope each, and never two sockets at once.
+
+A socket that is left is closed before the next attempt opens one. Only the end, `aclose()` and `cancel()` wait for the
+peer's answer; whatever waits is shielded and has a deadline.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from ._exceptions import DeadlineExceeded, TowlineError
+from .statemachine import AbandonDial, CloseSocket, Dial, Greet, Opened, Place, Probe
+from .transport import Liveness, Ready, WebSocket, connect_websocket, encode
+
+if TYPE_CHECKING:
+    from ._engine import Engine
+
+#: How long after the closing handshake's own bound a dial still waits for the attempts before it.
+LEAVING_MARGIN: Final = 1.0
+
+
+class Link:
+    """One attempt and the socket that comes of it: one task, one scope."""
+
+    __slots__ = ("closing", "connected_at", "generation", "greeting", "left", "scope", "websocket")
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        self.scope = anyio.CancelScope()
+        self.websocket: WebSocket | None = None
+        self.greeting: Ready | None = None
+        self.connected_at = 0.0
+        #: Nothing is done with it any more; and whether it is a task of its own that closes the socket.
+        self.left = anyio.Event()
+        self.closing = False
+
+
+class Links:
+    """Performs the machine's effects on attempts and sockets, and reports what comes of them to the engine."""
+
+    __slots__ = ("_engine", "_leaving", "_one_left", "current")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        #: The attempt under way, or the open socket.
+        self.current: Link | None = None
+        # Attempts that were given up and sockets that are being closed, until nothing of them is left.
+        self._leaving: set[Link] = set()
+        self._one_left: anyio.Event | None = None
+
+    def dial(self, effect: Dial) -> None:
+        """Begin an attempt."""
+        self._engine.settled = False
+        self.current = Link(effect.generation)
+        self._engine.tasks.start_soon(self._run, self.current, effect, name="towline link")
+
+    def abandon_dial(self, effect: AbandonDial) -> None:
+        """Give the attempt up."""
+        link, self.current = self.current, None
+        if link is not None:
+            self._leave(link)
+
+    def greet(self, effect: Greet) -> None:
+        """Have the open socket say `ready` before it reads."""
+        cursor = self._engine.recovery.opened()
+        if self.current is not None:
+            now = self._engine.settings.wall_time() * 1000
+            epoch, seq = (cursor.epoch, cursor.seq) if cursor is not None and cursor.seq > 0 else (None, None)
+            self.current.greeting = Ready(timestamp=round(now), epoch=epoch, seq=seq)
+
+    def probe(self, effect: Probe) -> None:
+        """Doubt the socket."""
+        if self.current is not None and self.current.websocket is not None:
+            self.current.websocket.probe(self._engine.settings.policy.probe)
+
+    def close_socket(self, effect: CloseSocket) -> None:
+        """Part from the socket; a task of its own sees to the farewell."""
+        link, self.current = self.current, None
+        if link is None:
+            return
+        self._leave(link)
+        if link.websocket is not None:
+            link.closing = True
+            self._engine.tasks.start_soon(self._close, link, link.websocket, effect, name="towline close")
+
+    async def all_gone(self) -> None:
+        """Wait until nothing is left of attempts that were given up and sockets that are being closed."""
+        while self._leaving:
+            if self._one_left is None:
+                self._one_left = anyio.Event()
+            await self._one_left.wait()
+
+    def nothing_came_since(self) -> bool:
+        """Whether the socket has been silent since the connection came into step."""
+        link = self.current
+        return link is not None and link.websocket is not None and link.websocket.last_received <= link.connected_at
+
+    def _leave(self, link: Link) -> None:
+        self._leaving.add(link)
+        link.scope.cancel()
+
+    def _is_gone(self, link: Link) -> None:
+        self._leaving.discard(link)
+        if self._one_left is not None:
+            self._one_left.set()
+            self._one_left = None
+
+    async def _close(self, link: Link, websocket: WebSocket, effect: CloseSocket) -> None:
+        try:
+            # The reader has been told to go, and holds the socket until it has.
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 1.0):
+                await link.left.wait()
+            if effect.wait:
+                await websocket.aclose(effect.code, timeout=effect.wait)
+            else:
+                await websocket.abandon(effect.code)
+        finally:
+            self._is_gone(link)
+
+    async def _run(self, link: Link, dial: Dial) -> None:
+        try:
+            with link.scope:
+                await self._follow(link, dial)
+        finally:
+            link.left.set()
+            if link in self._leaving and not link.closing:
+                # It was given up as an attempt; should it have opened in that very moment, nobody else closes it.
+                if link.websocket is not None:
+                    await link.websocket.abandon()
+                self._is_gone(link)
+
+    async def _follow(self, link: Link, dial: Dial) -> None:
+        """One attempt, and the socket's whole life."""
+        place = Place.TOKEN
+        try:
+            settings, policy = self._engine.settings, self._engine.settings.policy
+            with anyio.move_on_after(policy.close_wait + LEAVING_MARGIN):
+                await self.all_gone()
+            await anyio.sleep_until(dial.not_before)
+            token = await self._engine.tokens.get(fresh=dial.fresh_token)
+            place = Place.UPGRADE
+            self._engine.counts["dials"] += 1
+            link.websocket = await connect_websocket(
+                settings.url_with(token),
+                headers=settings.headers_with(token),
+                subprotocols=settings.subprotocols_with(token),
+                ssl=settings.ssl,
+                limits=settings.limits,
+                liveness=Liveness(ping_after=policy.ping_after, lost_after=policy.lost_after),
+                network=settings.network,
+                deadline=policy.connect_deadline,
+                wall_time=settings.wall_time,
+            )
+            place = Place.SOCKET
+            self._engine.post(Opened(generation=link.generation))
+            await self._read(link, link.websocket)
+        except TowlineError as error:
+            await self._engine.failed(error, place, link.generation)
+
+    async def _read(self, link: Link, websocket: WebSocket) -> None:
+        if link.greeting is not None:
+            limit = self._engine.settings.policy.probe
+            # Whoever cannot be written to any more may have told why: reading comes to that.
+            with suppress(TowlineError), anyio.move_on_after(limit) as sending:
+                await websocket.send(encode(link.greeting).decode())
+            if sending.cancelled_caught:
+                raise DeadlineExceeded("the sending of `ready`", limit)
+        while True:
+            self._engine.data.take_in(link, await websocket.receive_batch())

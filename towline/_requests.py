@@ -1,0 +1,95 @@
+"""The HTTP calls that a user asks for: to stop the job, to have its result. They are given up by `cancel()`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+
+from ._exceptions import Cancelled, StateUnreachable, TowlineError, UnexpectedResponse
+from ._secret import Secret
+from ._updates import JobComplete
+from .statemachine import State
+from .transport import CancelAnswer
+
+if TYPE_CHECKING:
+    from ._engine import Engine
+
+T = TypeVar("T")
+
+
+class JobRequests:
+    """Makes the calls, each with a fresh token once if the server does not take the one in use."""
+
+    __slots__ = ("_cancel_key", "_engine", "_under_way")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._under_way: set[anyio.CancelScope] = set()
+        self._cancel_key: str | None = None
+
+    def give_up(self) -> None:
+        """End the calls under way: the connection was cancelled."""
+        for scope in self._under_way:
+            scope.cancel()
+
+    async def fetch_result(self, max_bytes: int) -> Any:
+        """The job's result, wherever it is."""
+        outcome = self._engine.outcome
+        if outcome is None:
+            raise StateUnreachable("the job's result", self._engine.snapshot.state.value)
+        if not isinstance(outcome, JobComplete):
+            return None
+        url = outcome.result_url
+        if url is None:
+            return outcome.result
+        data = await self._authorised(
+            lambda token: self._engine.calls.fetch_result(self._engine.settings.job, url, token, max_body=max_bytes)
+        )
+        return self._engine.settings.codec.decode_result(outcome.pipeline, data)
+
+    async def cancel_job(self) -> CancelAnswer:
+        """Ask the server to stop the job."""
+        self._raise_if_cancelled("cancel_job")
+        with anyio.CancelScope() as scope:
+            self._under_way.add(scope)
+            try:
+                return await self._ask_to_stop()
+            finally:
+                self._under_way.discard(scope)
+        self._raise_if_cancelled("cancel_job")
+        raise AssertionError("only cancel() ends a call")
+
+    def _raise_if_cancelled(self, request: str) -> None:
+        if self._engine.snapshot.state is State.CANCELLED:
+            raise Cancelled(request, State.CANCELLED.value, "it was cancelled, which is final")
+
+    async def _ask_to_stop(self) -> CancelAnswer:
+        engine = self._engine
+        # Until it is answered, asking again is the same request.
+        key = self._cancel_key = self._cancel_key or uuid.uuid4().hex
+        answer = await self._authorised(lambda token: engine.calls.cancel_job(engine.settings.job, token, key))
+        self._cancel_key = None
+        if answer == "accepted":
+            engine.cancel_accepted = True
+        elif answer == "too_late":
+            # It has ended already: its state tells how, wherever the socket is.
+            with suppress(TowlineError):
+                state = await self._authorised(
+                    lambda token: engine.calls.fetch_state(engine.settings.job, token, tries=1)
+                )
+                if state.ended and engine.outcome is None and engine.snapshot.state is not State.IDLE:
+                    engine.data.act(engine.recovery.look(state), engine.snapshot.generation)
+        return answer
+
+    async def _authorised(self, call: Callable[[Secret], Awaitable[T]]) -> T:
+        """Make a call; with a fresh token again, if the server does not take the one in use."""
+        try:
+            return await call(await self._engine.tokens.get())
+        except UnexpectedResponse as error:
+            if error.status != 401 or not self._engine.tokens.renewable:
+                raise
+        return await call(await self._engine.tokens.get(fresh=True))
