@@ -192,6 +192,14 @@ class Recovery:
 
     def frame(self, frame: Frame) -> Finding:
         """Take one frame in."""
+        if type(frame) is JobProgressFrame and self.phase is Phase.LIVE and frame.job_id == self.job:
+            applied, epoch, seq = self.applied, frame.epoch, frame.seq
+            if applied is not None and epoch == applied.epoch == self._socket_epoch and seq == applied.seq + 1:
+                # What nearly every frame is: the next one. The long way round would lead to the same.
+                self.applied = Cursor(applied.epoch, applied.seq + 1)
+                if not frame.payload.keep_alive:
+                    self._emit(self._progress_of(frame))
+                return None
         if isinstance(frame, ReadyAckFrame):
             return self._ready_ack(frame)
         if isinstance(frame, (PingFrame, PongFrame)):
@@ -201,15 +209,6 @@ class Recovery:
             return None
         if isinstance(frame, _TERMINAL):
             return self._end(outcome_of_frame(self.job, frame, self.codec))
-        if self.phase is Phase.LIVE and frame.epoch is not None and frame.epoch == self._socket_epoch:
-            applied = self.applied
-            if applied is not None and frame.seq == applied.seq + 1 and frame.epoch == applied.epoch:
-                # What nearly every frame is: the next one. The long way round would lead to the same.
-                self.applied = Cursor(frame.epoch, frame.seq)
-                update = self._update_of(frame)
-                if update is not None:
-                    self._emit(update)
-                return None
         return self._plain(self._item_of(frame))
 
     def malformed(self, error: MalformedMessage) -> Finding:
@@ -329,9 +328,10 @@ class Recovery:
                 total_count=frame.payload.total_count,
                 estimated_duration=frame.payload.estimated_duration,
             )
+        return None if frame.payload.keep_alive else self._progress_of(frame)
+
+    def _progress_of(self, frame: JobProgressFrame) -> Progress:
         payload = frame.payload
-        if payload.keep_alive:
-            return None
         return Progress(
             job=self.job,
             pipeline=frame.pipeline,

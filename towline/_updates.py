@@ -35,7 +35,7 @@ class JobStarted(Update, frozen=True, kw_only=True, tag="job_started"):
     estimated_duration: float | None = None
 
 
-class Progress(Update, frozen=True, kw_only=True, tag="progress"):
+class Progress(Update, frozen=True, kw_only=True, gc=False, tag="progress"):
     """The job has come further; `progress` is a share of 1.
 
     A consumer that is slow gets several of them merged into the newest: `first_seq` to `seq` is then what it stands

@@ -40,7 +40,7 @@ class StartedPayload(_Wire, frozen=True):
     estimated_duration: float | None = None
 
 
-class ProgressPayload(_Wire, frozen=True):
+class ProgressPayload(_Wire, frozen=True, gc=False):
     """`progress` is a share of 1. `keep_alive` marks a heartbeat: it counts as alive and is not shown."""
 
     progress: Fraction
@@ -184,7 +184,7 @@ class JobStartedFrame(_Frame, frozen=True, tag="job_started"):
     payload: StartedPayload = StartedPayload()
 
 
-class JobProgressFrame(_Frame, frozen=True, tag="job_progress"):
+class JobProgressFrame(_Frame, frozen=True, gc=False, tag="job_progress"):
     """The job has come further, or (`payload.keep_alive`) is still alive."""
 
     payload: ProgressPayload
