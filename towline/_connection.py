@@ -1,4 +1,7 @@
-"""The front door: one connection that follows one job to its end."""
+"""The front door: one connection that follows one job to its end.
+
+Long for its docstrings, which are the reference; the work is done by the engine.
+"""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ Two kinds of server:
 
 A sync ends in `Synced` once, and what was held back comes with `release()`: so the machine can tell of `connected`
 after the updates that belong before it.
+
+Long, because the rules of one sync (frames, replay, state, end) all read and write the same watermark and buffer.
 """
 
 from __future__ import annotations
