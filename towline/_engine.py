@@ -9,7 +9,7 @@ With its parts (`_links`, `_data_path`, `_fetches`, `_requests`) the only async 
 - One socket. A socket that is left is closed before the next attempt opens one.
 - Data frames go from the socket to the subscribers and never pass the machine; only what they mean for the lifecycle
   does.
-- No task outlives `run()`; cleanup is shielded and has a deadline.
+- No task outlives the connection's block; cleanup is shielded and has a deadline.
 """
 
 from __future__ import annotations
@@ -18,18 +18,14 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
 
 from ._data_path import DataPath
 from ._delivery import Delivery
-from ._exceptions import (
-    Exhausted,
-    ForbiddenRequest,
-    TowlineError,
-)
+from ._exceptions import Exhausted, ForbiddenRequest, TowlineError
 from ._fetches import Fetches
 from ._handlers import Handlers
 from ._journal import Journal
@@ -78,8 +74,6 @@ from .statemachine import (
     classify,
     step,
 )
-
-T = TypeVar("T")
 
 _LOG: Final = logging.getLogger("towline")
 
