@@ -28,6 +28,7 @@ from ..transport._messages import (
     JobStartedFrame,
     encode,
 )
+from ._clients import Arrival, Clients
 
 Status: TypeAlias = Literal["running", "complete", "failed", "canceled"]
 
@@ -236,6 +237,16 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
 
     def subscribe(self, job_id: str) -> AbstractContextManager[Bell]:
         """Give a bell that rings after each new event, whoever wrote it."""
+
+    @property
+    def clients(self) -> Clients:
+        """The sockets of this hub, by client."""
+
+    async def arrive(self, arrival: Arrival) -> int:
+        """Let every hub on this log know that a client has a new socket, so that its earlier ones are let go.
+
+        The answer is the highest number of a socket that the client is known to have had of late.
+        """
 
     async def unfinished(self) -> Sequence[Job]:
         """Read the jobs that have not ended, oldest first."""

@@ -29,6 +29,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from .._exceptions import HubStorageError
+from ._clients import Arrival, Clients
 from ._log import ENDS, Bell, Bells, Change, Event, Job, Missing, Request, RequestMismatch, Token
 from ._tails import Tails
 
@@ -41,6 +42,7 @@ _TIMEOUT: Final = 5.0  # seconds one command may take
 _CALLS: Final = 16  # commands at once
 _LISTEN: Final = 0.2  # seconds between two looks whether to go on listening
 _TOKENS_PER_JOB: Final = 32
+_REMEMBER_CLIENT: Final = 120  # seconds, in which what a half-open socket said must have arrived
 _NUMBERS: Final = frozenset({"created", "seq", "total", "processed", "updated", "ended", "attempts"})
 _BYTES: Final = frozenset({"outcome", "checkpoint"})
 
@@ -127,6 +129,15 @@ if ARGV[2] == '0' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1]
 return 1
 """
 
+# KEYS: client, channel. ARGV: job, client, number, seconds to remember it.
+_ARRIVE: Final = """
+local latest = tonumber(redis.call('GET', KEYS[1]) or '0')
+if tonumber(ARGV[3]) < latest then return latest end
+redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4])
+redis.call('PUBLISH', KEYS[2], cmsgpack.pack({ARGV[1], ARGV[2], tonumber(ARGV[3])}))
+return tonumber(ARGV[3])
+"""
+
 
 class RedisStore:
     """The log's keys and scripts, over a blocking client that may be used by many threads at once."""
@@ -141,6 +152,7 @@ class RedisStore:
             retry=Retry(NoBackoff(), 0),
         )
         self.channel: Final = self._key("events")
+        self.arrivals: Final = self._key("arrivals")
         self._holder = secrets.token_hex(8)
         register = self.client.register_script
         self._create = register(_CREATE)
@@ -150,6 +162,7 @@ class RedisStore:
         self._limit_token = register(_LIMIT_TOKEN)
         self._remove = register(_REMOVE)
         self._claim = register(_CLAIM)
+        self._arrive = register(_ARRIVE)
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
@@ -280,6 +293,12 @@ class RedisStore:
         with self._renaming_errors():
             return bool(self._claim(keys=[self._key("lease", job_id)], args=[self._holder, round(seconds * 1000)]))
 
+    def arrive(self, arrival: Arrival) -> int:
+        keys = [self._key("client", arrival.job_id, arrival.client), self.arrivals]
+        args: list[Any] = [arrival.job_id, arrival.client, arrival.socket, _REMEMBER_CLIENT]
+        with self._renaming_errors():
+            return int(self._arrive(keys=keys, args=args))
+
     # --- tokens ------------------------------------------------------------------------------------------------
 
     def add_token(self, token: Token) -> None:
@@ -353,6 +372,7 @@ class RedisLog(AsyncContextManagerMixin):
         self._store = RedisStore(url, prefix)
         self._bells = Bells()
         self._tails = Tails()
+        self.clients: Final = Clients()
         self._listening = False
 
     @asynccontextmanager
@@ -387,8 +407,9 @@ class RedisLog(AsyncContextManagerMixin):
                     await anyio.sleep(_LISTEN)
 
     def _hear(self) -> None:
+        arrivals = self._store.arrivals.encode()
         with self._store.client.pubsub() as channel:  # type: ignore[no-untyped-call]
-            channel.subscribe(self._store.channel)
+            channel.subscribe(self._store.channel, self._store.arrivals)
             while self._listening:
                 message = channel.get_message(timeout=_LISTEN)
                 if message is None:
@@ -397,7 +418,8 @@ class RedisLog(AsyncContextManagerMixin):
                     # What was published while nobody listened is in the streams.
                     anyio.from_thread.run_sync(self._catch_up)
                 elif message["type"] == "message":
-                    anyio.from_thread.run_sync(self._heard, message["data"])
+                    heard = self._arrived if message["channel"] == arrivals else self._heard
+                    anyio.from_thread.run_sync(heard, message["data"])
 
     def _catch_up(self) -> None:
         self._tails.clear()
@@ -414,8 +436,16 @@ class RedisLog(AsyncContextManagerMixin):
             # Nobody reads it here: a list with a hole at its end would be taken for whole.
             self._tails.forget(job_id)
 
+    def _arrived(self, data: bytes) -> None:
+        job_id, client, socket = msgspec.msgpack.decode(data, type=tuple[str, str, int])
+        self.clients.arrived(Arrival(job_id=job_id, client=client, socket=socket))
+
     def subscribe(self, job_id: str) -> AbstractContextManager[Bell]:
         return self._bells.subscribe(job_id)
+
+    async def arrive(self, arrival: Arrival) -> int:
+        here = self.clients.arrived(arrival)
+        return max(here, await self._call(self._store.arrive, arrival))
 
     # --- the store, in threads ---------------------------------------------------------------------------------
 

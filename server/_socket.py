@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from .._exceptions import HubStorageError
 from ..transport._messages import VERSION, Ready, ReadyAckFrame, encode
+from ._clients import REPLACED, Arrival
 from ._log import Bell, EventLog, Job
 from ._settings import Limits
 from ._statistics import Counters
@@ -54,6 +55,7 @@ class Watcher:
         self._scope = anyio.CancelScope()
         self._close: tuple[int, str] | None = None
         self._ready: Ready | None = None
+        self._arrival: Arrival | None = None
         self._sent = 0
 
     def close(self, code: int, reason: str = "") -> None:
@@ -75,6 +77,9 @@ class Watcher:
             except* HubStorageError as failures:
                 logger.warning("job %s: a socket is sent away: %s", self._job.id, failures.exceptions[0])
                 self.close(1013, restart_reason(_DOWN_FOR, _DOWN_FOR))
+            finally:
+                if self._arrival is not None:
+                    self._log.clients.remove(self._arrival, self._let_go)
         await self._say_goodbye()
 
     async def _say_goodbye(self) -> None:
@@ -141,6 +146,7 @@ class Watcher:
         ready, self._ready = self._ready, None
         if ready is None:
             return
+        await self._introduce(ready)
         job = await self._log.job(self._job.id)
         if not isinstance(job, Job):
             self.close(1001, "the job is no longer kept")
@@ -160,6 +166,18 @@ class Watcher:
         await self._send_text(encode(acknowledgement).decode())
         if self._sent == job.seq and not job.running:
             self.close(1000, "the job has ended")
+
+    async def _introduce(self, ready: Ready) -> None:
+        """Take the place of the client's sockets before this one; who it is, it says once."""
+        if self._arrival is not None or ready.client is None or ready.socket is None:
+            return
+        self._arrival = Arrival(job_id=self._job.id, client=ready.client, socket=ready.socket)
+        self._log.clients.add(self._arrival, self._let_go)
+        if await self._log.arrive(self._arrival) > ready.socket:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self.close(REPLACED, "replaced by a later socket of the same client")
 
     async def _send_text(self, text: str) -> None:
         with anyio.move_on_after(self._limits.send_wait) as waiting:

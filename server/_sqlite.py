@@ -24,6 +24,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from msgspec import UNSET
 
 from .._exceptions import HubStorageError
+from ._clients import Arrival, Clients
 from ._log import ENDS, Bell, Bells, Change, Event, Job, Missing, Request, RequestMismatch, Token
 from ._tails import Tails
 
@@ -92,6 +93,7 @@ class SqliteLog(AsyncContextManagerMixin):
         self._path = database
         self._bells = Bells()
         self._tails = Tails()
+        self.clients: Final = Clients()
         self._queue: MemoryObjectSendStream[_Write[Any]] | None = None
         self._idle_readers: list[sqlite3.Connection] = []
 
@@ -313,6 +315,9 @@ class SqliteLog(AsyncContextManagerMixin):
 
     def subscribe(self, job_id: str) -> AbstractContextManager[Bell]:
         return self._bells.subscribe(job_id)
+
+    async def arrive(self, arrival: Arrival) -> int:
+        return self.clients.arrived(arrival)  # there is no other hub
 
     async def unfinished(self) -> Sequence[Job]:
         return await self._read(lambda reader: _read_jobs(reader, "WHERE status = 'running' ORDER BY created"))

@@ -5,6 +5,7 @@
 
 const LOOK_EVERY = 3000; // ms between two looks for new jobs
 const STABLE = 30000; // ms a link must hold before the waits begin anew
+const REPLACED = 4509; // the close code of a socket whose client has a later one
 const TERMINAL = { job_complete: "complete", error: "failed", job_canceled: "canceled" };
 const base = new URL(".", location.href);
 const watched = new Map();
@@ -13,6 +14,8 @@ class Watch {
   constructor(job) {
     this.id = job.jobId;
     this.cursor = null; // {epoch, seq} of the last event taken
+    this.client = crypto.getRandomValues(new Uint32Array(4)).join("-");
+    this.sockets = 0; // opened so far: the hub lets those before the latest go
     this.failures = 0;
     this.ended = false;
     this.row = document.createElement("tr");
@@ -65,12 +68,14 @@ class Watch {
     }
     const url = new URL(`ws/progress?jobId=${encodeURIComponent(this.id)}`, base);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+    this.sockets += 1;
     const socket = new WebSocket(url, ["towline", `towline.${token}`]);
     let stable;
     socket.onopen = () => {
       this.link("connected");
       stable = setTimeout(() => { this.failures = 0; }, STABLE);
-      socket.send(JSON.stringify({ type: "ready", timestamp: Date.now(), ...this.cursor }));
+      const self = { client: this.client, socket: this.sockets };
+      socket.send(JSON.stringify({ type: "ready", timestamp: Date.now(), ...this.cursor, ...self }));
     };
     socket.onmessage = (message) => {
       // A hole cannot be shown away: a new socket asks for what is missing.
@@ -79,6 +84,7 @@ class Watch {
     socket.onclose = (event) => {
       clearTimeout(stable);
       if (this.ended) return this.link("");
+      if (event.code === REPLACED) return this.giveUp("replaced");
       let advice = {};
       try {
         advice = JSON.parse(event.reason);

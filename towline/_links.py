@@ -6,6 +6,7 @@ peer's answer; whatever waits is shielded and has a deadline.
 
 from __future__ import annotations
 
+import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -41,7 +42,7 @@ class Link:
 class Links:
     """Performs the machine's effects on attempts and sockets, and reports what comes of them to the engine."""
 
-    __slots__ = ("_engine", "_leaving", "_one_left", "current")
+    __slots__ = ("_client", "_engine", "_greeted", "_leaving", "_one_left", "current")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -50,6 +51,9 @@ class Links:
         # Attempts that were given up and sockets that are being closed, until nothing of them is left.
         self._leaving: set[Link] = set()
         self._one_left: anyio.Event | None = None
+        # By these a server knows the sockets of this connection from those of others, and the latest of them.
+        self._client = secrets.token_hex(8)
+        self._greeted = 0
 
     def dial(self, effect: Dial) -> None:
         """Begin an attempt."""
@@ -69,7 +73,10 @@ class Links:
         if self.current is not None:
             now = self._engine.settings.wall_time() * 1000
             epoch, seq = (cursor.epoch, cursor.seq) if cursor is not None and cursor.seq > 0 else (None, None)
-            self.current.greeting = Ready(timestamp=round(now), epoch=epoch, seq=seq)
+            self._greeted += 1
+            self.current.greeting = Ready(
+                timestamp=round(now), epoch=epoch, seq=seq, client=self._client, socket=self._greeted
+            )
 
     def probe(self, effect: Probe) -> None:
         """Doubt the socket."""

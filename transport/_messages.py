@@ -263,11 +263,13 @@ Frame: TypeAlias = KnownFrame | UnknownFrame | UnreadableEnd
 
 
 class Ready(_Wire, frozen=True, tag_field="type", tag="ready"):
-    """What the client says after each open: its cursor, where it has one."""
+    """What the client says after each open: its cursor, where it has one, who it is, and the number of this socket."""
 
     timestamp: float
     epoch: str | None = None
     seq: Sequence | None = None
+    client: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    socket: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
 
 
 class JobState(_Wire, frozen=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from towline.server._clients import Arrival
 from towline.server._log import Change, Event, EventLog, Job, Missing, Request, RequestMismatch, Token
 from towline.server._sqlite import SqliteLog
 
@@ -316,3 +317,32 @@ async def test_what_has_outlived_its_time_is_removed(open_log: OpenLog) -> None:
         assert await log.job("old") is Missing.GONE
         await log.remove_traces(16)
         assert await log.job("old") is Missing.UNKNOWN
+
+
+async def test_a_later_socket_lets_the_earlier_ones_of_its_client_go(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        gone: list[int] = []
+        for number in (1, 2):
+            log.clients.add(Arrival(job_id="j", client="c", socket=number), lambda number=number: gone.append(number))
+        log.clients.add(Arrival(job_id="other", client="c", socket=1), lambda: gone.append(-1))
+        log.clients.add(Arrival(job_id="j", client="other", socket=1), lambda: gone.append(-2))
+        assert await log.arrive(Arrival(job_id="j", client="c", socket=2)) == 2
+        assert set(gone) == {1}
+        # What the earlier one said was stuck on the way: it takes no place, and hears that there is a later one.
+        assert await log.arrive(Arrival(job_id="j", client="c", socket=1)) == 2
+        assert set(gone) == {1}
+
+
+async def test_hubs_that_share_a_log_hear_of_each_others_clients(open_log: OpenLog) -> None:
+    async with open_log() as one:
+        if not one.shared:
+            pytest.skip("no other hub works on this log")
+        async with open_log() as two:
+            let_go = anyio.Event()
+            assert await one.arrive(Arrival(job_id="j", client="c", socket=1)) == 1
+            one.clients.add(Arrival(job_id="j", client="c", socket=1), let_go.set)
+            with anyio.fail_after(10):
+                while not let_go.is_set():  # until each listens, what is told is heard by nobody
+                    assert await two.arrive(Arrival(job_id="j", client="c", socket=2)) == 2
+                    await anyio.sleep(0.01)
+            assert await one.arrive(Arrival(job_id="j", client="c", socket=1)) == 2

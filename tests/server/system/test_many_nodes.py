@@ -135,6 +135,25 @@ def test_the_node_of_the_client_dies(
         check(redis_process.url, client.job, seen)
 
 
+def test_a_client_leaves_a_half_open_socket_on_another_node(
+    start_node: Any, client_of: Any, ready: Any, following: Any
+) -> None:
+    """The second socket of a client replaces the first wherever that is; a watcher with the same token stays."""
+    one, two = start_node(), start_node()
+    with client_of(one.url) as client:
+        client.start(CSV)
+        with client.socket() as first, client.socket() as watcher:
+            ready(first, {"client": "c", "socket": 1})
+            ready(watcher)
+            seen = following(first, lambda frame: frame["seq"] >= 5)
+            client.url = two.url
+            with client.socket() as second:
+                ready(second, {"client": "c", "socket": 2, **seen.cursor})
+                assert following(first).code == 4509
+                assert following(second).code == 1000
+            assert following(watcher).code == 1000
+
+
 def test_redis_is_killed_and_comes_back(
     start_node: Any, redis_process: Any, client_of: Any, ready: Any, following: Any, eventually: Any
 ) -> None:
