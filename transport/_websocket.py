@@ -350,22 +350,16 @@ class WebSocket:
         await self._hang_up()
 
     async def abandon(self, code: int = 1001, reason: str = "") -> None:
-        """Write the close frame if the socket takes it at once, and hang up without waiting for anybody.
+        """Write the close frame if the socket takes it within 0.1 s, and hang up without waiting for the peer.
 
-        For a socket that is thought dead. It is async because a write is; it is shielded, and returns within 0.1 s.
+        For a socket that is thought dead. It is async because a write is; it is shielded.
         """
         check_close(code, reason)
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 0.1):
-            try:
-                self._send_lock.acquire_nowait()
-            except anyio.WouldBlock:
-                pass
-            else:
-                try:
-                    if data := self._protocol.send_close(code, reason):
-                        await self._try_write(data)
-                finally:
-                    self._send_lock.release()
+            # A ping may be on its way in this very moment; a close frame in the middle of it would be none.
+            async with self._send_lock:
+                if data := self._protocol.send_close(code, reason):
+                    await self._try_write(data)
         await self._hang_up()
 
     async def aclose_forcefully(self) -> None:

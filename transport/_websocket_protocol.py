@@ -117,12 +117,16 @@ class WebSocketProtocol:
             self._out.append(self._frame(0x89, b""))
 
     def send_close(self, code: int = 1000, reason: str = "") -> bytes:
-        """The bytes of a close frame, empty if one was sent or the end has come. Raises `InvalidArgument`."""
+        """The bytes of a close frame and of what waited before it; empty if one was sent or the end has come.
+
+        Raises `InvalidArgument`.
+        """
         check_close(code, reason)
         if self.end is not None or self._sent_close is not None or self._send_failed:
             return b""
+        waiting = self.data_to_send()
         self._sent_close = code
-        return self._frame(0x88, code.to_bytes(2, "big") + reason.encode())
+        return waiting + self._frame(0x88, code.to_bytes(2, "big") + reason.encode())
 
     def send_failed(self) -> None:
         """Bytes handed out were not written whole: what the peer got is unknown, so nothing more can be said.

@@ -87,6 +87,27 @@ async def test_a_writer_waits_for_a_slow_reader() -> None:
             group.start_soon(link.client.send, b"y" * 1000)
 
 
+async def test_a_send_that_has_begun_and_has_room_is_not_cancelled() -> None:
+    link = MemoryLink()
+    scope = anyio.CancelScope()
+    begun: list[bool] = []
+
+    async def send() -> None:
+        with scope:
+            begun.append(True)
+            await link.client.send(b"x")
+
+    async def cancel() -> None:
+        begun.append(False)
+        scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(send)
+        group.start_soon(cancel)
+    assert scope.cancelled_caught is not begun[0]
+    assert link.carried("up") == begun[0]
+
+
 @pytest.mark.parametrize("ending", ["fin", "rst"])
 async def test_a_cut_is_read_after_what_was_sent(ending: Ending) -> None:
     link = MemoryLink()

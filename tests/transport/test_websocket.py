@@ -603,6 +603,50 @@ async def test_abandon_does_not_wait_for_a_stuck_link(busy: bool) -> None:
             await socket.send("x")
 
 
+async def test_abandon_lets_a_frame_that_is_on_its_way_go_first() -> None:
+    async with opened() as (socket, peer), anyio.create_task_group() as tasks:
+        await socket.send(b"x" * 65536)
+        tasks.start_soon(socket.send, "second")
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(socket.abandon, 1001)
+        await anyio.wait_all_tasks_blocked()
+        seen: list[Event] = []
+        while not any(isinstance(event, CloseConnection) for event in seen):
+            seen += await peer.read()
+        assert [type(event) for event in seen if getattr(event, "message_finished", True)][-2:] == [
+            TextMessage,
+            CloseConnection,
+        ]
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("cancelled_first", [False, True])
+async def test_a_ping_due_in_the_instant_of_a_farewell(turns: int, cancelled_first: bool) -> None:
+    """The receiving task writes its ping just when another one parts from the socket: the peer reads both, whole."""
+    async with opened() as (socket, peer), anyio.create_task_group() as tasks:
+        scope, left = anyio.CancelScope(), anyio.Event()
+
+        async def receive() -> None:
+            try:
+                with scope, suppress(ConnectionClosed):
+                    await socket.receive_batch()
+            finally:
+                left.set()
+
+        tasks.start_soon(receive)
+        await anyio.sleep(15)
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        if cancelled_first:
+            scope.cancel()
+            await left.wait()
+        await socket.abandon()
+        seen: list[Event] = []
+        while not any(isinstance(event, CloseConnection) for event in seen):
+            seen += await peer.read()
+        assert [type(event) for event in seen] in ([CloseConnection], [Ping, CloseConnection])
+
+
 @pytest.mark.parametrize("call", ["aclose", "abandon"])
 async def test_a_close_that_may_not_be_sent_changes_nothing(call: str) -> None:
     async with opened() as (socket, peer):

@@ -117,6 +117,14 @@ def test_no_pong_after_our_close() -> None:
     assert client.data_to_send() == b""
 
 
+def test_what_waits_goes_ahead_of_our_close() -> None:
+    client, server = pair()
+    client.receive_data(bytes(server.send(Ping(b"x"))))
+    client.queue_ping()
+    assert [type(event) for event in read(server, client.send_close())] == [Pong, Ping, CloseConnection]
+    assert not client.wants_to_send
+
+
 def test_closed_by_us_and_never_answered() -> None:
     client, _ = pair()
     client.send_close(1001)

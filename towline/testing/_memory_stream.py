@@ -200,7 +200,8 @@ class _End(ByteStream):
             self._receiving = False
 
     async def send(self, item: bytes) -> None:
-        await anyio.lowlevel.checkpoint()
+        # As on a socket: cancelled before a byte is taken, or while there is no room, and not once it was taken.
+        await anyio.lowlevel.checkpoint_if_cancelled()
         if self._sending:
             raise anyio.BusyResourceError("sending to")
         self._sending = True
@@ -213,6 +214,7 @@ class _End(ByteStream):
                     raise anyio.BrokenResourceError
                 if flow.size < _CAPACITY:
                     flow.put(bytes(item))
+                    await anyio.lowlevel.cancel_shielded_checkpoint()
                     return
                 await flow.wait_touched()
         finally:
