@@ -150,7 +150,7 @@ class Connection(AsyncContextManagerMixin):
         policy: Policy | None = None,
         limits: Limits | None = None,
         headers: Headers = (),
-        subprotocols: Iterable[str] = (),
+        subprotocols: Iterable[str | Secret] = (),
         token_subprotocol: str | None = None,
         token_in_query: bool = False,
         ssl: ssl_module.SSLContext | None = None,

@@ -35,7 +35,7 @@ class Settings:
     pipelines: Mapping[str, type]
     templates: Templates
     headers: tuple[tuple[str, str | Secret], ...]
-    subprotocols: tuple[str, ...]
+    subprotocols: tuple[str | Secret, ...]
     token_subprotocol: str | None
     token_in_query: bool
     ssl: ssl_module.SSLContext | None
@@ -67,11 +67,11 @@ class Settings:
             return list(self.headers)
         return [*self.headers, bearer(token)]
 
-    def subprotocols_with(self, token: Secret) -> list[str]:
+    def subprotocols_with(self, token: Secret) -> list[str | Secret]:
         """The subprotocols to offer."""
         if self.token_subprotocol is None:
             return list(self.subprotocols)
-        return [*self.subprotocols, f"{self.token_subprotocol}.{token.reveal()}"]
+        return [*self.subprotocols, Secret(f"{self.token_subprotocol}.{token.reveal()}")]
 
     def job_calls(self) -> JobCalls:
         """The HTTP calls about the job."""

@@ -16,9 +16,10 @@ import h11
 from wsproto.utilities import generate_accept_token
 
 from .._exceptions import ConnectionBroken, ProtocolViolation
+from .._secret import Secret
 from ._http_protocol import head_room
 from ._limits import DEFAULT_LIMITS, Limits
-from ._url import URL
+from ._url import URL, revealed
 
 #: Headers that the handshake sets itself.
 RESERVED: Final = frozenset(
@@ -43,7 +44,7 @@ Entropy: TypeAlias = Callable[[int], bytes]
 class Accepted:
     """The server agreed. `trailing` holds frames that came in the same read; `extensions` is its header, joined."""
 
-    subprotocol: str | None
+    subprotocol: str | None = field(repr=False)  # it may hold the token
     extensions: str
     headers: Sequence[tuple[bytes, bytes]] = field(repr=False)
     trailing: bytes = field(repr=False)
@@ -69,7 +70,7 @@ class ClientHandshake:
         url: URL,
         *,
         headers: Iterable[tuple[bytes, bytes]] = (),
-        subprotocols: Sequence[str] = (),
+        subprotocols: Sequence[str | Secret] = (),
         require_subprotocol: bool = False,
         extensions: str = "",
         limits: Limits | None = None,
@@ -92,7 +93,7 @@ class ClientHandshake:
             (b"Sec-WebSocket-Version", b"13"),
         ]
         if subprotocols:
-            own.append((b"Sec-WebSocket-Protocol", ", ".join(subprotocols).encode("ascii")))
+            own.append((b"Sec-WebSocket-Protocol", ", ".join(map(revealed, subprotocols)).encode("ascii")))
         if extensions:
             own.append((b"Sec-WebSocket-Extensions", extensions.encode("ascii")))
         #: The request, whole: it is to be sent before anything is received.
@@ -187,7 +188,7 @@ class ClientHandshake:
                 raise ProtocolViolation("it chose none of the subprotocols, and one is required")
             return None
         chosen = values[0].decode("latin-1")
-        if len(values) > 1 or chosen not in self._subprotocols:
+        if len(values) > 1 or chosen not in map(revealed, self._subprotocols):
             raise ProtocolViolation("it chose a subprotocol that was not offered")
         return chosen
 

@@ -115,13 +115,8 @@ async def open_tunnel(stream: ByteStream, proxy: Proxy, host: str, port: int) ->
 
 async def _connect_http(stream: ByteStream, proxy: Proxy, host: str, port: int) -> None:
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    headers = [("Host", authority)]
-    if proxy.username is not None:
-        pair = f"{proxy.username}:{proxy.password.reveal() if proxy.password else ''}"
-        headers.append(("Proxy-Authorization", f"Basic {b64encode(pair.encode()).decode()}"))
     http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
-    request = http.send(h11.Request(method=b"CONNECT", target=authority, headers=headers)) or b""
-    await stream.send(request + (http.send(h11.EndOfMessage()) or b""))
+    await stream.send(_connect_request(http, proxy, authority))
     while True:
         try:
             event = http.next_event()
@@ -145,6 +140,21 @@ async def _connect_http(stream: ByteStream, proxy: Proxy, host: str, port: int) 
             else:
                 return
         raise ProxyFailed(f"its answer to CONNECT is not HTTP ({problem})")
+
+
+# Credentials are in the clear in functions that do not raise, and in no other's variables.
+
+
+def _login(proxy: Proxy) -> tuple[bytes, bytes]:
+    return (proxy.username or "").encode(), proxy.password.reveal().encode() if proxy.password else b""
+
+
+def _connect_request(http: h11.Connection, proxy: Proxy, authority: str) -> bytes:
+    headers = [("Host", authority)]
+    if proxy.username is not None:
+        headers.append(("Proxy-Authorization", f"Basic {b64encode(b':'.join(_login(proxy))).decode()}"))
+    request = http.send(h11.Request(method=b"CONNECT", target=authority, headers=headers)) or b""
+    return request + (http.send(h11.EndOfMessage()) or b"")
 
 
 async def _connect_socks(stream: ByteStream, proxy: Proxy, host: str, port: int) -> None:
@@ -173,8 +183,7 @@ async def _connect_socks(stream: ByteStream, proxy: Proxy, host: str, port: int)
         if not isinstance(chosen, socks5.SOCKS5AuthReply) or chosen.method not in methods:
             raise ProxyFailed("it accepts none of the ways to log in")
         if chosen.method is socks5.SOCKS5AuthMethod.USERNAME_PASSWORD:
-            password = proxy.password.reveal() if proxy.password else ""
-            connection.send(socks5.SOCKS5UsernamePasswordRequest((proxy.username or "").encode(), password.encode()))
+            connection.send(socks5.SOCKS5UsernamePasswordRequest(*_login(proxy)))
             await stream.send(connection.data_to_send())
             verdict = connection.receive_data(await exactly(2))
             if not isinstance(verdict, socks5.SOCKS5UsernamePasswordReply) or not verdict.success:

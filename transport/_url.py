@@ -226,30 +226,32 @@ def check_headers(headers: Headers, *, reserved: frozenset[str]) -> list[tuple[b
 
     Raises `InvalidArgument` naming the header, never its value.
     """
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    checked = []
+    pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
     for name, value in pairs:
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
             raise InvalidArgument("headers", "a name is not a token (RFC 9110 section 5.6.2)")
         if name.lower() in reserved:
             raise InvalidArgument("headers", f"{name} is set by the protocol itself")
-        text = value.reveal() if isinstance(value, Secret) else value
-        if not isinstance(text, str) or not _FIELD_VALUE.fullmatch(text):
+        if not isinstance(value, str | Secret) or not _FIELD_VALUE.fullmatch(revealed(value)):
             raise InvalidArgument("headers", f"the value of {name} is not printable ASCII on one line")
-        checked.append((name.encode("ascii"), text.encode("ascii")))
-    return checked
+    return [(name.encode("ascii"), revealed(value).encode("ascii")) for name, value in pairs]
 
 
-def check_subprotocols(subprotocols: Iterable[str]) -> tuple[str, ...]:
+def check_subprotocols(subprotocols: Iterable[str | Secret]) -> tuple[str | Secret, ...]:
     """Check the subprotocols to offer: tokens, each once. One may hold a credential, so none is quoted."""
     if isinstance(subprotocols, str):
         raise InvalidArgument("subprotocols", "must be a sequence of names, not one text")
     offered = tuple(subprotocols)
-    if not all(isinstance(name, str) and _TOKEN.fullmatch(name) for name in offered):
+    if not all(isinstance(name, str | Secret) and _TOKEN.fullmatch(revealed(name)) for name in offered):
         raise InvalidArgument("subprotocols", "a name is not a token (RFC 6455 section 4.1)")
-    if len(set(offered)) != len(offered):
+    if len({revealed(name) for name in offered}) != len(offered):
         raise InvalidArgument("subprotocols", "a name is offered twice")
     return offered
+
+
+def revealed(text: str | Secret) -> str:
+    """The text, for the wire alone: no frame that may raise shall hold it in a variable."""
+    return text.reveal() if isinstance(text, Secret) else text
 
 
 def bearer(token: Secret) -> tuple[str, Secret]:

@@ -26,6 +26,7 @@ from .._exceptions import (
     InvalidArgument,
     TowlineError,
 )
+from .._secret import Secret
 from ._deflate import Deflate, DeflateExtension
 from ._framing import Message
 from ._handshake import RESERVED, Accepted, ClientHandshake, Refused
@@ -405,7 +406,7 @@ async def connect_websocket(
     url: str | URL,
     *,
     headers: Headers = (),
-    subprotocols: Iterable[str] = (),
+    subprotocols: Iterable[str | Secret] = (),
     require_subprotocol: bool = False,
     ssl: ssl_module.SSLContext | None = None,
     limits: Limits | None = None,
@@ -419,9 +420,9 @@ async def connect_websocket(
     """Open a WebSocket; the caller must end it (`aclose`, `abandon` or `aclose_forcefully`).
 
     `url` is a `wss` URL, or a `ws` one to loopback (to anywhere with `allow_insecure=True`). `headers` go with the
-    upgrade; `ssl` replaces the default context; `liveness=None` switches the heartbeat off; `deadline` is in seconds,
-    over name, TCP, TLS and upgrade together; `deflate=Deflate()` offers compression. `wall_time` gives seconds since
-    1970, to read a `Retry-After` date.
+    upgrade; a header's value and a subprotocol may be a `Secret`. `ssl` replaces the default context; `liveness=None`
+    switches the heartbeat off; `deadline` is in seconds, over name, TCP, TLS and upgrade together; `deflate=Deflate()`
+    offers compression. `wall_time` gives seconds since 1970, to read a `Retry-After` date.
 
     Raises `InvalidArgument` before anything is dialled; then `NetworkError`, `DeadlineExceeded`, `HandshakeRefused` for
     another answer than 101, `ProtocolViolation`. Nothing is left open then.
@@ -491,7 +492,7 @@ async def open_websocket(
     url: str | URL,
     *,
     headers: Headers = (),
-    subprotocols: Iterable[str] = (),
+    subprotocols: Iterable[str | Secret] = (),
     require_subprotocol: bool = False,
     ssl: ssl_module.SSLContext | None = None,
     limits: Limits | None = None,

@@ -179,7 +179,7 @@ async def test_a_token_goes_where_it_was_asked_to_go(follow: Follow, server: Scr
     assert "authorization" not in subprotocol.headers
 
 
-@pytest.mark.parametrize("way", [{}, {"token_in_query": True}, {"refresh": True}])
+@pytest.mark.parametrize("way", [{}, {"token_in_query": True}, {"token_subprotocol": "bearer"}, {"refresh": True}])
 async def test_a_token_is_shown_nowhere(
     follow: Follow, server: ScriptedServer, way: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
