@@ -8,7 +8,7 @@ tells it if it differs from what it told before. A change says "probe", never "d
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
@@ -63,13 +63,19 @@ class PathMonitor:
     def __exit__(self, *_: object) -> None:
         self._source.close()
 
-    async def changes(self) -> AsyncGenerator[Path, None]:
-        """Yield the present path at once, then each one that differs from the one before. Never ends by itself."""
+    async def changes(self, *, wait_awake: Callable[[], Awaitable[object]] | None = None) -> AsyncGenerator[Path, None]:
+        """Yield the present path at once, then each one that differs from the one before. Never ends by itself.
+
+        `wait_awake` is awaited after each hint: while it does not return, nothing more is waited for or told, and then
+        the path is told as it is by that time.
+        """
         told = self._source.read()
         yield told
         while True:
             await self._source.wait_hint()
             await self._wait_lull()
+            if wait_awake is not None:
+                await wait_awake()
             path = self._source.read()
             if path != told:
                 told = path

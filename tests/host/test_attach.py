@@ -1,6 +1,9 @@
 """An attached connection obeys its host: real engine, scripted server, virtual time."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 import towline
 import towline.host
 from towline import State
-from towline.host import Host, Path, PathMonitor
+from towline.host import Host, Path, PathMonitor, PollingPathSource
 from towline.testing import Reach, ScriptedJob, ScriptedServer, Unreachable, virtual_time, virtual_time_backends
 
 pytestmark = pytest.mark.anyio
@@ -65,8 +68,10 @@ async def scene() -> AsyncIterator[Scene]:
         async with towline.Connection(
             "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
         ) as line:
-            attached = towline.host.attach(line, monitor=PathMonitor(source), suspension=False, logind=False)
+            attached = towline.host.attach(line, monitor=PathMonitor(source), suspension=False, sleep=False)
             async with attached as host:
+                assert host.sources == {"path"}
+                assert host.missing == {}
                 one = Scene(server, job, line, host)
                 one.source = source
                 await one.join()
@@ -157,7 +162,7 @@ async def test_waking_does_not_bring_back_what_the_application_hid() -> None:
 async def test_leaving_the_block_leaves_the_connection_and_keeps_its_errors_bare() -> None:
     with pytest.raises(LookupError, match="bare"):
         async with scene() as one:
-            async with towline.host.attach(one.line, monitor=PathMonitor(ScriptedSource()), logind=False) as host:
+            async with towline.host.attach(one.line, monitor=PathMonitor(ScriptedSource()), sleep=False) as host:
                 assert host.sources == {"path", "suspension"}
                 raise LookupError("bare")
 
@@ -166,3 +171,159 @@ async def test_the_grace_must_be_possible() -> None:
     async with scene() as one:
         with pytest.raises(towline.InvalidArgument, match="grace"):
             one.line.background(grace=-1)
+
+
+# --- no wake-up at rest ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def passes(anyio_backend: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How often the loop has woken: asked for within it."""
+    count = 0
+
+    def pass_by(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    if anyio_backend[0] == "trio":
+        import trio
+
+        class Instrument(trio.abc.Instrument):
+            def before_io_wait(self, timeout: float) -> None:
+                pass_by()
+
+        added = False
+
+        def look() -> int:
+            nonlocal added
+            if not added:
+                added = True
+                trio.lowlevel.add_instrument(Instrument())
+            return count
+
+    else:
+        patched = False
+
+        def look() -> int:
+            nonlocal patched
+            if not patched:
+                patched = True
+                selector: Any = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+                select = selector.select
+                monkeypatch.setattr(selector, "select", lambda timeout=None: pass_by() or select(timeout))
+            return count
+
+    return look
+
+
+async def passes_while(seconds: float, passes: Callable[[], int]) -> int:
+    before = passes()
+    await anyio.sleep(seconds)
+    return passes() - before
+
+
+@asynccontextmanager
+async def polled(server: ScriptedServer, **options: Any) -> AsyncIterator[tuple[towline.Connection, Host]]:
+    """A connection told of its host by everything that has a timer."""
+    async with towline.Connection(
+        "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True, **options
+    ) as line:
+        monitor = PathMonitor(PollingPathSource(["127.0.0.1"]))
+        async with towline.host.attach(line, monitor=monitor, sleep=False) as host:
+            assert host.sources == {"path", "suspension"}
+            yield line, host
+
+
+async def test_at_rest_the_loop_sleeps_however_long_it_is(passes: Callable[[], int]) -> None:
+    async with ScriptedServer() as server:
+        server.job("j1", token="t1").start()
+        async with polled(server) as (line, host):
+            await line.wait_for(State.CONNECTED, timeout=60)
+            assert await passes_while(600, passes) > 100, "pings, polls and looks at the clock"
+            host.background()
+            await line.wait_for(State.BACKGROUNDED, timeout=60)
+            await anyio.sleep(10)  # a poll that was under way
+            dials = len(server.network.dials)
+            hour, hours = await passes_while(3600, passes), await passes_while(3 * 3600, passes)
+            assert hour == hours
+            assert len(server.network.dials) == dials
+            host.foreground()
+            await line.wait_for(State.CONNECTED, timeout=60)
+            assert await passes_while(600, passes) > 100
+
+
+async def test_hidden_after_giving_up_it_sleeps_too(passes: Callable[[], int]) -> None:
+    policy = towline.Policy(backoff=towline.Backoff(attempts=2))
+    async with ScriptedServer() as server:
+        server.job("j1", token="t1").start()
+        server.network.weather = Unreachable()
+        async with polled(server, policy=policy) as (line, host):
+            with pytest.raises(towline.Exhausted):
+                await line.result()
+            host.background()
+            await anyio.sleep(60)
+            dials = len(server.network.dials)
+            hour, hours = await passes_while(3600, passes), await passes_while(3 * 3600, passes)
+            assert hour == hours
+            assert len(server.network.dials) == dials
+            server.network.weather = Reach()
+            host.foreground()
+            await line.wait_for(State.CONNECTED, timeout=60)
+
+
+# --- sources that are missing, or fail -------------------------------------------------------------------------------
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.getMessage().startswith("the host ")]
+
+
+async def test_a_source_that_fails_is_told_once_and_holds_nothing_back(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(ScriptedSource):
+        async def wait_hint(self) -> None:
+            await super().wait_hint()
+            if self.path is MOBILE:
+                raise OSError("the driver fell over")
+
+    source = Failing()
+    async with ScriptedServer() as server:
+        server.job("j1", token="t1").start()
+        async with towline.Connection(
+            "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
+        ) as line:
+            attached = towline.host.attach(line, monitor=PathMonitor(source), suspension=False, sleep=False)
+            async with attached as host:
+                await line.wait_for(State.CONNECTED, timeout=60)
+                source.become(NONE)
+                await anyio.sleep(1)
+                server.socket.cut()
+                await anyio.sleep(20)
+                assert line.state is State.RECONNECTING
+                source.become(MOBILE)
+                await line.wait_for(State.CONNECTED, timeout=20)
+                assert host.sources == set()
+                assert host.missing == {"path": "the driver fell over"}
+    assert told(caplog) == ["the host tells of path no more: the driver fell over"]
+
+
+async def test_what_is_missing_is_told_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO, "towline")
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
+    async with ScriptedServer() as server:
+        job = server.job("j1", token="t1")
+        job.start()
+        async with (
+            towline.Connection(
+                "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
+            ) as line,
+            towline.host.attach(line) as host,
+        ):
+            assert host.sources >= {"path", "suspension"}
+            assert not host.sources & set(host.missing)
+            job.complete({"books": [], "errors": [], "successRate": "0/0"})
+            assert isinstance(await line.result(), towline.JobComplete)
+    assert sorted(told(caplog)) == [
+        f"the host does not tell of {source}: {why}" for source, why in sorted(host.missing.items())
+    ]
+    if sys.platform == "linux":
+        assert set(host.missing) == {"connectivity", "sleep"}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -12,18 +13,18 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ..statemachine import State
-from ..transport._path import PathMonitor
+from ..transport._path import PathMonitor, system_path_source
 from ._job_control import watch_job_control
 from ._suspend import watch_suspension
 
 if TYPE_CHECKING:
     from .._connection import Connection
-    from ._logind import Logind
 
 logger = logging.getLogger("towline")
 
 #: What tells a host's connection of the machine.
-Source: TypeAlias = Literal["path", "suspension", "logind", "job control"]
+Source: TypeAlias = Literal["path", "connectivity", "sleep", "suspension", "job control"]
+_Watch: TypeAlias = Callable[[], Awaitable[None]]
 
 #: How long a sleep or a stop waits for the connection to part from the server, in seconds; logind allows 5.
 _PARTING: Final = 4.0
@@ -37,13 +38,16 @@ class Host:
     """What `attach` yields: the host's word to its connection. Use it in place of the connection's own `background()`.
 
     The connection is in the foreground unless the application, a coming sleep or a stop of the process says otherwise.
-    `sources` are the watchers that run.
+    `sources` are the watchers that run; `missing` says of each other one that was asked for why it does not.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.sources: set[Source] = set()
+        self.missing: dict[Source, str] = {}
         self._reasons: set[str] = set()
+        # Made when a watcher waits for the last reason to rest to go, and set then.
+        self._shown: anyio.Event | None = None
 
     def background(self) -> None:
         """The application is hidden or suspended: after the policy's grace the connection is put to rest."""
@@ -54,32 +58,56 @@ class Host:
         self._wake("the application")
 
     def _rest(self, reason: str, grace: float | None) -> None:
-        # Told again by a second reason, for its grace may be the shorter.
-        self._reasons.add(reason)
-        self.connection.background(grace=grace)
+        def rest() -> None:
+            # Told again by a second reason, for its grace may be the shorter.
+            self._reasons.add(reason)
+            self.connection.background(grace=grace)
+
+        self.connection._on_loop(rest)
 
     def _wake(self, reason: str) -> None:
-        if reason in self._reasons:
-            self._reasons.remove(reason)
-            if not self._reasons:
-                self.connection.foreground()
+        def wake() -> None:
+            if reason in self._reasons:
+                self._reasons.remove(reason)
+                if not self._reasons:
+                    self.connection.foreground()
+                    if self._shown is not None:
+                        self._shown.set()
+                        self._shown = None
 
-    async def _part(self, reason: str) -> None:
+        self.connection._on_loop(wake)
+
+    async def _part(self, reason: Source) -> None:
         """Go to the background at once; return when the server has been told, or after `_PARTING`."""
         self._rest(reason, 0.0)
         with anyio.move_on_after(_PARTING):
             await self.connection.wait_for(*_QUIET)
             await anyio.sleep(_LEAVING)
 
-    def _return(self, reason: str) -> None:
+    def _return(self, reason: Source) -> None:
         self._wake(reason)
         self.connection.report_wake()
 
     # --- the watchers ----------------------------------------------------------------------------------------------
 
+    async def _run(self, source: Source, watch: _Watch) -> None:
+        try:
+            await watch()
+        except Exception as error:
+            # What the system does not give us is no error of the user's: the connection does without, as before.
+            self._lose(source, error)
+
+    def _lose(self, source: Source, error: Exception) -> None:
+        self.sources.discard(source)
+        self.missing[source] = str(error) or type(error).__name__
+        logger.warning("the host tells of %s no more: %s", source, self.missing[source])
+        self._wake(source)
+        if source == "path":
+            self.connection.report_path(True)  # nobody knows any more: a dial is to find out
+
     async def _watch_path(self, monitor: PathMonitor) -> None:
         with monitor:
-            async for path in monitor.changes():
+            async for path in monitor.changes(wait_awake=self._wait_awake):
                 self.connection.report_path(path.up, path.identity)
 
     async def _watch_suspension(self) -> None:
@@ -87,23 +115,70 @@ class Host:
 
     async def _wait_awake(self) -> None:
         # At rest there is nothing that a wake-up could mend: so there is no timer either.
-        if self.connection.state is State.CANCELLED:
+        line = self.connection
+        if line.state is State.CANCELLED or line.outcome is not None:
             await anyio.sleep_forever()
-        await self.connection.wait_for(*_AWAKE)
-
-    async def _watch_logind(self, logind: Logind) -> None:
-        from ._logind import LogindUnavailable
-
-        try:
-            await logind.watch_sleep(lambda: self._part("sleep"), lambda: self._return("sleep"))
-        except LogindUnavailable as error:
-            # The system's bus went away; the suspended clock still tells of a sleep, afterwards.
-            self.sources.discard("logind")
-            logger.warning("logind tells of no more sleep: %s", error)
-            self._wake("sleep")
+        await line.wait_for(*_AWAKE)
+        while self._reasons and line.state is State.EXHAUSTED:
+            self._shown = self._shown or anyio.Event()
+            await self._shown.wait()
 
     async def _watch_job_control(self) -> None:
-        await watch_job_control(lambda: self._part("stop"), lambda: self._return("stop"))
+        await watch_job_control(lambda: self._part("job control"), lambda: self._return("job control"))
+
+
+class _Beginning:
+    """Begins the watchers of a host; what they hold open is closed with `open_things`, after `tasks`."""
+
+    def __init__(self, host: Host, open_things: AsyncExitStack, tasks: TaskGroup) -> None:
+        self._host = host
+        self._open_things = open_things
+        self._tasks = tasks
+
+    def begin(self, source: Source, watch: _Watch) -> None:
+        self._host.sources.add(source)
+        self._tasks.start_soon(self._host._run, source, watch)
+
+    def _miss(self, source: Source, error: Exception) -> None:
+        self._host.missing[source] = str(error) or type(error).__name__
+        logger.info("the host does not tell of %s: %s", source, self._host.missing[source])
+
+    async def begin_path(self, monitor: PathMonitor | None, *, connectivity: bool) -> None:
+        if monitor is None:
+            judged = await self._judged_by_network_manager() if connectivity and sys.platform == "linux" else None
+            monitor = judged or PathMonitor()
+        chosen = monitor
+        self.begin("path", lambda: self._host._watch_path(chosen))
+
+    async def _judged_by_network_manager(self) -> PathMonitor | None:
+        try:
+            from ._bus import open_bus
+            from ._network_manager import NetworkManagerPathSource
+
+            bus = await self._open_things.enter_async_context(open_bus())
+        except Exception as error:
+            self._miss("connectivity", error)
+            return None
+        source = NetworkManagerPathSource(system_path_source())
+        self.begin("connectivity", lambda: source.watch(bus))
+        return PathMonitor(source)
+
+    async def begin_sleep(self) -> None:
+        host = self._host
+        try:
+            from ._logind import connect_logind
+
+            announcer = await self._open_things.enter_async_context(connect_logind())
+        except Exception as error:
+            self._miss("sleep", error)
+            return
+        self.begin("sleep", lambda: announcer.watch_sleep(lambda: host._part("sleep"), lambda: host._return("sleep")))
+
+    def begin_job_control(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.begin("job control", self._host._watch_job_control)
+        else:
+            self._miss("job control", RuntimeError("signals come to the main thread only"))
 
 
 @asynccontextmanager
@@ -112,32 +187,34 @@ async def attach(
     *,
     monitor: PathMonitor | None = None,
     path: bool = True,
+    connectivity: bool = True,
+    sleep: bool = True,
     suspension: bool = True,
-    logind: bool = True,
     job_control: bool = False,
 ) -> AsyncIterator[Host]:
     """Tell an entered connection of its host while the block lasts; yields the `Host`.
 
     - `path`: the network path, by `monitor` or the system's own.
+    - `connectivity`: whether that path leads anywhere, by NetworkManager; needs a system bus and jeepney (the extra
+      `host`). A `monitor` of yours is taken at its word instead.
+    - `sleep`: sleep that the system announces (logind; needs the same): the server is told goodbye before it.
     - `suspension`: sleep that nobody announced, noticed within 2 s of waking.
-    - `logind`: sleep that logind announces, where there is a system bus and jeepney (extra `host`): the server is told
-      goodbye before the machine sleeps. Where there is none, `Host.sources` lacks it and nothing is said.
     - `job_control`: Ctrl-Z and `fg`, for command lines. Needs the main thread.
+
+    A source that is missing here, or fails later, raises nothing: it is logged once, and `Host.missing` has it.
     """
     host = Host(connection)
     failure: Exception | None = None
     async with AsyncExitStack() as open_things, anyio.create_task_group() as tasks:
+        beginning = _Beginning(host, open_things, tasks)
         if path:
-            host.sources.add("path")
-            tasks.start_soon(host._watch_path, monitor or PathMonitor())
+            await beginning.begin_path(monitor, connectivity=connectivity)
         if suspension:
-            host.sources.add("suspension")
-            tasks.start_soon(host._watch_suspension)
-        if logind:
-            await _start_logind(host, open_things, tasks)
-        if job_control and threading.current_thread() is threading.main_thread():
-            host.sources.add("job control")
-            tasks.start_soon(host._watch_job_control)
+            beginning.begin("suspension", host._watch_suspension)
+        if sleep:
+            await beginning.begin_sleep()
+        if job_control:
+            beginning.begin_job_control()
         try:
             yield host
         except Exception as error:
@@ -146,16 +223,3 @@ async def attach(
         tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-async def _start_logind(host: Host, open_things: AsyncExitStack, tasks: TaskGroup) -> None:
-    try:
-        from ._logind import LogindUnavailable, connect_logind
-    except ImportError:
-        return  # the extra is not installed
-    try:
-        conversation = await open_things.enter_async_context(connect_logind())
-    except LogindUnavailable:
-        return
-    host.sources.add("logind")
-    tasks.start_soon(host._watch_logind, conversation)
