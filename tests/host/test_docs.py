@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 
 import towline
 import towline.host
@@ -13,7 +14,8 @@ from towline.testing import ScriptedServer, run_virtual
 GUIDE = (Path(__file__).parents[2] / "docs" / "host.md").read_text(encoding="utf-8")
 
 
-def test_the_guide_runs(capsys: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("example", ["main", "at_a_terminal"])
+def test_the_guide_runs(example: str, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")  # a real bus lives in real time
     names: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL):
@@ -29,13 +31,13 @@ def test_the_guide_runs(capsys: Any, monkeypatch: Any) -> None:
 
             monkeypatch.setattr(towline, "Connection", in_memory)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(names["main"], "ws://hub/ws/progress", "t1")
+                tasks.start_soon(names[example], "ws://hub/ws/progress", "t1")
                 await server.wait_ready()
                 job.complete({"books": [], "errors": [], "successRate": "0/0"})
 
     run_virtual(main)
     told = capsys.readouterr().out
-    assert "told by:" in told
+    assert ("told by:" in told) is (example == "main")
     assert "JobComplete" in told
 
 

@@ -29,7 +29,7 @@ class ExitCode(IntEnum):
     TROUBLE = 5
     """Something else failed: the message says what."""
     INTERRUPTED = 130
-    """Ctrl-C; the job goes on."""
+    """Ctrl-C or SIGTERM; the job goes on."""
 
 
 def code_of(outcome: Outcome) -> ExitCode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+import shlex
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +15,8 @@ import typer
 from .._connection import Connection
 from .._exceptions import InvalidArgument, TowlineError
 from .._secret import Secret
+from .._text import escape
+from ..host._interrupts import WINDOW, Interruption, watch_interrupts
 from ..statemachine import Policy
 from ..storage import TokenStore
 from ..transport import URL, JobCalls, StartedJob, Upload, parse_url
@@ -87,7 +89,7 @@ def import_csv(
                     policy=policy,
                     on_state=view.state,
                 )
-                return await _follow(line, view, history)
+                return await _follow(line, view, history, _resume(started.job, store))
 
         code = anyio.run(run, backend=backend)
     raise typer.Exit(code)
@@ -123,7 +125,7 @@ def watch(
                     policy=policy,
                     on_state=view.state,
                 )
-                return await _follow(line, view, history)
+                return await _follow(line, view, history, _resume(job, store))
 
         code = anyio.run(run, backend=backend)
     raise typer.Exit(code)
@@ -156,19 +158,24 @@ def given_token(file: Path | None) -> Secret | None:
     return Secret(text) if text else None
 
 
-async def _follow(line: Connection, view: View, history: Path | None) -> ExitCode:
-    """Show a job until it ends or somebody presses Ctrl-C; the job goes on then."""
+async def _follow(line: Connection, view: View, history: Path | None, resume: str) -> ExitCode:
+    """Show a job until it ends or somebody presses Ctrl-C; `resume` is the command that follows it again."""
     failure: TowlineError | None = None
+    # Only somebody at a terminal can read that a second Ctrl-C does more, and press it.
+    window = WINDOW if sys.stderr.isatty() else 0.0
+
+    def tell(what: Interruption) -> None:
+        typer.echo(_interrupted(what, resume, window), err=True)
+
     async with anyio.create_task_group() as tasks:
 
         async def stop_on_signal() -> None:
-            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                async for _ in signals:
-                    line.cancel()
+            await watch_interrupts(line, tell, window=window)
 
         try:
             async with line:
-                tasks.start_soon(stop_on_signal)
+                if sys.platform != "win32":  # there Ctrl-C is a KeyboardInterrupt, which closes everything too
+                    tasks.start_soon(stop_on_signal)
                 async for update in line:
                     view.update(update)
         except TowlineError as error:
@@ -179,3 +186,23 @@ async def _follow(line: Connection, view: View, history: Path | None) -> ExitCod
     if failure is not None:
         raise failure
     return ExitCode.INTERRUPTED if line.outcome is None else code_of(line.outcome)
+
+
+def _resume(job: str, store: Path | None) -> str:
+    """The command that follows a job on record."""
+    return shlex.join(["towline", "watch", job, *([] if store is None else ["--store", str(store)])])
+
+
+def _interrupted(what: Interruption, resume: str, window: float) -> str:
+    match what:
+        case "stopped":
+            again = f"\npress Ctrl-C again within {window:.0f} s to ask the server to cancel it" if window else ""
+            return f"stopped following; the job goes on. Resume with\n  {escape(resume)}{again}"
+        case "accepted":
+            return "the server was asked to cancel the job, and will"
+        case "too_late":
+            return "the job had ended before it could be cancelled"
+        case "unknown":
+            return "the server was asked to cancel the job, and does not say whether it will"
+        case TowlineError():
+            return f"the server could not be asked to cancel the job, which goes on: {escape(str(what))}"

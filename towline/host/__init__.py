@@ -12,10 +12,12 @@ from ..transport._path import Path, PathMonitor, PathSource, system_path_source
 from ..transport._path_netlink import NetlinkPathSource
 from ..transport._path_polling import PollingPathSource
 from ._attach import Host, Source, attach
+from ._interrupts import Interruption, watch_interrupts
 from ._suspend import suspended_seconds, watch_suspension
 
 __all__ = [
     "Host",
+    "Interruption",
     "NetlinkPathSource",
     "Path",
     "PathMonitor",
@@ -25,5 +27,6 @@ __all__ = [
     "attach",
     "suspended_seconds",
     "system_path_source",
+    "watch_interrupts",
     "watch_suspension",
 ]
