@@ -19,10 +19,12 @@ from anyio.abc import ByteStream
 
 from .._exceptions import InvalidArgument, ProxyFailed
 from .._secret import Secret
+from ._http_protocol import head_room
 from ._url import is_loopback, parse_host
 
 _DEFAULT_PORT: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 _MAX_HEAD: Final = 16 << 10
+_MAX_INFORMATIONAL: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,21 +119,26 @@ async def _connect_http(stream: ByteStream, proxy: Proxy, host: str, port: int) 
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
     await stream.send(_connect_request(http, proxy, authority))
+    informational = 0
     while True:
         try:
             event = http.next_event()
         except Exception as error:
             problem = type(error).__name__  # its text may quote the bytes
         else:
-            if event is h11.NEED_DATA:
+            # h11 looks at its bound only while a head is incomplete: it is given no more than there is room for.
+            if event is h11.NEED_DATA and (room := head_room(http, _MAX_HEAD)):
                 try:
-                    http.receive_data(await stream.receive())
+                    http.receive_data(await stream.receive(room))
                 except anyio.EndOfStream:
                     raise ProxyFailed("it ended the connection without an answer") from None
                 continue
-            if isinstance(event, h11.InformationalResponse):
+            if isinstance(event, h11.InformationalResponse) and informational < _MAX_INFORMATIONAL:
+                informational += 1
                 continue
-            if not isinstance(event, h11.Response):
+            if event is h11.NEED_DATA:
+                problem = "a head without end"
+            elif not isinstance(event, h11.Response):
                 problem = type(event).__name__
             elif not 200 <= event.status_code < 300:
                 raise ProxyFailed(f"it answered CONNECT with {event.status_code}", status=event.status_code)

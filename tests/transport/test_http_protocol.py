@@ -109,6 +109,20 @@ def test_a_broken_answer(wire: bytes) -> None:
     assert "hunter2" not in f"{caught.value} {caught.value!r}"
 
 
+def test_the_head_of_an_answer_and_what_comes_before_it_are_bounded() -> None:
+    early, head = b"HTTP/1.1 103 x\r\n\r\n", b"HTTP/1.1 204 x\r\nX: "
+    room = (64 << 10) - len(head) - 4
+    for count, size, fits in ((16, 0, True), (17, 0, False), (0, room, True), (0, room + 1, False)):
+        for pieces in cuts(early * count + head + b"a" * size + b"\r\n\r\n")[::2]:
+            exchange = sent()
+            if fits:
+                assert take(exchange, pieces) == b""
+                assert exchange.complete
+            else:
+                with pytest.raises(ProtocolViolation):
+                    take(exchange, pieces)
+
+
 def test_a_header_that_came_twice_says_nothing() -> None:
     exchange = sent()
     exchange.receive(b"HTTP/1.1 503 x\r\nRetry-After: 1\r\nRetry-After: 2\r\nContent-Length: 0\r\n\r\n")
@@ -129,7 +143,8 @@ def test_a_header_that_came_twice_says_nothing() -> None:
         (b"", None),
         (b"\xb2", None),
         (b"soon", None),
-        (b"9" * 65, None),
+        (b"0" * 63 + b"7", 7),
+        (b"0" * 64 + b"7", None),
         (b"Thu, 01 Jan 1970 00:16:50 GMT", 10),
         (b"Thu, 01 Jan 1970 00:16:30 GMT", 0),
         (b"Thursday, 01-Jan-70 00:16:50 GMT", 10),

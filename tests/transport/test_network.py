@@ -3,8 +3,9 @@
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,10 +13,19 @@ import anyio
 import pytest
 import trustme
 from anyio.abc import SocketStream
+from anyio.streams.tls import TLSAttribute
 from websockets.sync.server import ServerConnection, serve
 
-from towline._exceptions import CertificateRejected, ConnectFailed, NameNotResolved
-from towline.transport import Endpoint, SystemNetwork, connect_websocket, default_tls, open_websocket
+from towline._exceptions import CertificateRejected, ConnectFailed, ConnectionBroken, NameNotResolved
+from towline.transport import (
+    Endpoint,
+    SystemNetwork,
+    connect_websocket,
+    default_tls,
+    open_websocket,
+    parse_url,
+    resume_sessions,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -31,11 +41,13 @@ def echo(connection: ServerConnection) -> None:
 
 
 @contextmanager
-def serving(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Iterator[int]:
+def serving(
+    tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", handler: Callable[[ServerConnection], None] = echo
+) -> Iterator[int]:
     """A real WebSocket server (the `websockets` package, in a thread) that echoes."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, 0), family=family)
-    server = serve(echo, sock=listener, ssl=tls)
+    server = serve(handler, sock=listener, ssl=tls)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -76,6 +88,40 @@ async def echoed(url: str, **options: Any) -> None:
 async def test_a_real_server() -> None:
     with serving() as port:
         await echoed(f"ws://127.0.0.1:{port}/")
+
+
+async def test_a_peer_is_held_back_while_nobody_takes_its_messages() -> None:
+    """What it can send ahead is what the system's buffers hold; what we hold is one read."""
+    message, most = bytes(60_000), 256 << 20
+    sent, blocked, go_on = 0, threading.Event(), threading.Event()
+
+    def flood(connection: ServerConnection) -> None:
+        nonlocal sent
+        connection.socket.settimeout(0.2)  # it sends past the library, whose own bookkeeping would count
+        wire = b"\x82\x7e" + len(message).to_bytes(2, "big") + message
+        while not go_on.is_set() and sent < most:
+            try:
+                sent += connection.socket.send(wire[sent % len(wire) :])
+            except TimeoutError:
+                blocked.set()
+        connection.socket.settimeout(20)
+        if sent % len(wire):
+            connection.socket.sendall(wire[sent % len(wire) :])
+            sent += len(wire) - sent % len(wire)
+
+    with serving(handler=flood) as port, anyio.fail_after(20):
+        async with open_websocket(f"ws://127.0.0.1:{port}/") as websocket:
+            tracemalloc.start()
+            try:
+                await websocket.receive_batch()
+                assert await anyio.to_thread.run_sync(blocked.wait, 15)
+                assert sent < most / 4
+                assert tracemalloc.get_traced_memory()[1] < 4 << 20
+            finally:
+                tracemalloc.stop()
+            go_on.set()
+            assert all([received == message async for received in websocket])
+        assert websocket.statistics().bytes_received >= sent
 
 
 async def test_localhost_is_the_machine_itself_in_either_family() -> None:
@@ -135,6 +181,34 @@ async def test_one_family_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anyio._core._sockets.getaddrinfo", resolve)
     with serving() as port:
         await echoed(f"ws://hub.example:{port}/", allow_insecure=True)
+
+
+async def test_a_family_that_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The IPv6 address swallows every packet: IPv4 is dialled beside it, long before any deadline."""
+
+    async def resolve(host: str, port: int, **options: Any) -> Any:
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+
+    monkeypatch.setattr("anyio._core._sockets.getaddrinfo", resolve)
+    with serving() as port, ExitStack() as stack:
+        try:
+            listener = stack.enter_context(socket.create_server(("::1", port), family=socket.AF_INET6, backlog=0))
+        except OSError:
+            pytest.skip("no IPv6 loopback here, or its port is taken")
+        # Nobody accepts, and once its queue is full Linux drops what asks for more.
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket(socket.AF_INET6))
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        await anyio.sleep(0.05)
+        with anyio.move_on_after(0.1) as scope, suppress(OSError):
+            await (await anyio.connect_tcp("::1", port)).aclose()
+        if not scope.cancelled_caught:
+            pytest.skip("a full queue does not swallow packets here")
+        await echoed(f"ws://hub.example:{port}/", allow_insecure=True, deadline=5)
 
 
 async def test_nobody_listens() -> None:
@@ -202,6 +276,33 @@ def test_the_default_context_verifies_and_begins_with_1_2() -> None:
     assert default_tls() is context
 
 
+async def test_an_older_tls_is_refused(authority: trustme.CA) -> None:
+    context = server_context(authority, "127.0.0.1")
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with serving(context) as port:
+        with anyio.fail_after(20), pytest.raises(ConnectFailed, match="TLS"):
+            await connect_websocket(f"wss://127.0.0.1:{port}/", ssl=trusting(authority))
+        # That it is the version, and not the server: who insists gets through.
+        insists = trusting(authority)
+        insists.set_ciphers("ALL:@SECLEVEL=0")
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            insists.minimum_version = ssl.TLSVersion.TLSv1_1
+        await echoed(f"wss://127.0.0.1:{port}/", ssl=insists)
+
+
+async def test_a_session_is_resumed(authority: trustme.CA) -> None:
+    with serving(server_context(authority, "127.0.0.1")) as port:
+        tls, reused = resume_sessions(trusting(authority)), []
+        for _ in range(3):
+            websocket = await connect_websocket(f"wss://127.0.0.1:{port}/", ssl=tls)
+            tls_object = websocket._stream.extra(TLSAttribute.ssl_object)
+            reused.append((tls_object.version(), tls_object.session_reused))
+            await websocket.aclose()
+        assert reused == [("TLSv1.3", False), ("TLSv1.3", True), ("TLSv1.3", True)]
+
+
 async def test_a_client_certificate(authority: trustme.CA) -> None:
     context = server_context(authority, "127.0.0.1")
     context.verify_mode = ssl.CERT_REQUIRED
@@ -210,6 +311,9 @@ async def test_a_client_certificate(authority: trustme.CA) -> None:
     authority.issue_cert("me@example").configure_cert(mine)
     with serving(context) as port:
         await echoed(f"wss://127.0.0.1:{port}/", ssl=mine)
+        # In TLS 1.3 the server misses it only after our side of the handshake is done; a reset may overtake its word.
+        with anyio.fail_after(20), pytest.raises(ConnectionBroken):
+            await connect_websocket(f"wss://127.0.0.1:{port}/", ssl=trusting(authority))
 
 
 async def test_tls_to_a_server_that_speaks_none() -> None:
@@ -217,7 +321,7 @@ async def test_tls_to_a_server_that_speaks_none() -> None:
         await connect_websocket(f"wss://127.0.0.1:{port}/")
 
 
-async def test_the_a_label_is_what_the_certificate_must_say(
+async def test_the_a_label_is_looked_up_asked_for_and_told_and_is_what_the_certificate_must_say(
     authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -227,9 +331,20 @@ async def test_the_a_label_is_what_the_certificate_must_say(
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr("anyio._core._sockets.getaddrinfo", resolve)
-    with serving(server_context(authority, "xn--strae-oqa.de")) as port:
+    context = server_context(authority, "xn--strae-oqa.de")
+    named: list[str] = []
+    context.sni_callback = lambda tls, name, context: named.append(name)
+    told: list[str] = []
+
+    def tell_host(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        told.append(connection.request.headers["Host"])
+        echo(connection)
+
+    with serving(context, handler=tell_host) as port:
         await echoed(f"wss://straße.de:{port}/", ssl=trusting(authority))
-    assert asked == ["xn--strae-oqa.de"]
+    assert (asked, named, told) == (["xn--strae-oqa.de"], ["xn--strae-oqa.de"], [f"xn--strae-oqa.de:{port}"])
+    assert str(parse_url("wss://straße.de/").origin) == "https://xn--strae-oqa.de:443"
 
 
 async def test_a_peer_that_hangs_up_while_it_is_dialled_is_a_failed_dial(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,17 @@ import trustme
 from anyio.streams.tls import TLSAttribute
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.datastructures import Headers
 from websockets.sync.server import ServerConnection, serve, unix_serve
 
-from towline._exceptions import CertificateRejected, DeadlineExceeded, InvalidArgument, ProxyFailed
+from towline._exceptions import (
+    CertificateRejected,
+    ConnectFailed,
+    DeadlineExceeded,
+    InvalidArgument,
+    NameNotResolved,
+    ProxyFailed,
+)
 from towline.testing import MemoryLink
 from towline.transport import SystemNetwork, connect_websocket, open_websocket, parse_url, resume_sessions
 from towline.transport._network import endpoint_of
@@ -43,6 +51,8 @@ def test_a_proxy() -> None:
     assert full.password is not None
     assert full.password.reveal() == "hunter:2"
     assert "hunter" not in repr(full)
+    longest = parse_proxy(f"http://{'u' * 255}:{'p' * 255}@proxy")
+    assert longest.username == "u" * 255
 
 
 @pytest.mark.parametrize(
@@ -51,6 +61,7 @@ def test_a_proxy() -> None:
         *["", "proxy:3128", "ftp://proxy", "http://", "http://proxy:x", "http://proxy/path", "http://proxy?x=hunter2"],
         "http://u:hunter2%0d%0a@proxy",
         "http://" + "u" * 256 + ":hunter2@proxy",
+        "http://u:hunter2" + "p" * 249 + "@proxy",
         "http://u:hunter2@pro xy",
         "http://[::1",
     ],
@@ -175,6 +186,15 @@ def talks_http(proxy: RealProxy, connection: socket.socket) -> bool:
     return True
 
 
+def talks_openly(proxy: RealProxy, connection: socket.socket) -> bool:
+    """SOCKS5 for everybody."""
+    proxy.told += connection.recv(100)
+    connection.sendall(b"\x05\x00")
+    proxy.told += connection.recv(1000)
+    connection.sendall(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50")
+    return True
+
+
 def talks_socks(proxy: RealProxy, connection: socket.socket) -> bool:
     proxy.told += connection.recv(100)
     if b"\x02" not in proxy.told[2:]:
@@ -211,10 +231,22 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
 
 
 @pytest.fixture
-def hub(authority: trustme.CA) -> Iterator[int]:
+def upgrades() -> list[Headers]:
+    """What the hub was told at each upgrade."""
+    return []
+
+
+@pytest.fixture
+def hub(authority: trustme.CA, upgrades: list[Headers]) -> Iterator[int]:
     """A WebSocket server with a certificate for a name that no resolver knows."""
+
+    def handle(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        upgrades.append(connection.request.headers)
+        echo(connection)
+
     listener = socket.create_server(("127.0.0.1", 0))
-    server = serve(echo, sock=listener, ssl=server_context(authority, "hub.example"))
+    server = serve(handle, sock=listener, ssl=server_context(authority, "hub.example"))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server.socket.getsockname()[1]
@@ -239,7 +271,9 @@ async def echoed(url: str, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5"])
-async def test_through_a_proxy_it_is_really_tls(authority: trustme.CA, hub: int, scheme: str) -> None:
+async def test_through_a_proxy_it_is_really_tls(
+    authority: trustme.CA, hub: int, upgrades: list[Headers], scheme: str
+) -> None:
     talk = talks_socks if scheme == "socks5" else talks_http
     tls = server_context(authority, "127.0.0.1") if scheme == "https" else None
     with proxying(hub, talk, tls) as proxy:
@@ -249,8 +283,19 @@ async def test_through_a_proxy_it_is_really_tls(authority: trustme.CA, hub: int,
         assert b"hunter2" not in proxy.told
         assert proxy.tunnelled.startswith(b"\x16\x03"), "what goes through is a TLS handshake"
         assert b"pass" not in proxy.tunnelled
+        (told,) = upgrades
+        assert told["Authorization"] == "Bearer hunter2"
+        assert "Proxy-Authorization" not in told
+        assert not [value for value in told.values() if "pass" in value or b64encode(b"user:pass").decode() in value]
         with pytest.raises(CertificateRejected):
             await connect_websocket("wss://other.example/", network=network, ssl=trusting(authority))
+
+
+async def test_a_proxy_that_asks_for_no_credentials(authority: trustme.CA, hub: int) -> None:
+    with proxying(hub, talks_openly) as proxy:
+        network = SystemNetwork(proxy=f"socks5://127.0.0.1:{proxy.port}")
+        await echoed("wss://hub.example/ws", network=network, ssl=trusting(authority))
+        assert proxy.told == b"\x05\x01\x00" + b"\x05\x01\x00\x03\x0bhub.example\x01\xbb"
 
 
 @pytest.mark.parametrize(
@@ -320,9 +365,26 @@ async def test_a_zone_is_dialled() -> None:
         await stream.aclose()
 
 
-async def test_a_session_is_resumed(authority: trustme.CA, hub: int) -> None:
-    with proxying(hub, talks_http) as proxy, anyio.fail_after(20):
-        network = SystemNetwork(proxy=f"http://user:pass@127.0.0.1:{proxy.port}")
+async def test_the_unix_socket_changes_no_name(authority: trustme.CA, tmp_path: Path) -> None:
+    path = tmp_path / "hub"
+    server = unix_serve(echo, str(path), ssl=server_context(authority, "hub.example"))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        network = SystemNetwork(unix_socket=path, proxy="http://127.0.0.1:1")
+        await echoed("wss://hub.example/", network=network, ssl=trusting(authority))
+        with pytest.raises(CertificateRejected):
+            await connect_websocket("wss://other.example/", network=network, ssl=trusting(authority))
+    finally:
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
+async def test_a_session_is_resumed_through_a_proxy(authority: trustme.CA, hub: int, scheme: str) -> None:
+    talk = talks_socks if scheme == "socks5" else talks_http
+    with proxying(hub, talk) as proxy, anyio.fail_after(20):
+        network = SystemNetwork(proxy=f"{scheme}://user:pass@127.0.0.1:{proxy.port}")
         tls = resume_sessions(trusting(authority))
         reused = []
         for _ in range(3):
@@ -332,7 +394,39 @@ async def test_a_session_is_resumed(authority: trustme.CA, hub: int) -> None:
         assert reused == [False, True, True]
 
 
-# --- a proxy that talks nonsense -----------------------------------------------------------------------------------
+# --- what a proxy is told, to the byte --------------------------------------------------------------------------------
+
+BASIC = b"Proxy-Authorization: Basic " + b64encode(b"us:er:pass") + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "authority", "socks_address"),
+    [
+        ("hub.example", b"hub.example:443", b"\x03\x0bhub.example"),
+        ("xn--strae-oqa.de", b"xn--strae-oqa.de:443", b"\x03\x10xn--strae-oqa.de"),
+        ("10.1.2.3", b"10.1.2.3:443", b"\x01\x0a\x01\x02\x03"),
+        ("2001:db8::5", b"[2001:db8::5]:443", b"\x04\x20\x01\x0d\xb8" + bytes(11) + b"\x05"),
+    ],
+)
+@pytest.mark.parametrize("credentials", ["", "us%3Aer:pass@"])
+async def test_what_a_proxy_is_told(host: str, authority: bytes, socks_address: bytes, credentials: str) -> None:
+    for scheme, answer in (
+        ("http", b"HTTP/1.1 200 OK\r\n\r\n"),
+        ("socks5", (b"\x05\x02\x01\x00" if credentials else b"\x05\x00") + b"\x05\x00\x00\x01" + bytes(6)),
+    ):
+        link = MemoryLink()
+        await link.server.send(answer)
+        await open_tunnel(link.client, parse_proxy(f"{scheme}://{credentials}proxy"), host, 443)
+        told = await link.server.receive()
+        if scheme == "http":
+            basic = BASIC if credentials else b""
+            assert told == b"CONNECT " + authority + b" HTTP/1.1\r\nHost: " + authority + b"\r\n" + basic + b"\r\n"
+        else:
+            login = b"\x05\x02\x00\x02\x01\x05us:er\x04pass" if credentials else b"\x05\x01\x00"
+            assert told == login + b"\x05\x01\x00" + socks_address + b"\x01\xbb"
+
+
+# --- a proxy that refuses, and one that talks nonsense --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
@@ -367,8 +461,63 @@ async def test_nonsense(scheme: str, answer: bytes) -> None:
     assert "hunter2" not in f"{error} {error!r} {error.__cause__!r}"
 
 
-async def test_a_silent_proxy_is_within_the_deadline() -> None:
+async def tunnelled_by(answer: bytes, scheme: str = "http") -> None:
+    link = MemoryLink()
+    for place in range(0, len(answer), 4096):
+        await link.server.send(answer[place : place + 4096])
+    await link.server.send_eof()
+    await open_tunnel(link.client, parse_proxy(f"{scheme}://proxy"), "hub.example", 443)
+
+
+@pytest.mark.parametrize("status", [301, 400, 403, 407, 502, 503, 504])
+async def test_a_refusal_says_its_status(status: int) -> None:
+    with pytest.raises(ProxyFailed, match=str(status)) as caught:
+        await tunnelled_by(b"HTTP/1.1 %d x\r\nContent-Length: 14\r\n\r\n<html> hunter2" % status)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("reply", range(1, 9))
+async def test_a_socks_refusal_says_why(reply: int) -> None:
+    with pytest.raises(ProxyFailed, match=r"SOCKS5: [a-z ]+"):
+        await tunnelled_by(b"\x05\x00\x05" + bytes([reply, 0, 1]) + bytes(6), "socks5")
+
+
+async def test_what_a_proxy_may_say_before_it_answers() -> None:
+    early, yes = b"HTTP/1.1 103 x\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "
+    await tunnelled_by(early * 16 + yes + b"\r\n\r\n")
+    with pytest.raises(ProxyFailed, match="not HTTP"):
+        await tunnelled_by(early * 17 + yes + b"\r\n\r\n")
+    room = (16 << 10) - len(yes) - 4
+    await tunnelled_by(yes + b"a" * room + b"\r\n\r\n")
+    with pytest.raises(ProxyFailed, match="not HTTP"):
+        await tunnelled_by(yes + b"a" * (room + 1) + b"\r\n\r\n")
+
+
+async def test_a_proxy_that_cannot_be_reached(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        network = SystemNetwork(proxy=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        gone = listener.getsockname()[1]
+    with pytest.raises(ConnectFailed) as failed:
+        await connect_websocket("wss://hub.example/", network=SystemNetwork(proxy=f"http://127.0.0.1:{gone}"))
+    assert (failed.value.host, failed.value.port) == ("127.0.0.1", gone)
+
+    async def resolve(host: str, port: int, **options: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr("anyio._core._sockets.getaddrinfo", resolve)
+    for scheme in ("http", "socks5"):
+        with pytest.raises(NameNotResolved, match=r"proxy\.example"):
+            await connect_websocket("wss://hub.example/", network=SystemNetwork(proxy=f"{scheme}://proxy.example"))
+    with proxying(0, talks_http, server_context(authority, "other.example")) as proxy:
+        network = SystemNetwork(proxy=f"https://user:pass@127.0.0.1:{proxy.port}", proxy_tls=trusting(authority))
+        with pytest.raises(CertificateRejected) as rejected:
+            await connect_websocket("wss://hub.example/", network=network)
+        assert rejected.value.host == "127.0.0.1"
+        assert proxy.told == b"", "who is not the proxy hears no credentials"
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
+async def test_a_silent_proxy_is_within_the_deadline(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        network = SystemNetwork(proxy=f"{scheme}://127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(DeadlineExceeded):
             await connect_websocket("wss://hub.example/", network=network, deadline=0.2)

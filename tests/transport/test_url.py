@@ -21,6 +21,8 @@ from towline.transport._url import check_headers, check_subprotocols, is_loopbac
         ("wss://[2001:DB8:0:0::1]/", "https://[2001:db8::1]:443", "/", "[2001:db8::1]"),
         ("wss://straße.de/", "https://xn--strae-oqa.de:443", "/", "xn--strae-oqa.de"),
         ("wss://my_service.local:1/", "https://my_service.local:1", "/", "my_service.local:1"),
+        ("wss://" + "a" * 63 + ".de/", f"https://{'a' * 63}.de:443", "/", "a" * 63 + ".de"),
+        ("wss://" + "a." * 126 + "a/", f"https://{'a.' * 126}a:443", "/", "a." * 126 + "a"),
         ("wss://h.example?q=1", "https://h.example:443", "/?q=1", "h.example"),
     ],
 )
@@ -51,7 +53,8 @@ def test_a_good_url(text: str, origin: str, target: str, host_header: str) -> No
         "wss://api.example/a\r\nX: y",
         "wss://api\t.example/",
         "wss://" + "a" * 64 + ".example/",
-        "wss://" + "a." * 127 + "example/",
+        "wss://" + "a" * 70 + ".example/",
+        "wss://" + "a." * 125 + "aa.a/",
         "wss://-a.example/",
         "wss://a..example/",
         "wss://a.example./",
