@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import anyio
@@ -436,3 +436,29 @@ async def test_weather_that_cannot_be_is_refused() -> None:
         proxy.throttle(0)
     with pytest.raises(InvalidArgument):
         proxy.chop(0)
+
+
+async def test_a_reset_ends_a_link_that_is_full() -> None:
+    """The way down ends while more waits to go there: that is the link's end, and no error of the proxy's."""
+
+    async def flood(stream: SocketStream) -> None:
+        with suppress(anyio.BrokenResourceError):
+            async with stream:
+                while True:
+                    await stream.send(BYTES)
+
+    with anyio.fail_after(20):
+        async with (
+            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+            anyio.create_task_group() as group,
+        ):
+            group.start_soon(listener.serve, flood)
+            async with FaultProxy("127.0.0.1", listener.extra(SocketAttribute.local_port)) as proxy:
+                proxy.chop(1, "down", pause=0.01)
+                stream = await dial(proxy)
+                await proxy.wait_passed(10, "down")
+                await anyio.sleep(0.3)  # until the way is full, and the proxy's reader waits for its writer
+                proxy.black_hole("up")  # by which it would learn of the reset too
+                await stream.aclose()  # with bytes unread: the system answers the next one with a reset
+                await proxy.wait_links(0)
+            group.cancel_scope.cancel()

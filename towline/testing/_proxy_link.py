@@ -211,7 +211,10 @@ class Link:
                     continue
                 late = weather.latency + self.sky.random.uniform(0, weather.jitter)
                 due = max(due, anyio.current_time() + late)  # bytes never overtake each other
-                await pieces.send((due, data))
+                try:
+                    await pieces.send((due, data))
+                except anyio.BrokenResourceError:
+                    return  # the writer is gone, and its own error ends the link
                 if not data:
                     return
 
