@@ -24,8 +24,8 @@ demo: install  ## follow one real job through every kind of drop
 test: install  ## the quick suite, on asyncio and trio
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
-soak: install  ## the figures that take long, printed
-	$(BIN)/python -m pytest tests/soak tests/server/soak $(ARGS)
+soak: install  ## the figures that take long, as a table
+	$(BIN)/python -m pytest tests/soak --numprocesses 3 --dist loadgroup -p no:logging $(ARGS)
 
 mutations: install  ## break the engine on purpose, and see a test turn red each time
 	$(BIN)/python tests/mutations.py $(ARGS)

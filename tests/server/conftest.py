@@ -194,6 +194,11 @@ class HubProcess:
             self.client = Client(url)
         return self.client
 
+    @property
+    def process_id(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         self._stop(signal.SIGKILL)
 

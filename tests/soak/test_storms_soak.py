@@ -1,31 +1,34 @@
-"""10,000 simulated storms: no end lost, none told twice."""
+"""10,000 simulated storms: no end lost, none told twice, nothing after it, no gap."""
 
-import time
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 
 from towline.testing import simulate_storm, virtual_time_backends
 
-RUNS = 10_000
-
 
 @pytest.mark.timeout(3000)
+@pytest.mark.promises("L1", "one end, or `Exhausted` told, in simulated storms", "10,000 seeds in all: 0 wrong")
+@pytest.mark.promises("L2", "nothing after the end, same runs", "0")
+@pytest.mark.promises("L4", "no gap and no repeat against the server's log, same runs", "0")
 @pytest.mark.parametrize("backend", virtual_time_backends())
-def test_simulated_storms(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
-    begun = time.monotonic()
+def test_simulated_storms(backend: str, count: Callable[[int], int], reached: Callable[..., None]) -> None:
+    each = count(10_000) // 2
+    first = virtual_time_backends().index(backend) * each
     wrong: list[str] = []
     faults = dials = exhausted = 0
     seconds = 0.0
-    for seed in range(RUNS // 2):
+    for seed in range(first, first + each):
         report = simulate_storm(seed, backend=backend)
         wrong += [str(report)] if report.findings else []
         faults += len(report.faults)
         dials += report.dials
         exhausted += report.exhausted
         seconds += report.seconds
-    with capsys.disabled():
-        print(  # noqa: T201 - a soak prints its figures
-            f"\nL1–L4, {backend}: {RUNS // 2} storms, {faults} faults, {dials} dials, {exhausted} times given up, "
-            f"{seconds / 86_400:.0f} simulated days in {time.monotonic() - begun:.0f} s: {len(wrong)} wrong"
-        )
+    reached(
+        f"{each:,} storms, {faults:,} faults, {dials:,} dials, {exhausted} times given up, "
+        f"{seconds / 86_400:.1f} simulated days: {len(wrong)} wrong"
+    )
     assert not wrong

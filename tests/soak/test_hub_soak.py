@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ def check(database: Path, job: str, seen: list[dict[str, Any]], rows: int) -> li
 
 
 @pytest.mark.timeout(3000)
-def test_kills_in_mid_job(hub_process: Any, ready: Any, following: Any, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.promises("hub", "kill -9 in mid-job: what was seen is the log, once", "200 kills: 0 wrong")
+def test_kills_in_mid_job(
+    hub_process: Any, ready: Any, following: Any, count: Callable[[int], int], reached: Callable[..., None]
+) -> None:
     seed = random.randrange(10**6)
     chance = random.Random(seed)
     begun = time.monotonic()
@@ -59,7 +63,7 @@ def test_kills_in_mid_job(hub_process: Any, ready: Any, following: Any, capsys: 
     wrong: list[str] = []
     hub = hub_process(row_delay=0.004, program=HUB)
     client = hub.start()
-    while kills < KILLS:
+    while kills < count(KILLS):
         rows = chance.randrange(100, 1000)
         client.start(csv(rows))
         jobs += 1
@@ -76,11 +80,7 @@ def test_kills_in_mid_job(hub_process: Any, ready: Any, following: Any, capsys: 
                     seen += following(socket).events
                     hub.start()
         wrong += check(hub.database, client.job, seen, rows)
-    with capsys.disabled():
-        print(  # noqa: T201 - a soak prints its figures
-            f"\nhub: {kills} kills -9 in {jobs} jobs (seed {seed}), "
-            f"{time.monotonic() - begun:.0f} s: {len(wrong)} wrong"
-        )
+    reached(f"{kills} kills in {jobs} jobs (seed {seed}), {time.monotonic() - begun:.0f} s: {len(wrong)} wrong")
     assert not wrong, seed
 
 
@@ -125,17 +125,22 @@ class Watcher:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.xdist_group("herd")
+@pytest.mark.promises("hub", "1,000 plain clients through a restart", "each sees the log, once")
 @pytest.mark.parametrize("how", ["terminate", "kill"])
-def test_many_clients_through_a_restart(hub_process: Any, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_clients_through_a_restart(
+    hub_process: Any, how: str, count: Callable[[int], int], reached: Callable[..., None]
+) -> None:
     hub = hub_process(row_delay=0.12, program=HUB)
     client = hub.start()
-    watchers = []
+    watchers: list[Watcher] = []
+    clients = max(JOBS, count(CLIENTS))
     for _ in range(JOBS):
         assert client.start(csv(ROWS)).status_code == 202
-        watchers += [Watcher(client.url, client.job, client.token) for _ in range(CLIENTS // JOBS)]
+        watchers += [Watcher(client.url, client.job, client.token) for _ in range(clients // JOBS)]
 
     async def restart() -> float:
-        while sum(bool(watcher.seen) for watcher in watchers) < CLIENTS:  # noqa: ASYNC110 - plain to read
+        while sum(bool(watcher.seen) for watcher in watchers) < len(watchers):  # noqa: ASYNC110 - plain to read
             await asyncio.sleep(0.1)
         await asyncio.sleep(2)
         await asyncio.to_thread(getattr(hub, how))
@@ -155,28 +160,22 @@ def test_many_clients_through_a_restart(hub_process: Any, how: str, capsys: pyte
     wrong = Counter(problem for w in watchers for problem in check(hub.database, w.job, w.seen, ROWS))
     away = sorted(seconds for watcher in watchers for seconds in watcher.away)
     closes = sum((watcher.closes for watcher in watchers), Counter[int]())
-    with capsys.disabled():
-        print(  # noqa: T201 - a soak prints its figures
-            f"\nhub, {how}: {CLIENTS} clients of {JOBS} jobs, {sum(len(w.seen) for w in watchers)} events, "
-            f"down {down:.1f} s, back after p50 {away[len(away) // 2]:.1f} s p99 {away[len(away) * 99 // 100]:.1f} s, "
-            f"{sum(w.dials for w in watchers)} dials, closes {dict(closes)}, {time.monotonic() - begun:.0f} s: "
-            f"{sum(wrong.values())} wrong {dict(wrong)}"
-        )
+    reached(
+        f"{len(watchers)} clients of {JOBS} jobs, {sum(len(w.seen) for w in watchers):,} events, "
+        f"down {down:.1f} s, back after p50 {away[len(away) // 2]:.1f} s p99 {away[len(away) * 99 // 100]:.1f} s, "
+        f"{sum(w.dials for w in watchers)} dials, closes {dict(closes)}, {time.monotonic() - begun:.0f} s: "
+        f"{sum(wrong.values())} wrong"
+    )
     assert not wrong
-    assert len(away) >= CLIENTS
+    assert len(away) >= len(watchers)
 
 
-def test_events_a_second(hub_process: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What one hub writes and sends: 1 watcher, and 50 of one job."""
-    for watchers in (1, 50):
-        folder = tmp_path / str(watchers)
-        folder.mkdir()
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("load.py")), str(folder), str(watchers)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        with capsys.disabled():
-            print(f"\nhub, {watchers} watchers: {done.stdout.strip()}")  # noqa: T201 - a soak prints its figures
+@pytest.mark.timeout(300)
+@pytest.mark.xdist_group("herd")
+@pytest.mark.promises("hub", "events a second, to watchers of one job", "told, not promised")
+@pytest.mark.parametrize("watchers", [1, 50])
+def test_events_a_second(watchers: int, tmp_path: Path, reached: Callable[..., None]) -> None:
+    """What one hub writes and sends, beside whatever else runs."""
+    command = [sys.executable, str(Path(__file__).with_name("load.py")), str(tmp_path), str(watchers)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    reached(done.stdout.strip())
