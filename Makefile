@@ -37,7 +37,8 @@ lint: install  ## ruff, mypy --strict on an installed copy, pictures as the tabl
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache -p towline
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache ../../tests/typing/api.py
-	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache/windows --platform win32 -p towline.storage
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache/windows --platform win32 --follow-imports silent -p towline.storage -m towline.host._attach -m towline.host._sleep_windows -m towline.transport._path -m towline.transport._path_windows
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache/macos --platform darwin --follow-imports silent -m towline.host._attach -m towline.host._sleep_macos -m towline.transport._path -m towline.transport._path_macos
 	$(BIN)/towline diagram --check
 
 test-system: install  ## other servers, Redis, nginx: what Debian and npm have, where it is installed

@@ -91,14 +91,25 @@ class PathMonitor:
 
 
 def system_path_source() -> PathSource:
-    """The best source there is here: the kernel's own events on Linux, else a look every few seconds."""
-    if sys.platform == "linux":
-        from ._path_netlink import NetlinkPathSource
-
-        try:
-            return NetlinkPathSource()
-        except OSError:
-            pass  # a sandbox without netlink
+    """The best source there is here: the system's own events where they can be had, else a look every few seconds."""
     from ._path_polling import PollingPathSource
 
-    return PollingPathSource()
+    source: PathSource
+    try:
+        if sys.platform == "linux":
+            from ._path_netlink import NetlinkPathSource
+
+            source = NetlinkPathSource()
+        elif sys.platform == "darwin":
+            from ._path_macos import NetworkFrameworkPathSource
+
+            source = NetworkFrameworkPathSource()
+        elif sys.platform == "win32":
+            from ._path_windows import NetworkInformationPathSource
+
+            source = NetworkInformationPathSource()
+        else:
+            source = PollingPathSource()
+    except (ImportError, OSError):  # the extra is not installed, or a sandbox has no such events
+        source = PollingPathSource()
+    return source

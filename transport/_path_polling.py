@@ -23,7 +23,7 @@ class PollingPathSource:
     def read(self) -> Path:
         """See `PathSource.read`."""
         for address in self._towards:
-            source = _source_address(address)
+            source = source_address(address)
             if source is not None:
                 return Path(up=True, identity=source)
         return Path(up=False)
@@ -36,7 +36,7 @@ class PollingPathSource:
         """Nothing is held."""
 
 
-def _source_address(address: str) -> str | None:
+def source_address(address: str) -> str | None:
     """Connecting a datagram socket sends nothing; it makes the system choose a route and a source address."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:

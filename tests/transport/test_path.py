@@ -131,6 +131,14 @@ def test_netlink_is_what_linux_uses() -> None:
     source.close()
 
 
+@pytest.mark.parametrize("platform", ["darwin", "win32", "sunos5"])
+def test_without_its_extra_a_system_is_polled(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Network", "winrt"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert isinstance(system_path_source(), PollingPathSource)
+
+
 def test_netlink_messages_are_split_and_damage_ends_them() -> None:
     one = struct.pack("=IHHII", 19, 16, 0, 7, 0) + b"abc" + b"\0"
     two = struct.pack("=IHHII", 16, 24, 0, 8, 0)

@@ -19,6 +19,8 @@ from ._suspend import watch_suspension
 
 if TYPE_CHECKING:
     from .._connection import Connection
+    from ._announced_sleep import AnnouncedSleep
+    from ._logind import Logind
 
 logger = logging.getLogger("towline")
 
@@ -165,20 +167,33 @@ class _Beginning:
 
     async def begin_sleep(self) -> None:
         host = self._host
+        announcer: Logind | AnnouncedSleep
         try:
-            from ._logind import connect_logind
+            if sys.platform == "darwin":
+                from ._sleep_macos import announced_sleep
 
-            announcer = await self._open_things.enter_async_context(connect_logind())
+                announcer = self._open_things.enter_context(announced_sleep())
+            elif sys.platform == "win32":
+                from ._sleep_windows import announced_sleep
+
+                announcer = self._open_things.enter_context(announced_sleep())
+            else:
+                from ._logind import connect_logind
+
+                announcer = await self._open_things.enter_async_context(connect_logind())
         except Exception as error:
             self._miss("sleep", error)
             return
-        self.begin("sleep", lambda: announcer.watch_sleep(lambda: host._part("sleep"), lambda: host._return("sleep")))
+        watch = announcer.watch_sleep
+        self.begin("sleep", lambda: watch(lambda: host._part("sleep"), lambda: host._return("sleep")))
 
     def begin_job_control(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self.begin("job control", self._host._watch_job_control)
+        if sys.platform == "win32":
+            self._miss("job control", OSError("Windows has no such signals"))
+        elif threading.current_thread() is not threading.main_thread():
+            self._miss("job control", OSError("signals come to the main thread only"))
         else:
-            self._miss("job control", RuntimeError("signals come to the main thread only"))
+            self.begin("job control", self._host._watch_job_control)
 
 
 @asynccontextmanager
@@ -195,9 +210,10 @@ async def attach(
     """Tell an entered connection of its host while the block lasts; yields the `Host`.
 
     - `path`: the network path, by `monitor` or the system's own.
-    - `connectivity`: whether that path leads anywhere, by NetworkManager; needs a system bus and jeepney (the extra
-      `host`). A `monitor` of yours is taken at its word instead.
-    - `sleep`: sleep that the system announces (logind; needs the same): the server is told goodbye before it.
+    - `connectivity`: whether that path leads anywhere, by NetworkManager, on Linux; needs a system bus and jeepney (the
+      extra `host`). A `monitor` of yours is taken at its word instead.
+    - `sleep`: sleep that the system announces (logind, which needs the same; macOS; Windows): the server is told
+      goodbye before it.
     - `suspension`: sleep that nobody announced, noticed within 2 s of waking.
     - `job_control`: Ctrl-Z and `fg`, for command lines. Needs the main thread.
 

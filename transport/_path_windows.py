@@ -1,0 +1,51 @@
+"""The path on Windows, from NetworkInformation (NetworkStatusChanged). **Not run on that system by the test suite.**
+
+It needs winrt-Windows.Networking.Connectivity (the extra `host`). Windows asks a server of its own whether the way
+leads anywhere; its levels are taken as NetworkManager's are (`towline.host`): behind a portal the path is down, and
+without reach of the internet it is another path than the same one with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from winrt.windows.networking.connectivity import NetworkConnectivityLevel, NetworkInformation
+
+from ._handover import Handover
+from ._path import ANYWHERE, Path
+from ._path_polling import source_address
+
+
+class NetworkInformationPathSource:
+    """Asks for the level when the system hints, which it does on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._handover: Handover[None] = Handover(only_newest=True)
+        self._registered = NetworkInformation.add_network_status_changed(self._changed)
+
+    def read(self) -> Path:
+        """See `PathSource.read`."""
+        profile = NetworkInformation.get_internet_connection_profile()
+        source = next(filter(None, map(source_address, ANYWHERE)), None)
+        if profile is None or source is None:
+            # No network that Windows would call one; a virtual adapter may still lead out, as on Linux.
+            return Path(up=source is not None, identity=source)
+        level = profile.get_network_connectivity_level()
+        if level == NetworkConnectivityLevel.CONSTRAINED_INTERNET_ACCESS:
+            return Path(up=False)
+        adapter = profile.network_adapter
+        name = "" if adapter is None else str(adapter.network_adapter_id)
+        limited = "" if level == NetworkConnectivityLevel.INTERNET_ACCESS else ", limited"
+        return Path(up=True, identity=f"{name} {source}{limited}")
+
+    async def wait_hint(self) -> None:
+        """See `PathSource.wait_hint`."""
+        await self._handover.take()
+
+    def close(self) -> None:
+        """Be told no more."""
+        NetworkInformation.remove_network_status_changed(self._registered)
+        self._handover.close()
+
+    def _changed(self, _: Any) -> None:
+        self._handover.put(None)
