@@ -7,6 +7,8 @@
             print(line.state, update)
     print(line.outcome)
 
+`with Connection(...) as line, attach(line) as host:` tells it of the machine and of the window, as `towline.host` does.
+
 The event loop runs in a thread of its own while the block lasts. Every method may be called from any thread; those
 that wait block the calling thread only. Handlers (`on_state` and so on) run on the loop's thread: they must not call
 what waits, and a GUI must hand on to its own thread what they are told.
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -30,10 +32,12 @@ from ._exceptions import DeadlineExceeded, ForbiddenRequest
 from ._secret import Secret
 from ._tokens import Token, TokenProvider
 from ._updates import AnyUpdate, Outcome
+from .host import Host
+from .host import attach as attach_async
 from .statemachine import Recording, State
 from .transport import CancelAnswer
 
-__all__ = ["Connection", "Updates"]
+__all__ = ["Connection", "Updates", "attach"]
 
 T = TypeVar("T")
 
@@ -196,6 +200,18 @@ class Connection:
     def history(self) -> Recording:
         """The last events and what became of them."""
         return self._line._on_loop(self._line.history)
+
+
+@contextmanager
+def attach(connection: Connection, **options: Any) -> Iterator[Host]:
+    """Tell an entered connection of its host while the block lasts. See `towline.host.attach`, whose options it takes.
+
+    The `Host` may be told of the window from any thread; its `suspend` is for the loop's thread.
+    """
+    if connection._portal is None:
+        raise ForbiddenRequest("attaching", "not entered", "use `with Connection(...)`, and attach inside the block")
+    with connection._portal.wrap_async_context_manager(attach_async(connection._line, **options)) as host:
+        yield host
 
 
 def _is_async(provider: Callable[[], Any]) -> bool:

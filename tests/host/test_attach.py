@@ -75,7 +75,7 @@ async def scene() -> AsyncIterator[Scene]:
                 one = Scene(server, job, line, host)
                 one.source = source
                 await one.join()
-                assert len(server.network.dials) == 2  # the socket and the state: the first path is no change
+                assert len(server.sockets) == 1  # the first path is no change
                 yield one
 
 
@@ -146,6 +146,17 @@ async def test_a_coming_sleep_parts_from_the_server_before_it_comes() -> None:
         one.host._return("sleep")
         await one.join()
         assert len(one.server.sockets) == 2
+
+
+async def test_a_process_that_will_be_stopped_parts_first_and_comes_back() -> None:
+    async with scene() as one:
+        await one.host.suspend()
+        assert one.line.state is State.BACKGROUNDED
+        assert one.server.socket.client_close == (1001, "")
+        await anyio.sleep(3600)
+        assert len(one.server.sockets) == 1
+        one.host.resume()
+        await one.join()
 
 
 async def test_waking_does_not_bring_back_what_the_application_hid() -> None:

@@ -44,6 +44,10 @@ def test_the_guide_runs(example: str, capsys: Any, monkeypatch: Any) -> None:
 def test_the_names_exist() -> None:
     for name in re.findall(r"towline\.host\.(\w+)", GUIDE):
         assert hasattr(towline.host, name), name
+    for name in re.findall(r"\bhost\.(\w+)\(", GUIDE):
+        assert hasattr(towline.host.Host, name) or hasattr(towline.host, name), name
+    for path in re.findall(r"\]\((\.\./examples/\w+\.py)\)", GUIDE):
+        assert (Path(__file__).parents[2] / "docs" / path).exists(), path
     for name in ("report_path", "report_wake", "background", "foreground"):
         assert f"line.{name}(" in GUIDE
         assert hasattr(towline.Connection, name)

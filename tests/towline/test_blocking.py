@@ -11,7 +11,7 @@ import anyio.from_thread
 import pytest
 
 from towline import Cancelled, DeadlineExceeded, ForbiddenRequest, JobComplete, Policy, State
-from towline.blocking import Connection
+from towline.blocking import Connection, attach
 from towline.testing import MemoryLink, ScriptedJob, ScriptedServer
 
 RESULT = {"books": [], "errors": [], "successRate": "1/1"}
@@ -123,3 +123,24 @@ def test_the_bodys_errors_come_out_and_closing_can_be_begun_anew(backend: str) -
             line.result()
         with pytest.raises(ForbiddenRequest):
             line.connect()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_window_of_another_thread_is_hidden_and_shown(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
+    policy = Policy(dial_spacing=0.0, grace=0.0)
+    with served(backend) as (url, job, portal):
+        line = Connection(url, job="j1", token="t1", backend=backend, policy=policy)
+        with pytest.raises(ForbiddenRequest, match="attaching"), attach(line):
+            pass
+        with line, attach(line, job_control=True) as host:
+            assert host.sources == {"path", "suspension"}
+            assert set(host.missing) >= {"job control"}
+            line.wait_for(State.CONNECTED, timeout=10)
+            window = threading.Thread(target=host.background)
+            window.start()
+            window.join()
+            line.wait_for(State.BACKGROUNDED, timeout=10)
+            portal.call(lambda: job.complete(RESULT))
+            host.foreground()
+            assert isinstance(line.result(10), JobComplete)

@@ -59,6 +59,16 @@ class Host:
         """The application is seen again."""
         self._wake("the application")
 
+    async def suspend(self) -> None:
+        """The process is about to be stopped: put the connection to rest now. Returns when the server was told of it,
+        at most 4 s later. For the connection's own loop; sleep and `job_control` do this by themselves.
+        """
+        await self._part("a stop")
+
+    def resume(self) -> None:
+        """The process goes on after `suspend`."""
+        self._return("a stop")
+
     def _rest(self, reason: str, grace: float | None) -> None:
         def rest() -> None:
             # Told again by a second reason, for its grace may be the shorter.
@@ -79,14 +89,14 @@ class Host:
 
         self.connection._on_loop(wake)
 
-    async def _part(self, reason: Source) -> None:
+    async def _part(self, reason: str) -> None:
         """Go to the background at once; return when the server has been told, or after `_PARTING`."""
         self._rest(reason, 0.0)
         with anyio.move_on_after(_PARTING):
             await self.connection.wait_for(*_QUIET)
             await anyio.sleep(_LEAVING)
 
-    def _return(self, reason: Source) -> None:
+    def _return(self, reason: str) -> None:
         self._wake(reason)
         self.connection.report_wake()
 

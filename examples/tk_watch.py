@@ -1,0 +1,84 @@
+"""A job in a window, with Tk: quiet while the window is withdrawn or iconified.
+
+    python examples/tk_watch.py wss://api.example/ws/progress JOB        # the token is in TOWLINE_TOKEN
+
+Tk may be called by its own thread only, so what the follower tells lies in a queue that the window looks into; while
+nobody sees the window, it does not.
+"""
+
+import os
+import sys
+import tkinter
+from queue import Empty, SimpleQueue
+from tkinter import ttk
+
+from follower import Follower
+
+import towline
+import towline.blocking
+
+EVERY = 50  # milliseconds
+
+
+class Window(tkinter.Tk):
+    """Follows one job from its making on, and closes with it."""
+
+    def __init__(self, line: towline.blocking.Connection) -> None:
+        super().__init__()
+        self.bar = ttk.Progressbar(self, maximum=1.0)
+        self.bar.pack(fill="x")
+        self.item = ttk.Label(self)
+        self.item.pack()
+        self.told: SimpleQueue[towline.AnyUpdate | None] = SimpleQueue()
+        self.follower = Follower(line, self.told.put)
+        self.look_again: str | None = None
+        self.bind("<Map>", self.shown)
+        self.bind("<Unmap>", self.hidden)
+        self.protocol("WM_DELETE_WINDOW", self.leave)
+        self.follower.start()
+
+    def look(self) -> None:
+        self.look_again = self.after(EVERY, self.look)
+        while True:
+            try:
+                update = self.told.get_nowait()
+            except Empty:
+                return
+            if update is None:
+                self.leave()
+                return
+            self.take(update)
+
+    def take(self, update: towline.AnyUpdate) -> None:
+        if isinstance(update, towline.Progress):
+            self.bar["value"] = update.progress
+            self.item["text"] = towline.escape(update.current_item or "")
+
+    def leave(self) -> None:
+        self.pause()
+        self.follower.stop()
+        self.destroy()
+
+    # --- the window's own host -----------------------------------------------------------------------------------
+
+    def shown(self, event: tkinter.Event) -> None:
+        if event.widget is self and self.look_again is None:
+            self.follower.set_seen(True)
+            self.look()
+
+    def hidden(self, event: tkinter.Event) -> None:
+        if event.widget is self:
+            self.pause()
+            self.follower.set_seen(False)
+
+    def pause(self) -> None:
+        if self.look_again is not None:
+            self.after_cancel(self.look_again)
+            self.look_again = None
+
+
+if __name__ == "__main__":
+    url, job = sys.argv[1:]
+    window = Window(towline.blocking.Connection(url, job=job, token=os.environ["TOWLINE_TOKEN"]))
+    window.mainloop()
+    print("it ended:", window.follower.error or window.follower.line.outcome)
