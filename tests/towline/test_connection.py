@@ -74,6 +74,7 @@ async def test_a_drop_during_the_sync_is_no_stall(follow: Follow, numbered: bool
         job = server.job("j1", token="t1")
         async with follow(server) as line:
             await line.wait_for(State.SYNCING)
+            await server.wait_sockets(1)  # its own task may be the later one to know
             server.socket.cut("rst")
             await line.wait_for(State.CONNECTED, timeout=60)
             job.complete(RESULT)

@@ -87,8 +87,12 @@ class Story:
 
     def take(self, line: bytes) -> None:
         """Take in a line of the client's JSON."""
-        if msgspec.json.decode(line).get("type") == "job":
-            self.job = msgspec.json.decode(line)["job"]
+        facts = msgspec.json.decode(line)
+        if facts["type"] == "job":
+            self.job = facts["job"]
+            return
+        if facts["type"] == "interruption":
+            self.tell("client", facts["text"].partition(".")[0])
             return
         told = _read_line(line)
         if isinstance(told, StateChange):

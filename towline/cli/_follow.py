@@ -165,7 +165,7 @@ async def _follow(line: Connection, view: View, history: Path | None, resume: st
     window = WINDOW if sys.stderr.isatty() else 0.0
 
     def tell(what: Interruption) -> None:
-        typer.echo(_interrupted(what, resume, window), err=True)
+        view.say("interruption", _interrupted(what, resume, window))
 
     async with anyio.create_task_group() as tasks:
 

@@ -36,6 +36,7 @@ class View(Protocol):
     def state(self, change: StateChange) -> None: ...
     def update(self, update: AnyUpdate) -> None: ...
     def note(self, **facts: Any) -> None: ...
+    def say(self, kind: str, text: str) -> None: ...
 
 
 class JsonView:
@@ -49,6 +50,9 @@ class JsonView:
 
     def note(self, **facts: Any) -> None:
         self._write(facts)
+
+    def say(self, kind: str, text: str) -> None:
+        self._write({"type": kind, "text": text})
 
     def _write(self, told: object) -> None:
         sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
@@ -72,6 +76,9 @@ class PlainView:
                 return
             self._next_progress = now + _PLAIN_EVERY
         self._line(in_words(update))
+
+    def say(self, kind: str, text: str) -> None:
+        sys.stderr.write(text + "\n")
 
     def note(self, **facts: Any) -> None:
         self._line("  ".join(f"{name}: {escape(str(value))}" for name, value in facts.items() if name != "type"))
@@ -114,6 +121,9 @@ class BarView:
             self._progress.update(self._task, completed=update.progress, item=item[:40])
         else:
             self._progress.console.print(in_words(update))
+
+    def say(self, kind: str, text: str) -> None:
+        self._progress.console.print(text, soft_wrap=True)  # a command in it is to be copied whole
 
     def note(self, **facts: Any) -> None:
         line = "  ".join(f"{name}: {escape(str(value))}" for name, value in facts.items() if name != "type")
