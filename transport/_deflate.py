@@ -21,6 +21,11 @@ _TAIL: Final = b"\x00\x00\xff\xff"
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONTINUATION})
 
 
+def packed_room(max_message: int) -> int:
+    """How many compressed bytes a message within its limit may need: RFC 1951's fixed code has up to 9 bits a byte."""
+    return max_message + max_message // 8 + 64
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deflate:
     """Offer the server to compress messages, as `deflate=Deflate()`.

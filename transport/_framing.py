@@ -23,7 +23,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 from wsproto.frame_protocol import XorMaskerSimple
 
 from .._exceptions import MessageTooBig, ProtocolViolation
-from ._deflate import DeflateExtension
+from ._deflate import DeflateExtension, packed_room
 from ._limits import Limits
 
 Message: TypeAlias = str | bytes
@@ -98,6 +98,7 @@ class FrameReader:
         # The fragmented message under way.
         self._fragments = 0
         self._message_size = 0
+        self._message_room = limits.max_message
         self._parts: list[str] | list[bytes] = []
 
     def receive(self, data: bytes) -> list[Message]:
@@ -201,7 +202,10 @@ class FrameReader:
                 return size + available
             self._fragments += 1
             self._message_size += length
-            if not length >> 63 and self._message_size > self._limits.max_message:
+            if opcode:
+                packed = self._deflate is not None and head & 0x40
+                self._message_room = packed_room(self._limits.max_message) if packed else self._limits.max_message
+            if not length >> 63 and self._message_size > self._message_room:
                 self._fail_size()
                 return 0
             if self._fragments > self._limits.max_fragments:

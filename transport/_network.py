@@ -206,7 +206,7 @@ def resume_sessions(context: ssl.SSLContext) -> ssl.SSLContext:
             if not self._remembered and self.server_hostname is not None and self.session is not None:
                 self._remembered = True
                 while len(sessions) >= _MAX_SESSIONS:
-                    del sessions[next(iter(sessions))]
+                    sessions.pop(next(iter(sessions)), None)  # loops of several threads may share the context
                 sessions[self.server_hostname] = self.session
             return data
 

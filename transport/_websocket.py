@@ -121,9 +121,13 @@ class WebSocket:
             ready, self._ready = self._ready, []
             return ready
         finally:
-            self._receiving = False
-            if self._receiver_left is not None:
-                self._receiver_left.set()
+            self._leave_receiving()
+
+    def _leave_receiving(self) -> None:
+        self._receiving = False
+        if self._receiver_left is not None:
+            self._receiver_left.set()
+            self._receiver_left = None
 
     def __aiter__(self) -> Self:
         """The messages, one by one, until the peer closes with 1000 or 1001, or we did; raises as `receive_batch`.
@@ -344,7 +348,8 @@ class WebSocket:
                     await self._try_write(data)
             while self._protocol.end is None:
                 if self._receiving:
-                    self._receiver_left = anyio.Event()
+                    if self._receiver_left is None:
+                        self._receiver_left = anyio.Event()
                     await self._receiver_left.wait()
                 else:
                     await self._discard()
@@ -382,7 +387,7 @@ class WebSocket:
         except TowlineError:
             pass  # it is the end, which `end` holds
         finally:
-            self._receiving = False
+            self._leave_receiving()
 
     async def _hang_up(self) -> None:
         self._protocol.fail(ConnectionClosed(1006, by_us=True))

@@ -139,6 +139,37 @@ def test_a_message_inflates_to_its_limit_and_no_further(step: int, fragments: in
             assert take(ours, frame(0xC1, raw(b"ok")) + wire, step) == ["ok"]
 
 
+@pytest.mark.parametrize("limit", [1, 100, 126, 1000, 65_535, 65_536, 70_000])
+@pytest.mark.parametrize("step", [7, 1 << 20])
+def test_what_deflating_makes_larger_is_met_at_its_limit_too(limit: int, step: int) -> None:
+    """The limit is of the message; RFC 1951's fixed code may need nine bits for each byte of it (section 3.2.6)."""
+    noise = random.Random(limit).choices(range(144, 256), k=limit + 1)
+    for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED):
+        deflater = zlib.compressobj(level=1, wbits=-15, memLevel=1, strategy=strategy)
+        packed = [
+            (deflater.compress(bytes(noise[:size])) + deflater.flush(zlib.Z_FULL_FLUSH))[:-4]
+            for size in (limit, limit + 1)
+        ]
+        assert len(packed[0]) > limit
+        ours = client(limit)
+        assert take(ours, frame(0xC2, packed[0]), step) == [bytes(noise[:limit])]
+        assert take(ours, frame(0xC2, packed[1]), step) == []
+        assert isinstance(ours.end, MessageTooBig)
+        ours = client(limit)
+        half = len(packed[0]) // 2
+        wire = frame(0x42, packed[0][:half]) + frame(0x80, packed[0][half:])
+        assert take(ours, wire, step) == [bytes(noise[:limit])]
+
+
+def test_packed_bytes_that_come_to_nothing_are_bounded() -> None:
+    empty = b"\x00\x00\x00\xff\xff"  # a stored block of no bytes
+    ours = client(1000)
+    assert take(ours, frame(0x42, empty * 220), 1 << 20) == []
+    assert ours.end is None
+    assert take(ours, frame(0x00, empty * 20), 1 << 20) == []
+    assert isinstance(ours.end, MessageTooBig)
+
+
 def test_a_bomb_costs_no_memory() -> None:
     import tracemalloc
 

@@ -1,5 +1,6 @@
 """P4, through the whole driver and with the default figures: each limit is met at its value and refused one past it."""
 
+import random
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -114,6 +115,8 @@ def deflated(payload: bytes) -> bytes:
 
 PING = frame(0x89, b"p")
 
+NOISE = random.Random(7).randbytes(MIB + 1)  # more bytes when deflated than as they are
+
 FORMS = {
     "text": lambda size: frame(0x81, b"a" * size),
     "binary": lambda size: frame(0x82, b"a" * size),
@@ -122,6 +125,8 @@ FORMS = {
     "pings between": lambda size: fragments(0x81, b"a" * size, 5, PING),
     "deflated": lambda size: frame(0xC1, deflated(b"a" * size)),
     "deflated, binary": lambda size: frame(0xC2, deflated(b"a" * size)),
+    "deflated in vain": lambda size: frame(0xC2, deflated(NOISE[:size])),
+    "deflated in vain, many fragments": lambda size: fragments(0xC2, deflated(NOISE[:size]), 400),
     "deflated, two fragments": lambda size: fragments(0xC1, deflated(b"a" * size), 2),
     "deflated, a byte each": lambda size: fragments(0xC1, deflated(b"a" * size), len(deflated(b"a" * size))),
     "deflated, pings between": lambda size: fragments(0xC1, deflated(b"a" * size), 5, PING),

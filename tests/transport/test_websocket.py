@@ -553,6 +553,20 @@ async def test_aclose_while_another_task_receives() -> None:
     assert ended[0].code == 1000
 
 
+@pytest.mark.parametrize("receives", [False, True])
+async def test_whoever_closes_beside_another_waits_no_longer(receives: bool) -> None:
+    async with opened() as (socket, peer), anyio.create_task_group() as tasks:
+        if receives:
+            tasks.start_soon(ends_with, socket)
+            await anyio.wait_all_tasks_blocked()
+        began = anyio.current_time()
+        async with anyio.create_task_group() as closing:
+            for _ in range(3):
+                closing.start_soon(socket.aclose)
+            await answer_close(peer)
+        assert anyio.current_time() == began
+
+
 @pytest.mark.parametrize("end", ["aclose", "abandon", "aclose_forcefully"])
 async def test_the_receiving_task_is_told(end: str) -> None:
     async with opened() as (socket, _), anyio.create_task_group() as tasks:
