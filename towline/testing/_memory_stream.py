@@ -200,8 +200,10 @@ class _End(ByteStream):
             self._receiving = False
 
     async def send(self, item: bytes) -> None:
-        # As on a socket: cancelled before a byte is taken, or while there is no room, and not once it was taken.
+        # As on a socket: what is cancelled before it begins, or waits for room, is not sent; what has begun and has
+        # room is.
         await anyio.lowlevel.checkpoint_if_cancelled()
+        await anyio.lowlevel.cancel_shielded_checkpoint()
         if self._sending:
             raise anyio.BusyResourceError("sending to")
         self._sending = True
@@ -214,7 +216,6 @@ class _End(ByteStream):
                     raise anyio.BrokenResourceError
                 if flow.size < _CAPACITY:
                     flow.put(bytes(item))
-                    await anyio.lowlevel.cancel_shielded_checkpoint()
                     return
                 await flow.wait_touched()
         finally:
