@@ -144,9 +144,37 @@ MUTATIONS = (
     Mutation(
         "a message's size is not counted",
         "transport/_framing.py",
-        "if not length >> 63 and self._message_size > self._limits.max_message:",
+        "if not length >> 63 and self._message_size > self._message_room:",
         "if False:",
         ("tests/transport",),
+    ),
+    Mutation(
+        "a message's fragments are not counted",
+        "transport/_framing.py",
+        "if self._fragments > self._limits.max_fragments:",
+        "if False:",
+        ("tests/transport/test_limits.py",),
+    ),
+    Mutation(
+        "inflating has no end",
+        "transport/_deflate.py",
+        "piece = self._inflater.decompress(data, self._room + 1)\n                if len(piece) > self._room:",
+        "piece = self._inflater.decompress(data)\n                if False:",
+        ("tests/transport/test_limits.py",),
+    ),
+    Mutation(
+        "1xx answers are skipped for ever",
+        "transport/_handshake.py",
+        "if self._informational > self._limits.max_informational:",
+        "if False:",
+        ("tests/transport/test_limits.py",),
+    ),
+    Mutation(
+        "a cancelled write is forgotten",
+        "transport/_websocket.py",
+        "        except BaseException:\n            protocol.send_failed()",
+        "        except ZeroDivisionError:\n            protocol.send_failed()",
+        ("tests/transport/test_websocket.py",),
     ),
     Mutation(
         "nothing is synced to the disk",
