@@ -149,11 +149,19 @@ def serve_aiohttp(port: int) -> None:
         job = request.query["jobId"]
         if refused := refusal(job, upgrade=True):
             return web.Response(status=refused.status, headers=refused.headers, body=refused.body)
-        line = web.WebSocketResponse()
+        line = web.WebSocketResponse(heartbeat=0.5)
         await line.prepare(request)
         lines.add(line)
-        await tell(job, await line.receive_str(), line.send_str)
-        await line.close()
+
+        async def tell_all(ready: str) -> None:
+            await tell(job, ready, line.send_str)
+            await line.close()
+
+        telling = asyncio.create_task(tell_all(await line.receive_str()))
+        # Pings are answered, and pongs seen, by whoever reads.
+        async for _ in line:
+            pass
+        telling.cancel()
         return line
 
     async def leave(application: web.Application) -> None:
@@ -200,7 +208,7 @@ def serve_websockets(port: int) -> None:
         return Response(status, HTTPStatus(status).phrase, Headers({**headers, **length}), body.encode())
 
     async def listen() -> None:
-        async with serve(watch, "127.0.0.1", port, process_request=answer) as server:
+        async with serve(watch, "127.0.0.1", port, process_request=answer, ping_interval=0.5, ping_timeout=2) as server:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.close)
             await server.wait_closed()
 
@@ -220,9 +228,19 @@ def serve_tornado(port: int) -> None:
                     self.set_header(name, value)
                 self.finish(refused.body)
 
-        async def on_message(self, message: str | bytes) -> None:
-            await tell(self.get_query_argument("jobId"), str(message), self.write_message)
+        telling: asyncio.Task[None] | None = None
+
+        def on_message(self, message: str | bytes) -> None:
+            # Not awaited here: tornado reads nothing more, not even a pong, before this has returned.
+            self.telling = asyncio.create_task(self.tell_all(str(message)))
+
+        async def tell_all(self, ready: str) -> None:
+            await tell(self.get_query_argument("jobId"), ready, self.write_message)
             self.close(1000)
+
+        def on_close(self) -> None:
+            if self.telling is not None:
+                self.telling.cancel()
 
     class State(RequestHandler):
         def get(self, job: str) -> None:
@@ -232,7 +250,8 @@ def serve_tornado(port: int) -> None:
             self.finish(body)
 
     async def listen() -> None:
-        Application([(r"/ws/progress", Watch), (STATE_PATH + "(.*)", State)]).listen(port, "127.0.0.1")
+        routes = [(r"/ws/progress", Watch), (STATE_PATH + "(.*)", State)]
+        Application(routes, websocket_ping_interval=0.5, websocket_ping_timeout=0.5).listen(port, "127.0.0.1")
         await asyncio.Event().wait()
 
     asyncio.run(listen())

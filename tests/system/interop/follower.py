@@ -25,6 +25,10 @@ QUICK = Policy(
     connect_deadline=3,
     backoff=Backoff(base=0.2, cap=1, shared_window=0.5),
 )
+#: Pings often, and waits long for their answers: what is lost is not lost to a busy machine.
+PINGS = Policy(ping_after=1, lost_after=30)
+#: The first ping comes after any proxy or server here has lost its patience.
+SELDOM_PINGS = Policy(ping_after=20, lost_after=30, dial_spacing=0.2, backoff=QUICK.backoff)
 LOG = [LoggedEvent("e1", seq, 0.0, log_type(seq), "") for seq in range(1, EVENTS + 1)]
 
 
@@ -71,6 +75,16 @@ class Failure:
     at: float
 
 
+def failures_of(line: towline.Connection) -> list[Failure]:
+    """The links and attempts that failed so far."""
+    return [
+        Failure(entry.event.cause.code, entry.facts.now)
+        for entry in line.history().entries
+        if isinstance(entry.event, Lost | TokenRejected | Refused | GapFound)
+        and entry.verdict in (Verdict.MOVED, Verdict.KEPT)
+    ]
+
+
 @dataclass
 class Follower:
     """Follows a job to its end, or until the engine gives up."""
@@ -103,13 +117,7 @@ class Follower:
 
     def failures(self) -> list[Failure]:
         """The links and attempts that failed so far."""
-        entries = [] if self._line is None else self._line.history().entries
-        return [
-            Failure(entry.event.cause.code, entry.facts.now)
-            for entry in entries
-            if isinstance(entry.event, Lost | TokenRejected | Refused | GapFound)
-            and entry.verdict in (Verdict.MOVED, Verdict.KEPT)
-        ]
+        return [] if self._line is None else failures_of(self._line)
 
     def findings(self) -> list[str]:
         """What was wrong with the updates: none may be lost or come twice, and the end comes once."""

@@ -12,7 +12,7 @@ import anyio
 from . import scenes
 from .proxies import HAPROXY, NGINX, PROXIES, Proxy
 from .scenes import Refused, Seen
-from .servers import SERVERS, UVICORN, Server
+from .servers import BACKEND, SERVERS, Server
 from .stage import Setup, Stage, built
 
 AS_IT_IS: Final = Setup()
@@ -38,13 +38,13 @@ class Group:
 
     def missing(self, row: Server | Proxy) -> str | None:
         """What of the row's servers and proxies is not here."""
-        parts = [row, *(scene.setup.behind for scene in self.scenes if scene.setup.behind is not None), UVICORN]
+        parts = [row, *(scene.setup.behind for scene in self.scenes if scene.setup.behind is not None), BACKEND]
         return next((missing for part in parts if (missing := part.missing())), None)
 
     async def play(self, row: Server | Proxy, folder: Path) -> dict[str, Seen]:
         """Play all scenes of a row at once; what was seen, by title."""
         seen: dict[str, Seen] = {}
-        server = row if isinstance(row, Server) else UVICORN
+        server = row if isinstance(row, Server) else BACKEND
 
         def on(setup: Setup) -> Setup:
             return setup if isinstance(row, Server) else replace(setup, behind=row)
@@ -78,6 +78,7 @@ GROUPS: Final = (
             Scene("SIGTERM", scenes.stopped),
             Scene("SIGKILL", scenes.killed),
             Scene("frozen", scenes.frozen),
+            Scene("client frozen", scenes.client_frozen),
         ),
     ),
     Group(

@@ -85,7 +85,7 @@ http {
     }
 }
 """,
-    tls="ssl; ssl_certificate {certificate}; ssl_certificate_key {certificate}",
+    tls="ssl http2; ssl_certificate {certificate}; ssl_certificate_key {certificate}",
     dead="http 502",
     mute="http 504",
 )
@@ -107,7 +107,7 @@ frontend towards-clients
 backend jobs
     server one 127.0.0.1:%(backend)d
 """,
-    tls="ssl crt {certificate}",
+    tls="ssl crt {certificate} alpn h2,http/1.1",
     dead="http 503",
     mute="http 504",
 )

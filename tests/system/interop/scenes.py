@@ -11,17 +11,11 @@ from itertools import groupby
 import anyio
 import anyio.to_thread
 
-from towline.statemachine import Policy
-
 from .app import Refusal
-from .follower import QUICK, Follower
+from .child import ChildFollower
+from .follower import PINGS, QUICK, SELDOM_PINGS, Follower
 from .process import Process
 from .stage import Stage
-
-#: Pings often, and waits long for their answers: what is lost is not lost to a busy machine.
-PINGS = Policy(ping_after=1, lost_after=30)
-#: The first ping comes after any proxy here has lost its patience.
-SELDOM_PINGS = Policy(ping_after=20, lost_after=30, dial_spacing=0.2, backoff=QUICK.backoff)
 
 
 @dataclass(frozen=True)
@@ -39,18 +33,19 @@ def told(follower: Follower, since: float, findings: list[str]) -> Seen:
         failures = list(run)
         soon = "" if words else f" ({max(0.0, failures[0].at - since):.1f} s)"
         words.append(f"{code}{soon}{f' ×{len(failures)}' if len(failures) > 1 else ''}")
-    end = "end" if follower.gave_up is None else f"gave up: {follower.gave_up}"
-    return Seen(", ".join([*words, end]), [*follower.findings(), *findings])
+    gave_up = _unless(f"gave up: {follower.gave_up}", follower.gave_up is None)
+    return Seen(", ".join([*words, *(gave_up or ["end"])]), [*follower.findings(), *gave_up, *findings])
 
 
 async def left_alone(stage: Stage) -> Seen:
-    """Nothing happens to it, and the job is followed on one socket."""
+    """Nothing happens to it but a silence, in which both sides ping, and the job is followed on one socket."""
     follower = stage.follower(PINGS)
     since = anyio.current_time()
     async with follower.following():
         await follower.job.work(8)
         await follower.shown(8)
-    return told(follower, since, _unless("the link was lost", not follower.failures()))
+        await anyio.sleep(4)
+    return told(follower, since, _unless(f"the link was lost: {follower.failures()}", not follower.failures()))
 
 
 async def stopped(stage: Stage) -> Seen:
@@ -93,6 +88,21 @@ async def frozen(stage: Stage) -> Seen:
     return told(follower, since, _unless(f"no silence, then timeout: {codes}", codes[:2] == ["silence", "timeout"]))
 
 
+async def client_frozen(stage: Stage) -> Seen:
+    """The client stands still (SIGSTOP) for longer than a pinging server bears, then goes on."""
+    plain = stage.follower()
+    follower = ChildFollower(plain.url, plain.job)
+    async with follower.following():
+        await follower.job.work(8)
+        await follower.shown(8)
+        follower.send_signal(signal.SIGSTOP)
+        await follower.job.work(4)
+        await anyio.sleep(4)
+        since = anyio.current_time()
+        follower.send_signal(signal.SIGCONT)
+    return told(follower, since, [])
+
+
 async def dead(stage: Stage) -> Seen:
     """The server is killed, and begun again when the proxy has said so."""
     follower, proxy = stage.follower(), stage.setup.behind
@@ -117,7 +127,7 @@ async def idle_kept(stage: Stage) -> Seen:
         follower.job.go_on(1)
         await follower.shown(2)
         await anyio.sleep(2.2 * stage.setup.timeout)
-    return told(follower, since, _unless("the link was lost", not follower.failures()))
+    return told(follower, since, _unless(f"the link was lost: {follower.failures()}", not follower.failures()))
 
 
 async def idle_cut(stage: Stage) -> Seen:

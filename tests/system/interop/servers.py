@@ -52,16 +52,27 @@ class Server:
         return Process(command, port, folder, {**environment, "PYTHONPATH": str(HERE.parent)})
 
 
-_UVICORN: Final = "uvicorn --no-access-log --timeout-graceful-shutdown 1 --port {port} interop.app:app --ws"
-_HYPERCORN: Final = "hypercorn --graceful-timeout 1 --bind 127.0.0.1:{port} interop.app:app --worker-class"
-UVICORN: Final = Server("uvicorn, `websockets-sansio`", "uvicorn", f"{_UVICORN} websockets-sansio")
+#: In front of it stand the proxies. It sends no pings: what keeps an idle socket there is for the engine to do.
+BACKEND: Final = Server(
+    "uvicorn",
+    "uvicorn",
+    "uvicorn --no-access-log --timeout-graceful-shutdown 1 --ws-ping-interval 60 --port {port} interop.app:app",
+)
+# All that can ping do so every second or oftener, and hang up on a client that does not answer.
+_UVICORN: Final = (
+    "uvicorn --no-access-log --timeout-graceful-shutdown 1 --ws-ping-interval 0.5 --ws-ping-timeout 2"
+    " --port {port} interop.app:app --ws"
+)
+_HYPERCORN: Final = (
+    "hypercorn --graceful-timeout 1 --websocket-ping-interval 1 --bind 127.0.0.1:{port} interop.app:app --worker-class"
+)
 SERVERS: Final = (
     Server("uvicorn, `websockets`", "uvicorn", f"{_UVICORN} websockets"),
-    UVICORN,
+    Server("uvicorn, `websockets-sansio`", "uvicorn", f"{_UVICORN} websockets-sansio"),
     Server("uvicorn, wsproto", "uvicorn", f"{_UVICORN} wsproto"),
     Server("hypercorn, asyncio", "hypercorn", f"{_HYPERCORN} asyncio"),
     Server("hypercorn, trio", "hypercorn", f"{_HYPERCORN} trio"),
-    Server("daphne", "daphne", "daphne -p {port} interop.app:app", bare_403=True),
+    Server("daphne", "daphne", "daphne --ping-interval 1 --ping-timeout 2 -p {port} interop.app:app", bare_403=True),
     Server("granian", "granian", "granian --interface asgi --ws --port {port} interop.app:app"),
     Server("aiohttp", "aiohttp", "interop.app aiohttp {port}"),
     Server("`websockets`", "websockets", "interop.app websockets {port}"),

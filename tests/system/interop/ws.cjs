@@ -51,7 +51,14 @@ server.on("upgrade", (request, socket, head) => {
   }
   lines.handleUpgrade(request, socket, head, (line) => {
     let timer;
-    line.on("close", () => clearInterval(timer));
+    let answered = true;
+    const heartbeat = setInterval(() => {
+      if (!answered) return line.terminate();
+      answered = false;
+      line.ping();
+    }, 1000);
+    line.on("pong", () => (answered = true));
+    line.on("close", () => [timer, heartbeat].forEach(clearInterval));
     line.once("message", (ready) => {
       let seen = JSON.parse(ready).seq ?? 0;
       const to = Math.max(happened(job), seen);
