@@ -42,7 +42,7 @@ lint: install  ## ruff, mypy --strict on an installed copy, pictures as the tabl
 	$(BIN)/towline diagram --check
 
 test-system: install  ## other servers, Redis, nginx: what Debian and npm have, where it is installed
-	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/node mermaid jsdom ws; fi
+	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/node mermaid jsdom ws workerd esbuild; fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/system/requirements.txt
 	$(BIN)/python -m pytest tests/server/system tests/statemachine/system tests/system $(ARGS)
 
