@@ -33,7 +33,7 @@ mutations: install  ## break the engine on purpose, and see a test turn red each
 lint: install  ## ruff, mypy --strict on an installed copy, pictures as the table has them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build
+	rm -rf build/typecheck build/lib build/bdist.*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache -p towline
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache ../../tests/typing/api.py

@@ -89,6 +89,8 @@ class DeflateExtension(Extension):
         self._control = False
         self._compressed: bool | None = None  # whether the message under way is, None between messages
         self._room = max_message
+        #: How many bytes may still be inflated before whoever takes the messages gets its turn.
+        self.turn_room = max_message
 
     def enabled(self) -> bool:
         """Always: it is made once agreed."""
@@ -99,6 +101,10 @@ class DeflateExtension(Extension):
         return False
 
     # --- whole messages, for the short cut and for sending ------------------------------------------------------
+
+    def begin_turn(self) -> None:
+        """Whatever was inflated before has been taken away."""
+        self.turn_room = self._max_message
 
     def inflate(self, payload: bytes) -> bytes | CloseReason:
         """A message of one frame."""
@@ -120,6 +126,7 @@ class DeflateExtension(Extension):
                 if len(piece) > self._room:
                     return CloseReason.MESSAGE_TOO_BIG
                 self._room -= len(piece)
+                self.turn_room -= len(piece)
                 pieces.append(piece)
                 if not self._inflater.eof:
                     return piece if len(pieces) == 1 else b"".join(pieces)

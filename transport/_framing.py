@@ -106,6 +106,9 @@ class FrameReader:
         messages: list[Message] = []
         if self._over():
             return messages
+        deflate = self._deflate
+        if deflate is not None:
+            deflate.begin_turn()
         buffer = self._buffer + data if self._buffer else data
         end = len(buffer)
         position = self._go_on(buffer, messages) if self._missing or self._rest else 0
@@ -141,9 +144,12 @@ class FrameReader:
                         position = stop
                         continue
                     if head == deflated_text or head == deflated_binary:  # noqa: SIM109 - faster than a tuple
-                        if not self._inflate(head, buffer[start:stop], messages):
+                        assert deflate is not None, "its heads are there only with it"
+                        if not self._inflate(deflate, head, buffer[start:stop], messages):
                             break
                         position = stop
+                        if deflate.turn_room <= 0:
+                            break
                         continue
             elif position + 2 > end:
                 break
@@ -157,11 +163,14 @@ class FrameReader:
                 break
             position += taken
             text_head, binary_head, deflated_text, deflated_binary = self._heads
+            if deflate is not None and deflate.turn_room <= 0:
+                break
         else:
             self.has_more = True
             self._buffer = buffer[position:]
             return messages
-        self.has_more = False
+        # A read may hold hundreds of messages that inflate to the limit each: they are not all held at once.
+        self.has_more = deflate is not None and deflate.turn_room <= 0 and position < end and not self._over()
         if not self._rest and not self._fragments:
             self._wsproto = None
         # At most the beginning of one header is left, unless reading has ended.
@@ -229,10 +238,9 @@ class FrameReader:
         self._collect(buffer[:taken], messages)
         return taken
 
-    def _inflate(self, head: int, payload: bytes, messages: list[Message]) -> bool:
+    def _inflate(self, deflate: DeflateExtension, head: int, payload: bytes, messages: list[Message]) -> bool:
         """A compressed message of one frame; gives whether reading goes on."""
-        assert self._deflate is not None, "its heads are there only with it"
-        inflated = self._deflate.inflate(payload)
+        inflated = deflate.inflate(payload)
         if not isinstance(inflated, bytes):
             self._fail_protocol(int(inflated), _IN_EXTENSION)
             return False

@@ -186,6 +186,30 @@ def test_a_bomb_costs_no_memory() -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("fragmented", [False, True])
+def test_many_small_bombs_in_one_read_cost_no_memory_either(fragmented: bool) -> None:
+    """A read of 256 KiB holds 250 messages of 1 MiB: a turn ends when as much as one may be has been inflated."""
+    import tracemalloc
+
+    packed = raw(bytes(1 << 20))
+    wire = frame(0x42, packed[:500]) + frame(0x80, packed[500:]) if fragmented else frame(0xC2, packed)
+    ours = client(1 << 20)
+    count = 0
+    tracemalloc.start()
+    try:
+        batch = ours.receive_data(wire * 250)
+        while batch or ours.has_more:
+            assert len(batch) <= 1
+            count += len(batch)
+            batch = ours.receive_data(b"")
+        assert count == 250
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    # Small ones still come together.
+    assert len(ours.receive_data(frame(0xC1, raw(b"a" * 100)) * 100)) == 100
+
+
 @pytest.mark.parametrize("step", [1, 1 << 20])
 def test_a_block_marked_as_the_last(step: int) -> None:
     deflater = zlib.compressobj(wbits=-15)
