@@ -139,8 +139,8 @@ def test_a_message_inflates_to_its_limit_and_no_further(step: int, fragments: in
             assert take(ours, frame(0xC1, raw(b"ok")) + wire, step) == ["ok"]
 
 
-@pytest.mark.parametrize("limit", [1, 100, 126, 1000, 65_535, 65_536, 70_000])
-@pytest.mark.parametrize("step", [7, 1 << 20])
+@pytest.mark.parametrize("limit", [1, 100, 126, 1000, 65_535, 70_000])
+@pytest.mark.parametrize("step", [997, 1 << 20])
 def test_what_deflating_makes_larger_is_met_at_its_limit_too(limit: int, step: int) -> None:
     """The limit is of the message; RFC 1951's fixed code may need nine bits for each byte of it (section 3.2.6)."""
     noise = random.Random(limit).choices(range(144, 256), k=limit + 1)
@@ -188,12 +188,12 @@ def test_a_bomb_costs_no_memory() -> None:
 
 @pytest.mark.parametrize("fragmented", [False, True])
 def test_many_small_bombs_in_one_read_cost_no_memory_either(fragmented: bool) -> None:
-    """A read of 256 KiB holds 250 messages of 1 MiB: a turn ends when as much as one may be has been inflated."""
+    """A read may hold 250 messages of the largest size: a turn ends when as much as one may be has been inflated."""
     import tracemalloc
 
-    packed = raw(bytes(1 << 20))
-    wire = frame(0x42, packed[:500]) + frame(0x80, packed[500:]) if fragmented else frame(0xC2, packed)
-    ours = client(1 << 20)
+    packed = raw(bytes(64 << 10))
+    wire = frame(0x42, packed[:50]) + frame(0x80, packed[50:]) if fragmented else frame(0xC2, packed)
+    ours = client(64 << 10)
     count = 0
     tracemalloc.start()
     try:
@@ -203,7 +203,7 @@ def test_many_small_bombs_in_one_read_cost_no_memory_either(fragmented: bool) ->
             count += len(batch)
             batch = ours.receive_data(b"")
         assert count == 250
-        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
     # Small ones still come together.

@@ -16,7 +16,13 @@ from anyio.abc import SocketStream
 from anyio.streams.tls import TLSAttribute
 from websockets.sync.server import ServerConnection, serve
 
-from towline._exceptions import CertificateRejected, ConnectFailed, ConnectionBroken, NameNotResolved
+from towline._exceptions import (
+    CertificateRejected,
+    ConnectFailed,
+    ConnectionBroken,
+    DeadlineExceeded,
+    NameNotResolved,
+)
 from towline.transport import (
     Endpoint,
     SystemNetwork,
@@ -319,6 +325,31 @@ async def test_a_client_certificate(authority: trustme.CA) -> None:
 async def test_tls_to_a_server_that_speaks_none() -> None:
     with serving() as port, anyio.fail_after(20), pytest.raises(ConnectFailed, match="TLS"):
         await connect_websocket(f"wss://127.0.0.1:{port}/")
+
+
+async def test_a_server_that_hangs_up_in_the_tls_handshake_and_one_that_is_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"wss://127.0.0.1:{listener.getsockname()[1]}/"
+
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with anyio.fail_after(20), pytest.raises(ConnectFailed, match="TLS"):
+            await connect_websocket(url)
+        thread.join(10)
+        with pytest.raises(DeadlineExceeded):
+            await connect_websocket(url, deadline=0.1)
+        # It has hung up then, as the server sees.
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(10)
+            with suppress(ConnectionResetError):
+                while connection.recv(65536):
+                    pass
 
 
 async def test_the_a_label_is_looked_up_asked_for_and_told_and_is_what_the_certificate_must_say(
