@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from interop.groups import GROUPS, Group
-from interop.table import heads, written_heads
+from interop.groups import Group, Table
+from interop.table import TABLES, heads, written_heads
 
 
-@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
-def test_the_document_has_what_is_played(group: Group) -> None:
-    assert written_heads(group) == heads(group)
+@pytest.mark.parametrize(("group", "table"), [pytest.param(*pair, id=pair[1].name) for pair in TABLES])
+def test_the_document_has_what_is_played(group: Group, table: Table) -> None:
+    assert written_heads(table) == heads(group, table)

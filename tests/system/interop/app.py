@@ -5,6 +5,7 @@ have happened, so a server that was killed knows the whole log when it is back. 
 
 - `JOB`: how many events have happened.
 - `JOB.refusal`: how to refuse the job's upgrades (`Refusal`), until the file is gone.
+- `JOB.close`: how to close the job's next socket (`Close`) as soon as its client is ready.
 - `JOB.upgrades`: written here, the time of each upgrade asked for.
 """
 
@@ -35,6 +36,13 @@ class Refusal(NamedTuple):
     body: str
     once: bool
     state: int | None
+
+
+class Close(NamedTuple):
+    """How a socket is closed."""
+
+    code: int = 1000
+    reason: str = ""
 
 
 def log_type(seq: int) -> str:
@@ -93,16 +101,22 @@ async def tell(
     ready: str,
     send: Callable[[str], Awaitable[object]],
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-) -> None:
-    """Replay what the client has not, then go on live to the end."""
+) -> Close:
+    """Replay what the client has not, then go on live to the end; returns how to close then."""
     seen = int(json.loads(ready).get("seq") or 0)
     to = max(happened(job), seen)
     await send(json.dumps({"type": "ready_ack", "timestamp": 0, "epoch": "e1", "from": seen + 1, "to": to}))
+    file = FOLDER / f"{job}.close"
+    if file.exists():
+        close = Close(*json.loads(file.read_text()))
+        file.unlink()
+        return close
     while seen < EVENTS:
         while seen < happened(job):
             seen += 1
             await send(frame(job, seen))
         await sleep(0.03)
+    return Close()
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -137,8 +151,8 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
             async def say(text: str) -> None:
                 await send({"type": "websocket.send", "text": text})
 
-            await tell(job, message["text"], say, anyio.sleep)
-            await send({"type": "websocket.close", "code": 1000})
+            close = await tell(job, message["text"], say, anyio.sleep)
+            await send({"type": "websocket.close", "code": close.code, "reason": close.reason})
 
 
 def serve_aiohttp(port: int) -> None:
@@ -154,8 +168,8 @@ def serve_aiohttp(port: int) -> None:
         lines.add(line)
 
         async def tell_all(ready: str) -> None:
-            await tell(job, ready, line.send_str)
-            await line.close()
+            close = await tell(job, ready, line.send_str)
+            await line.close(code=close.code, message=close.reason.encode())
 
         telling = asyncio.create_task(tell_all(await line.receive_str()))
         # Pings are answered, and pongs seen, by whoever reads.
@@ -194,7 +208,8 @@ def serve_websockets(port: int) -> None:
 
     async def watch(line: ServerConnection) -> None:
         assert line.request is not None
-        await tell(job_of(line.request), str(await line.recv()), line.send)
+        close = await tell(job_of(line.request), str(await line.recv()), line.send)
+        await line.close(close.code, close.reason)
 
     def answer(line: ServerConnection, request: Request) -> Response | None:
         if request.path.startswith(STATE_PATH):
@@ -235,8 +250,8 @@ def serve_tornado(port: int) -> None:
             self.telling = asyncio.create_task(self.tell_all(str(message)))
 
         async def tell_all(self, ready: str) -> None:
-            await tell(self.get_query_argument("jobId"), ready, self.write_message)
-            self.close(1000)
+            close = await tell(self.get_query_argument("jobId"), ready, self.write_message)
+            self.close(close.code, close.reason)
 
         def on_close(self) -> None:
             if self.telling is not None:

@@ -15,7 +15,7 @@ import towline
 from towline.statemachine import Backoff, GapFound, Lost, Policy, Refused, TokenRejected, Verdict
 from towline.testing import LoggedEvent, audit_updates
 
-from .app import EVENTS, Refusal, log_type
+from .app import EVENTS, Close, Refusal, log_type
 
 #: Liveness and dials in seconds where the defaults take minutes.
 QUICK = Policy(
@@ -55,6 +55,10 @@ class Job:
     def refuse(self, refusal: Refusal) -> None:
         """Let the server refuse the job's upgrades."""
         self._write(self._file.with_suffix(".refusal"), json.dumps(refusal))
+
+    def close(self, close: Close) -> None:
+        """Let the server close the job's next socket."""
+        self._write(self._file.with_suffix(".close"), json.dumps(close))
 
     def upgrades(self) -> list[float]:
         """When the server was asked for upgrades, in seconds since 1970."""

@@ -1,4 +1,4 @@
-"""What is played where: each group is one table of docs/servers.md, with a row for a server or proxy."""
+"""What is played where: the tables of docs/servers.md, with a row for each server or proxy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import anyio
 
 from . import scenes
 from .proxies import HAPROXY, NGINX, PROXIES, Proxy
-from .scenes import Refused, Seen
+from .scenes import Closed, Refused, Seen
 from .servers import BACKEND, SERVERS, Server
 from .stage import Setup, Stage, built
 
@@ -28,13 +28,30 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows and scenes. `together`: all scenes of a row are played on one stage, each with a job of its own."""
+class Table:
+    """Scenes that are one table of docs/servers.md."""
 
     name: str
-    rows: tuple[Server | Proxy, ...]
     scenes: tuple[Scene, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows, and the tables they are in. `together`: all scenes of a row share a stage, each with a job of its own."""
+
+    rows: tuple[Server | Proxy, ...]
+    tables: tuple[Table, ...]
     together: bool = False
+
+    @property
+    def name(self) -> str:
+        """That of its first table."""
+        return self.tables[0].name
+
+    @property
+    def scenes(self) -> list[Scene]:
+        """Those of all tables."""
+        return [scene for table in self.tables for scene in table.scenes]
 
     def missing(self, row: Server | Proxy) -> str | None:
         """What of the row's servers and proxies is not here."""
@@ -71,53 +88,82 @@ _IMPATIENT: Final = Setup(timeout=2)
 _HTML: Final = "<!doctype html><title>Sign in</title>"
 GROUPS: Final = (
     Group(
-        "servers",
         SERVERS,
         (
-            Scene("left alone", scenes.left_alone),
-            Scene("SIGTERM", scenes.stopped),
-            Scene("SIGKILL", scenes.killed),
-            Scene("frozen", scenes.frozen),
-            Scene("client frozen", scenes.client_frozen),
+            Table(
+                "servers",
+                (
+                    Scene("left alone", scenes.left_alone),
+                    Scene("SIGTERM", scenes.stopped),
+                    Scene("SIGKILL", scenes.killed),
+                    Scene("frozen", scenes.frozen),
+                    Scene("client frozen", scenes.client_frozen),
+                ),
+            ),
         ),
     ),
     Group(
-        "behind",
         SERVERS,
         (
-            Scene("left alone, nginx with TLS", scenes.left_alone, Setup(NGINX, tls=True)),
-            Scene("SIGKILL, nginx with TLS", scenes.dead, Setup(NGINX, tls=True)),
-            Scene("SIGTERM, HAProxy", scenes.stopped, Setup(HAPROXY)),
+            Table(
+                "behind",
+                (
+                    Scene("left alone, nginx with TLS", scenes.left_alone, Setup(NGINX, tls=True)),
+                    Scene("SIGKILL, nginx with TLS", scenes.dead, Setup(NGINX, tls=True)),
+                    Scene("SIGTERM, HAProxy", scenes.stopped, Setup(HAPROXY)),
+                ),
+            ),
         ),
     ),
     Group(
-        "proxies",
         PROXIES,
         (
-            Scene("proxy SIGTERM", scenes.proxy_stopped),
-            Scene("proxy SIGKILL", scenes.proxy_killed),
-            Scene("server SIGTERM", scenes.stopped),
-            Scene("server dead", scenes.dead),
-            Scene("server frozen", scenes.frozen, _IMPATIENT),
-            Scene("server frozen, patient proxy", scenes.frozen),
-            Scene("idle, pings", scenes.idle_kept, _IMPATIENT),
-            Scene("idle, no pings", scenes.idle_cut, _IMPATIENT),
+            Table(
+                "proxies",
+                (
+                    Scene("proxy SIGTERM", scenes.proxy_stopped),
+                    Scene("proxy SIGKILL", scenes.proxy_killed),
+                    Scene("server SIGTERM", scenes.stopped),
+                    Scene("server dead", scenes.dead),
+                    Scene("server frozen", scenes.frozen, _IMPATIENT),
+                    Scene("server frozen, patient proxy", scenes.frozen),
+                    Scene("idle, pings", scenes.idle_kept, _IMPATIENT),
+                    Scene("idle, no pings", scenes.idle_cut, _IMPATIENT),
+                ),
+            ),
         ),
     ),
     Group(
-        "refusals",
         (*SERVERS, *PROXIES),
         (
-            Scene("401", Refused(401, "auth")),
-            Scene("401, fresh token", Refused(401, "end", once=True, renewable=True)),
-            Scene("403", Refused(403, "auth")),
-            Scene("404, then found", Refused(404, "end", once=True)),
-            Scene("404, no state", Refused(404, "gone", state=404)),
-            Scene("410, no state", Refused(410, "gone", state=410)),
-            Scene("429, Retry-After 2 s", Refused(429, "end", once=True, wait=2)),
-            Scene("503, Retry-After date", Refused(503, "end", once=True, wait=2, dated=True)),
-            Scene("302", Refused(302, "protocol", headers=(("Location", "/ws/progress?jobId=elsewhere"),))),
-            Scene("200 HTML", Refused(200, "protocol", headers=(("Content-Type", "text/html"),), body=_HTML)),
+            Table(
+                "refusals",
+                (
+                    Scene("401", Refused(401, "auth")),
+                    Scene("401, fresh token", Refused(401, "end", once=True, renewable=True)),
+                    Scene("403", Refused(403, "auth")),
+                    Scene("404, then found", Refused(404, "end", once=True)),
+                    Scene("404, no state", Refused(404, "gone", state=404)),
+                    Scene("410, no state", Refused(410, "gone", state=410)),
+                    Scene("429, Retry-After 2 s", Refused(429, "end", once=True, wait=2)),
+                    Scene("503, Retry-After date", Refused(503, "end", once=True, wait=2, dated=True)),
+                    Scene("302", Refused(302, "protocol", headers=(("Location", "/ws/progress?jobId=elsewhere"),))),
+                    Scene("200 HTML", Refused(200, "protocol", headers=(("Content-Type", "text/html"),), body=_HTML)),
+                ),
+            ),
+            Table(
+                "closes",
+                (
+                    Scene("1000", Closed(1000, "end")),
+                    Scene("1008", Closed(1008, "auth")),
+                    Scene("1011", Closed(1011, "end")),
+                    Scene("1013, back in 2 s", Closed(1013, "end", wait=2)),
+                    Scene("3000", Closed(3000, "end")),
+                    Scene("4401", Closed(4401, "auth")),
+                    Scene("4401, fresh token", Closed(4401, "end", renewable=True)),
+                    Scene("4500", Closed(4500, "protocol")),
+                ),
+            ),
         ),
         together=True,
     ),

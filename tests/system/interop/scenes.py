@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import time
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from itertools import groupby
 import anyio
 import anyio.to_thread
 
-from .app import Refusal
+from .app import Close, Refusal
 from .child import ChildFollower
 from .follower import PINGS, QUICK, SELDOM_PINGS, Follower
 from .process import Process
@@ -165,13 +166,8 @@ class Refused:
     async def __call__(self, stage: Stage) -> Seen:
         """Play it."""
         follower = stage.follower(job=f"refused-{self.status}-{self.ends}")
-        tokens = iter(["t1", "t2"])
-
-        async def fresh() -> str:
-            return next(tokens)
-
         if self.renewable:
-            follower.token = fresh
+            follower.token = _fresh
         bare = stage.server.bare_403
         ends = self.ends if self.renewable or not bare else "auth"
         headers = dict(self.headers)
@@ -183,18 +179,51 @@ class Refused:
             headers["Retry-After"] = formatdate(not_before, usegmt=True)
         refusal = Refusal(self.status, headers, self.body, self.once, self.state)
         follower.job.refuse(refusal)
-        async with follower.following():
-            await follower.failed(1)
-        upgrades = follower.job.upgrades()
-        findings = _unless(f"ended with {follower.gave_up}, not {ends}", (follower.gave_up or "end") == ends)
-        code, codes = f"http {403 if bare else self.status}", [failure.code for failure in follower.failures()]
-        findings += _unless(f"saw {codes}, not {code}", codes == [code])
-        findings += _unless(f"dialled {len(upgrades)} times", len(upgrades) == (2 if ends == "end" else 1))
-        if ends == "end" and self.wait:
-            asked = not_before if self.dated else upgrades[0] + self.wait
-            findings += _unless(f"came back {asked - upgrades[1]:.2f} s too early", upgrades[1] >= asked)
-        end = f"back in {upgrades[-1] - upgrades[0]:.1f} s, end" if ends == "end" else f"gave up: {follower.gave_up}"
-        return Seen(f"{', '.join(codes)}, {end}", [*follower.findings(), *findings])
+        code = f"http {403 if bare else self.status}"
+        return await _turned_away(follower, code, ends, self.wait, not_before if self.dated else 0)
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A scene: the application closes the socket once, and the engine ends or goes on as `ends` says.
+
+    `wait`: when the close's reason asks to come back, in seconds. `renewable`: there is a fresh token to be had.
+    """
+
+    code: int
+    ends: str
+    wait: int = 0
+    renewable: bool = False
+
+    async def __call__(self, stage: Stage) -> Seen:
+        """Play it."""
+        follower = stage.follower(job=f"closed-{self.code}-{self.ends}")
+        if self.renewable:
+            follower.token = _fresh
+        follower.job.close(Close(self.code, f'{{"retry_in": {self.wait}, "spread": 1}}' if self.wait else ""))
+        if stage.server.few_closes and 1000 < self.code < 3000:
+            return await _turned_away(follower, "close 1011", "end")
+        return await _turned_away(follower, f"close {self.code}", self.ends, self.wait)
+
+
+async def _turned_away(follower: Follower, code: str, ends: str, wait: float = 0, not_before: float = 0) -> Seen:
+    """Follow a job that the server turns away. The one attempt after it comes after `wait`, and not before a time."""
+    async with follower.following():
+        await follower.failed(1)
+    upgrades = follower.job.upgrades()
+    codes = [failure.code for failure in follower.failures()]
+    findings = _unless(f"ended with {follower.gave_up}, not {ends}", (follower.gave_up or "end") == ends)
+    findings += _unless(f"saw {codes}, not {code}", codes == [code])
+    findings += _unless(f"dialled {len(upgrades)} times", len(upgrades) == (2 if ends == "end" else 1))
+    if ends == "end":
+        early = max(upgrades[0] + wait, not_before) - upgrades[-1]
+        findings += _unless(f"came back {early:.2f} s too early", early <= 0)
+    end = f"back in {upgrades[-1] - upgrades[0]:.1f} s, end" if ends == "end" else f"gave up: {follower.gave_up}"
+    return Seen(f"{', '.join(codes)}, {end}", [*follower.findings(), *findings])
+
+
+async def _fresh() -> str:
+    return secrets.token_hex(8)
 
 
 async def _begun_again(stage: Stage, process: Process, number: signal.Signals) -> Seen:

@@ -21,12 +21,17 @@ NODE_MODULES: Final = Path(os.environ.get("TOWLINE_NODE_MODULES", HERE.parents[2
 
 @dataclass(frozen=True)
 class Server:
-    """A server that `app.py` runs on. `bare_403`: it can refuse an upgrade by a 403 without headers and body only."""
+    """A server that `app.py` runs on.
+
+    `bare_403`: it can refuse an upgrade by a 403 without headers and body only. `few_closes`: of the close codes below
+    3000 it sends 1000 only, and 1011 for all others.
+    """
 
     title: str
     part: str
     command: str
     bare_403: bool = False
+    few_closes: bool = False
 
     def missing(self) -> str | None:
         """What is not here."""
@@ -72,7 +77,13 @@ SERVERS: Final = (
     Server("uvicorn, wsproto", "uvicorn", f"{_UVICORN} wsproto"),
     Server("hypercorn, asyncio", "hypercorn", f"{_HYPERCORN} asyncio"),
     Server("hypercorn, trio", "hypercorn", f"{_HYPERCORN} trio"),
-    Server("daphne", "daphne", "daphne --ping-interval 1 --ping-timeout 2 -p {port} interop.app:app", bare_403=True),
+    Server(
+        "daphne",
+        "daphne",
+        "daphne --ping-interval 1 --ping-timeout 2 -p {port} interop.app:app",
+        bare_403=True,
+        few_closes=True,
+    ),
     Server("granian", "granian", "granian --interface asgi --ws --port {port} interop.app:app"),
     Server("aiohttp", "aiohttp", "interop.app aiohttp {port}"),
     Server("`websockets`", "websockets", "interop.app websockets {port}"),

@@ -43,7 +43,7 @@ class Stage:
     def follower(self, policy: Policy = QUICK, *, job: str = "job") -> Follower:
         """A follower of a job that has just begun."""
         port = self.backend.port if self.proxy is None else self.proxy.port
-        url = f"{'ws' if self.ssl is None else 'wss'}://127.0.0.1:{port}/ws/progress"
+        url = f"ws://127.0.0.1:{port}/ws/progress" if self.ssl is None else f"wss://localhost:{port}/ws/progress"
         return Follower(url, Job(self.folder, job), policy, self.ssl)
 
 
@@ -58,7 +58,7 @@ async def built(setup: Setup, server: Server, folder: Path) -> AsyncIterator[Sta
         certificate: Path | None = None
         if setup.tls:
             authority, certificate = trustme.CA(), folder / "certificate.pem"
-            authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+            authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
             context = ssl_module.create_default_context()
             authority.configure_trust(context)
         proxy = setup.behind.process(folder, backend.port, timeout=setup.timeout, certificate=certificate)

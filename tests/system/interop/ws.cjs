@@ -63,6 +63,11 @@ server.on("upgrade", (request, socket, head) => {
       let seen = JSON.parse(ready).seq ?? 0;
       const to = Math.max(happened(job), seen);
       line.send(JSON.stringify({ type: "ready_ack", timestamp: 0, epoch: "e1", from: seen + 1, to }));
+      if (fs.existsSync(file(job, ".close"))) {
+        const [code, reason] = JSON.parse(fs.readFileSync(file(job, ".close"), "utf8"));
+        fs.unlinkSync(file(job, ".close"));
+        return line.close(code, reason);
+      }
       timer = setInterval(() => {
         while (seen < happened(job)) line.send(frame(job, ++seen));
         if (seen === EVENTS) line.close(1000);
