@@ -117,15 +117,19 @@ def long(tmp_path: Path) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    ("backend", "ended_by"), [("asyncio", "the end of the window"), ("trio", signal.SIGTERM)], ids=["asyncio", "trio"]
+)
 def test_once_leaves_the_job_and_twice_cancels_it(
-    run: Run, open_terminal: Open, hub: str, long: str, backend: str
+    run: Run, open_terminal: Open, hub: str, long: str, backend: str, ended_by: signal.Signals | str
 ) -> None:
     first = open_terminal("import", long, "--url", hub, "--backend", backend)
     first.wait_for(r"\[connected\]")
     first.press(CTRL_C)
     command = first.wait_for(r"stopped following; the job goes on. Resume with\n  (towline watch .*)\n")[1]
     first.wait_for(r"press Ctrl-C again within 3 s to ask the server to cancel it")
+    if isinstance(ended_by, signal.Signals):
+        first.process.send_signal(ended_by)
     code, last_words = first.leave()
     assert code == 130
     assert "asked" not in last_words
@@ -143,18 +147,6 @@ def test_once_leaves_the_job_and_twice_cancels_it(
 
     told = [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
     assert [one["type"] for one in told if "job" in one["type"]] == ["job_canceled"]
-
-
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_sigterm_is_once_without_the_wait(run: Run, open_terminal: Open, hub: str, long: str, backend: str) -> None:
-    terminal = open_terminal("import", long, "--url", hub, "--backend", backend)
-    terminal.wait_for(r"\[connected\]")
-    terminal.press(CTRL_C)
-    terminal.wait_for(r"press Ctrl-C again")
-    terminal.process.send_signal(signal.SIGTERM)  # ends the wait for a second Ctrl-C too
-    code, last_words = terminal.leave()
-    assert code == 130
-    assert "asked" not in last_words
 
 
 def test_a_server_that_is_gone_is_told_and_the_job_is_left(

@@ -235,13 +235,15 @@ async def test_the_bus_goes_away_and_the_kernels_path_is_left(private_bus: Any) 
 
 async def test_a_hint_of_the_kernels_is_one_here_too() -> None:
     class Beneath:
-        closed = False
+        closed = fails = False
 
         def read(self) -> Path:
             return UP
 
         async def wait_hint(self) -> None:
             await anyio.lowlevel.checkpoint()
+            if self.fails:
+                raise OSError("the socket broke")
 
         def close(self) -> None:
             self.closed = True
@@ -250,6 +252,9 @@ async def test_a_hint_of_the_kernels_is_one_here_too() -> None:
     source = NetworkManagerPathSource(beneath)
     with anyio.fail_after(5):
         await source.wait_hint()
+        beneath.fails = True
+        with pytest.raises(OSError, match="the socket broke"):
+            await source.wait_hint()
     source.close()
     assert beneath.closed
 

@@ -70,15 +70,22 @@ class NetworkManagerPathSource:
 
     async def wait_hint(self) -> None:
         """See `PathSource.wait_hint`."""
+        failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
 
             async def wait_beneath() -> None:
-                await self._beneath.wait_hint()
+                nonlocal failure
+                try:
+                    await self._beneath.wait_hint()
+                except Exception as error:
+                    failure = error  # carried past the task group, which would wrap it
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(wait_beneath)
             await self._changed.wait()
             tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
         if self._changed.is_set():
             self._changed = anyio.Event()
 
