@@ -1,4 +1,4 @@
-"""Ctrl-C as a person presses it: `towline` on a terminal of its own, against a running hub."""
+"""Ctrl-C and Ctrl-Z as a person presses them: `towline` on a terminal of its own, against a running hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
@@ -147,6 +148,24 @@ def test_once_leaves_the_job_and_twice_cancels_it(
 
     told = [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
     assert [one["type"] for one in told if "job" in one["type"]] == ["job_canceled"]
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
+def test_ctrl_z_parts_from_the_hub_before_it_stops_and_fg_comes_back(open_terminal: Open, hub: str, long: str) -> None:
+    terminal = open_terminal("import", long, "--url", hub)
+    terminal.wait_for(r"\[connected\]")
+    terminal.press(b"\x1a")
+    terminal.wait_for(r"\[backgrounded\]")
+    deadline = time.monotonic() + PATIENCE
+    while not is_stopped(terminal.process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    terminal.process.send_signal(signal.SIGCONT)
+    terminal.wait_for(r"\[connected\]")
 
 
 def test_a_server_that_is_gone_is_told_and_the_job_is_left(

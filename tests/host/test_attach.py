@@ -317,6 +317,17 @@ async def test_a_source_that_fails_is_told_once_and_holds_nothing_back(caplog: p
     assert told(caplog) == ["the host tells of path no more: the driver fell over"]
 
 
+async def test_for_a_server_on_this_machine_no_path_is_watched() -> None:
+    async with ScriptedServer() as server:
+        server.job("j1", token="t1").start()
+        async with (
+            towline.Connection("ws://127.0.0.1/ws/progress", job="j1", token="t1", network=server.network) as line,
+            towline.host.attach(line, sleep=False) as host,
+        ):
+            assert host.sources == {"suspension"}
+            assert set(host.missing) == {"path"}
+
+
 async def test_what_is_missing_is_told_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     caplog.set_level(logging.INFO, "towline")
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")

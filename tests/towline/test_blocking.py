@@ -134,8 +134,8 @@ def test_a_window_of_another_thread_is_hidden_and_shown(backend: str, monkeypatc
         with pytest.raises(ForbiddenRequest, match="attaching"), attach(line):
             pass
         with line, attach(line, job_control=True) as host:
-            assert host.sources == {"path", "suspension"}
-            assert set(host.missing) >= {"job control"}
+            assert host.sources == {"suspension"}
+            assert set(host.missing) >= {"path", "job control"}  # a server on this machine, another thread's signals
             line.wait_for(State.CONNECTED, timeout=10)
             window = threading.Thread(target=host.background)
             window.start()

@@ -16,6 +16,7 @@ from .._connection import Connection
 from .._exceptions import InvalidArgument, TowlineError
 from .._secret import Secret
 from .._text import escape
+from ..host._attach import attach
 from ..host._interrupts import WINDOW, Interruption, watch_interrupts
 from ..statemachine import Policy
 from ..storage import TokenStore
@@ -173,7 +174,7 @@ async def _follow(line: Connection, view: View, history: Path | None, resume: st
             await watch_interrupts(line, tell, window=window)
 
         try:
-            async with line:
+            async with line, attach(line, job_control=sys.platform != "win32"):
                 if sys.platform != "win32":  # there Ctrl-C is a KeyboardInterrupt, which closes everything too
                     tasks.start_soon(stop_on_signal)
                 async for update in line:

@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 
 from ..statemachine import State
 from ..transport._path import PathMonitor, system_path_source
+from ..transport._url import is_loopback
 from ._job_control import watch_job_control
 from ._suspend import watch_suspension
 
@@ -112,7 +113,8 @@ class Host:
     def _lose(self, source: Source, error: Exception) -> None:
         self.sources.discard(source)
         self.missing[source] = str(error) or type(error).__name__
-        logger.warning("the host tells of %s no more: %s", source, self.missing[source])
+        trace = None if isinstance(error, OSError) else error  # the system's own failures need none
+        logger.warning("the host tells of %s no more: %s", source, self.missing[source], exc_info=trace)
         self._wake(source)
         if source == "path":
             self.connection.report_path(True)  # nobody knows any more: a dial is to find out
@@ -157,6 +159,9 @@ class _Beginning:
 
     async def begin_path(self, monitor: PathMonitor | None, *, connectivity: bool) -> None:
         if monitor is None:
+            if is_loopback(self._host.connection._engine_of("attaching").settings.url.origin.host):
+                self._miss("path", OSError("the server is on this machine, which needs no way out"))
+                return
             judged = await self._judged_by_network_manager() if connectivity and sys.platform == "linux" else None
             monitor = judged or PathMonitor()
         chosen = monitor
@@ -219,7 +224,7 @@ async def attach(
 ) -> AsyncIterator[Host]:
     """Tell an entered connection of its host while the block lasts; yields the `Host`.
 
-    - `path`: the network path, by `monitor` or the system's own.
+    - `path`: the network path, by `monitor` or the system's own; the latter not for a server on this machine.
     - `connectivity`: whether that path leads anywhere, by NetworkManager, on Linux; needs a system bus and jeepney (the
       extra `host`). A `monitor` of yours is taken at its word instead.
     - `sleep`: sleep that the system announces (logind, which needs the same; macOS; Windows): the server is told

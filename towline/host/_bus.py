@@ -23,7 +23,7 @@ from jeepney.low_level import Parser
 PATIENCE: Final = 5.0
 
 
-class BusUnavailable(Exception):
+class BusUnavailable(OSError):
     """There is no such bus, it will not talk to us, or it went away. The conversation is over."""
 
 
