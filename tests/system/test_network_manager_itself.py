@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -54,7 +55,7 @@ path={folder}/connections
 uri=http://10.73.1.1:8080/check
 response=NetworkManager is online
 interval=300
-timeout=1
+timeout=20
 [device]
 match-device=interface-name:up0
 managed=1
@@ -75,15 +76,16 @@ method=disabled
 WEB = """
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 class Page(BaseHTTPRequestHandler):
     def do_GET(self):
+        body = Path(sys.argv[1]).read_bytes()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-body = sys.argv[1].encode()
 server = HTTPServer(("10.73.1.1", 8080), Page)
 print("ready", flush=True)
 server.serve_forever()
@@ -117,7 +119,6 @@ class Machine:
         self._things = things
         self._environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={folder}/bus"}
         self._here, self._there = (f"tl-nm-{os.getpid()}-{end}" for end in ("here", "there"))
-        self._web: subprocess.Popen[str] | None = None
         for name in (self._here, self._there):
             self._ip("netns", "add", name)
             things.callback(self._ip, "netns", "delete", name)
@@ -126,6 +127,9 @@ class Machine:
         self._ip("-n", self._there, "link", "set", "down0", "up")
         self._ip("-n", self._here, "link", "set", "lo", "up")
         self.answer("NetworkManager is online")
+        self._web = self._start("ip", "netns", "exec", self._there, sys.executable, "-c", WEB, str(folder / "answer"))
+        assert self._web.stdout is not None
+        assert self._web.stdout.readline() == "ready\n"
         (folder / "connections").mkdir()
         (folder / "none").mkdir()
         (folder / "bus.conf").write_text(BUS.format(folder=folder))
@@ -150,16 +154,26 @@ class Machine:
         self._manager.terminate()
         self._manager.wait()
 
-    def answer(self, body: str | None) -> None:
-        """What the server at the other end says from now on; None: nobody is there."""
-        if self._web is not None:
-            self._web.terminate()
-            self._web.wait()
-            self._web = None
-        if body is not None:
-            self._web = self._start("ip", "netns", "exec", self._there, sys.executable, "-c", WEB, body)
-            assert self._web.stdout is not None
-            assert self._web.stdout.readline() == "ready\n"
+    def answer(self, body: str) -> None:
+        """What the server at the other end says from now on."""
+        new = self._folder / "answer.new"
+        new.write_text(body)
+        new.replace(self._folder / "answer")
+
+    def stop_answering(self) -> None:
+        self._web.terminate()
+        self._web.wait()
+
+    def connectivity(self) -> str:
+        """What NetworkManager finds when it looks now."""
+        return self.nmcli("networking", "connectivity", "check")
+
+    def wait_connectivity(self, expected: str) -> None:
+        """Wait until NetworkManager has its connection, and finds this."""
+        deadline = time.monotonic() + 40
+        while (found := self.connectivity()) != expected:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
 
     def nmcli(self, *arguments: str) -> str:
         command = ["nmcli", *arguments]
@@ -207,26 +221,26 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_from_full_to_a_portal_to_nobody_and_through_a_restart(machine: Machine, backend: str) -> None:
-    assert machine.nmcli("networking", "connectivity", "check") == "full"
+    machine.wait_connectivity("full")
     told = machine.watch(backend)
 
     def next_path() -> list[object]:
-        return told.get(timeout=20)
+        return told.get(timeout=40)
 
     assert next_path() == UP
     machine.answer("<html>sign in first</html>")
-    assert machine.nmcli("networking", "connectivity", "check") == "portal"
+    assert machine.connectivity() == "portal"
     assert next_path() == DOWN
     machine.answer("NetworkManager is online")
-    assert machine.nmcli("networking", "connectivity", "check") == "full"
+    assert machine.connectivity() == "full"
     assert next_path() == UP
-    machine.answer(None)
-    assert machine.nmcli("networking", "connectivity", "check") == "limited"
+    machine.stop_answering()
+    assert machine.connectivity() == "limited"
     assert next_path() == LIMITED
     machine.stop_manager()  # it leaves the interface as it is
     assert next_path() == UP
     machine.start_manager()
-    assert machine.nmcli("networking", "connectivity", "check") == "limited"
+    machine.wait_connectivity("limited")
     assert next_path() == LIMITED
     machine.nmcli("networking", "off")
     assert next_path() == DOWN
