@@ -93,7 +93,7 @@ GROUPS: Final = (
             Table(
                 "servers",
                 (
-                    Scene("left alone", scenes.left_alone),
+                    Scene("left alone", scenes.left_silent),
                     Scene("SIGTERM", scenes.stopped),
                     Scene("SIGKILL", scenes.killed),
                     Scene("frozen", scenes.frozen),

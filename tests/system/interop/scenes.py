@@ -39,13 +39,22 @@ def told(follower: Follower, since: float, findings: list[str]) -> Seen:
 
 
 async def left_alone(stage: Stage) -> Seen:
+    """Nothing happens to it, and the job is followed on one socket."""
+    return await _left_alone(stage, 0)
+
+
+async def left_silent(stage: Stage) -> Seen:
     """Nothing happens to it but a silence, in which both sides ping, and the job is followed on one socket."""
+    return await _left_alone(stage, 4)
+
+
+async def _left_alone(stage: Stage, silence: float) -> Seen:
     follower = stage.follower(PINGS)
     since = anyio.current_time()
     async with follower.following():
         await follower.job.work(8)
         await follower.shown(8)
-        await anyio.sleep(4)
+        await anyio.sleep(silence)
     return told(follower, since, _unless(f"the link was lost: {follower.failures()}", not follower.failures()))
 
 
