@@ -76,6 +76,8 @@ def _open_log(database: Path | str) -> EventLog:
         from ._redis import RedisLog  # an extra that not every hub needs
 
         return RedisLog(database)
+    if isinstance(database, str) and "://" in database:
+        raise InvalidArgument("database", "must be a path, or a URL that begins with redis://, rediss:// or unix://")
     return SqliteLog(Path(database))
 
 

@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -19,8 +20,11 @@ from typing import Final
 import anyio
 import uvicorn
 
+from .._exceptions import InvalidArgument
 from ._csv_import import MEDIA_TYPES, csv_import
 from ._hub import Hub
+from ._log import EventLog
+from ._processes import run_processes
 
 logger: Final = logging.getLogger("towline.server")
 
@@ -51,8 +55,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        host, port = self._listener.getsockname()[:2]
-        self._announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        self._announce(_url(self._listener))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -84,23 +87,59 @@ def serve(
     files: Path | None = None,
     row_delay: float = 0,
     hub: Hub | None = None,
+    workers: int = 1,
     announce: Callable[[str], None] = announce_on_stdout,
 ) -> None:
     """Serve a hub with the `csv_import` pipeline (or the `hub` given) until SIGTERM or SIGINT; blocks.
 
     `database` and `files` are as for `Hub`. Port 0 takes a free one. `announce` is called with the hub's URL once it
     listens. `row_delay` is a pause after each row of a CSV file, in seconds. At a stop, sockets are sent away with word
-    when to come back, and jobs stay in the database for the next start. Raises `OSError` where the address cannot be
-    had, and `HubStorageError` where the database cannot be used.
+    when to come back, and jobs stay in the database for the next start.
+
+    With more than one of `workers` so many processes serve the one port, each a hub on the same Redis; one that dies is
+    replaced. A `hub` of your own is served by one: start your program several times.
+
+    Raises `OSError` where the address cannot be had, `HubStorageError` where the database cannot be used, and
+    `InvalidArgument` for several workers on one SQLite file or of one `hub`.
     """
+    if workers < 1 or (workers > 1 and hub is not None):
+        raise InvalidArgument("workers", "must be above zero, and is 1 for a hub of your own")
     if hub is None:
-        hub = Hub(database, files=files, metrics=find_spec("prometheus_client") is not None)
-        hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import(row_delay=row_delay))
-    make_server(hub, host, port, announce).run()
+        hub = _csv_hub(database, files, row_delay)
+    if workers == 1:
+        return make_server(hub, host, port, announce).run()
+    if not hub.log.shared:
+        raise InvalidArgument("workers", "an SQLite file has one owner: several workers need a log in Redis")
+    anyio.run(_check, hub.log)
+    with _listen(host, port) as listener:
+        announce(_url(listener))
+        run_processes(workers, partial(_serve_one, database, files, row_delay), listener)
+    return None
+
+
+def _csv_hub(database: Path | str, files: Path | None, row_delay: float) -> Hub:
+    hub = Hub(database, files=files, metrics=find_spec("prometheus_client") is not None)
+    hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import(row_delay=row_delay))
+    return hub
+
+
+async def _check(log: EventLog) -> None:
+    """Find out in the parent what would fail in all of its children."""
+    async with log:
+        pass
+
+
+def _serve_one(database: Path | str, files: Path | None, row_delay: float, listener: socket.socket) -> None:
+    """One of several processes."""
+    _make_server(_csv_hub(database, files, row_delay), listener, lambda url: None).run()
 
 
 def make_server(hub: Hub, host: str, port: int, announce: Callable[[str], None]) -> uvicorn.Server:
     """Make the server of a hub; setting its `should_exit` stops it as a signal does."""
+    return _make_server(hub, _listen(host, port), announce)
+
+
+def _make_server(hub: Hub, listener: socket.socket, announce: Callable[[str], None]) -> uvicorn.Server:
     config = uvicorn.Config(
         hub,
         ws="websockets-sansio",
@@ -115,7 +154,12 @@ def make_server(hub: Hub, host: str, port: int, announce: Callable[[str], None])
         log_level=logging.WARNING,
         timeout_graceful_shutdown=_STOP_WITHIN,
     )
-    return _Server(config, hub, _listen(host, port), announce)
+    return _Server(config, hub, listener, announce)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -16,6 +16,17 @@ def serve(
     database: Annotated[Path, typer.Option("--database", help="The SQLite file; made where it is missing.")] = Path(
         "towline-hub.db"
     ),
+    redis: Annotated[
+        str | None,
+        typer.Option("--redis", help="Keep the log there instead (redis://…, rediss://…, unix://…).", metavar="URL"),
+    ] = None,
+    files: Annotated[
+        Path | None,
+        typer.Option("--files", help="The folder of uploads and large results; else <database>.files."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", help="So many processes serve the port; more than one need --redis.", min=1)
+    ] = 1,
     row_delay: Annotated[
         float, typer.Option("--row-delay", help="A pause after each row of a CSV file, in seconds.", min=0)
     ] = 0.0,
@@ -23,7 +34,12 @@ def serve(
     """Run a job hub: it takes CSV imports from this machine, and tells of their progress."""
     try:
         from ..server import serve as serve_hub
+
+        if redis is not None:
+            import redis as client  # noqa: F401 - asked for now, so that its absence is told at once
     except ImportError as error:
-        fail(ExitCode.USAGE, f"the hub needs its extra: pip install 'towline[server]' ({error.name} is missing)")
+        extra = "redis" if error.name == "redis" else "server"
+        fail(ExitCode.USAGE, f"the hub needs its extra: pip install 'towline[{extra}]' ({error.name} is missing)")
+    files = files or Path(f"{database}.files")
     with expected_failures():
-        serve_hub(host, port, database, row_delay=row_delay)
+        serve_hub(host, port, redis or database, files=files, workers=workers, row_delay=row_delay)
