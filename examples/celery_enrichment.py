@@ -9,25 +9,15 @@ the same epoch. A job that is canceled stops at its next report. A job has faile
 """
 
 import os
-import time
-from functools import cache
 from pathlib import Path
 
 import anyio.to_thread
-import msgspec
 from celery import Celery, Task
 
-from towline import JobEnded
 from towline.server import Hub, HubStorageError, Upload, serve
-from towline.server.reporter import Reporter
-from towline.transport import BatchEnrichmentResult
 
-from .batch_enrichment import Batch, Catalogue, load_catalogue
+from .reported_enrichment import FILES, REDIS, give_up, run
 
-REDIS = os.environ.get("TOWLINE_REDIS", "redis://127.0.0.1")
-FILES = Path(os.environ.get("TOWLINE_FILES", "towline-files"))
-CATALOGUE = Path(os.environ.get("CATALOGUE", "examples/books.csv"))
-DELAY = float(os.environ.get("DELAY", "0"))  # seconds a book, to see it work
 TRIES = 5
 
 app = Celery("books", broker=REDIS)
@@ -41,48 +31,19 @@ app.conf.update(
 )
 
 
-@cache
-def catalogue() -> Catalogue:
-    """The catalogue, read once by each worker process."""
-    return load_catalogue(CATALOGUE)
+class ToldTask(Task):
+    """A task whose failure, after the last try, is the job's."""
+
+    def on_failure(self, exc: Exception, task_id: str, args: list[str], kwargs: dict[str, str], einfo: object) -> None:
+        give_up(args[0])
 
 
-@app.task(bind=True, name="books.enrich", max_retries=TRIES)
+@app.task(bind=True, base=ToldTask, name="books.enrich", max_retries=TRIES - 1)
 def enrich(self: Task, job_id: str, path: str) -> None:
     try:
-        with Reporter.from_url(REDIS, job_id) as report:
-            work(report, Path(path))
-    except JobEnded:
-        return  # canceled: there is nothing left to do
+        run(job_id, Path(path))
     except (HubStorageError, OSError) as error:
         raise self.retry(exc=error, countdown=1) from error
-
-
-def work(report: Reporter, path: Path) -> None:
-    """Look every book up, from where the run before had come."""
-    begun = time.monotonic()
-    try:
-        wanted = msgspec.json.decode(path.read_bytes(), type=Batch).books
-    except msgspec.DecodeError as error:
-        report.fail("BAD_BATCH", f"the list of books cannot be read: {error}")
-        return
-    report.start(len(wanted))
-    # A look-up is quick and always the same: those of the run before are made again, and told by nobody.
-    done = [catalogue().look_up(book) for book in wanted[: report.processed]]
-    for book in wanted[report.processed :]:
-        done.append(catalogue().look_up(book))
-        time.sleep(DELAY)
-        report.progress(len(done), item=book.title, status="looking up")
-    hits = sum(book.success for book in done)
-    report.complete(
-        BatchEnrichmentResult(
-            total_processed=len(done),
-            success_count=hits,
-            failure_count=len(done) - hits,
-            duration=round((time.monotonic() - begun) * 1000),
-            enriched_books=done,
-        )
-    )
 
 
 def make_hub() -> Hub:

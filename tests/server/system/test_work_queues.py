@@ -1,8 +1,9 @@
-"""Two hubs behind nginx, two Celery workers behind Redis, one client: kill what you like, the client sees one story."""
+"""Two hubs behind nginx, two workers of a queue behind Redis, one client: kill what you like, it sees one story."""
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,14 +16,25 @@ import httpx
 import pytest
 import websockets.exceptions
 
+from towline.server._files import UPLOAD_FILE
+from towline.server._log import Job
 from towline.server._redis import RedisStore
 
-pytest.importorskip("celery")
 if shutil.which("nginx") is None:
     pytest.skip("no nginx on this machine (apt-get install nginx-light)", allow_module_level=True)
 
 ROOT = Path(__file__).parents[3]
 BOOKS = 80
+TRIES = 5  # of the examples
+LOST_AFTER = 2.0
+#: How a queue's worker is started, and the word by which it says that it works.
+QUEUES = {
+    "celery": (
+        "celery --app examples.celery_enrichment.app worker --concurrency 1 --loglevel info --hostname w{number}@%h",
+        "ready.",
+    ),
+    "taskiq": ("taskiq worker --workers 1 examples.taskiq_enrichment:broker", "Listening started."),
+}
 NGINX = """
 daemon off; pid nginx.pid; error_log error.log; worker_processes 1;
 events {{ }}
@@ -48,35 +60,36 @@ http {{
 class Scene:
     """Everything that runs, by name."""
 
-    def __init__(self, redis_url: str, folder: Path, ports: tuple[int, int, int]) -> None:
+    def __init__(self, queue: str, redis_url: str, folder: Path, ports: tuple[int, int, int]) -> None:
+        self._queue = queue
         self._folder = folder
+        self.files = folder / "files"
         self._ports = ports
         self._environment = os.environ | {
             "TOWLINE_REDIS": redis_url,
             "TOWLINE_FILES": str(folder / "files"),
             "CATALOGUE": str(ROOT / "examples" / "books.csv"),
             "DELAY": "0.03",
+            "LOST_AFTER": str(LOST_AFTER),
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.url = f"http://127.0.0.1:{ports[2]}"
 
     def start_hub(self, number: int) -> None:
-        self._start(
-            f"hub {number}", [sys.executable, "-m", "examples.celery_enrichment"], PORT=str(self._ports[number])
-        )
+        command = [sys.executable, "-m", f"examples.{self._queue}_enrichment"]
+        self._start(f"hub {number}", command, PORT=str(self._ports[number]))
 
     def start_worker(self, number: int) -> None:
-        worker = [
-            "celery",
-            "--app",
-            "examples.celery_enrichment.app",
-            "worker",
-            "--concurrency",
-            "1",
-            "--loglevel",
-            "info",
-        ]
-        self._start(f"worker {number}", [sys.executable, "-m", *worker, "--hostname", f"w{number}@%h"])
+        command, _ = QUEUES[self._queue]
+        self._start(f"worker {number}", [sys.executable, "-m", *command.format(number=number).split()])
+
+    def tries_again(self) -> int:
+        """How many runs have failed and will be repeated, by what the workers say."""
+        return len(re.findall(r"Retry in 1s|Retrying\.", self.text_of("worker 0")))
+
+    def works(self, number: int) -> bool:
+        _, word = QUEUES[self._queue]
+        return word in self.text_of(f"worker {number}")
 
     def start_nginx(self) -> None:
         one, two, port = self._ports
@@ -110,9 +123,12 @@ class Scene:
         return (self._folder / f"{name}.log").read_text()
 
 
-@pytest.fixture
-def scene(redis_port_process: Any, tmp_path: Path, free_port: Any, eventually: Any) -> Iterator[Scene]:
-    scene = Scene(redis_port_process.url, tmp_path, (free_port(), free_port(), free_port()))
+@pytest.fixture(params=QUEUES)
+def scene(
+    request: pytest.FixtureRequest, redis_port_process: Any, tmp_path: Path, free_port: Any, eventually: Any
+) -> Iterator[Scene]:
+    pytest.importorskip(request.param, reason=f"{request.param} is not installed (make test-system)")
+    scene = Scene(request.param, redis_port_process.url, tmp_path, (free_port(), free_port(), free_port()))
 
     def healthy(port: int) -> bool:
         with contextlib.suppress(httpx.TransportError):
@@ -122,16 +138,23 @@ def scene(redis_port_process: Any, tmp_path: Path, free_port: Any, eventually: A
     try:
         for number in (0, 1):
             scene.start_hub(number)
-            scene.start_worker(number)
         scene.start_nginx()
         for port in scene._ports:
             eventually(lambda port=port: healthy(port))
-        for number in (0, 1):
-            eventually(lambda number=number: "ready." in scene.text_of(f"worker {number}"))
         yield scene
     finally:
         for name in list(scene.processes):
             scene.kill(name)
+
+
+@pytest.fixture
+def working(scene: Scene, eventually: Any) -> Scene:
+    """The scene with its workers."""
+    for number in (0, 1):
+        scene.start_worker(number)
+    for number in (0, 1):
+        eventually(lambda number=number: scene.works(number))
+    return scene
 
 
 def batch() -> bytes:
@@ -165,8 +188,9 @@ def connect_at_last(client: Any, stack: contextlib.ExitStack, eventually: Any) -
 
 
 def test_kill_a_node_and_a_worker(
-    scene: Scene, redis_port_process: Any, client_of: Any, ready: Any, following: Any, eventually: Any
+    working: Scene, redis_port_process: Any, client_of: Any, ready: Any, following: Any, eventually: Any
 ) -> None:
+    scene = working
     with client_of(scene.url) as client:
         assert client.start(batch(), "/api/enrich", content_type="application/json").status_code == 202
         seen: list[dict[str, Any]] = []
@@ -189,8 +213,8 @@ def test_kill_a_node_and_a_worker(
         check(redis_port_process.url, client.job, seen)
 
 
-def test_a_canceled_job_frees_its_worker(scene: Scene, client_of: Any, ready: Any, following: Any) -> None:
-    with client_of(scene.url) as client:
+def test_a_canceled_job_frees_its_worker(working: Scene, client_of: Any, ready: Any, following: Any) -> None:
+    with client_of(working.url) as client:
         for _ in range(3):
             client.start(batch(), "/api/enrich", content_type="application/json")
             with client.socket() as socket:
@@ -200,3 +224,30 @@ def test_a_canceled_job_frees_its_worker(scene: Scene, client_of: Any, ready: An
                 assert following(socket).events[-1]["type"] == "job_canceled"
         client.start(b'{"books": []}', "/api/enrich", content_type="application/json")
         assert client.follow().events[-1]["payload"]["totalProcessed"] == 0
+
+
+def test_an_epoch_ends_only_after_the_last_try(
+    scene: Scene, redis_port_process: Any, client_of: Any, eventually: Any
+) -> None:
+    """Two jobs whose uploads are not to be read: one comes back between two tries and ends well; one fails, once."""
+    store = RedisStore(redis_port_process.url)
+
+    def handed_out(job_id: str) -> bool:
+        job = store.job(job_id)
+        return isinstance(job, Job) and job.attempts == 1
+
+    with contextlib.closing(store), client_of(scene.url) as lucky, client_of(scene.url) as unlucky:
+        uploads = []
+        for client in (lucky, unlucky):
+            client.start(batch(), "/api/enrich", content_type="application/json")
+            eventually(lambda job_id=client.job: handed_out(job_id))
+            uploads.append((scene.files / client.job / UPLOAD_FILE).rename(scene.files / client.job / "away"))
+        scene.start_worker(0)
+        eventually(lambda: scene.tries_again() >= 4)
+        assert lucky.state()["status"] == unlucky.state()["status"] == "running"
+        uploads[0].rename(uploads[0].with_name(UPLOAD_FILE))
+        end = lucky.follow().events[-1]
+        assert (end["type"], end["payload"]["totalProcessed"]) == ("job_complete", BOOKS)
+        seen = unlucky.follow().events
+        assert [(event["type"], event["payload"].get("code")) for event in seen] == [("error", "GAVE_UP")]
+    assert scene.tries_again() >= TRIES - 1
