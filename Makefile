@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak bench fuzz test-system lint check clean mutations
+.PHONY: help install demo test soak bench bench-hub fuzz test-system lint check clean mutations
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ check: lint test  ## what CI runs
 bench: install  ## Towline beside its peers, as ratios
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-hub: install  ## the hub's events a second, and their age on arrival, by number of hubs
+	$(BIN)/python benchmarks/hub.py
 
 SECONDS_EACH ?= 600
 fuzz: install  ## coverage-guided fuzzing of every parser, SECONDS_EACH for each

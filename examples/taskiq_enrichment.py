@@ -34,7 +34,9 @@ class Broker(RedisStreamBroker):
 
     def __init__(self, url: str, lost_after: float) -> None:
         # Tasks that came before the first worker did are theirs too, so its group begins at the stream's beginning.
-        super().__init__(url, idle_timeout=round(lost_after * 1000), xread_block=round(lost_after * 250), consumer_id="0")
+        super().__init__(
+            url, idle_timeout=round(lost_after * 1000), xread_block=round(lost_after * 250), consumer_id="0"
+        )
         self._in_hand: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
 

@@ -10,12 +10,14 @@ the job up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 from anyio.abc import TaskGroup
@@ -23,12 +25,15 @@ from msgspec import UNSET, Struct
 
 from .._exceptions import HubStorageError, JobFailure
 from ._files import UPLOAD_FILE, UPLOAD_NAME_FILE, clear_job_folder, keep_result
-from ._log import EventLog, Job
+from ._log import Entry, EventLog, Job
 from ._settings import Limits
 from ._statistics import Counters
 from ._told import Told, completed, completed_by_url, failed, progressed, result_url, started
 
 logger: Final = logging.getLogger("towline.server")
+
+_MOST_WAITING: Final = 256  # events of a job on their way to the log, before it waits
+_LAST_WRITE: Final = 2.0  # seconds
 
 #: What a job's function may return: a result's fields, or the path of a JSON file in the job's folder that holds them.
 Result: TypeAlias = Struct | Mapping[str, Any] | Path | None
@@ -68,12 +73,18 @@ class JobContext:
         self._started = job.seq > 0
         self._log = log
         self._now = now
+        # Events on their way to the log, and how many were ever told and written: each waits for its own.
+        self._waiting: list[Entry] = []
+        self._told = self._written = 0
+        self._more = anyio.Event()
+        self._progress = anyio.Event()
 
     async def start(self, total: int | None = None, estimated_duration: float | None = None) -> None:
         """Tell that the work begins: how many items, and how many seconds it may take. Told once a job."""
         self.total = total
         if not self._started:
-            self._started = await self._tell(started(total, estimated_duration))
+            self._started = True
+            await self._tell(started(total, estimated_duration), kept=False)
 
     async def progress(
         self,
@@ -86,8 +97,10 @@ class JobContext:
     ) -> None:
         """Tell that `done` items are done, now at `item`, and keep `checkpoint` (any JSON value) with it.
 
-        Never fails the job and waits for no client: where the log takes no writes, that is logged and the work goes on.
-        A count below one told before, or told by the run before, is dropped, checkpoint and all.
+        With a checkpoint it returns when both are on disk; without, at once, and the log takes what has gathered while
+        it was busy in one transaction. Never fails the job and waits for no client: where the log takes no writes, that
+        is logged and the work goes on. A count below one told before, or told by the run before, is dropped, checkpoint
+        and all.
         """
         if total is not None:
             self.total = total
@@ -95,16 +108,56 @@ class JobContext:
             await self.start(self.total)
         if done < self.processed or done == self._told_before:
             return
-        if await self._tell(progressed(done, self.total, item, status, checkpoint)):
-            self.processed = done
+        self.processed = done
+        await self._tell(progressed(done, self.total, item, status, checkpoint), kept=checkpoint is not UNSET)
 
-    async def _tell(self, told: Told) -> bool:
+    async def _tell(self, told: Told, *, kept: bool) -> None:
+        """Hand an event to the writer, and wait until it is `kept`; else only as long as too many are on their way."""
+        self._waiting.append(Entry(told.type, told.payload, self._now(), told.change))
+        self._told += 1
+        place = self._told if kept else self._told - _MOST_WAITING
+        self._more.set()
+        await self._wait_written(place)
+        await anyio.lowlevel.checkpoint()
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """Write what is told within, in order; at the end all of it is in the log, or was refused by it."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._write)
+            yield
+            await self._wait_written(self._told)
+            tasks.cancel_scope.cancel()
+
+    async def _wait_written(self, place: int) -> None:
+        while self._written < place:
+            await self._progress.wait()
+
+    async def _write(self) -> None:
+        # What was told before it is cancelled is written all the same.
         try:
-            event = await self._log.append(self.job_id, told.type, told.payload, self._now(), told.change)
-        except HubStorageError as error:
-            logger.warning("job %s: an event was not kept: %s", self.job_id, error)
-            return False
-        return event is not None
+            while True:
+                await self._more.wait()
+                self._more = anyio.Event()
+                await self._write_waiting()
+        finally:
+            with anyio.move_on_after(_LAST_WRITE, shield=True):
+                await self._write_waiting()
+
+    async def _write_waiting(self) -> None:
+        while self._waiting:
+            entries, self._waiting = self._waiting, []
+            # A cancelled write may have been carried out all the same, and must not be repeated.
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._log.append_all(self.job_id, entries)
+                except HubStorageError as error:
+                    logger.warning("job %s: %d events were not kept: %s", self.job_id, len(entries), error)
+                    if any(entry.type == "job_started" for entry in entries):
+                        self._started = False  # it is told with the next progress
+            self._written += len(entries)
+            self._progress.set()
+            self._progress = anyio.Event()
 
 
 class Runner:
@@ -193,7 +246,9 @@ class Runner:
                 if self._log.shared:
                     tasks.start_soon(self._stop_without_lease, job_id, tasks.cancel_scope)
                 context = JobContext(self._log, job, self.directory(job_id), attempt, self._now)
-                await self._end(job_id, await self._work(job, context))
+                async with context.writing():
+                    told = await self._work(job, context)
+                await self._end(job_id, told)
                 tasks.cancel_scope.cancel()
             job = await self._log.job(job_id)
         if not isinstance(job, Job) or not job.running:

@@ -125,6 +125,16 @@ class Change:
     outcome: bytes | UnsetType = UNSET
 
 
+@dataclass(frozen=True)
+class Entry:
+    """An event that is to be written; `payload` and `at` as in `Event`."""
+
+    type: str
+    payload: bytes
+    at: int
+    change: Change | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """The request that started a job: the same `key` of the same owner means the same job, if `digest` agrees."""
@@ -228,6 +238,9 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
         None: the job had ended before (or is not there), and nothing was written. So of several that want to end a
         job exactly one wins. A count below the state's is not written either: progress never goes back.
         """
+
+    async def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:
+        """Write several events in order, as `append` does, in one transaction; how many of them were written."""
 
     async def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
         """Read up to `limit` events with a `seq` above `after`, in order.

@@ -30,7 +30,7 @@ from redis.retry import Retry
 
 from .._exceptions import HubStorageError
 from ._clients import Arrival, Clients
-from ._log import ENDS, Bell, Bells, Change, Event, Job, Missing, Request, RequestMismatch, Token
+from ._log import ENDS, Bell, Bells, Change, Entry, Event, Job, Missing, Request, RequestMismatch, Token
 from ._tails import Tails
 
 logger: Final = logging.getLogger("towline.server")
@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 _TIMEOUT: Final = 5.0  # seconds one command may take
 _CALLS: Final = 16  # commands at once
+_HEARD: Final = 256  # messages that are told to the event loop at once
 _LISTEN: Final = 0.2  # seconds between two looks whether to go on listening
 _TOKENS_PER_JOB: Final = 32
 _REMEMBER_CLIENT: Final = 120  # seconds, in which what a half-open socket said must have arrived
@@ -230,6 +231,23 @@ class RedisStore:
         return Job(**{name.decode(): _value(name.decode(), value) for name, value in fields.items()})
 
     def append(self, job_id: str, event_type: str, payload: bytes, at: int, change: Change | None) -> Event | None:
+        keys, args = self._appending(job_id, Entry(event_type, payload, at, change))
+        with self._renaming_errors():
+            written = self._append(keys=keys, args=args)
+        if written is None:
+            return None
+        seq, pipeline, epoch = written
+        return Event(job_id, _text(pipeline), _text(epoch), seq, event_type, at, payload)
+
+    def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:
+        with self._renaming_errors(), self.client.pipeline(transaction=True) as transaction:
+            for entry in entries:
+                keys, args = self._appending(job_id, entry)
+                self._append(keys=keys, args=args, client=transaction)
+            return sum(written is not None for written in transaction.execute())
+
+    def _appending(self, job_id: str, entry: Entry) -> tuple[list[str], list[Any]]:
+        change, at = entry.change, entry.at
         values = {} if change is None else {name: getattr(change, name) for name in Change.__dataclass_fields__}
         values = {"updated": at, "attempts": 0} | {name: v for name, v in values.items() if v is not UNSET}
         kept = [part for name, value in values.items() if value is not None for part in (name, value)]
@@ -242,13 +260,8 @@ class RedisStore:
             self._key("ended"),
             self.channel,
         ]
-        args: list[Any] = [job_id, event_type, payload, at, ENDS.get(event_type, ""), self._key("owner", ""), processed]
-        with self._renaming_errors():
-            written = self._append(keys=keys, args=[*args, len(kept) // 2, *kept, *dropped])
-        if written is None:
-            return None
-        seq, pipeline, epoch = written
-        return Event(job_id, _text(pipeline), _text(epoch), seq, event_type, at, payload)
+        args = [job_id, entry.type, entry.payload, at, ENDS.get(entry.type, ""), self._key("owner", ""), processed]
+        return keys, [*args, len(kept) // 2, *kept, *dropped]
 
     def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
         with self._renaming_errors():
@@ -370,6 +383,7 @@ class RedisLog(AsyncContextManagerMixin):
 
     def __init__(self, url: str, *, prefix: str = "towline") -> None:
         self._store = RedisStore(url, prefix)
+        self._arrivals = self._store.arrivals.encode()
         self._bells = Bells()
         self._tails = Tails()
         self.clients: Final = Clients()
@@ -407,19 +421,27 @@ class RedisLog(AsyncContextManagerMixin):
                     await anyio.sleep(_LISTEN)
 
     def _hear(self) -> None:
-        arrivals = self._store.arrivals.encode()
         with self._store.client.pubsub() as channel:  # type: ignore[no-untyped-call]
             channel.subscribe(self._store.channel, self._store.arrivals)
             while self._listening:
-                message = channel.get_message(timeout=_LISTEN)
-                if message is None:
-                    continue
-                if message["type"] == "subscribe":
-                    # What was published while nobody listened is in the streams.
-                    anyio.from_thread.run_sync(self._catch_up)
-                elif message["type"] == "message":
-                    heard = self._arrived if message["channel"] == arrivals else self._heard
-                    anyio.from_thread.run_sync(heard, message["data"])
+                messages: list[dict[str, Any]] = []
+                while (message := channel.get_message(timeout=_LISTEN)) is not None:
+                    messages.append(message)
+                    # Only what has arrived already: half a message is waited for, no message is not.
+                    if len(messages) == _HEARD or not channel.connection.can_read(timeout=0):
+                        break
+                if messages:
+                    anyio.from_thread.run_sync(self._hear_all, messages)
+
+    def _hear_all(self, messages: Sequence[dict[str, Any]]) -> None:
+        for message in messages:
+            if message["type"] == "subscribe":
+                # What was published while nobody listened is in the streams.
+                self._catch_up()
+            elif message["type"] == "message" and message["channel"] == self._arrivals:
+                self._arrived(message["data"])
+            elif message["type"] == "message":
+                self._heard(message["data"])
 
     def _catch_up(self) -> None:
         self._tails.clear()
@@ -459,6 +481,9 @@ class RedisLog(AsyncContextManagerMixin):
         self, job_id: str, event_type: str, payload: bytes, at: int, change: Change | None = None
     ) -> Event | None:
         return await self._call(self._store.append, job_id, event_type, payload, at, change)
+
+    async def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:
+        return await self._call(self._store.append_all, job_id, entries)
 
     async def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
         # Without a reader that is woken, nothing keeps the list up to date.

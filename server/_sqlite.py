@@ -25,7 +25,7 @@ from msgspec import UNSET
 
 from .._exceptions import HubStorageError
 from ._clients import Arrival, Clients
-from ._log import ENDS, Bell, Bells, Change, Event, Job, Missing, Request, RequestMismatch, Token
+from ._log import ENDS, Bell, Bells, Change, Entry, Event, Job, Missing, Request, RequestMismatch, Token
 from ._tails import Tails
 
 _FORMAT: Final = 1
@@ -68,6 +68,10 @@ _OWNER_WAIT: Final = 10.0  # seconds a new hub gives the one before it to let go
 _NO_LIMIT: Final = 2**62
 
 T = TypeVar("T")
+
+
+class _Written(list[Event]):
+    """The events of a write: their readers are to hear of them."""
 
 
 @dataclass(eq=False)
@@ -184,13 +188,11 @@ class SqliteLog(AsyncContextManagerMixin):
                         batch.append(waiting.receive_nowait())
                 await anyio.to_thread.run_sync(_commit, writer, batch, limiter=self._write_limit)
                 for write in batch:
-                    if isinstance(write.result, Event):
-                        self._publish(write.result)
+                    if isinstance(write.result, _Written):
+                        for event in write.result:
+                            self._tails.add(event)
+                            self._bells.ring(event.job_id)
                     write.done.set()
-
-    def _publish(self, event: Event) -> None:
-        self._tails.add(event)
-        self._bells.ring(event.job_id)
 
     async def create(self, job: Job, request: Request | None) -> Job:
         def apply(writer: sqlite3.Connection) -> Job:
@@ -219,26 +221,16 @@ class SqliteLog(AsyncContextManagerMixin):
         at: int,
         change: Change | None = None,
     ) -> Event | None:
-        columns: dict[str, Any] = {"updated": at, "attempts": 0}
-        if change is not None:
-            columns |= {
-                name: value for name in Change.__dataclass_fields__ if (value := getattr(change, name)) is not UNSET
-            }
-        if (status := ENDS.get(event_type)) is not None:
-            columns |= {"status": status, "ended": at, "checkpoint": None}
-        assignments = ", ".join(f"{name} = ?" for name in columns)
-        update = (
-            f"UPDATE jobs SET seq = seq + 1, {assignments} WHERE id = ? AND status = 'running' "
-            "AND (processed IS NULL OR processed <= ?) RETURNING seq, pipeline, epoch"
-        )
+        written = await self._append(job_id, [Entry(event_type, payload, at, change)])
+        return written[0] if written else None
 
-        def apply(writer: sqlite3.Connection) -> Event | None:
-            rows = writer.execute(update, (*columns.values(), job_id, columns.get("processed", _NO_LIMIT))).fetchall()
-            if not rows:
-                return None
-            [(seq, pipeline, epoch)] = rows
-            writer.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", (job_id, seq, event_type, at, payload))
-            return Event(job_id, pipeline, epoch, seq, event_type, at, payload)
+    async def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:
+        return len(await self._append(job_id, entries))
+
+    async def _append(self, job_id: str, entries: Sequence[Entry]) -> _Written:
+        def apply(writer: sqlite3.Connection) -> _Written:
+            written = (_append(writer, job_id, entry) for entry in entries)
+            return _Written(event for event in written if event is not None)
 
         return await self._write(apply)
 
@@ -364,6 +356,27 @@ def _commit(writer: sqlite3.Connection, batch: list[_Write[Any]]) -> None:
                 writer.execute("ROLLBACK")
         for write in batch:
             write.result, write.error = None, error
+
+
+def _append(writer: sqlite3.Connection, job_id: str, entry: Entry) -> Event | None:
+    columns: dict[str, Any] = {"updated": entry.at, "attempts": 0}
+    if entry.change is not None:
+        columns |= {
+            name: value for name in Change.__dataclass_fields__ if (value := getattr(entry.change, name)) is not UNSET
+        }
+    if (status := ENDS.get(entry.type)) is not None:
+        columns |= {"status": status, "ended": entry.at, "checkpoint": None}
+    assignments = ", ".join(f"{name} = ?" for name in columns)
+    rows = writer.execute(
+        f"UPDATE jobs SET seq = seq + 1, {assignments} WHERE id = ? AND status = 'running' "
+        "AND (processed IS NULL OR processed <= ?) RETURNING seq, pipeline, epoch",
+        (*columns.values(), job_id, columns.get("processed", _NO_LIMIT)),
+    ).fetchall()
+    if not rows:
+        return None
+    [(seq, pipeline, epoch)] = rows
+    writer.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", (job_id, seq, entry.type, entry.at, entry.payload))
+    return Event(job_id, pipeline, epoch, seq, entry.type, entry.at, entry.payload)
 
 
 def _read_job(connection: sqlite3.Connection, job_id: str) -> Job | Missing:

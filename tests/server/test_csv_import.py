@@ -47,12 +47,13 @@ async def run_import(
             assert isinstance(job, Job)
             context = CountedContext(log, job, folder, 1, lambda: 2)
             context.left = left
-            try:
-                result: object = await csv_import(**options)(context, upload)
-            except Killed:
-                continue
-            except JobFailure as failure:
-                result = failure
+            async with context.writing():
+                try:
+                    result: object = await csv_import(**options)(context, upload)
+                except Killed:
+                    continue
+                except JobFailure as failure:
+                    result = failure
         if isinstance(result, JobFailure):
             return {"failed": result.code}, []
         assert isinstance(result, Path)
@@ -98,13 +99,16 @@ async def test_rows_after_the_checkpoint_are_written_again(tmp_path: Path) -> No
         assert isinstance(job, Job)
         first = CountedContext(log, job, folder, 1, lambda: 2)
         first.left = 2
-        with pytest.raises(Killed):
-            await csv_import()(first, upload)
+        async with first.writing():
+            with pytest.raises(Killed):
+                await csv_import()(first, upload)
         with (folder / "books").open("ab") as file:
             file.write(b',\n{"title":"never told"' * 100)
         job = await log.job("j")
         assert isinstance(job, Job)
-        result = await csv_import()(JobContext(log, job, folder, 2, lambda: 2), upload)
+        second = JobContext(log, job, folder, 2, lambda: 2)
+        async with second.writing():
+            result = await csv_import()(second, upload)
         assert isinstance(result, Path)
         assert [b["title"] for b in msgspec.json.decode(result.read_bytes())["books"]] == [
             f"Book {n}" for n in range(5)
@@ -118,10 +122,12 @@ async def test_a_run_that_begins_anew_tells_nothing_twice(tmp_path: Path) -> Non
             job = await log.job("j")
             assert isinstance(job, Job)
             context = JobContext(log, job, tmp_path, 1, lambda: 2)
-            await context.start(8)
-            for done in range(1, last + 1):
-                await context.progress(done)
-        await context.progress(8, status="other words for the same count")
+            async with context.writing():
+                await context.start(8)
+                for done in range(1, last + 1):
+                    await context.progress(done)
+                if last == 8:
+                    await context.progress(8, status="other words for the same count")
         counts = [msgspec.json.decode(event.payload).get("processedCount") for event in await log.read("j", 0, 100)]
         assert counts == [None, *range(1, 9), 8]
 

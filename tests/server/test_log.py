@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from towline.server._clients import Arrival
-from towline.server._log import Change, Event, EventLog, Job, Missing, Request, RequestMismatch, Token
+from towline.server._log import Change, Entry, Event, EventLog, Job, Missing, Request, RequestMismatch, Token
 from towline.server._sqlite import SqliteLog
 
 pytestmark = pytest.mark.anyio
@@ -346,3 +346,26 @@ async def test_hubs_that_share_a_log_hear_of_each_others_clients(open_log: OpenL
                     assert await two.arrive(Arrival(job_id="j", client="c", socket=2)) == 2
                     await anyio.sleep(0.01)
             assert await one.arrive(Arrival(job_id="j", client="c", socket=1)) == 2
+
+
+async def test_several_events_are_written_in_order_and_as_one_alone_would_be(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        counts = (1, 3, 2, 4)
+        entries = [Entry("job_progress", b"%d" % count, 7, Change(processed=count)) for count in counts]
+        with log.subscribe("j") as bell:
+            assert await log.append_all("j", entries) == 3
+            with anyio.fail_after(10):
+                while len(await log.read("j", 0, 100)) < 3:
+                    await bell.wait_ring()
+        assert [(event.seq, event.payload) for event in await log.read("j", 0, 100)] == [
+            (1, b"1"),
+            (2, b"3"),
+            (3, b"4"),
+        ]
+        end = [Entry("job_complete", b"{}", 8), Entry("job_progress", b"5", 8, Change(processed=5))]
+        assert await log.append_all("j", end) == 1
+        assert await log.append_all("j", entries) == 0
+        kept = await log.job("j")
+        assert isinstance(kept, Job)
+        assert (kept.seq, kept.processed, kept.status) == (4, 4, "complete")

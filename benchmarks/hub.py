@@ -1,0 +1,223 @@
+"""How many events a second come from jobs to their watchers, and how old they are on arrival, by hubs and storage.
+
+    python benchmarks/hub.py            # prints a Markdown table; about two minutes
+
+Jobs, hubs, Redis and watchers share this machine, each hub and each half of the watchers a process of its own: what is
+measured is the whole, not a hub alone. SQLite writes with `synchronous=FULL`, Redis with `appendfsync always`.
+
+Events and frames a second are counted with every job telling as fast as it can, from the first message at a watcher to
+the last at all of them; nothing is merged or left out. The ages are those of 200 events a second in all, from the job's
+call to the watcher's having the message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+from websockets.asyncio.client import connect
+
+JOBS = 8
+EVENTS = 600  # of each job, flat out
+PACE = 200.0  # events a second of all jobs, paced
+SECONDS = 6.0
+CLIENT_PROCESSES = 2
+HUB = """
+import sys, time
+from pathlib import Path
+import anyio
+from towline.server import Hub, Limits, serve
+
+hub = Hub(sys.argv[1], files=Path(sys.argv[2]), limits=Limits(running_jobs=64, calls=100_000))
+
+@hub.job("count", path="/start")
+async def count(context, upload):
+    events, pause = upload.path.read_text().split()
+    await context.start(int(events))
+    while not (context.directory / "go").exists():
+        await anyio.sleep(0.01)
+    for done in range(1, int(events) + 1):
+        await context.progress(done, item=str(time.time_ns()))
+        if float(pause):
+            await anyio.sleep(float(pause))
+
+serve(port=0, hub=hub)
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: so many hubs, so many watchers of each job."""
+
+    storage: str
+    hubs: int
+    jobs: int
+    watchers: int
+
+
+CASES = [
+    Case("SQLite", 1, 1, 1),
+    Case("SQLite", 1, JOBS, 1),
+    Case("SQLite", 1, JOBS, 8),
+    Case("Redis", 1, JOBS, 8),
+    Case("Redis", 2, JOBS, 8),
+    Case("Redis", 4, JOBS, 8),
+]
+
+
+class Payload(msgspec.Struct, rename="camel"):
+    current_item: str = ""
+
+
+class Frame(msgspec.Struct):
+    type: str
+    payload: Payload = msgspec.field(default_factory=Payload)
+
+
+# --- the watchers, in processes of their own ---------------------------------------------------------------------
+
+
+async def watch(url: str, token: str, connected: asyncio.Semaphore, ages: list[float], times: list[float]) -> None:
+    decode = msgspec.json.Decoder(Frame).decode
+    async with connect(url, additional_headers={"authorization": f"Bearer {token}"}, proxy=None) as socket:
+        await socket.send('{"type":"ready","timestamp":1}')
+        async for message in socket:
+            now = time.time_ns()
+            frame = decode(message)
+            if frame.type == "job_started":
+                connected.release()
+            elif frame.type == "job_progress":
+                ages.append((now - int(frame.payload.current_item)) / 1e6)
+                times.append(now / 1e9)
+
+
+async def watch_all(targets: list[tuple[str, str]]) -> None:
+    connected = asyncio.Semaphore(0)
+    ages: list[float] = []
+    times: list[float] = []
+    async with asyncio.TaskGroup() as tasks:
+        for url, token in targets:
+            tasks.create_task(watch(url, token, connected, ages, times))
+        for _ in targets:
+            await connected.acquire()
+        print("connected", flush=True)
+    print(json.dumps({"first": min(times), "last": max(times), "ages": ages}), flush=True)
+
+
+# --- one measurement ---------------------------------------------------------------------------------------------
+
+
+def measure(urls: list[str], files: Path, case: Case, events: int, pause: float) -> dict[str, Any]:
+    """Start the jobs and their watchers, spread over the hubs, let them go, and gather what the watchers saw."""
+    started = []
+    for number in range(case.jobs):
+        answer = httpx.post(
+            f"{urls[number % len(urls)]}/start",
+            content=f"{events} {pause}",
+            headers={"content-type": "application/octet-stream"},
+        )
+        started.append(answer.raise_for_status().json())
+    # The watchers of a job are spread over all hubs, so most are not where it runs.
+    targets = []
+    for job in started:
+        for number in range(case.watchers):
+            url = urls[number % len(urls)].replace("http", "ws", 1)
+            targets.append((f"{url}/ws/progress?jobId={job['jobId']}", job["token"]))
+    halves = [half for half in (targets[n::CLIENT_PROCESSES] for n in range(CLIENT_PROCESSES)) if half]
+    watchers = [
+        subprocess.Popen([sys.executable, __file__, "watch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in halves
+    ]
+    for watcher, half in zip(watchers, halves, strict=True):
+        assert watcher.stdin is not None
+        watcher.stdin.write(json.dumps(half))
+        watcher.stdin.close()
+    for watcher in watchers:
+        assert watcher.stdout is not None
+        assert watcher.stdout.readline() == "connected\n"
+    for job in started:
+        (files / job["jobId"] / "go").touch()
+    seen = []
+    for watcher in watchers:
+        assert watcher.stdout is not None
+        seen.append(json.loads(watcher.stdout.read()))
+        assert watcher.wait() == 0
+    ages = sorted(age for one in seen for age in one["ages"])
+    assert len(ages) == events * len(targets), "an event was lost, or came twice"
+    seconds = max(one["last"] for one in seen) - min(one["first"] for one in seen)
+    return {
+        "events": events * case.jobs / seconds,
+        "frames": len(ages) / seconds,
+        "p50": ages[len(ages) // 2],
+        "p99": ages[len(ages) * 99 // 100],
+    }
+
+
+def start_redis(folder: Path) -> subprocess.Popen[str]:
+    settings = ["--port", "0", "--unixsocket", str(folder / "redis.sock"), "--dir", str(folder), "--save", ""]
+    settings += ["--appendonly", "yes", "--appendfsync", "always"]
+    process = subprocess.Popen(["redis-server", *settings], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "ready to accept connections" in line.lower():
+            break
+    return process
+
+
+def run(case: Case) -> str:
+    """Measure one case: a row of the table."""
+    processes: list[subprocess.Popen[str]] = []
+    with tempfile.TemporaryDirectory(prefix="towline") as name:
+        folder = Path(name)
+        files = folder / "files"
+        try:
+            database = str(folder / "hub.db")
+            if case.storage == "Redis":
+                processes.append(start_redis(folder))
+                database = f"unix://{folder / 'redis.sock'}"
+            urls = []
+            for _ in range(case.hubs):
+                hub = subprocess.Popen(
+                    [sys.executable, "-c", HUB, database, str(files)], stdout=subprocess.PIPE, text=True
+                )
+                processes.append(hub)
+                assert hub.stdout is not None
+                urls.append(hub.stdout.readline().split()[-1])
+            flat_out = measure(urls, files, case, EVENTS, 0)
+            paced = measure(urls, files, case, round(PACE / case.jobs * SECONDS), case.jobs / PACE)
+        finally:
+            for process in reversed(processes):
+                process.kill()
+                process.wait()
+    return (
+        f"| {case.storage} | {case.hubs} | {case.jobs} | {case.watchers} | {flat_out['events']:,.0f} | "
+        f"{flat_out['frames']:,.0f} | {paced['p50']:.1f} | {paced['p99']:.1f} |"
+    )
+
+
+def main() -> None:
+    if sys.argv[1:] == ["watch"]:
+        asyncio.run(watch_all(json.load(sys.stdin)))
+        return
+    print("| storage | hubs | jobs | watchers of each | events/s | frames/s | age p50, ms | age p99, ms |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for case in CASES:
+        if case.storage == "Redis" and shutil.which("redis-server") is None:
+            sys.exit("no redis-server on this machine (apt-get install redis-server)")
+        print(run(case), flush=True)
+    print(f"\n{os.cpu_count()} cores; load before: {os.getloadavg()[2]:.1f} (15 min)")
+
+
+if __name__ == "__main__":
+    main()

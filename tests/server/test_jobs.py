@@ -1,0 +1,106 @@
+"""What a job's function tells, on its way to the log."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from towline.server import HubStorageError, JobContext
+from towline.server._log import Entry, Job
+from towline.server._sqlite import SqliteLog
+
+pytestmark = pytest.mark.anyio
+
+
+class HeldLog(SqliteLog):
+    """A log that writes when its test lets it, and may fail."""
+
+    def __init__(self, database: Path) -> None:
+        super().__init__(database)
+        self.open = anyio.Event()
+        self.failing = False
+        self.batches: list[int] = []
+
+    async def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:
+        await self.open.wait()
+        self.batches.append(len(entries))
+        if self.failing:
+            raise HubStorageError("the disk is full")
+        return await super().append_all(job_id, entries)
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[HeldLog]:
+    async with HeldLog(tmp_path / "hub.db") as log:
+        await log.create(Job(id="j", pipeline="p", owner="", epoch="e", created=1), None)
+        yield log
+
+
+async def context_of(log: HeldLog, tmp_path: Path) -> JobContext:
+    job = await log.job("j")
+    assert isinstance(job, Job)
+    return JobContext(log, job, tmp_path, 1, lambda: 2)
+
+
+async def counts(log: HeldLog) -> list[int | None]:
+    return [msgspec.json.decode(event.payload).get("processedCount") for event in await log.read("j", 0, 10_000)]
+
+
+async def test_progress_does_not_wait_for_the_disk_and_shares_its_writes(log: HeldLog, tmp_path: Path) -> None:
+    context = await context_of(log, tmp_path)
+    async with context.writing():
+        for done in range(1, 101):
+            await context.progress(done)
+        log.open.set()
+    assert sum(log.batches) == 101
+    assert len(log.batches) <= 3
+    assert await counts(log) == [None, *range(1, 101)]
+
+
+async def test_a_checkpoint_is_on_disk_when_the_call_returns(log: HeldLog, tmp_path: Path) -> None:
+    context = await context_of(log, tmp_path)
+    async with context.writing():
+        await context.progress(1)
+        with anyio.move_on_after(0.05) as waiting:
+            await context.progress(2, checkpoint="two")
+        assert waiting.cancelled_caught
+        log.open.set()
+        await context.progress(3, checkpoint="three")
+        assert (await context_of(log, tmp_path)).checkpoint == "three"
+
+
+async def test_what_waits_for_the_log_is_bounded(log: HeldLog, tmp_path: Path) -> None:
+    context = await context_of(log, tmp_path)
+    async with context.writing():
+        done = 0
+        with anyio.move_on_after(0.2):
+            while True:
+                await context.progress(done := done + 1)
+        assert 200 < done < 300
+        log.open.set()
+    assert await counts(log) == [None, *range(1, done + 1)]
+
+
+async def test_what_was_told_is_written_though_the_job_is_cancelled(log: HeldLog, tmp_path: Path) -> None:
+    context = await context_of(log, tmp_path)
+    with anyio.CancelScope() as scope:
+        async with context.writing():
+            await context.progress(1)
+            await context.progress(2)
+            log.open.set()
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert await counts(log) == [None, 1, 2]
+
+
+async def test_a_log_that_fails_does_not_fail_the_job(log: HeldLog, tmp_path: Path) -> None:
+    log.failing = True
+    log.open.set()
+    context = await context_of(log, tmp_path)
+    async with context.writing():
+        await context.progress(1, checkpoint=1)
+        log.failing = False
+        await context.progress(2, checkpoint=2)
+    assert await counts(log) == [None, 2]
