@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -21,7 +22,18 @@ CLIENTS = 1000
 ACCEPTS = 20
 
 
+@pytest.fixture
+def quiet_log() -> Iterator[None]:
+    """A thousand clients in one process have no time for a log of everything, or their dials would wait for it."""
+    log = logging.getLogger("towline")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    yield
+    log.setLevel(level)
+
+
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("quiet_log")
 @pytest.mark.xdist_group("herd")
 @pytest.mark.promises("L6", "1,000 clients after a restart, spread told by the hub", "no second over 3 x the mean")
 def test_a_restart_brings_no_herd(

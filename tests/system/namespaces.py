@@ -51,6 +51,8 @@ anyio.run(main)
 FOLLOW = """
 import json, sys, time
 import anyio, towline, towline.host
+from towline.statemachine import Policy
+from towline.testing import audit_updates
 
 options = json.loads(sys.stdin.readline())
 
@@ -65,11 +67,16 @@ class Told(towline.host.PathMonitor):
 
 async def main():
     def changed(change):
-        tell(state=change.state.value, cause=change.cause.text if change.cause else "")
+        cause = change.cause
+        why = {} if cause is None else {"code": cause.code, "cause": cause.text}
+        tell(state=change.state.value, previous=change.previous.value, **why)
 
     async def listen(line):
+        updates = []
         async for update in line:
             tell(update=type(update).__name__, seq=update.seq)
+            updates.append(update)
+        tell(findings=audit_updates(updates))
 
     async def obey(host):
         while word := await anyio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
@@ -77,7 +84,8 @@ async def main():
 
     async def follow():
         line = towline.Connection(
-            options["url"], job=options["job"], token=options["token"], allow_insecure=True, on_state=changed
+            options["url"], job=options["job"], token=options["token"], allow_insecure=True, on_state=changed,
+            policy=Policy(grace=options["grace"]),
         )
         monitor = Told() if options["path"] else None
         async with line, towline.host.attach(line, monitor=monitor, path=options["path"], sleep=False) as host:
@@ -154,6 +162,11 @@ class Follower:
             while (told := self._new.get_nowait()) is not None:
                 self.heard.append(told)
 
+    def since(self, **what: Any) -> list[dict[str, Any]]:
+        """What it has told since it last told so."""
+        last = max(place for place, told in enumerate(self.heard) if what.items() <= told.items())
+        return self.heard[last + 1 :]
+
     def say(self, word: str) -> None:
         """Tell its host a word: `background` or `foreground`."""
         assert self.process.stdin is not None
@@ -161,13 +174,13 @@ class Follower:
         self.process.stdin.flush()
 
     @property
-    def connected(self) -> bool:
-        return any(told.get("state") == "connected" for told in self.heard)
-
-    @property
-    def causes(self) -> list[str]:
-        """Why it lost its links."""
-        return [told["cause"] for told in self.heard if told.get("state") == "reconnecting"]
+    def losses(self) -> list[dict[str, Any]]:
+        """The links that it lost, with `code` and `cause`."""
+        return [
+            told
+            for told in self.heard
+            if told.get("state") == "reconnecting" and told["previous"] in ("syncing", "connected")
+        ]
 
     @property
     def updates(self) -> list[str]:
@@ -228,18 +241,34 @@ class TwoMachines:
         return job, token
 
     def follow(
-        self, job: tuple[str, str], *, backend: str = "asyncio", path: bool = True, links: int = 1, seconds: float = 300
+        self,
+        job: tuple[str, str],
+        *,
+        backend: str = "asyncio",
+        path: bool = True,
+        links: int = 1,
+        grace: float = 30,
+        seconds: float = 300,
     ) -> Follower:
-        """Follow it from the near machine by the policy that users have, over so many links, with the path watched or
-        not; it ends by itself with the job, or after `seconds`."""
+        """Follow it from the near machine by the policy that users have (but for the background's `grace`).
+
+        It does so over so many links, with the path watched or not, and ends with the job, or after `seconds`.
+        """
         process = self._start(
             self.near, [sys.executable, "-P", "-c", FOLLOW], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         follower = Follower(process)
         self._undo.callback(follower.close)
-        options = {"url": f"ws://{HUB}:{PORT}/ws/progress", "job": job[0], "token": job[1]}
-        follower.say(json.dumps({**options, "backend": backend, "path": path, "links": links, "seconds": seconds}))
+        options = {"url": f"ws://{HUB}:{PORT}/ws/progress", "job": job[0], "token": job[1], "backend": backend}
+        options |= {"path": path, "links": links, "grace": grace, "seconds": seconds}
+        follower.say(json.dumps(options))
         return follower
+
+    def sockets_at_hub(self) -> set[str]:
+        """The addresses from which the hub's machine has open sockets."""
+        command = ["ip", "netns", "exec", self.far, "ss", "-Htn", "state", "established", f"sport = :{PORT}"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        return {line.split()[-1].rpartition(":")[0] for line in lines}
 
     def near_ip(self, *arguments: str) -> None:
         """`ip` on the near machine."""
