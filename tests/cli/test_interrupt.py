@@ -26,7 +26,7 @@ import pty
 import termios
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-CTRL_C = b"\x03"
+CTRL_C, CTRL_Z = b"\x03", b"\x1a"
 PATIENCE = 40.0
 ROWS = 20_000  # more than three minutes' work: more than any test takes
 
@@ -118,6 +118,22 @@ def long(tmp_path: Path) -> str:
     return str(file)
 
 
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T"
+
+
+def stop_and_continue(terminal: Terminal) -> None:
+    """Ctrl-Z, and what `fg` does."""
+    terminal.press(CTRL_Z)
+    terminal.wait_for(r"\[backgrounded\]")  # it parts from the hub before it stops
+    deadline = time.monotonic() + PATIENCE
+    while not is_stopped(terminal.process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    terminal.process.send_signal(signal.SIGCONT)
+    terminal.wait_for(r"\[connecting\]")
+
+
 @pytest.mark.parametrize(
     ("backend", "ended_by"), [("asyncio", "the end of the window"), ("trio", signal.SIGTERM)], ids=["asyncio", "trio"]
 )
@@ -138,6 +154,8 @@ def test_once_leaves_the_job_and_twice_cancels_it(
     _, *arguments = shlex.split(command)
     second = open_terminal(*arguments, "--backend", backend)
     second.wait_for(r"\[connected\]")
+    if Path("/proc/self/stat").exists():
+        stop_and_continue(second)
     second.press(CTRL_C)
     second.wait_for(r"press Ctrl-C again")
     second.press(CTRL_C)
@@ -148,38 +166,3 @@ def test_once_leaves_the_job_and_twice_cancels_it(
 
     told = [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
     assert [one["type"] for one in told if "job" in one["type"]] == ["job_canceled"]
-
-
-def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T"
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
-def test_ctrl_z_parts_from_the_hub_before_it_stops_and_fg_comes_back(open_terminal: Open, hub: str, long: str) -> None:
-    terminal = open_terminal("import", long, "--url", hub)
-    terminal.wait_for(r"\[connected\]")
-    terminal.press(b"\x1a")
-    terminal.wait_for(r"\[backgrounded\]")
-    deadline = time.monotonic() + PATIENCE
-    while not is_stopped(terminal.process.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    terminal.process.send_signal(signal.SIGCONT)
-    terminal.wait_for(r"\[connected\]")
-
-
-def test_a_server_that_is_gone_is_told_and_the_job_is_left(
-    open_terminal: Open, environment: dict[str, str], long: str, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-P", "-m", "towline", "serve", "--port", "0", "--database", str(tmp_path / "own.db")]
-    with subprocess.Popen([*command, "--row-delay", "0.01"], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        terminal = open_terminal("import", long, "--url", server.stdout.readline().split()[-1])
-        terminal.wait_for(r"\[connected\]")
-        terminal.press(CTRL_C)
-        terminal.wait_for(r"press Ctrl-C again")
-        server.kill()
-        server.wait()
-        terminal.press(CTRL_C)
-        terminal.wait_for(r"the server could not be asked to cancel the job, which goes on: ")
-        assert terminal.leave()[0] == 130
