@@ -23,6 +23,9 @@ const COLUMNS = {
 const DELIMITERS = [",", ";", "\t", "|"];
 const MOST_CHARACTERS = 16 * 1024; // of a row
 
+/** The beginning of a text. A letter of two code units is not cut in half: other languages' parsers refuse that. */
+export const cut = (text, length) => text.slice(0, length).toWellFormed();
+
 /** The text of a file that comes in pieces of bytes. */
 export function decode(pieces) {
     const decoder = new TextDecoder("utf-8", { fatal: true });
@@ -104,7 +107,7 @@ function whyNoBook(values, book, layout) {
     for (const field of ["title", "author"]) if (!(field in book)) return `the ${field} is missing`;
     if (!("isbn" in book)) return undefined;
     const isbn = toIsbn13(book.isbn);
-    if (isbn === undefined) return `"${book.isbn.slice(0, 40)}" is no ISBN`;
+    if (isbn === undefined) return `"${cut(book.isbn, 40)}" is no ISBN`;
     book.isbn = isbn;
     return undefined;
 }

@@ -9,7 +9,7 @@
  */
 
 import { DurableObject } from "cloudflare:workers";
-import { JobFailure, checkRow, decode, readRow, survey } from "./csv_import.js";
+import { JobFailure, checkRow, cut, decode, readRow, survey } from "./csv_import.js";
 import { GUARDED, Refusal, answering, bearerToken, boundedBody, digestOf, json } from "./http.js";
 import { randomHex, smallObject, socketToken, unauthorized, unknownJob } from "./http.js";
 import { Tokens, makeToken } from "./tokens.js";
@@ -19,6 +19,7 @@ const VERSION = "1.0.0";
 const MOST_EVENTS = 500; // a larger file tells its progress in larger steps, so that a replay stays small
 const INLINE_BYTES = 256 * 1024; // a larger result goes by URL
 const PIECE_BYTES = 1024 * 1024; // a value in storage may have 2 MB
+const MOST_TEXT = 500; // characters of an item or a reason
 const MOST_SOCKETS = 64;
 const SILENCE_MS = 2000; // how long a new socket may stay silent before it gets everything from the first event
 const MESSAGE_CHARACTERS = 4096;
@@ -93,8 +94,8 @@ export class Job extends DurableObject {
         for (let begin = 0; begin < upload.byteLength; begin += PIECE_BYTES) {
             this.sql.exec("INSERT INTO upload (bytes) VALUES (?)", upload.slice(begin, begin + PIECE_BYTES));
         }
-        // A log that begins anew has an epoch of its own, also where the same object was a job before.
         this.text = undefined;
+        // A log that begins anew has an epoch of its own, also where the same object was a job before.
         this.record = { status: "running", epoch: randomHex(8), seq: 0, uploaded, created: now, processed: 0 };
     }
 
@@ -141,7 +142,7 @@ export class Job extends DurableObject {
         const { reason } = await smallObject(request);
         const job = this.kept();
         if (job.status === "running") {
-            const said = typeof reason === "string" ? reason.slice(0, 500) : undefined;
+            const said = typeof reason === "string" ? cut(reason, MOST_TEXT) : undefined;
             const payload = { processedCount: job.processed, reason: said };
             this.commit(() => this.writeEnd(job, "job_canceled", payload, "canceled"));
         }
@@ -304,8 +305,10 @@ export class Job extends DurableObject {
 
     remove({ status, ended }) {
         for (const socket of this.ctx.getWebSockets()) socket.close(1001, "the job is no longer kept");
-        for (const table of ["event", "row", "token"]) this.sql.exec(`DROP TABLE ${table}`);
-        this.record = { status, ended, gone: true };
+        this.storage.transactionSync(() => {
+            for (const table of ["event", "row", "token"]) this.sql.exec(`DROP TABLE ${table}`);
+            this.record = { status, ended, gone: true };
+        });
         this.schedule();
     }
 
@@ -353,7 +356,7 @@ export class Job extends DurableObject {
             const { book, error } = checkRow(row, layout, processed);
             const kind = book === undefined ? "error" : "book";
             this.sql.exec("INSERT INTO row VALUES (?, ?, ?)", processed, kind, JSON.stringify(book ?? error));
-            item = (book ?? error).title.slice(0, 500);
+            item = cut((book ?? error).title, MOST_TEXT);
         }
         const counts = { progress: processed / total, processedCount: processed };
         const payload = { ...counts, status: "importing", currentItem: item };
@@ -365,7 +368,7 @@ export class Job extends DurableObject {
     }
 
     result(job) {
-        const { size } = this.sql.exec("SELECT coalesce(sum(length(text) + 1), 0) AS size FROM row").one();
+        const { size } = this.sql.exec("SELECT total(length(CAST(text AS BLOB)) + 1) AS size FROM row").one();
         if (size > INLINE_BYTES) return { pipeline: PIPELINE, resultUrl: `/api/jobs/${this.id}/results` };
         return JSON.parse([...this.resultPieces(job)].join(""));
     }

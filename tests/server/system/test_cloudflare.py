@@ -90,6 +90,7 @@ def test_a_cursor_is_gone_on_from(patient: Any, start_key: Any, ready: Any, foll
 @pytest.mark.parametrize("cursor", [{"epoch": "another", "seq": 5}, {"epoch": "another"}, {"seq": 5}, {}])
 def test_a_cursor_of_another_epoch_begins_anew(client: Any, start_key: Any, cursor: dict[str, Any]) -> None:
     start(client, start_key)
+    client.follow()  # to the end, so that the log has an event 5
     seen = client.follow(cursor)
     assert seen.ack["from"] == 1
     assert seen.seqs == list(range(1, ROWS + 3))
@@ -181,6 +182,12 @@ def test_a_large_result_goes_by_url(client: Any, start_key: Any) -> None:
     assert client.http.get(payload["resultUrl"]).status_code == 401
 
 
+def test_a_result_is_measured_in_bytes(client: Any, start_key: Any) -> None:
+    for letter, inline in (("a", True), ("å", False)):
+        start(client, start_key, b"title,author\n" + f"{letter * 50},B\n".encode() * 3000)
+        assert ("books" in client.follow().events[-1]["payload"]) is inline
+
+
 def test_a_small_result_is_there_by_url_too(client: Any, start_key: Any) -> None:
     start(client, start_key)
     end = client.follow().events[-1]["payload"]
@@ -260,6 +267,19 @@ def test_a_row_of_any_length_costs_itself_only(client: Any, start_key: Any) -> N
     assert [book["title"] for book in result["books"]] == ["A", "E"]
     errors = ["row 2: the row is too long", "row 3: a quote is never closed"]
     assert [error["error"] for error in result["errors"]] == errors
+
+
+def test_no_letter_is_cut_in_half(patient: Any, start_key: Any) -> None:
+    title, number = "x" * 499 + "\N{BOOKS}", "9" * 39 + "\N{BOOKS}"
+    start(patient, start_key, f"title,author,isbn\n{title},A,{number}\n{title},B,\n".encode())
+    events = patient.follow().events
+    for event in events:
+        json.dumps(event, ensure_ascii=False).encode()  # half a letter has no UTF-8
+    assert events[1]["payload"]["currentItem"] == "x" * 499 + "\N{REPLACEMENT CHARACTER}"
+    start(patient, start_key, MANY)
+    path = f"/api/jobs/{patient.job}/cancel"
+    assert patient.http.post(path, headers=patient.auth, json={"reason": title}).status_code == 200
+    assert patient.follow().events[-1]["payload"]["reason"] == events[1]["payload"]["currentItem"]
 
 
 def test_a_quote_that_is_never_closed_costs_one_row(client: Any, start_key: Any) -> None:
@@ -424,6 +444,14 @@ def test_a_token_is_not_on_the_disk(client: Any, quick: Any, start_key: Any) -> 
     assert client.token not in quick.log()
 
 
+def test_tokens_are_not_without_number(client: Any, start_key: Any) -> None:
+    for _ in range(100):
+        start(client, start_key, idempotency_key="many")
+    refused = client.start(CSV, **start_key, idempotency_key="many")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
+    assert status(client) == 200
+
+
 def test_a_refresh_too_early(client: Any, start_key: Any) -> None:
     start(client, start_key)
     response = refresh(client)
@@ -571,7 +599,7 @@ def test_a_socket_outlives_its_objects_eviction(
     backend = changed(addition, SLICE_PAUSE_MS=600_000)
     with client_of(backend.url) as client:
         start(client, start_key)
-        with client.socket() as socket:
+        with client.socket(ping_interval=0.5, ping_timeout=2) as socket:
             ready(socket)
             socket.recv(timeout=10)  # its acknowledgement
             time.sleep(13)  # workerd evicts after 10 s
@@ -583,12 +611,12 @@ def test_a_socket_outlives_its_objects_eviction(
 
 def test_a_slice_that_fails_is_undone_and_done_again(changed: Any, client_of: Any, start_key: Any) -> None:
     addition = """
-        writeSlice(job) {
-            super.writeSlice(job);
+        write(job, ...given) {
             if (job.seq === 7 && !this.failed) {
                 this.failed = true;
                 throw new Error("a bad moment");
             }
+            super.write(job, ...given);
         }
     """
     backend = changed(addition)
@@ -599,6 +627,28 @@ def test_a_slice_that_fails_is_undone_and_done_again(changed: Any, client_of: An
         assert seen.events == backend.events(client.job)
         assert [book["title"] for book in seen.events[-1]["payload"]["books"]] == [f"Book {n}" for n in range(ROWS)]
         assert seen.events[8]["timestamp"] - seen.events[6]["timestamp"] > 1000  # the platform's own wait
+
+
+def test_an_alarm_that_comes_after_a_cancel_removes_nothing(
+    changed: Any, client_of: Any, start_key: Any, eventually: Any
+) -> None:
+    addition = """
+        async alarm(attempt) {
+            if (this.record.seq === 1) {
+                console.log("the alarm is here");
+                await scheduler.wait(1000);
+            }
+            await super.alarm(attempt);
+            console.log("the alarm is over", this.record.seq);
+        }
+    """
+    backend = changed(addition)
+    with client_of(backend.url) as client:
+        start(client, start_key)
+        eventually(lambda: "the alarm is here" in backend.log())
+        assert client.cancel() == "accepted"
+        eventually(lambda: "the alarm is over 2" in backend.log())
+        assert client.state()["status"] == "canceled"
 
 
 def test_a_lost_alarm_is_set_again(changed: Any, client_of: Any, start_key: Any, eventually: Any) -> None:
