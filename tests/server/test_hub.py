@@ -1,11 +1,14 @@
 """The hub over real sockets: exact replay, tokens, refusals, cancel, large results, uploads."""
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import anyio
+import anyio.to_process
 import pytest
 
 from towline.server import Hub, JobContext, JobFailure, Lifetimes, Limits, Upload, read_events
@@ -47,6 +50,13 @@ async def failing(context: JobContext, upload: Upload) -> None:
     raise JobFailure("NO_GOOD", "it is no good", details={"why": [1]}, retryable=True)
 
 
+async def blocking(context: JobContext, upload: Upload) -> None:
+    """Tell a process's id, and hold it with work that looks at nothing."""
+    pid = await anyio.to_process.run_sync(os.getpid)
+    await context.progress(1, item=str(pid))
+    await anyio.to_process.run_sync(time.sleep, 600, cancellable=True)
+
+
 async def broken(context: JobContext, upload: Upload) -> None:
     raise ZeroDivisionError("secret words")
 
@@ -71,7 +81,7 @@ def make_hub(folder: Path, **options: Any) -> ShiftedHub:
     options = {"limits": Limits(upload=100_000, ready_wait=0.3, starts=10_000)} | options
     hub = ShiftedHub(folder / "hub.db", **options)
     hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import())
-    for function in (large, failing, broken, waiting):
+    for function in (large, failing, broken, waiting, blocking):
         hub.job(function.__name__, path=f"/start/{function.__name__}")(function)
     return hub
 
@@ -254,6 +264,26 @@ def test_cancel_stops_the_work(client: Any, gate: Gate, ready: Any, following: A
     eventually(lambda: gate.stopped)
     assert client.cancel() == "accepted"
     assert client.state()["status"] == "canceled"
+
+
+def test_cancel_kills_work_in_a_process(client: Any, ready: Any, following: Any, eventually: Any) -> None:
+    start(client, "blocking")
+    with client.socket() as socket:
+        ready(socket)
+        told = following(socket, lambda frame: frame["type"] == "job_progress").events[-1]
+        pid = int(told["payload"]["currentItem"])
+        os.kill(pid, 0)
+        assert client.cancel() == "accepted"
+        assert following(socket).events[-1]["type"] == "job_canceled"
+
+    def gone() -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    eventually(gone)
 
 
 def test_cancel_after_the_end_is_too_late(client: Any) -> None:

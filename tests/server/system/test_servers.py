@@ -24,8 +24,6 @@ app.job("csv_import", path="/api/imports/csv", media_types=("text/csv",))(csv_im
 """
 MOUNTED = """
 from contextlib import asynccontextmanager
-from starlette.applications import Starlette
-from starlette.routing import Mount
 from towline.server import Hub, Limits, csv_import
 hub = Hub("hub.db", base_path="/jobs", limits=Limits(inline_result=100))
 hub.job("csv_import", path="/api/imports/csv", media_types=("text/csv",))(csv_import(row_delay=0.005))
@@ -33,8 +31,39 @@ hub.job("csv_import", path="/api/imports/csv", media_types=("text/csv",))(csv_im
 async def lifespan(app):
     async with hub:
         yield
-app = Starlette(routes=[Mount("/jobs", hub)], lifespan=lifespan)
 """
+#: What is added where the application has a page of its own at `/own`, by the framework it is made with.
+APPLICATIONS = {
+    "starlette": """
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+app = Starlette(
+    routes=[Mount("/jobs", hub), Route("/own", lambda request: PlainTextResponse("mine"))], lifespan=lifespan
+)
+""",
+    "fastapi": """
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+app = FastAPI(lifespan=lifespan)
+app.mount("/jobs", hub)
+@app.get("/own", response_class=PlainTextResponse)
+async def own():
+    return "mine"
+""",
+    # Django's ASGI application knows neither lifespan nor sockets: Starlette stands before it, and passes the rest on.
+    "django": """
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.http import HttpResponse
+from django.urls import path
+from starlette.applications import Starlette
+from starlette.routing import Mount
+urlpatterns = [path("own", lambda request: HttpResponse("mine"))]
+settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["127.0.0.1"], SECRET_KEY="a test's")
+app = Starlette(routes=[Mount("/jobs", hub), Mount("/", get_asgi_application())], lifespan=lifespan)
+""",
+}
 SERVERS = {
     "hypercorn": ["hypercorn", "--worker-class", "asyncio", "--bind", "127.0.0.1:{port}", "app:app"],
     "hypercorn-trio": ["hypercorn", "--worker-class", "trio", "--bind", "127.0.0.1:{port}", "app:app"],
@@ -97,10 +126,15 @@ def test_other_servers(
     assert len(seen) == ROWS + 2
 
 
-def test_mounted_in_an_application(tmp_path: Path, client_of: Any, eventually: Any, free_port: Any) -> None:
-    (tmp_path / "app.py").write_text(MOUNTED)
+@pytest.mark.parametrize("framework", APPLICATIONS)
+def test_mounted_in_an_application(
+    framework: str, tmp_path: Path, client_of: Any, eventually: Any, free_port: Any
+) -> None:
+    pytest.importorskip(framework, reason=f"{framework} is not installed (make test-system)")
+    (tmp_path / "app.py").write_text(MOUNTED + APPLICATIONS[framework])
     port = free_port()
     with running("uvicorn", tmp_path, port, eventually), client_of(f"http://127.0.0.1:{port}/jobs") as client:
+        assert httpx.get(f"http://127.0.0.1:{port}/own").text == "mine"
         assert client.http.post("imports/csv").status_code == 404
         assert client.start(CSV).status_code == 202
         seen = client.follow()
