@@ -19,7 +19,7 @@ from msgspec import Struct
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from .._exceptions import HubStorageError
-from ..transport._messages import VERSION, Ready, ReadyAckFrame, encode
+from ..transport._messages import VERSION, PingFrame, Ready, ReadyAckFrame, encode
 from ._clients import REPLACED, Arrival
 from ._log import Bell, EventLog, Job
 from ._settings import Limits
@@ -139,7 +139,11 @@ class Watcher:
                 if self._ready is not None:
                     break
             if not events and self._ready is None:
-                await bell.wait_ring()
+                with anyio.move_on_after(self._limits.heartbeat) as silence:
+                    await bell.wait_ring()
+                if silence.cancelled_caught:
+                    # Not every server pings by itself: only what is sent finds out that a peer is gone.
+                    await self._send_text(encode(PingFrame(timestamp=self._now())).decode())
 
     async def _acknowledge(self) -> None:
         """Answer `ready`: whoever says it, the first time or again, is served from the cursor it holds."""

@@ -181,6 +181,21 @@ def test_a_silent_client_gets_everything_without_an_acknowledgement(client: Any,
     assert seen.seqs == list(range(1, 33))
 
 
+def test_a_silent_job_has_a_heartbeat(tmp_path: Path, gate: Gate, serving: Any, ready: Any, following: Any) -> None:
+    """Pings between the events, as many as the silence is long, and none of them is an event."""
+    with serving(make_hub(tmp_path, limits=Limits(heartbeat=0.05))) as client:
+        start(client, "waiting", gate)
+        with client.socket() as socket:
+            ready(socket)
+            pings = 0
+            while pings < 3:
+                frame = json.loads(socket.recv(timeout=10))
+                pings += frame["type"] == "ping"
+                assert ("seq" in frame) == (frame["type"] not in {"ping", "ready_ack"})
+            gate.open = True
+            assert following(socket).code == 1000
+
+
 def test_several_watchers_see_the_same(client: Any, gate: Gate, ready: Any, following: Any) -> None:
     start(client, "waiting", gate)
     with client.socket() as one, client.socket() as two:
