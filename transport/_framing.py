@@ -104,16 +104,18 @@ class FrameReader:
     def receive(self, data: bytes) -> list[Message]:
         """Take bytes, give the messages they complete. Raises nothing: see `failure`."""
         messages: list[Message] = []
-        if self._over():
+        if self.failure is not None or self.close is not None:
             return messages
         deflate = self._deflate
         if deflate is not None:
             deflate.begin_turn()
         buffer = self._buffer + data if self._buffer else data
         end = len(buffer)
-        position = self._go_on(buffer, messages) if self._missing or self._rest else 0
-        if self._over():
-            return messages
+        position = 0
+        if self._missing or self._rest:
+            position = self._go_on(buffer, messages)
+            if self._over():
+                return messages
         short, medium = self._short, self._medium
         text_head, binary_head, deflated_text, deflated_binary = self._heads
         last = end - 4
@@ -173,8 +175,8 @@ class FrameReader:
         self.has_more = deflate is not None and deflate.turn_room <= 0 and position < end and not self._over()
         if not self._rest and not self._fragments:
             self._wsproto = None
-        # At most the beginning of one header is left, unless reading has ended.
-        self._buffer = b"" if self._over() else buffer[position:]
+        # The beginning of one header is left, unless reading has ended: then it does not matter any more.
+        self._buffer = buffer[position:]
         return messages
 
     def _over(self) -> bool:

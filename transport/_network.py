@@ -6,7 +6,6 @@ streams. Errors of the operating system, of anyio and of TLS get our names here 
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import socket
@@ -18,11 +17,14 @@ from os import PathLike
 from typing import Any, Final, Protocol
 
 import anyio
-from anyio.abc import ByteStream, SocketStream
+from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
 from .._exceptions import CertificateRejected, ConnectFailed, ConnectionBroken, NameNotResolved, ProxyFailed
+from ._dialling import dial_address, dial_name, dial_unix, literal
 from ._proxy import Proxy, open_tunnel, parse_proxy, proxy_from_environment
+from ._socket_stream import SocketStream
+from ._timed_stream import TimedStream
 from ._url import URL, is_address, is_localhost
 
 
@@ -39,11 +41,6 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
     server_name: str | None = None
     zone: str | None = None
-
-    @property
-    def dial_host(self) -> str:
-        """The host as the dialler wants it, with its zone."""
-        return f"{self.host}%{self.zone}" if self.zone else self.host
 
 
 class Network(Protocol):
@@ -112,46 +109,19 @@ class SystemNetwork:
         return stream
 
     async def _dial(self, endpoint: Endpoint) -> ByteStream:
-        host = endpoint.dial_host
+        host = endpoint.host
         with _renamed_dial_errors(endpoint):
             if self._unix_socket is not None:
-                return await anyio.connect_unix(self._unix_socket)
+                return await dial_unix(self._unix_socket)
             if is_localhost(host):
                 # RFC 6761 section 6.3: the name is the machine itself, whatever a resolver would say.
                 try:
-                    return await _dial_address("::1", endpoint.port)
+                    return await dial_address(literal("::1", endpoint.port))
                 except OSError:
-                    return await _dial_address("127.0.0.1", endpoint.port)
-            if endpoint.zone is None and is_address(host):
-                return await _dial_address(host, endpoint.port)
-            return await anyio.connect_tcp(host, endpoint.port)
-
-
-async def _dial_address(address: str, port: int) -> ByteStream:
-    """Dial one address: nothing to race against, so no task group and no timers, which cost more than the dialling."""
-    dialling = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        dialling.setblocking(False)
-        problem = dialling.connect_ex((address, port))
-        if problem in _UNDER_WAY:
-            await anyio.wait_writable(dialling)
-            problem = dialling.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if problem:
-            raise OSError(problem, os.strerror(problem))
-        # Without it a small frame may wait for an acknowledgement.
-        dialling.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return await SocketStream.from_socket(dialling)
-    except ValueError as error:
-        # The peer hung up in this very moment: anyio finds no peer any more, and takes it for a wrong argument.
-        dialling.close()
-        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
-    except BaseException:
-        dialling.close()
-        raise
-
-
-# connect() goes on in the background: POSIX's word, and what Windows says for it.
-_UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", errno.EAGAIN)})
+                    return await dial_address(literal("127.0.0.1", endpoint.port))
+            if is_address(host):
+                return await dial_address(literal(host, endpoint.port, endpoint.zone))
+            return await dial_name(host, endpoint.port)
 
 
 async def start_tls(stream: ByteStream, endpoint: Endpoint) -> ByteStream:
@@ -226,8 +196,11 @@ def endpoint_of(url: URL, tls: ssl.SSLContext | None) -> Endpoint:
     )
 
 
-async def close_now(stream: ByteStream) -> None:
+async def close_now(stream: ByteStream | TimedStream) -> None:
     """Close a stream without a farewell, even in a cancelled task. What `SystemNetwork` opens never waits here."""
+    if isinstance(stream, SocketStream):
+        stream.close()
+        return
     with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 0.5):
         with suppress(*STREAM_ERRORS):  # it was broken already, which is what closing wants
             await stream.aclose()
@@ -258,7 +231,7 @@ def _renamed_dial_errors(endpoint: Endpoint) -> Iterator[None]:
     except socket.gaierror as error:
         raise NameNotResolved(endpoint.host) from error
     except OSError as error:
-        raise ConnectFailed(endpoint.host, endpoint.port, _first_words(error)) from error
+        raise ConnectFailed(endpoint.host, endpoint.port, error.strerror or type(error).__name__) from error
     except UnicodeError as error:
         raise NameNotResolved(endpoint.host) from error
 
@@ -275,12 +248,3 @@ def _renamed_tls_errors(endpoint: Endpoint) -> Iterator[None]:
         raise ConnectFailed(endpoint.host, endpoint.port, "TLS: the stream ended in the handshake") from error
     except (anyio.BrokenResourceError, OSError) as error:
         raise ConnectFailed(endpoint.host, endpoint.port, f"TLS: {broken(error).problem}") from error
-
-
-def _first_words(error: OSError) -> str:
-    """The operating system's own words, dug out of what the dialler wraps around them."""
-    cause: BaseException | None = error.__cause__
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    found = cause if isinstance(cause, OSError) else error
-    return found.strerror or type(found).__name__

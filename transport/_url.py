@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
 from urllib.parse import quote, urlsplit
@@ -27,6 +28,7 @@ _TWIN: Final = {"wss": "https", "ws": "http", "https": "https", "http": "http"}
 _DEFAULT_PORT: Final = {True: 443, False: 80}
 
 _LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_UNPRINTABLE: Final = re.compile(r"[\x00- \x7f]")
 _TARGET: Final = re.compile(r"[!-~]*")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 _FIELD_VALUE: Final = re.compile(r"[!-~]([\t -~]*[!-~])?|")  # RFC 9110 section 5.5, its ASCII part
@@ -96,7 +98,7 @@ def parse_url(text: str, *, schemes: Iterable[str] = ("wss", "ws"), allow_insecu
     if not isinstance(text, str):
         raise _wrong_url("must be text")
     # urlsplit removes line breaks and tabs silently; a URL that holds them is a mistake or an attack.
-    if any(character <= " " or character == "\x7f" for character in text):
+    if _UNPRINTABLE.search(text):
         raise _wrong_url("holds a space or a control character")
     try:
         parts = urlsplit(text)
@@ -137,6 +139,7 @@ def _wrong_url(problem: str) -> InvalidArgument:
     return InvalidArgument("url", problem)
 
 
+@lru_cache(64)  # a redial asks again, and most of the answer is looking at each label
 def parse_host(text: str) -> tuple[str, str | None]:
     """The host as A-label or canonical IP literal, and an IPv6 literal's zone; raises `InvalidArgument`."""
     if ":" in text:
@@ -188,6 +191,7 @@ def is_address(host: str) -> bool:
     return ":" in host or host.rpartition(".")[2].isdigit()  # the last label of a checked name is no number
 
 
+@lru_cache(64)
 def is_loopback(host: str) -> bool:
     """Whether the host is `localhost` or a loopback address; names are not looked up."""
     try:

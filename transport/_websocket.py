@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Self
 
 import anyio
@@ -33,6 +34,8 @@ from ._handshake import RESERVED, Accepted, ClientHandshake, Refused
 from ._http_protocol import parse_retry_after
 from ._limits import DEFAULT_LIMITS, Limits, Liveness
 from ._network import STREAM_ERRORS, Network, SystemNetwork, broken, close_now, endpoint_of
+from ._socket_stream import SocketStream
+from ._timed_stream import ScopedStream, TimedStream
 from ._url import URL, Headers, check_headers, check_subprotocols, parse_url
 from ._websocket_protocol import WebSocketProtocol, check_close
 
@@ -74,15 +77,14 @@ class WebSocket:
         self.subprotocol = subprotocol
         #: `anyio.current_time()` when bytes last came in.
         self.last_received = anyio.current_time()
-        self._stream = stream
+        self._stream: TimedStream = stream if isinstance(stream, SocketStream) else ScopedStream(stream)
+        self._time = self._stream.time
         self._protocol = WebSocketProtocol(limits=limits, deflate=deflate)
         self._read_size = limits.read_size
         self._liveness = liveness
         self._send_lock = anyio.Lock(fast_acquire=True)
         self._stream_closed = False
         self._receiving = False
-        # The reader's scope, while it waits for bytes: its deadline is the one timer of this socket.
-        self._waiting: anyio.CancelScope | None = None
         self._pinged_at: float | None = None
         self._overdue_since: float | None = None
         self._probe: tuple[float, float] | None = None  # when it ends, and how long it was
@@ -117,7 +119,7 @@ class WebSocket:
             while not self._ready:
                 await self._step()
             if self._protocol.wants_to_send:
-                await self._flush_in_time()
+                await self._flush_before(max(self._lost_at(), self._time() + 1))
             ready, self._ready = self._ready, []
             return ready
         finally:
@@ -157,34 +159,21 @@ class WebSocket:
         protocol = self._protocol
         if protocol.end is not None:
             if protocol.wants_to_send:
-                await self._flush_in_time()
+                await self._flush_before(max(self._lost_at(), self._time() + 1))
             await self._close_stream()
             raise protocol.end.with_traceback(None)
         if protocol.has_more:
             await checkpoint()
-            self._ready += protocol.receive_data(b"")
+            self._ready = protocol.receive_data(b"")
             return
-        data = await self._read()
-        if data:
-            self._ready += protocol.receive_data(data)
-
-    async def _read(self) -> bytes:
-        """One read, or empty bytes if the end was noted instead, or if it is time to look again."""
-        protocol = self._protocol
         if self._ping_wanted:
             self._queue_ping()
-        data = b""
-        writing = protocol.wants_to_send
-        scope = anyio.CancelScope(deadline=self._lost_at() if writing else self._next_deadline())
+        if protocol.wants_to_send:
+            await self._flush_before(self._lost_at())
+            if protocol.end is not None:
+                return
         try:
-            with scope:
-                if writing:
-                    await self._flush()
-                    writing = False
-                    scope.deadline = self._next_deadline()
-                # From here on it may be woken: nothing is half written.
-                self._waiting = scope
-                data = await self._stream.receive(self._read_size)
+            data = await self._stream.receive_before(self._next_deadline(), self._read_size)
         except anyio.EndOfStream:
             protocol.receive_eof()
         except STREAM_ERRORS as error:
@@ -192,17 +181,14 @@ class WebSocket:
                 renamed = broken(error)
                 renamed.__cause__ = error
                 protocol.fail(renamed)
-        finally:
-            self._waiting = None
-        if data:
-            self.last_received = anyio.current_time()
-            self._pinged_at = self._overdue_since = self._probe = None
-            self._ping_wanted = False
-        elif writing and scope.cancelled_caught:
-            self._give_up()
-        elif protocol.end is None:
-            self._look_at_silence()
-        return data
+        else:
+            if data:
+                self.last_received = self._time()
+                self._pinged_at = self._overdue_since = self._probe = None
+                self._ping_wanted = False
+                self._ready = protocol.receive_data(data)
+            elif protocol.end is None:
+                self._look_at_silence()
 
     # --- liveness -----------------------------------------------------------------------------------------------
 
@@ -211,19 +197,15 @@ class WebSocket:
 
         Returns at once, and may be called from any task of the loop: the receiving task does it.
         """
-        ends = anyio.current_time() + seconds
+        ends = self._time() + seconds
         if self._probe is None or ends < self._probe[0]:
             self._probe = ends, seconds
         self._ping_wanted = True
-        self._wake_reader()
-
-    def _wake_reader(self) -> None:
-        if self._waiting is not None:
-            self._waiting.deadline = float("-inf")
+        self._stream.wake()
 
     def _lost_at(self) -> float:
         """When silence means death."""
-        lost = float("inf")
+        lost = inf
         if self._liveness is not None:
             lost = self.last_received + self._liveness.lost_after
             if self._pinged_at is not None:
@@ -238,17 +220,17 @@ class WebSocket:
     def _next_deadline(self) -> float:
         """How long to wait for bytes, from now on."""
         if self._ping_wanted:
-            return float("-inf")
+            return -inf
         if self._liveness is not None and self._pinged_at is None:
             return self.last_received + self._liveness.ping_after
-        if self._overdue_since is None and self._lost_at() <= anyio.current_time():
+        if self._overdue_since is None and self._lost_at() <= self._time():
             # Nobody was receiving when the time came: what the kernel has kept is heard before the verdict.
-            self._overdue_since = anyio.current_time()
+            self._overdue_since = self._time()
         return self._lost_at()
 
     def _look_at_silence(self) -> None:
         """The reader's deadline has passed without bytes: ping, or give up."""
-        now = anyio.current_time()
+        now = self._time()
         if self._ping_wanted:
             return
         if self._liveness is not None and self._pinged_at is None:
@@ -259,11 +241,11 @@ class WebSocket:
 
     def _queue_ping(self) -> None:
         self._ping_wanted = False
-        self._pinged_at = anyio.current_time()
+        self._pinged_at = self._time()
         self._protocol.queue_ping()
 
     def _give_up(self) -> None:
-        silent = anyio.current_time() - self.last_received
+        silent = self._time() - self.last_received
         seconds = silent if self._probe is None else self._probe[1]
         self._protocol.end = DeadlineExceeded("an answer to our ping", round(seconds, 3))
 
@@ -275,10 +257,16 @@ class WebSocket:
         If it is cancelled while it waits for the socket, the peer may have half a frame: the WebSocket is then dead,
         and says so. Raises `InvalidArgument` (nothing was sent, it lives on), and how it ended, as `receive_batch`.
         """
-        async with self._send_lock:
+        try:
+            self._send_lock.acquire_nowait()
+        except anyio.WouldBlock:
+            await self._send_lock.acquire()
+        try:
             await self._write(self._protocol.send_message(message))
             if self._protocol.wants_to_send:
                 await self._drain()
+        finally:
+            self._send_lock.release()
 
     async def ping(self) -> None:
         """Send a ping. The answer counts as inbound bytes; nothing waits for it (see `probe`)."""
@@ -286,40 +274,37 @@ class WebSocket:
         async with self._send_lock:
             await self._drain()
 
-    async def _flush(self) -> None:
-        """Write what the protocol wants to say; whoever holds the lock does it on its way out."""
+    async def _flush_before(self, deadline: float) -> None:
+        """Write what the protocol wants to say, for no longer than silence may last: the link may be stuck."""
         try:
             self._send_lock.acquire_nowait()
         except anyio.WouldBlock:
-            return
+            return  # whoever holds the lock does it on its way out
         try:
-            await self._drain()
+            await self._drain(deadline)
         finally:
             self._send_lock.release()
 
-    async def _flush_in_time(self) -> None:
-        """`_flush`, for no longer than silence may last: the link may be stuck."""
-        latest = max(self._lost_at(), anyio.current_time() + 1)
-        with anyio.CancelScope(deadline=latest) as scope:
-            await self._flush()
-        if scope.cancelled_caught:
-            self._give_up()
-
-    async def _drain(self) -> None:
+    async def _drain(self, deadline: float = inf) -> None:
         while self._protocol.wants_to_send:
             # A pending cancellation strikes here, where nothing is taken out yet and nothing is lost.
             await checkpoint_if_cancelled()
             try:
-                await self._write(self._protocol.data_to_send())
+                await self._write(self._protocol.data_to_send(), deadline)
             except TowlineError:
                 return  # what the peer said before is still to be read; the reader will see the end
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes, deadline: float = inf) -> None:
         """Hand bytes to the stream, whole or never again. The lock is held."""
         protocol = self._protocol
         try:
-            await self._stream.send(data)
+            await self._stream.send_before(deadline, data)
             return
+        except TimeoutError:
+            protocol.send_failed()
+            if protocol.end is None:
+                self._give_up()
+            await self._close_stream()
         except STREAM_ERRORS as error:
             protocol.send_failed()
             if protocol.end is None:
@@ -327,10 +312,11 @@ class WebSocket:
         except BaseException:
             protocol.send_failed()
             protocol.fail(ConnectionBroken("a write was cancelled half-way"))
-            self._wake_reader()
+            self._stream.wake()
             await self._close_stream()
             raise
         # We hung up meanwhile, and that is the reason.
+        assert protocol.end is not None
         raise protocol.end.with_traceback(None)
 
     # --- end ----------------------------------------------------------------------------------------------------
@@ -342,7 +328,7 @@ class WebSocket:
         it too, hence the bound. Messages that come in meanwhile are dropped, unless another task receives them.
         """
         check_close(code, reason)
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + timeout):
+        with anyio.CancelScope(shield=True, deadline=self._time() + timeout):
             async with self._send_lock:
                 if data := self._protocol.send_close(code, reason):
                     await self._try_write(data)
@@ -361,7 +347,7 @@ class WebSocket:
         For a socket that is thought dead. It is async because a write is; it is shielded.
         """
         check_close(code, reason)
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 0.1):
+        with anyio.CancelScope(shield=True, deadline=self._time() + 0.1):
             # A ping may be on its way in this very moment; a close frame in the middle of it would be none.
             async with self._send_lock:
                 if data := self._protocol.send_close(code, reason):
@@ -391,7 +377,7 @@ class WebSocket:
 
     async def _hang_up(self) -> None:
         self._protocol.fail(ConnectionClosed(1006, by_us=True))
-        self._wake_reader()
+        self._stream.wake()
         await self._close_stream()
 
     async def _close_stream(self) -> None:

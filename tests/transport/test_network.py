@@ -2,17 +2,17 @@
 
 import socket
 import ssl
+import struct
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import anyio
 import pytest
 import trustme
-from anyio.abc import SocketStream
 from anyio.streams.tls import TLSAttribute
 from websockets.sync.server import ServerConnection, serve
 
@@ -22,6 +22,7 @@ from towline._exceptions import (
     ConnectionBroken,
     DeadlineExceeded,
     NameNotResolved,
+    NetworkError,
 )
 from towline.transport import (
     Endpoint,
@@ -151,7 +152,7 @@ async def test_localhost_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> No
         return await real(*args, **options)
 
     real = anyio.getaddrinfo
-    monkeypatch.setattr("anyio._core._sockets.getaddrinfo", resolve)
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
     with serving() as port:
         await echoed(f"ws://job.localhost:{port}/")
 
@@ -165,7 +166,7 @@ async def test_the_name_is_looked_up_anew_at_each_attempt(monkeypatch: pytest.Mo
             raise socket.gaierror(socket.EAI_AGAIN, "try again")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
-    monkeypatch.setattr("anyio._core._sockets.getaddrinfo", resolve)
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
     with serving() as port:
         url = f"ws://hub.example:{port}/"
         with pytest.raises(NameNotResolved, match=r"hub\.example"):
@@ -180,11 +181,11 @@ async def test_one_family_dead(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def resolve(host: str, port: int, **options: Any) -> Any:
         return [
-            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port)),
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
 
-    monkeypatch.setattr("anyio._core._sockets.getaddrinfo", resolve)
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
     with serving() as port:
         await echoed(f"ws://hub.example:{port}/", allow_insecure=True)
 
@@ -198,7 +199,7 @@ async def test_a_family_that_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> No
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
 
-    monkeypatch.setattr("anyio._core._sockets.getaddrinfo", resolve)
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
     with serving() as port, ExitStack() as stack:
         try:
             listener = stack.enter_context(socket.create_server(("::1", port), family=socket.AF_INET6, backlog=0))
@@ -303,7 +304,7 @@ async def test_a_session_is_resumed(authority: trustme.CA) -> None:
         tls, reused = resume_sessions(trusting(authority)), []
         for _ in range(3):
             websocket = await connect_websocket(f"wss://127.0.0.1:{port}/", ssl=tls)
-            tls_object = websocket._stream.extra(TLSAttribute.ssl_object)
+            tls_object = websocket._stream.stream.extra(TLSAttribute.ssl_object)
             reused.append((tls_object.version(), tls_object.session_reused))
             await websocket.aclose()
         assert reused == [("TLSv1.3", False), ("TLSv1.3", True), ("TLSv1.3", True)]
@@ -361,7 +362,7 @@ async def test_the_a_label_is_looked_up_asked_for_and_told_and_is_what_the_certi
         asked.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
-    monkeypatch.setattr("anyio._core._sockets.getaddrinfo", resolve)
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
     context = server_context(authority, "xn--strae-oqa.de")
     named: list[str] = []
     context.sni_callback = lambda tls, name, context: named.append(name)
@@ -378,13 +379,68 @@ async def test_the_a_label_is_looked_up_asked_for_and_told_and_is_what_the_certi
     assert str(parse_url("wss://straße.de/").origin) == "https://xn--strae-oqa.de:443"
 
 
-async def test_a_peer_that_hangs_up_while_it_is_dialled_is_a_failed_dial(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reset comes between the connection and anyio's look at its peer: a matter of microseconds."""
-
-    async def find_no_peer(dialled: socket.socket) -> NoReturn:
-        raise ValueError("the socket must be connected")
-
-    monkeypatch.setattr(SocketStream, "from_socket", find_no_peer)
+async def test_a_peer_that_hangs_up_while_it_is_dialled() -> None:
+    """The reset comes at any moment from the connection on: always an error of the network."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        with pytest.raises(ConnectFailed, match="reset"):
-            await SystemNetwork().connect(Endpoint("127.0.0.1", listener.getsockname()[1], tls=None))
+
+        def hang_up() -> None:
+            for _ in range(20):
+                connection, _ = listener.accept()
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        for _ in range(20):
+            with anyio.fail_after(20), pytest.raises(NetworkError):
+                await connect_websocket(f"ws://127.0.0.1:{listener.getsockname()[1]}/")
+        thread.join(10)
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Have every name mean these addresses."""
+
+    async def resolve(host: str, port: int, **options: Any) -> Any:
+        return [
+            (socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in addresses
+        ]
+
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
+
+
+async def test_every_address_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    resolving(monkeypatch, "127.0.0.1", "127.0.0.2")
+    with anyio.fail_after(20), pytest.raises(ConnectFailed, match="refused") as caught:
+        await SystemNetwork().connect(Endpoint("hub.example", port))
+    assert isinstance(caught.value.__cause__, OSError)
+    assert isinstance(caught.value.__cause__.__cause__, ExceptionGroup)
+    assert len(caught.value.__cause__.__cause__.exceptions) == 2
+
+
+async def test_a_name_without_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolving(monkeypatch)
+    with pytest.raises(NameNotResolved):
+        await SystemNetwork().connect(Endpoint("hub.example", 80))
+
+
+async def test_an_address_that_answers_nothing_does_not_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first address's queue of connections is full, so that it neither accepts nor refuses."""
+    with ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.2", 0), backlog=0))
+        port = silent.getsockname()[1]
+        for _ in range(8):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        resolving(monkeypatch, "127.0.0.2", "127.0.0.1")
+        with anyio.fail_after(20):
+            stream = await SystemNetwork().connect(Endpoint("hub.example", port))
+            await stream.aclose()
+            resolving(monkeypatch, "127.0.0.2", "127.0.0.2")
+        with anyio.move_on_after(0.6) as scope:
+            await SystemNetwork().connect(Endpoint("hub.example", port))
+        assert scope.cancelled_caught

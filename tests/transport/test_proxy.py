@@ -389,7 +389,7 @@ async def test_a_session_is_resumed_through_a_proxy(authority: trustme.CA, hub: 
         reused = []
         for _ in range(3):
             websocket = await connect_websocket("wss://hub.example/", network=network, ssl=tls)
-            reused.append(websocket._stream.extra(TLSAttribute.ssl_object).session_reused)
+            reused.append(websocket._stream.stream.extra(TLSAttribute.ssl_object).session_reused)
             await websocket.aclose_forcefully()
         assert reused == [False, True, True]
 
@@ -503,7 +503,7 @@ async def test_a_proxy_that_cannot_be_reached(authority: trustme.CA, monkeypatch
     async def resolve(host: str, port: int, **options: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
-    monkeypatch.setattr("anyio._core._sockets.getaddrinfo", resolve)
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
     for scheme in ("http", "socks5"):
         with pytest.raises(NameNotResolved, match=r"proxy\.example"):
             await connect_websocket("wss://hub.example/", network=SystemNetwork(proxy=f"{scheme}://proxy.example"))

@@ -1,0 +1,326 @@
+"""Each kind of `TimedStream` on each backend, on real sockets: nothing is lost, every wait ends."""
+
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import TaskStatus
+from anyio.lowlevel import checkpoint
+
+from towline.transport._asyncio_stream import AsyncioSocketStream, is_supported
+from towline.transport._socket_stream import SocketStream
+from towline.transport._timed_stream import ScopedStream, TimedStream
+
+pytestmark = pytest.mark.anyio
+
+KINDS = ("generic", "own", "scoped")
+SHORT = 0.02  # seconds that pass while nothing comes
+
+
+@pytest.fixture
+def anyio_backend(real_backend: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return real_backend
+
+
+@pytest.fixture
+def peer_and_socket() -> tuple[socket.socket, socket.socket]:
+    peer, mine = socket.socketpair()
+    mine.setblocking(False)
+    peer.settimeout(10)
+    return peer, mine
+
+
+@pytest.fixture(params=KINDS)
+async def pair(
+    request: pytest.FixtureRequest, peer_and_socket: tuple[socket.socket, socket.socket]
+) -> AsyncIterator[tuple[socket.socket, TimedStream]]:
+    peer, mine = peer_and_socket
+    stream: TimedStream
+    if request.param == "own":
+        # What dialling gives: asyncio's own where it can be.
+        stream = AsyncioSocketStream(mine) if is_supported() else SocketStream(mine)
+    else:
+        stream = SocketStream(mine)
+        if request.param == "scoped":
+            stream = ScopedStream(stream)
+    yield peer, stream
+    await stream.aclose()
+    peer.close()
+
+
+Pair = tuple[socket.socket, TimedStream]
+
+
+def soon(stream: TimedStream) -> float:
+    return stream.time() + SHORT
+
+
+def never(stream: TimedStream) -> float:
+    return stream.time() + 20
+
+
+async def test_bytes_come_in_order_and_no_more_than_asked_for(pair: Pair) -> None:
+    peer, stream = pair
+    peer.send(b"abcdef")
+    got = b""
+    while len(got) < 6:
+        piece = await stream.receive_before(never(stream), 4)
+        assert 1 <= len(piece) <= 4
+        got += piece
+    assert got == b"abcdef"
+
+
+async def test_a_deadline_gives_nothing_and_takes_nothing(pair: Pair) -> None:
+    peer, stream = pair
+    assert await stream.receive_before(soon(stream), 10) == b""
+    assert await stream.receive_before(stream.time() - 1, 10) == b""
+    peer.send(b"x")
+    assert await stream.receive_before(never(stream), 10) == b"x"
+
+
+async def test_a_deadline_holds_whether_it_was_moved_out_or_in(pair: Pair) -> None:
+    """One timer serves them all: an earlier one must not wait for a later, nor a later end with an earlier."""
+    peer, stream = pair
+    with anyio.fail_after(10):
+        peer.send(b"x")
+        assert await stream.receive_before(soon(stream), 10) == b"x"
+        began = stream.time()
+        assert await stream.receive_before(began + 5 * SHORT, 10) == b""
+        assert stream.time() >= began + 5 * SHORT
+        peer.send(b"y")
+        assert await stream.receive_before(never(stream), 10) == b"y"
+        assert await stream.receive_before(soon(stream), 10) == b""
+
+
+async def test_waking(pair: Pair) -> None:
+    _, stream = pair
+    stream.wake()  # nobody waits: nothing happens
+    assert await stream.receive_before(soon(stream), 10) == b""
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.receive_before, never(stream), 10)
+            await anyio.sleep(SHORT)
+            stream.wake()
+
+
+async def test_cancelling_loses_nothing(pair: Pair) -> None:
+    """At whatever moment it strikes, the bytes are there for the next who asks."""
+    peer, stream = pair
+    for wait in range(8):
+        got: list[bytes] = []
+
+        async def receive(got: list[bytes], *, task_status: TaskStatus[anyio.CancelScope]) -> None:
+            with anyio.CancelScope() as scope:
+                task_status.started(scope)
+                got.append(await stream.receive_before(never(stream), 10))
+
+        async with anyio.create_task_group() as tasks:
+            scope = await tasks.start(receive, got)
+            await checkpoint()
+            peer.send(b"%d" % wait)
+            for _ in range(wait):
+                await checkpoint()
+            scope.cancel()
+        with anyio.fail_after(10):
+            rest = b"" if got else await stream.receive_before(never(stream), 10)
+        assert b"".join(got) + rest == b"%d" % wait
+
+
+async def test_what_came_for_who_was_cancelled_respects_the_next_ones_size(pair: Pair) -> None:
+    peer, stream = pair
+    for wait in range(6):
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.receive_before, never(stream), 10)
+                await checkpoint()
+                peer.send(b"abc")
+                for _ in range(wait):
+                    await checkpoint()
+                scope.cancel()
+        got = []
+        with anyio.move_on_after(5 * SHORT):
+            while sum(map(len, got)) < 3:
+                got.append(await stream.receive_before(never(stream), 2))
+        # It was taken whole before the cancellation, or is all still there.
+        assert all(len(piece) <= 2 for piece in got)
+        assert b"".join(got) in {b"", b"abc"}
+
+
+async def test_the_end_of_the_stream_stays(pair: Pair) -> None:
+    peer, stream = pair
+    peer.send(b"x")
+    peer.close()
+    with anyio.fail_after(10):
+        assert await stream.receive_before(never(stream), 10) == b"x"
+        for _ in range(2):
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive_before(never(stream), 10)
+
+
+async def test_closing_ends_a_wait_and_all_that_follows(pair: Pair) -> None:
+    peer, stream = pair
+    seen: list[type[BaseException]] = []
+
+    async def receive() -> None:
+        try:
+            await stream.receive_before(never(stream), 10)
+        except anyio.ClosedResourceError as error:
+            seen.append(type(error))
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive)
+            await anyio.sleep(SHORT)
+            await stream.aclose()
+        assert seen == [anyio.ClosedResourceError]
+        with pytest.raises(anyio.ClosedResourceError):
+            await stream.receive_before(never(stream), 10)
+        with pytest.raises(anyio.ClosedResourceError):
+            await stream.send_before(never(stream), b"x")
+        await stream.aclose()
+        assert peer.recv(10) == b""
+
+
+async def test_one_receives_at_a_time(pair: Pair) -> None:
+    _, stream = pair
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.receive_before, never(stream), 10)
+        await anyio.sleep(SHORT)
+        with pytest.raises(anyio.BusyResourceError):
+            await stream.receive_before(never(stream), 10)
+        tasks.cancel_scope.cancel()
+
+
+async def test_sending_waits_for_a_slow_peer_until_its_deadline(pair: Pair) -> None:
+    peer, stream = pair
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    message = bytes(range(256)) * 8192
+    with anyio.fail_after(20):
+        with pytest.raises(TimeoutError):
+            await stream.send_before(soon(stream), message)
+
+        async def send() -> None:
+            await stream.send_before(never(stream), b"the end")
+
+        received = bytearray()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            while not received.endswith(b"the end"):
+                received += await anyio.to_thread.run_sync(peer.recv, 65536)
+    assert message.startswith(received.removesuffix(b"the end"))
+
+
+async def test_a_large_message_arrives_whole(pair: Pair) -> None:
+    peer, stream = pair
+    message = bytes(range(256)) * 8192
+    received = bytearray()
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.send_before, never(stream), message)
+            while len(received) < len(message):
+                received += await anyio.to_thread.run_sync(peer.recv, 65536)
+    assert received == message
+
+
+async def test_one_sends_at_a_time(pair: Pair) -> None:
+    _, stream = pair
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.send_before, never(stream), b"x" * (1 << 22))
+        await anyio.sleep(SHORT)
+        with pytest.raises(anyio.BusyResourceError):
+            await stream.send_before(never(stream), b"y")
+        tasks.cancel_scope.cancel()
+
+
+async def test_who_sends_much_lets_others_run(pair: Pair) -> None:
+    _, stream = pair
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await checkpoint()
+            turns += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(count)
+        await checkpoint()
+        for _ in range(64):
+            await stream.send_before(never(stream), b"x")
+        tasks.cancel_scope.cancel()
+    assert turns >= 3
+
+
+async def test_who_reads_much_lets_others_run(pair: Pair) -> None:
+    peer, stream = pair
+    peer.send(b"x" * 32)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await checkpoint()
+            turns += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(count)
+        await checkpoint()
+        for _ in range(32):
+            assert await stream.receive_before(never(stream), 1) == b"x"
+        tasks.cancel_scope.cancel()
+    assert turns >= 16
+
+
+async def test_a_reset_breaks_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(2):
+            mine = socket.create_connection(listener.getsockname())
+            mine.setblocking(False)
+            peer, _ = listener.accept()
+            stream = AsyncioSocketStream(mine) if is_supported() else SocketStream(mine)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            with anyio.fail_after(10), pytest.raises(anyio.BrokenResourceError) as caught:
+                await stream.receive()
+            assert isinstance(caught.value.__cause__, ConnectionResetError)
+            with pytest.raises(anyio.BrokenResourceError):
+                for _ in range(3):
+                    await stream.send(b"x")
+            with pytest.raises(anyio.BrokenResourceError):
+                await stream.send_eof()
+            await stream.aclose()
+
+
+async def test_the_end_can_be_told_to_the_peer(peer_and_socket: tuple[socket.socket, socket.socket]) -> None:
+    peer, mine = peer_and_socket
+    stream = AsyncioSocketStream(mine) if is_supported() else SocketStream(mine)
+    with peer:
+        await stream.send(b"x")
+        await stream.send_eof()
+        assert peer.recv(10) == b"x"
+        assert peer.recv(10) == b""
+        peer.send(b"y")
+        assert await stream.receive() == b"y"
+        await stream.aclose()
+        with pytest.raises(anyio.ClosedResourceError):
+            await stream.send_eof()
+
+
+async def test_nobody_reads_so_the_peer_is_held_back(pair: Pair) -> None:
+    """Between two reads nothing is taken out of the kernel, so what the peer can send is bounded by TCP."""
+    peer, stream = pair
+    peer.send(b"x")
+    assert await stream.receive_before(never(stream), 10) == b"x"
+    peer.setblocking(False)
+    sent = 0
+    with pytest.raises(BlockingIOError):
+        for _ in range(10_000):
+            sent += peer.send(b"x" * 65536)
+            await checkpoint()
+    got = 0
+    while got < sent:
+        got += len(await stream.receive_before(never(stream), 1 << 20))
+    assert got == sent

@@ -1,0 +1,142 @@
+"""A connected socket as a byte stream, on any backend.
+
+It waits by `anyio.wait_readable` and `anyio.wait_writable` and moves the bytes itself: no transport, no queue and no
+turn of the loop lies between the kernel and whoever reads or writes.
+"""
+
+from __future__ import annotations
+
+import socket
+from math import inf
+from typing import Final
+
+import anyio
+from anyio.abc import ByteStream
+from anyio.lowlevel import checkpoint
+
+# A sender whose peer takes everything at once would keep the loop to itself: this often it lets others run.
+_SENDS_A_TURN: Final = 16
+
+
+class SocketStream(ByteStream):
+    """A `TimedStream` that owns a connected, non-blocking stream socket."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._closed = False
+        self._sending = False
+        self._sends = 0
+        self._waiting: anyio.CancelScope | None = None
+
+    def time(self) -> float:
+        """See `TimedStream.time`."""
+        return anyio.current_time()
+
+    async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
+        """See `TimedStream.receive_before`. Always waits, also for what is there."""
+        self._check_open()
+        try:
+            with anyio.CancelScope(deadline=deadline) as self._waiting:
+                data = None
+                while data is None:
+                    await anyio.wait_readable(self._socket)
+                    data = self._take(max_bytes)
+                return data
+        finally:
+            self._waiting = None
+        return b""
+
+    def wake(self) -> None:
+        """See `TimedStream.wake`."""
+        if self._waiting is not None:
+            self._waiting.deadline = -inf
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """At least one byte, at most `max_bytes`. Always waits, and takes nothing if it is cancelled.
+
+        Raises `EndOfStream`, `BrokenResourceError`, `ClosedResourceError`, and `BusyResourceError` while another task
+        receives.
+        """
+        data = b""
+        while not data:
+            data = await self.receive_before(inf, max_bytes)
+        return data
+
+    def _take(self, max_bytes: int) -> bytes | None:
+        """What the kernel has, None if there is nothing yet."""
+        self._sends = 0
+        try:
+            data = self._socket.recv(max_bytes)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            self._check_open()
+            raise anyio.BrokenResourceError from error
+        if not data:
+            raise anyio.EndOfStream
+        return data
+
+    async def send(self, item: bytes) -> None:
+        """Hand all bytes to the kernel. Waits, and can be cancelled, where that takes none, and every so often.
+
+        If it is cancelled, some may have been sent. Raises `BrokenResourceError`, `ClosedResourceError`, and
+        `BusyResourceError` while another task sends.
+        """
+        await self.send_before(inf, item)
+
+    async def send_before(self, deadline: float, data: bytes) -> None:
+        """See `TimedStream.send_before`."""
+        if self._sends >= _SENDS_A_TURN:
+            self._sends = 0
+            await checkpoint()
+        self._sends += 1
+        if self._sending:
+            raise anyio.BusyResourceError("writing to")
+        sent = self._give(data)
+        if sent == len(data):
+            return
+        self._sending = True
+        try:
+            with anyio.CancelScope(deadline=deadline) as scope:
+                rest = memoryview(data)[sent:]
+                while rest:
+                    await anyio.wait_writable(self._socket)
+                    self._sends = 0
+                    rest = rest[self._give(rest) :]
+        finally:
+            self._sending = False
+        if scope.cancelled_caught:
+            raise TimeoutError
+
+    def _give(self, data: bytes | memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            self._check_open()
+            raise anyio.BrokenResourceError from error
+
+    async def send_eof(self) -> None:
+        """Tell the peer that no more bytes come. Raises `BrokenResourceError`, `ClosedResourceError`."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._check_open()
+            raise anyio.BrokenResourceError from error
+
+    async def aclose(self) -> None:
+        """See `close`; it waits for nothing."""
+        self.close()
+
+    def close(self) -> None:
+        """Close at once; whoever waits for this socket gets `ClosedResourceError`."""
+        if not self._closed:
+            self._closed = True
+            if self._sending or self._waiting is not None:
+                anyio.notify_closing(self._socket)
+            self._socket.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
