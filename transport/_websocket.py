@@ -170,8 +170,6 @@ class WebSocket:
             self._queue_ping()
         if protocol.wants_to_send:
             await self._flush_before(self._lost_at())
-            if protocol.end is not None:
-                return
         try:
             data = await self._stream.receive_before(self._next_deadline(), self._read_size)
         except anyio.EndOfStream:

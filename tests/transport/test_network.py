@@ -195,7 +195,7 @@ async def test_a_family_that_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> No
 
     async def resolve(host: str, port: int, **options: Any) -> Any:
         return [
-            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port)),
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
 
