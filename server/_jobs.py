@@ -33,7 +33,6 @@ from ._told import Told, completed, completed_by_url, failed, progressed, result
 logger: Final = logging.getLogger("towline.server")
 
 _MOST_WAITING: Final = 256  # events of a job on their way to the log, before it waits
-_LAST_WRITE: Final = 2.0  # seconds
 
 #: What a job's function may return: a result's fields, or the path of a JSON file in the job's folder that holds them.
 Result: TypeAlias = Struct | Mapping[str, Any] | Path | None
@@ -76,6 +75,7 @@ class JobContext:
         # Events on their way to the log, and how many were ever told and written: each waits for its own.
         self._waiting: list[Entry] = []
         self._told = self._written = 0
+        self._failure: Exception | None = None
         self._more = anyio.Event()
         self._progress = anyio.Event()
 
@@ -129,6 +129,12 @@ class JobContext:
             await self._wait_written(self._told)
             tasks.cancel_scope.cancel()
 
+    async def wait_kept(self) -> None:
+        """Wait until all that was told is in the log, or was refused by it; raises what no log could take."""
+        await self._wait_written(self._told)
+        if self._failure is not None:
+            raise self._failure
+
     async def _wait_written(self, place: int) -> None:
         while self._written < place:
             await self._progress.wait()
@@ -141,13 +147,12 @@ class JobContext:
                 self._more = anyio.Event()
                 await self._write_waiting()
         finally:
-            with anyio.move_on_after(_LAST_WRITE, shield=True):
-                await self._write_waiting()
+            await self._write_waiting()
 
     async def _write_waiting(self) -> None:
         while self._waiting:
             entries, self._waiting = self._waiting, []
-            # A cancelled write may have been carried out all the same, and must not be repeated.
+            # A cancelled write may have been carried out all the same, and must not be repeated. Its time is the log's.
             with anyio.CancelScope(shield=True):
                 try:
                     await self._log.append_all(self.job_id, entries)
@@ -155,6 +160,8 @@ class JobContext:
                     logger.warning("job %s: %d events were not kept: %s", self.job_id, len(entries), error)
                     if any(entry.type == "job_started" for entry in entries):
                         self._started = False  # it is told with the next progress
+                except Exception as error:  # a value that the log has no room for, say: the function's to hear
+                    self._failure = error
             self._written += len(entries)
             self._progress.set()
             self._progress = anyio.Event()
@@ -307,6 +314,7 @@ class Runner:
             if context.attempt > self._limits.idle_attempts:
                 raise JobFailure("GAVE_UP", f"the job did not get on in {self._limits.idle_attempts} runs")
             result = await self._functions[job.pipeline](context, await self._upload(job.id))
+            await context.wait_kept()
             return await self._complete(job, result)
         except JobFailure as failure:
             return failed(failure)

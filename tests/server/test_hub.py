@@ -57,6 +57,10 @@ async def blocking(context: JobContext, upload: Upload) -> None:
     await anyio.to_process.run_sync(time.sleep, 600, cancellable=True)
 
 
+async def absurd(context: JobContext, upload: Upload) -> None:
+    await context.progress(2**70)
+
+
 async def broken(context: JobContext, upload: Upload) -> None:
     raise ZeroDivisionError("secret words")
 
@@ -81,7 +85,7 @@ def make_hub(folder: Path, **options: Any) -> ShiftedHub:
     options = {"limits": Limits(upload=100_000, ready_wait=0.3, starts=10_000)} | options
     hub = ShiftedHub(folder / "hub.db", **options)
     hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import())
-    for function in (large, failing, broken, waiting, blocking):
+    for function in (large, failing, broken, absurd, waiting, blocking):
         hub.job(function.__name__, path=f"/start/{function.__name__}")(function)
     return hub
 
@@ -240,6 +244,12 @@ def test_a_bug_is_not_shown(client: Any) -> None:
     seen = client.follow()
     assert seen.events[-1]["payload"]["code"] == "INTERNAL"
     assert "secret words" not in json.dumps(seen.events)
+
+
+def test_a_count_no_log_has_room_for_is_the_jobs_failure_only(client: Any) -> None:
+    start(client, "absurd")
+    assert client.follow().events[-1]["payload"]["code"] == "INTERNAL"
+    assert client.http.get("/healthz").status_code == 200
 
 
 def test_a_large_result_goes_by_url(client: Any) -> None:
