@@ -1,7 +1,8 @@
 """The contestants. `python clients.py CONTESTANT WORK URL N` does one piece of work and prints one JSON line.
 
 Works: `receive` (N messages in a row), `echo` (N round trips), `drops` (N times from the end of a connection to the
-first message on the next), `idle` (N connections, then a quiet time), `follow` (a job of N events).
+first message on the next), `idle` (N connections, then a quiet time), `idle-connections` (the same with whole
+`Connection`s), `follow` (a job of N events).
 `cpu` is this process's CPU time in seconds from the first message to the last, `wall` the real time.
 """
 
@@ -105,6 +106,26 @@ def towline(backend: str, **backend_options: Any) -> Any:
             await anyio.sleep(QUIET)
             WATCH.stop(bytes=each)
 
+    async def idle_connections(url: str, count: int) -> None:
+        import towline as package
+
+        async def hold() -> None:
+            async with package.Connection(url, job="j", token="t") as line:
+                await line.wait_for(package.State.CONNECTED)
+                await anyio.sleep_forever()
+
+        before = memory()
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                tasks.start_soon(hold)
+                if number % 20 == 0:
+                    await anyio.sleep(0.02)
+            await anyio.sleep(5)
+            each = (memory() - before) / count
+            WATCH.start()
+            await anyio.sleep(QUIET)
+            WATCH.stop(bytes=each)
+
     async def follow(url: str, count: int) -> None:
         import towline as package
 
@@ -123,6 +144,7 @@ def towline(backend: str, **backend_options: Any) -> Any:
             "echo": echo,
             "drops": drops,
             "idle": idle,
+            "idle-connections": idle_connections,
             "follow": follow,
         }
         anyio.run(works[work], url, count, backend=backend, backend_options=backend_options)

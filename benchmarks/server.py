@@ -189,7 +189,8 @@ class Idle:
                     data = connection.recv(4096)
                     if data[:1] == b"\x89":
                         connection.sendall(b"\x8a\x00")
-                        continue
+                    if data and data[:1] != b"\x88":
+                        continue  # a ping, or the `ready` of a whole `Connection`
                 except OSError:
                     data = b""
                 self.selector.unregister(connection)
