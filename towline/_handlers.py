@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -28,7 +27,7 @@ class Handlers:
 
     def __init__(self, tasks: TaskGroup) -> None:
         self._tasks = tasks
-        self._waiting: deque[tuple[Handler[Any], Any]] = deque()
+        self._waiting: list[tuple[Handler[Any], Any]] = []
         self._scope: anyio.CancelScope | None = None
         # Set when the calls that wait were made; None while there are none.
         self._done: anyio.Event | None = None
@@ -63,7 +62,7 @@ class Handlers:
             if merged is not None and last is handler:
                 waiting[-1] = handler, merged
                 return
-            waiting.popleft()
+            del waiting[0]
             self.skipped += 1
         waiting.append((handler, told))
         if self._done is None:
@@ -75,7 +74,7 @@ class Handlers:
         try:
             with scope:
                 while self._waiting:
-                    handler, told = self._waiting.popleft()
+                    handler, told = self._waiting.pop(0)
                     try:
                         answer = handler(told)
                         if answer is not None:

@@ -46,10 +46,12 @@ class Journal:
         self._ended = False
         self._moved = False
         self._saved: Cursor | None = None
-        self._hurry = anyio.Event()
+        # Both are made when they are first needed: most connections have no store, or nothing due.
+        self._hurry: anyio.Event | None = None
+        self._writing: anyio.Lock | None = None
+        self._hurried = False
         self._running = False
         self._closed = False
-        self._writing = anyio.Lock()
         self._next_save = float("-inf")
         #: What the store last said it could not do; None while it works.
         self.problem: TowlineError | None = None
@@ -74,7 +76,9 @@ class Journal:
 
     def flush(self) -> None:
         """Write what is due now, not later."""
-        self._hurry.set()
+        self._hurried = True
+        if self._hurry is not None:
+            self._hurry.set()
 
     def ended(self, outcome: Outcome) -> None:
         """The consumer has taken the end."""
@@ -106,15 +110,18 @@ class Journal:
     async def _run(self, store: Store) -> None:
         try:
             while self._due and not self._closed:
-                with anyio.CancelScope(deadline=self._next_save):
-                    await self._hurry.wait()
+                self._hurry = anyio.Event()
+                if not self._hurried:
+                    with anyio.CancelScope(deadline=self._next_save):
+                        await self._hurry.wait()
                 await self._write(store)
         finally:
             self._running = False
 
     async def _write(self, store: Store) -> None:
+        self._writing = self._writing or anyio.Lock()
         async with self._writing:
-            self._hurry = anyio.Event()
+            self._hurried = False
             self._next_save = anyio.current_time() + SAVE_EVERY
             job, settings = self._settings.job, self._settings
             # What is due is struck off when it is written: a cancellation between leaves it due.

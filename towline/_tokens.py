@@ -73,7 +73,8 @@ class TokenSource:
         self._deadline = deadline
         self._changed = changed
         self._wall_time = wall_time
-        self._lock = anyio.Lock()
+        # Made when a token is renewed: one caller at a time does that, the others wait for what comes of it.
+        self._renewing: anyio.Lock | None = None
         self._token: Token | None = None
         self._given = 0
 
@@ -109,15 +110,19 @@ class TokenSource:
         the provider or the server's refusal raises.
         """
         held = self._token
-        async with self._lock:
+        if held is not None and not fresh and not self._is_to_be_renewed(held):
+            return held.secret
+        self._renewing = self._renewing or anyio.Lock()
+        async with self._renewing:
             token = self._token
             renewed_meanwhile = token is not None and token is not held
-            if token is None or (fresh and not renewed_meanwhile) or (self.renewable and self._is_near_its_end(token)):
+            if token is None or (fresh and not renewed_meanwhile) or self._is_to_be_renewed(token):
                 token = await self._renew(token, demanded=fresh or token is None)
             return token.secret
 
-    def _is_near_its_end(self, token: Token) -> bool:
-        return token.expires is not None and token.expires - self._wall_time() < RENEW_BEFORE
+    def _is_to_be_renewed(self, token: Token) -> bool:
+        expires = token.expires
+        return self.renewable and expires is not None and expires - self._wall_time() < RENEW_BEFORE
 
     async def _renew(self, old: Token | None, *, demanded: bool) -> Token:
         given = self._given

@@ -33,6 +33,7 @@ class AsyncioSocketStream(SocketStream):
     def __init__(self, connected: socket.socket) -> None:
         super().__init__(connected)
         self._loop = asyncio.get_running_loop()
+        self.time = self._loop.time
         self._descriptor = connected.fileno()
         self._waiter: asyncio.Future[None] | None = None
         # What came for whoever waits, kept if that one was cancelled in the same moment.
@@ -42,18 +43,15 @@ class AsyncioSocketStream(SocketStream):
         self._deadline = inf
         self._timer: asyncio.TimerHandle | None = None
 
-    def time(self) -> float:
-        """See `TimedStream.time`."""
-        return self._loop.time()
-
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
         """See `TimedStream.receive_before`."""
         if self._waiter is not None:
             raise anyio.BusyResourceError("reading from")
-        self._check_open()
+        if self._closed:
+            raise anyio.ClosedResourceError
         self._max_bytes = max_bytes
         self._deadline = deadline
-        waiter = self._waiter = self._loop.create_future()
+        waiter = self._waiter = asyncio.Future(loop=self._loop)
         if self._came is not None:
             waiter.set_result(None)
         elif not self._registered:

@@ -12,7 +12,6 @@ message, and frames taken at one turn.
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
-from collections import deque
 from collections.abc import Callable
 from itertools import repeat
 from struct import Struct
@@ -76,7 +75,7 @@ class FrameReader:
     def __init__(self, limits: Limits, deflate: DeflateExtension | None = None) -> None:
         # wsproto is there only while something of it is under way: most sockets are idle, or take the short cut.
         self._wsproto: Connection | None = None
-        self.pings = deque[bytes](maxlen=_PENDING_PINGS)
+        self.pings: list[bytes] = []
         self.close: tuple[int, str] | None = None
         self.failure: Failure | None = None
         self.has_more = False
@@ -201,7 +200,7 @@ class FrameReader:
         if head in _PING_AND_PONG and available == length == buffer[position + 1]:
             # Whole, unmasked and without reserved bits: it touches nothing but itself, wherever it stands.
             if head == _FIN_PING:
-                self.pings.append(buffer[position + 2 : position + 2 + length])
+                self._ping(buffer[position + 2 : position + 2 + length])
             return 2 + length
         if opcode not in _CONTROL:
             if head in self._heads[:2] and buffer[position + 1] < 0x80 and _is_minimal(size, length):
@@ -227,6 +226,10 @@ class FrameReader:
         self._rest = length - available
         self._feed(buffer[position : position + size + available], messages)
         return size + available
+
+    def _ping(self, payload: bytes) -> None:
+        self.pings.append(payload)
+        del self.pings[:-_PENDING_PINGS]
 
     def _go_on(self, buffer: bytes, messages: list[Message]) -> int:
         """The buffer begins inside a frame; gives where the next one begins."""
@@ -300,7 +303,7 @@ class FrameReader:
                     elif len(self._parts) >= _PIECES:
                         self._parts = [_joined(self._parts)]  # type: ignore[assignment]
                 elif isinstance(event, Ping):
-                    self.pings.append(bytes(event.payload))
+                    self._ping(bytes(event.payload))
                 elif isinstance(event, CloseConnection):
                     if connection.state is ConnectionState.OPEN:
                         # wsproto reports a broken frame as an event and leaves its state as it was.

@@ -15,7 +15,8 @@ class Limits:
     `max_message`: bytes of one message (of its UTF-8 form where it is text), counted while they come; past it we
     close with 1009. `max_fragments`: frames of one message, empty ones too. `max_rejection_body`: bytes kept of the
     body of a refused upgrade. `max_response_head`: bytes of an HTTP status line with its headers.
-    `max_informational`: 1xx answers before the real one. `read_size`: bytes asked of the socket at once.
+    `max_informational`: 1xx answers before the real one. `read_size`: bytes asked of the socket at once,
+    while much comes.
     `frames_per_turn`: frames taken from the read buffer before other tasks get their turn.
     """
 

@@ -7,6 +7,7 @@ turn of the loop lies between the kernel and whoever reads or writes.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from math import inf
 from typing import Final
 
@@ -27,10 +28,8 @@ class SocketStream(ByteStream):
         self._sending = False
         self._sends = 0
         self._waiting: anyio.CancelScope | None = None
-
-    def time(self) -> float:
-        """See `TimedStream.time`."""
-        return anyio.current_time()
+        #: See `TimedStream`.
+        self.time: Callable[[], float] = anyio.current_time
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
         """See `TimedStream.receive_before`. Always waits, also for what is there."""
@@ -89,10 +88,9 @@ class SocketStream(ByteStream):
         if self._sends >= _SENDS_A_TURN:
             self._sends = 0
             await checkpoint()
-        self._sends += 1
         if self._sending:
             raise anyio.BusyResourceError("writing to")
-        sent = self._give(data)
+        sent = self.send_nowait(data)
         if sent == len(data):
             return
         self._sending = True
@@ -102,13 +100,24 @@ class SocketStream(ByteStream):
                 while rest:
                     await anyio.wait_writable(self._socket)
                     self._sends = 0
-                    rest = rest[self._give(rest) :]
+                    rest = rest[self.send_nowait(rest) :]
         finally:
             self._sending = False
         if scope.cancelled_caught:
             raise TimeoutError
 
-    def _give(self, data: bytes | memoryview) -> int:
+    @property
+    def may_send_now(self) -> bool:
+        """Whether `send_nowait` may be called: nobody sends, and the other tasks have had their turn."""
+        return not self._sending and self._sends < _SENDS_A_TURN
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        """Hand over what the kernel takes at once, and say how many bytes that is.
+
+        The rest must follow by `send_before`, ahead of anything else. Raises `BrokenResourceError`,
+        `ClosedResourceError`.
+        """
+        self._sends += 1
         try:
             return self._socket.send(data)
         except (BlockingIOError, InterruptedError):

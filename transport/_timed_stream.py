@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from typing import Protocol
 
@@ -12,9 +13,8 @@ from anyio.abc import ByteStream
 class TimedStream(Protocol):
     """A byte stream, of which one task at a time receives and one sends."""
 
-    def time(self) -> float:
-        """Seconds, on the clock of the deadlines."""
-        ...
+    #: Gives the seconds on the clock of the deadlines.
+    time: Callable[[], float]
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
         """Some bytes, or none once `deadline` has passed or `wake` was called. Takes nothing if it is cancelled.
@@ -45,10 +45,8 @@ class ScopedStream:
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
         self._waiting: anyio.CancelScope | None = None
-
-    def time(self) -> float:
-        """See `TimedStream.time`."""
-        return anyio.current_time()
+        #: See `TimedStream`.
+        self.time: Callable[[], float] = anyio.current_time
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
         """See `TimedStream.receive_before`."""

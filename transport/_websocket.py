@@ -42,6 +42,10 @@ from ._websocket_protocol import WebSocketProtocol, check_close
 # Who comes back to an overdue socket gets this long to find what the kernel has kept for it.
 _SECOND_LOOK = 1.0
 
+# Asked of the socket while little comes: memory allocators map and unmap pages for each larger buffer (glibc from
+# 128 KiB on, mallopt(3)), which costs more than the read.
+_SMALL_READ = 64 << 10
+
 
 @dataclass(frozen=True, slots=True)
 class WebSocketStatistics:
@@ -77,10 +81,12 @@ class WebSocket:
         self.subprotocol = subprotocol
         #: `anyio.current_time()` when bytes last came in.
         self.last_received = anyio.current_time()
-        self._stream: TimedStream = stream if isinstance(stream, SocketStream) else ScopedStream(stream)
+        self._socket = stream if isinstance(stream, SocketStream) else None
+        self._stream: TimedStream = self._socket or ScopedStream(stream)
         self._time = self._stream.time
         self._protocol = WebSocketProtocol(limits=limits, deflate=deflate)
-        self._read_size = limits.read_size
+        self._large_read = limits.read_size
+        self._small_read = self._read_size = min(_SMALL_READ, limits.read_size)
         self._liveness = liveness
         self._send_lock = anyio.Lock(fast_acquire=True)
         self._stream_closed = False
@@ -182,6 +188,7 @@ class WebSocket:
         else:
             if data:
                 self.last_received = self._time()
+                self._read_size = self._small_read if len(data) < self._small_read else self._large_read
                 self._pinged_at = self._overdue_since = self._probe = None
                 self._ping_wanted = False
                 self._ready = protocol.receive_data(data)
@@ -255,12 +262,23 @@ class WebSocket:
         If it is cancelled while it waits for the socket, the peer may have half a frame: the WebSocket is then dead,
         and says so. Raises `InvalidArgument` (nothing was sent, it lives on), and how it ended, as `receive_batch`.
         """
-        try:
+        socket = self._socket
+        if socket is not None and socket.may_send_now and not self._send_lock.locked():
+            # Whatever the kernel takes whole needs no lock: no other task runs meanwhile.
+            data = self._protocol.send_message(message)
+            try:
+                sent = socket.send_nowait(data)
+            except STREAM_ERRORS:
+                sent = 0  # the other way meets it again, and tells of it
+            if sent == len(data):
+                return
             self._send_lock.acquire_nowait()
-        except anyio.WouldBlock:
+            data = data[sent:]
+        else:
             await self._send_lock.acquire()
+            data = b""
         try:
-            await self._write(self._protocol.send_message(message))
+            await self._write(data or self._protocol.send_message(message))
             if self._protocol.wants_to_send:
                 await self._drain()
         finally:

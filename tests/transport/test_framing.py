@@ -158,7 +158,7 @@ def test_the_short_cut_means_what_wsproto_means(part: int) -> None:
                 break  # a length past any limit, which wsproto alone would wait for
             failure = None if ours.failure is None else ours.failure.close_code
             assert (ours.pings, ours.close, failure) == (
-                theirs.pings,
+                list(theirs.pings),
                 theirs.close,
                 theirs.failure,
             ), f"seed {seed}"
