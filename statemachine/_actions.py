@@ -130,7 +130,10 @@ def await_revival(draft: Draft) -> None:
 
 @action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
 def back_off(draft: Draft) -> None:
-    """Charge the failure, unless it was a trial; wait for the next attempt and ask meanwhile how the job stands."""
+    """Charge the failure, unless it was a trial; wait for the next attempt and ask meanwhile how the job stands.
+
+    Where the server told its clients to spread, it is not asked either: all of them would ask at once.
+    """
     cause = _note(draft)
     n = draft.after.retries
     if not draft.after.trial:
@@ -146,7 +149,8 @@ def back_off(draft: Draft) -> None:
     # after it: so such a draw is moved behind it, and keeps its width.
     spaced = draft.after.dials[-1] + policy.dial_spacing - draft.facts.now if draft.after.dials else 0.0
     _wait(draft, delay.moved_behind(spaced, policy.dial_spacing))
-    draft.fetch(Purpose.STATUS)
+    if cause.advice is None or cause.advice.spread is None:
+        draft.fetch(Purpose.STATUS)
 
 
 @action()

@@ -379,6 +379,20 @@ def test_no_state_is_asked_for_during_a_hold() -> None:
     assert len(run.effects(FetchState)) == asked
 
 
+def test_a_told_spread_holds_for_the_state_too() -> None:
+    """A server that lets everybody go would be asked by everybody at once; the next failure is each one's own."""
+    run = run_to(State.CONNECTED)
+    asked = len(run.effects(FetchState))
+    run.take(Lost(cause=replace(RESTART, advice=Advice(retry_in=1, spread=50))))
+    assert state(run) is State.RECONNECTING
+    assert len(run.effects(FetchState)) == asked
+    run.advance(51)
+    assert state(run) is State.CONNECTING
+    run.take(Lost(cause=CAUSE))
+    assert state(run) is State.RECONNECTING
+    assert len(run.effects(FetchState)) == asked + 1
+
+
 def test_a_restored_path_is_dialled_within_a_second() -> None:
     for draw in (0.0, 1.0):
         run = run_to(State.RECONNECTING, Policy(dial_spacing=0.0), random=lambda draw=draw: draw)  # type: ignore[misc]
