@@ -88,7 +88,7 @@ class Hub(AsyncContextManagerMixin):
     the same Redis are one hub on many machines: any of them serves any job's sockets, and they share `files` too.
 
     It works while it is entered (`async with hub:`); served as an application of its own, its lifespan does that. It
-    is entered once. Entering raises `HubStorageError` where the database cannot be used.
+    is entered once. Entering raises `HubStorageError` where the database or the folder cannot be used.
 
     `authorize` says in whose name a request may start a job (None: it may not); without it only this machine may.
     `token_in_query` also takes a socket's token from `?token=`, where logs and proxies can see it. `subprotocol` is
@@ -254,6 +254,7 @@ class Hub(AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        await self.check_files()
         async with self.log, anyio.create_task_group() as tasks:
             await self._tidy_up()
             await self._runner.resume(tasks)
@@ -277,6 +278,13 @@ class Hub(AsyncContextManagerMixin):
         else:
             async with self:
                 yield
+
+    async def check_files(self) -> None:
+        """Raise `HubStorageError` where the folder of files is there and cannot be read, or cannot be there."""
+        try:
+            await anyio.to_thread.run_sync(lambda: job_folders(self.files, untouched_for=0))
+        except OSError as error:
+            raise HubStorageError(error.strerror or str(error), path=self.files) from error
 
     async def _tidy_up(self) -> None:
         """Remove what a hub that was killed left behind: uploads without a job, leftovers of ended jobs."""

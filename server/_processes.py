@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ _PAUSE: Final = 1.0  # seconds before a process is replaced, so that one that ca
 def run_processes(count: int, serve: Callable[[socket.socket], None], listener: socket.socket) -> None:
     """Run `serve(listener)` in `count` processes until SIGTERM or SIGINT, which all of them are then told.
 
-    `serve` can be pickled, and ends at SIGTERM. Only for the main thread.
+    `serve` can be pickled, and ends at SIGTERM, at SIGINT in haste. Only for the main thread.
     """
     signals: list[int] = []
 
@@ -35,8 +36,9 @@ def run_processes(count: int, serve: Callable[[socket.socket], None], listener: 
         signals.append(sig)
 
     before = {sig: signal.signal(sig, note) for sig in (signal.SIGTERM, signal.SIGINT)}
-    processes = [_start(serve, listener) for _ in range(count)]
+    processes: list[SpawnProcess] = []
     try:
+        processes.extend(_start(serve, listener) for _ in range(count))
         while not signals:
             wait([process.sentinel for process in processes], _LOOK)
             for place, process in enumerate(processes):
@@ -51,7 +53,7 @@ def run_processes(count: int, serve: Callable[[socket.socket], None], listener: 
             if told < max(1, len(signals)):
                 told += 1
                 for process in processes:
-                    process.terminate()
+                    _stop(process, in_haste=told > 1)
             wait([process.sentinel for process in processes if process.is_alive()], _LOOK)
         for sig, handler in before.items():
             signal.signal(sig, handler)
@@ -61,6 +63,13 @@ def _start(serve: Callable[[socket.socket], None], listener: socket.socket) -> S
     process = multiprocessing.get_context("spawn").Process(target=_run, args=(serve, listener))
     process.start()
     return process
+
+
+def _stop(process: SpawnProcess, *, in_haste: bool) -> None:
+    if in_haste and sys.platform != "win32" and process.pid is not None and process.is_alive():
+        os.kill(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
 
 
 def _run(serve: Callable[[socket.socket], None], listener: socket.socket) -> None:

@@ -28,7 +28,7 @@ from msgspec import UNSET
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from .._exceptions import HubStorageError
+from .._exceptions import HubStorageError, InvalidArgument
 from ._clients import Arrival, Clients
 from ._log import ENDS, Bell, Bells, Change, Entry, Event, Job, Missing, Request, RequestMismatch, Token
 from ._tails import Tails
@@ -145,13 +145,18 @@ class RedisStore:
 
     def __init__(self, url: str, prefix: str = "towline") -> None:
         self._prefix = prefix
-        self.client: Final[redis.Redis] = redis.Redis.from_url(
-            url,
-            socket_timeout=_TIMEOUT,
-            socket_connect_timeout=_TIMEOUT,
-            health_check_interval=15,
-            retry=Retry(NoBackoff(), 0),
-        )
+        try:
+            self.client: Final[redis.Redis] = redis.Redis.from_url(
+                url,
+                socket_timeout=_TIMEOUT,
+                socket_connect_timeout=_TIMEOUT,
+                health_check_interval=15,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError:
+            # Whose words quote a piece of the URL, which may be one of the password: so not even as a cause.
+            problem = "is none of a Redis server (special characters in a password are percent-encoded)"
+            raise InvalidArgument("url", problem) from None
         self.channel: Final = self._key("events")
         self.arrivals: Final = self._key("arrivals")
         self._holder = secrets.token_hex(8)

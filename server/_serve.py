@@ -23,7 +23,6 @@ import uvicorn
 from .._exceptions import InvalidArgument
 from ._csv_import import MEDIA_TYPES, csv_import
 from ._hub import Hub
-from ._log import EventLog
 from ._processes import run_processes
 
 logger: Final = logging.getLogger("towline.server")
@@ -74,6 +73,15 @@ class _Server(uvicorn.Server):
         super().handle_exit(signal.SIGINT if self.should_exit else sig, frame)
 
 
+class _Worker(_Server):
+    """One of several processes. It may be told to stop twice, by its parent and by a service manager that tells every
+    process: only SIGINT, which is its parent's, hurries it.
+    """
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        uvicorn.Server.handle_exit(self, sig, frame)
+
+
 def announce_on_stdout(url: str) -> None:
     """Print the line by which whoever started the process learns the port."""
     print(f"towline hub listening on {url}", flush=True)  # noqa: T201
@@ -97,10 +105,11 @@ def serve(
     when to come back, and jobs stay in the database for the next start.
 
     With more than one of `workers` so many processes serve the one port, each a hub on the same Redis; one that dies is
-    replaced. A `hub` of your own is served by one: start your program several times.
+    replaced. Each imports your program anew, so call this beneath `if __name__ == "__main__":`. A `hub` of your own is
+    served by one: start your program several times.
 
-    Raises `OSError` where the address cannot be had, `HubStorageError` where the database cannot be used, and
-    `InvalidArgument` for several workers on one SQLite file or of one `hub`.
+    Raises `OSError` where the address cannot be had, `HubStorageError` where the database or the folder cannot be used,
+    and `InvalidArgument` for several workers on one SQLite file or of one `hub`.
     """
     if workers < 1 or (workers > 1 and hub is not None):
         raise InvalidArgument("workers", "must be above zero, and is 1 for a hub of your own")
@@ -110,7 +119,7 @@ def serve(
         return make_server(hub, host, port, announce).run()
     if not hub.log.shared:
         raise InvalidArgument("workers", "an SQLite file has one owner: several workers need a log in Redis")
-    anyio.run(_check, hub.log)
+    anyio.run(_check, hub)
     with _listen(host, port) as listener:
         announce(_url(listener))
         run_processes(workers, partial(_serve_one, database, files, row_delay), listener)
@@ -123,24 +132,26 @@ def _csv_hub(database: Path | str, files: Path | None, row_delay: float) -> Hub:
     return hub
 
 
-async def _check(log: EventLog) -> None:
+async def _check(hub: Hub) -> None:
     """Find out in the parent what would fail in all of its children."""
-    async with log:
+    await hub.check_files()
+    async with hub.log:
         pass
 
 
 def _serve_one(database: Path | str, files: Path | None, row_delay: float, listener: socket.socket) -> None:
     """One of several processes."""
-    _make_server(_csv_hub(database, files, row_delay), listener, lambda url: None).run()
+    hub = _csv_hub(database, files, row_delay)
+    _Worker(_config(hub), hub, listener, lambda url: None).run()
 
 
 def make_server(hub: Hub, host: str, port: int, announce: Callable[[str], None]) -> uvicorn.Server:
     """Make the server of a hub; setting its `should_exit` stops it as a signal does."""
-    return _make_server(hub, _listen(host, port), announce)
+    return _Server(_config(hub), hub, _listen(host, port), announce)
 
 
-def _make_server(hub: Hub, listener: socket.socket, announce: Callable[[str], None]) -> uvicorn.Server:
-    config = uvicorn.Config(
+def _config(hub: Hub) -> uvicorn.Config:
+    return uvicorn.Config(
         hub,
         ws="websockets-sansio",
         ws_max_size=hub.limits.client_message * 4,
@@ -154,7 +165,6 @@ def _make_server(hub: Hub, listener: socket.socket, announce: Callable[[str], No
         log_level=logging.WARNING,
         timeout_graceful_shutdown=_STOP_WITHIN,
     )
-    return _Server(config, hub, listener, announce)
 
 
 def _url(listener: socket.socket) -> str:

@@ -1,4 +1,4 @@
-"""The program in the hub's documentation works as it is written there."""
+"""The programs in the hub's documentation work as they are written there."""
 
 import re
 import threading
@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 import uvicorn
@@ -17,9 +18,9 @@ def test_the_program_of_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client_of: Any, eventually: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (program,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     module = types.ModuleType("page")
-    exec(compile(program, str(PAGE), "exec"), module.__dict__)
+    for program in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        exec(compile(program, str(PAGE), "exec"), module.__dict__)
     server = uvicorn.Server(uvicorn.Config(module.app, port=0, ws="websockets-sansio", log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -34,9 +35,13 @@ def test_the_program_of_the_page(
             assert seen.events[-1]["payload"]["total"] == 321
             client.start(b"a,1\nb,x\n", "/api/sum", x_user="ann")
             assert client.follow().events[-1]["payload"]["code"] == "NOT_A_NUMBER"
+            outcome = anyio.run(module.follow, f"ws://127.0.0.1:{port}/jobs/ws/progress", client.job, client.token)
+            assert outcome.code == "NOT_A_NUMBER"
             with httpx.Client() as other:
                 described = other.get(f"http://127.0.0.1:{port}/jobs/openapi.json").json()
-            assert {"/api/sum", "/api/job-state/{job_id}"} <= set(described["paths"])
+            calls = (module.CALLS.job_state, module.CALLS.token_refresh, module.CALLS.cancel, module.CALLS.result)
+            told = {call.removeprefix("/jobs").replace("{job}", "{job_id}") for call in calls}
+            assert {"/api/sum", *told} <= set(described["paths"])
     finally:
         server.should_exit = True
         thread.join(20)

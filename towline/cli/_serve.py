@@ -18,7 +18,12 @@ def serve(
     ),
     redis: Annotated[
         str | None,
-        typer.Option("--redis", help="Keep the log there instead (redis://…, rediss://…, unix://…).", metavar="URL"),
+        typer.Option(
+            "--redis",
+            envvar="TOWLINE_REDIS",  # an argument, and a password in it, is seen by every user of the machine
+            help="Keep the log there instead (redis://…, rediss://…, unix://…).",
+            metavar="URL",
+        ),
     ] = None,
     files: Annotated[
         Path | None,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ class Served:
         self._command = towline("--port", str(port), "--redis", redis_url, "--files", str(folder / "files"))
         self._command += ["--workers", str(WORKERS), "--row-delay", "0.02"]
         self.url = f"http://127.0.0.1:{port}"
+        self.files = folder / "files"
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[str]:
@@ -170,12 +172,35 @@ def test_workers_do_not_outlive_their_parent(served: Served, eventually: Any) ->
     eventually(lambda: not any(map(alive, workers)))
 
 
+@pytest.mark.parametrize("everybody", [False, True], ids=["the parent", "all of them"])
+def test_a_stop_lets_an_upload_come_to_its_end(served: Served, eventually: Any, everybody: bool) -> None:
+    """A service manager may tell every process to stop, so each worker hears it twice."""
+    host, port = served.url.removeprefix("http://").split(":")
+    body = CSV[:60]
+    head = f"POST /api/imports/csv HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: text/csv\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as upload:
+        upload.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:30])
+        eventually(lambda: any(served.files.glob("incoming-*/upload")))
+        workers = served.workers()
+        served.process.send_signal(signal.SIGTERM)
+        if everybody:
+            for pid in workers:
+                os.kill(pid, signal.SIGTERM)
+        eventually(lambda: sum(map(alive, workers)) == 1)  # those that have nothing in hand
+        upload.sendall(body[30:])
+        assert upload.recv(100).startswith(b"HTTP/1.1 202 ")
+    assert served.wait() == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         (["--workers", "2"], 2, "an SQLite file has one owner"),
         (["--workers", "2", "--redis", "redis://127.0.0.1:1"], 5, "refused"),
         (["--redis", "http://127.0.0.1"], 2, "redis://"),
+        (["--redis", "redis://:se/cret@127.0.0.1:6379"], 2, "percent-encoded"),
+        (["--files", "/dev/null/files"], 5, "/dev/null/files"),
+        (["--workers", "2", "--redis", "redis://127.0.0.1:1", "--files", "/dev/null/files"], 5, "/dev/null/files"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
@@ -185,4 +210,15 @@ def test_what_cannot_work_is_said_at_once(tmp_path: Path, arguments: list[str], 
     assert answer.returncode == code
     assert words in answer.stderr
     assert "Traceback" not in answer.stderr
+    assert "cret" not in answer.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_environment_may_name_the_redis(tmp_path: Path) -> None:
+    environment = {**os.environ, "TOWLINE_REDIS": "redis://127.0.0.1:1"}
+    answer = subprocess.run(
+        towline("--port", "0"), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50
+    )
+    assert answer.returncode == 5
+    assert "redis: ConnectionError" in answer.stderr
     assert not list(tmp_path.iterdir())
