@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -106,6 +107,28 @@ def test_ctrl_c_stops_following_and_the_job_is_resumed(run: Run, begin: Begin, h
     resumed = run("watch", job, "--json")
     seen += [int(str(line["seq"])) for line in lines_of(resumed) if line.get("seq")]
     assert seen == list(range(1, 153))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks a bus whether the system will sleep")
+def test_ctrl_c_does_not_wait_for_what_the_machine_tells(
+    environment: dict[str, str], begin: Begin, hub: str, tmp_path: Path
+) -> None:
+    """While a bus has not answered yet, too, somebody who has had enough is told how to come back."""
+    file = tmp_path / "long.csv"
+    file.write_text(HEADER + GOOD_ROW * 2000)
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "bus"))
+        mute.listen()
+        environment["DBUS_SYSTEM_BUS_ADDRESS"] = f"unix:path={tmp_path / 'bus'}"
+        with begin("import", str(file), "--url", hub) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            while process.stdout.readline() != "[connected]\n":
+                pass
+            process.send_signal(signal.SIGINT)
+            assert "the job goes on. Resume with" in process.stderr.readline()
+            mute.close()
+            assert process.wait(20) == 130
 
 
 def test_expected_failures_are_one_line(run: Run, hub: str, books: Path, tmp_path: Path) -> None:

@@ -174,11 +174,13 @@ async def _follow(line: Connection, view: View, history: Path | None, resume: st
             await watch_interrupts(line, tell, window=window)
 
         try:
-            async with line, attach(line, job_control=sys.platform != "win32"):
+            async with line:
+                # Before the rest, for a bus may take its time to answer.
                 if sys.platform != "win32":  # there Ctrl-C is a KeyboardInterrupt, which closes everything too
                     tasks.start_soon(stop_on_signal)
-                async for update in line:
-                    view.update(update)
+                async with attach(line, job_control=sys.platform != "win32"):
+                    async for update in line:
+                        view.update(update)
         except TowlineError as error:
             failure = error
         tasks.cancel_scope.cancel()
