@@ -110,7 +110,8 @@ class TokenSource:
         the provider or the server's refusal raises.
         """
         held = self._token
-        if held is not None and not fresh and not self._is_to_be_renewed(held):
+        renewing = self._renewing is not None and self._renewing.locked()
+        if held is not None and not fresh and not renewing and not self._is_to_be_renewed(held):
             return held.secret
         self._renewing = self._renewing or anyio.Lock()
         async with self._renewing:

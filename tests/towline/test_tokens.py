@@ -122,6 +122,16 @@ async def test_callers_that_come_meanwhile_share_one_answer(follow: Follow, serv
     assert provider.calls == 1
 
 
+async def test_nobody_uses_a_rejected_token_while_another_is_fetched(follow: Follow, server: ScriptedServer) -> None:
+    provider = Provider("old", "t1", takes=5)
+    async with follow(server, token=provider) as line:
+        await anyio.sleep(7)
+        assert provider.calls == 2, "the server has rejected the first"
+        await line.cancel_job()
+    assert [request.token for request in server.requests if request.call == "cancel"] == ["t1"]
+    assert provider.calls == 2
+
+
 async def test_a_fixed_token_is_exchanged_only_if_that_is_wanted(follow: Follow, server: ScriptedServer) -> None:
     async with follow(server, refresh=True) as line:
         await line.wait_for(State.CONNECTED)
