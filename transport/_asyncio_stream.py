@@ -13,18 +13,20 @@ import socket
 from math import inf
 
 import anyio
+from anyio.lowlevel import checkpoint, current_token
 
 from ._socket_stream import SocketStream
 
 
 def is_supported() -> bool:
-    """Whether the running task is asyncio's, on a loop that watches sockets: on Windows the usual one does not."""
-    try:
-        if asyncio.current_task() is None:
-            return False
-    except RuntimeError:
+    """Whether the running task is asyncio's, on a loop that watches sockets: on Windows the usual one does not.
+
+    A running loop alone says too little: trio may run inside a task of asyncio's, or as its guest.
+    """
+    loop = current_token().native_token
+    if not isinstance(loop, asyncio.AbstractEventLoop):
         return False
-    return type(asyncio.get_running_loop()).add_reader is not asyncio.AbstractEventLoop.add_reader
+    return type(loop).add_reader is not asyncio.AbstractEventLoop.add_reader
 
 
 class AsyncioSocketStream(SocketStream):
@@ -41,26 +43,29 @@ class AsyncioSocketStream(SocketStream):
         self._max_bytes = 0
         self._registered = False
         self._deadline = inf
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        # When the timer fires, inf without one. Not every loop's handle knows it: uvloop's for a time that has come.
+        self._timer_at = inf
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
         """See `TimedStream.receive_before`."""
         if self._waiter is not None:
             raise anyio.BusyResourceError("reading from")
-        if self._closed:
-            raise anyio.ClosedResourceError
+        self._check_open()
         self._max_bytes = max_bytes
         self._deadline = deadline
         waiter = self._waiter = asyncio.Future(loop=self._loop)
-        if self._came is not None:
-            waiter.set_result(None)
-        elif not self._registered:
-            self._registered = True
-            self._loop.add_reader(self._descriptor, self._readable)
-        if deadline != inf and (self._timer is None or self._timer.when() > deadline):
-            self._set_timer()
         try:
-            await waiter
+            if self._came is not None:
+                waiter.set_result(None)
+                await checkpoint()
+            else:
+                if not self._registered:
+                    self._registered = True
+                    self._loop.add_reader(self._descriptor, self._readable)
+                if deadline < self._timer_at:
+                    self._set_timer()
+                await waiter
         finally:
             self._waiter = None
         came, self._came = self._came, None
@@ -70,7 +75,11 @@ class AsyncioSocketStream(SocketStream):
                 came, self._came = came[:max_bytes], came[max_bytes:]
             return came
         assert came is not None, "a waiter is woken only after something came"
-        raise came
+        try:
+            raise came
+        finally:
+            # Its traceback holds this frame, which would hold it.
+            del came
 
     def wake(self) -> None:
         """See `TimedStream.wake`."""
@@ -98,10 +107,12 @@ class AsyncioSocketStream(SocketStream):
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._timer_at = self._deadline
         self._timer = self._loop.call_at(self._deadline, self._time_has_come)
 
     def _time_has_come(self) -> None:
         self._timer = None
+        self._timer_at = inf
         if self._waiter is None or self._deadline == inf:
             return
         if self._loop.time() < self._deadline:

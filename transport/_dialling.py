@@ -17,6 +17,9 @@ from ._socket_stream import SocketStream
 #: RFC 8305 section 5: how long one address is waited for before the next is tried beside it, in seconds.
 ATTEMPT_DELAY: Final = 0.25
 
+# How often a Unix socket whose queue is full is asked again, in seconds.
+_QUEUE_WAIT: Final = 0.05
+
 # connect() goes on in the background: POSIX's word, and what Windows says for it.
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", errno.EAGAIN)})
 
@@ -92,9 +95,6 @@ async def dial_unix(path: str | PathLike[str]) -> SocketStream:
         dialling.close()
         raise
     return _stream_of(dialling)
-
-
-_QUEUE_WAIT: Final = 0.05
 
 
 def _stream_of(connected: socket.socket) -> SocketStream:

@@ -33,6 +33,8 @@ class SocketStream(ByteStream):
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
         """See `TimedStream.receive_before`. Always waits, also for what is there."""
+        if self._waiting is not None:
+            raise anyio.BusyResourceError("reading from")
         self._check_open()
         try:
             with anyio.CancelScope(deadline=deadline) as self._waiting:
@@ -85,9 +87,7 @@ class SocketStream(ByteStream):
 
     async def send_before(self, deadline: float, data: bytes) -> None:
         """See `TimedStream.send_before`."""
-        if self._sends >= _SENDS_A_TURN:
-            self._sends = 0
-            await checkpoint()
+        await self.let_others_run()
         if self._sending:
             raise anyio.BusyResourceError("writing to")
         sent = self.send_nowait(data)
@@ -105,6 +105,12 @@ class SocketStream(ByteStream):
             self._sending = False
         if scope.cancelled_caught:
             raise TimeoutError
+
+    async def let_others_run(self) -> None:
+        """Wait a turn where much was sent without one; whoever is cancelled in it has sent nothing."""
+        if self._sends >= _SENDS_A_TURN:
+            self._sends = 0
+            await checkpoint()
 
     @property
     def may_send_now(self) -> bool:

@@ -50,6 +50,8 @@ class ScopedStream:
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
         """See `TimedStream.receive_before`."""
+        if self._waiting is not None:
+            raise anyio.BusyResourceError("reading from")
         data = b""
         try:
             with anyio.CancelScope(deadline=deadline) as self._waiting:

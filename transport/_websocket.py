@@ -1,7 +1,8 @@
 """A WebSocket over an anyio byte stream: `WebSocketProtocol` driven by the task that receives.
 
 No task is started here. The receiving task reads, answers pings and watches over silence; a send happens in the task
-that sends. Bytes are made and written under one lock, so frames go out whole and in order.
+that sends. Bytes are made and written in one go, where the kernel takes them all, or else under one lock: so frames go
+out whole and in order.
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ class WebSocket:
         return lost
 
     def _next_deadline(self) -> float:
-        """How long to wait for bytes, from now on."""
+        """Until when to wait for bytes."""
         if self._ping_wanted:
             return -inf
         if self._liveness is not None and self._pinged_at is None:
@@ -268,8 +269,9 @@ class WebSocket:
             data = self._protocol.send_message(message)
             try:
                 sent = socket.send_nowait(data)
-            except STREAM_ERRORS:
-                sent = 0  # the other way meets it again, and tells of it
+            except STREAM_ERRORS as error:
+                self._protocol.send_failed()
+                raise broken(error) from error
             if sent == len(data):
                 return
             self._send_lock.acquire_nowait()
@@ -278,7 +280,10 @@ class WebSocket:
             await self._send_lock.acquire()
             data = b""
         try:
-            await self._write(data or self._protocol.send_message(message))
+            if not data:
+                await self._let_others_run()
+                data = self._protocol.send_message(message)
+            await self._write(data)
             if self._protocol.wants_to_send:
                 await self._drain()
         finally:
@@ -305,10 +310,16 @@ class WebSocket:
         while self._protocol.wants_to_send:
             # A pending cancellation strikes here, where nothing is taken out yet and nothing is lost.
             await checkpoint_if_cancelled()
+            await self._let_others_run()
             try:
                 await self._write(self._protocol.data_to_send(), deadline)
             except TowlineError:
                 return  # what the peer said before is still to be read; the reader will see the end
+
+    async def _let_others_run(self) -> None:
+        """The turn that who sends much gives to the others, taken before bytes are made: a cancellation costs none."""
+        if self._socket is not None:
+            await self._socket.let_others_run()
 
     async def _write(self, data: bytes, deadline: float = inf) -> None:
         """Hand bytes to the stream, whole or never again. The lock is held."""

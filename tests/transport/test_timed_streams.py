@@ -1,15 +1,23 @@
 """Each kind of `TimedStream` on each backend, on real sockets: nothing is lost, every wait ends."""
 
+import asyncio
+import gc
 import socket
 import struct
+import weakref
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any
 
 import anyio
 import pytest
+import trio
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 
+from towline._exceptions import ConnectionBroken
+from towline.transport import WebSocket
 from towline.transport._asyncio_stream import AsyncioSocketStream, is_supported
 from towline.transport._socket_stream import SocketStream
 from towline.transport._timed_stream import ScopedStream, TimedStream
@@ -149,6 +157,41 @@ async def test_what_came_for_who_was_cancelled_respects_the_next_ones_size(pair:
         assert b"".join(got) in {b"", b"abc"}
 
 
+@pytest.mark.parametrize(
+    "real_backend", [("asyncio", {}), ("asyncio", {"use_uvloop": find_spec("uvloop") is not None})], ids=str
+)
+async def test_a_native_cancellation_in_the_moment_in_which_bytes_come(
+    peer_and_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    """asyncio's own `cancel` strikes a task that is woken already, as no scope of anyio's does."""
+    peer, mine = peer_and_socket
+    stream = AsyncioSocketStream(mine)
+    kept = 0
+    with anyio.fail_after(10):
+        for turns in range(5):
+            receiving = asyncio.ensure_future(stream.receive_before(never(stream), 10))
+            await asyncio.sleep(0)
+            peer.send(b"abc")
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            receiving.cancel()
+            got = b""
+            with suppress(asyncio.CancelledError):
+                got = await receiving
+            if not got:
+                try:
+                    mine.recv(1, socket.MSG_PEEK)
+                except BlockingIOError:
+                    kept += 1
+            # A deadline that has come neither hides it, nor is in the way of the next.
+            while len(got) < 3:
+                got += await stream.receive_before(stream.time() - 1, 1)
+            assert got == b"abc"
+    assert kept, "else this tests nothing"
+    await stream.aclose()
+    peer.close()
+
+
 async def test_the_end_of_the_stream_stays(pair: Pair) -> None:
     peer, stream = pair
     peer.send(b"x")
@@ -186,12 +229,13 @@ async def test_closing_ends_a_wait_and_all_that_follows(pair: Pair) -> None:
 
 async def test_one_receives_at_a_time(pair: Pair) -> None:
     _, stream = pair
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(stream.receive_before, never(stream), 10)
-        await anyio.sleep(SHORT)
-        with pytest.raises(anyio.BusyResourceError):
-            await stream.receive_before(never(stream), 10)
-        tasks.cancel_scope.cancel()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.receive_before, never(stream), 10)
+            await anyio.sleep(SHORT)
+            with pytest.raises(anyio.BusyResourceError):
+                await stream.receive_before(never(stream), 10)
+            stream.wake()  # the first is not forgotten over the second
 
 
 async def test_sending_waits_for_a_slow_peer_until_its_deadline(pair: Pair) -> None:
@@ -223,6 +267,34 @@ async def test_a_large_message_arrives_whole(pair: Pair) -> None:
             while len(received) < len(message):
                 received += await anyio.to_thread.run_sync(peer.recv, 65536)
     assert received == message
+
+
+async def test_what_was_raised_does_not_hold_the_stream(peer_and_socket: tuple[socket.socket, socket.socket]) -> None:
+    """Else each connection that ends would be left to the garbage collector."""
+    peer, mine = peer_and_socket
+    stream = AsyncioSocketStream(mine) if is_supported() else SocketStream(mine)
+    peer.close()
+    gc.disable()
+    try:
+        with suppress(anyio.EndOfStream):
+            await stream.receive()
+        await stream.aclose()
+        left = weakref.ref(stream)
+        del stream
+        await checkpoint()  # the loop has let its callbacks go
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_trio_inside_a_task_of_asyncio() -> None:
+    async def inner() -> bool:
+        return is_supported()
+
+    async def outer() -> tuple[bool, bool]:
+        return is_supported(), trio.run(inner)
+
+    assert asyncio.run(outer()) == (True, False)
 
 
 async def test_one_sends_at_a_time(pair: Pair) -> None:
@@ -324,3 +396,42 @@ async def test_nobody_reads_so_the_peer_is_held_back(pair: Pair) -> None:
     while got < sent:
         got += len(await stream.receive_before(never(stream), 1 << 20))
     assert got == sent
+
+
+async def test_a_websocket_survives_a_cancellation_while_others_have_their_turn(
+    peer_and_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    """The kernel takes everything, so nothing is half sent whenever it strikes."""
+    peer, mine = peer_and_socket
+    websocket = WebSocket(AsyncioSocketStream(mine) if is_supported() else SocketStream(mine))
+    scope = anyio.CancelScope()
+
+    async def cancel() -> None:
+        scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cancel)
+        with scope:
+            for _ in range(100):
+                await websocket.send("x")
+    assert scope.cancelled_caught
+    await websocket.send("y")
+    frames = peer.recv(65536)
+    assert len(frames) == 7 * websocket.statistics().messages_sent
+    await websocket.aclose_forcefully()
+    peer.close()
+
+
+async def test_a_sender_that_meets_the_reset_first_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        mine = socket.create_connection(listener.getsockname())
+        mine.setblocking(False)
+        peer, _ = listener.accept()
+    websocket = WebSocket(AsyncioSocketStream(mine) if is_supported() else SocketStream(mine))
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    with pytest.raises(ConnectionBroken, match="reset"):
+        await websocket.send("x")
+    with pytest.raises(ConnectionBroken):
+        await websocket.send("x")
+    await websocket.aclose_forcefully()
