@@ -68,7 +68,11 @@ class ScopedStream:
     async def send_before(self, deadline: float, data: bytes) -> None:
         """See `TimedStream.send_before`."""
         with anyio.CancelScope(deadline=deadline) as scope:
-            await self.stream.send(data)
+            try:
+                await self.stream.send(data)
+            except TimeoutError as error:
+                # ETIMEDOUT: the system gave the peer up, which is no deadline of ours.
+                raise anyio.BrokenResourceError from error
         if scope.cancelled_caught:
             raise TimeoutError
 

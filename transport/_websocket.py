@@ -112,7 +112,8 @@ class WebSocket:
     async def receive_batch(self) -> list[Message]:
         """All complete messages of the next read, at least one: `str` for text, `bytes` for binary.
 
-        May be cancelled at any time and called again: nothing is lost. What came before the end is given first, then
+        May be cancelled at any time and called again: nothing is lost. (Where a full socket has just kept it from
+        answering a ping, the WebSocket is dead then, as with `send`.) What came before the end is given first, then
         each call raises how it ended: `ConnectionClosed`, `ConnectionBroken`, `ProtocolViolation`, `MessageTooBig`, or
         `DeadlineExceeded` for silence. Raises `ForbiddenRequest` while another task receives.
         """

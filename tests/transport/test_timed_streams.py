@@ -1,7 +1,9 @@
 """Each kind of `TimedStream` on each backend, on real sockets: nothing is lost, every wait ends."""
 
 import asyncio
+import errno
 import gc
+import os
 import socket
 import struct
 import weakref
@@ -305,6 +307,24 @@ async def test_one_sends_at_a_time(pair: Pair) -> None:
         with pytest.raises(anyio.BusyResourceError):
             await stream.send_before(never(stream), b"y")
         tasks.cancel_scope.cancel()
+
+
+async def test_a_stream_that_times_out_by_itself_is_broken(
+    peer_and_socket: tuple[socket.socket, socket.socket],
+) -> None:
+    """TCP's own giving up (ETIMEDOUT) is a `TimeoutError` too, but nobody's deadline."""
+
+    class Dead(SocketStream):
+        async def send(self, item: bytes) -> None:
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    peer, mine = peer_and_socket
+    stream = ScopedStream(Dead(mine))
+    with pytest.raises(anyio.BrokenResourceError) as caught:
+        await stream.send_before(never(stream), b"x")
+    assert isinstance(caught.value.__cause__, TimeoutError)
+    await stream.aclose()
+    peer.close()
 
 
 async def test_who_sends_much_lets_others_run(pair: Pair) -> None:
