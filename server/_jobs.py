@@ -74,6 +74,7 @@ class JobContext:
         self._now = now
         # Events on their way to the log, and how many were ever told and written: each waits for its own.
         self._waiting: list[Entry] = []
+        self._unkept_start: list[Entry] = []
         self._told = self._written = 0
         self._failure: Exception | None = None
         self._more = anyio.Event()
@@ -98,9 +99,9 @@ class JobContext:
         """Tell that `done` items are done, now at `item`, and keep `checkpoint` (any JSON value) with it.
 
         With a checkpoint it returns when both are on disk; without, at once, and the log takes what has gathered while
-        it was busy in one transaction. Never fails the job and waits for no client: where the log takes no writes, that
-        is logged and the work goes on. A count below one told before, or told by the run before, is dropped, checkpoint
-        and all.
+        it was busy in one transaction. Waits for no client. Where the log takes no writes, that is logged and the work
+        goes on; a value that no log can take fails the job when its function is done. A count below one told before, or
+        told by the run before, is dropped, checkpoint and all.
         """
         if total is not None:
             self.total = total
@@ -151,18 +152,20 @@ class JobContext:
 
     async def _write_waiting(self) -> None:
         while self._waiting:
-            entries, self._waiting = self._waiting, []
+            told, self._waiting = self._waiting, []
+            entries = [*self._unkept_start, *told]
+            self._unkept_start = []
             # A cancelled write may have been carried out all the same, and must not be repeated. Its time is the log's.
             with anyio.CancelScope(shield=True):
                 try:
                     await self._log.append_all(self.job_id, entries)
                 except HubStorageError as error:
                     logger.warning("job %s: %d events were not kept: %s", self.job_id, len(entries), error)
-                    if any(entry.type == "job_started" for entry in entries):
-                        self._started = False  # it is told with the next progress
+                    # It is told with what is told next.
+                    self._unkept_start = [entry for entry in entries if entry.type == "job_started"]
                 except Exception as error:  # a value that the log has no room for, say: the function's to hear
                     self._failure = error
-            self._written += len(entries)
+            self._written += len(told)
             self._progress.set()
             self._progress = anyio.Event()
 

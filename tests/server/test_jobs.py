@@ -20,13 +20,14 @@ class HeldLog(SqliteLog):
     def __init__(self, database: Path) -> None:
         super().__init__(database)
         self.open = anyio.Event()
-        self.failing = False
+        self.failures = 0  # still to come
         self.batches: list[int] = []
 
     async def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:
         await self.open.wait()
         self.batches.append(len(entries))
-        if self.failing:
+        if self.failures:
+            self.failures -= 1
             raise HubStorageError("the disk is full")
         return await super().append_all(job_id, entries)
 
@@ -109,11 +110,24 @@ async def test_what_was_told_is_written_though_the_job_is_cancelled(log: HeldLog
 
 
 async def test_a_log_that_fails_does_not_fail_the_job(log: HeldLog, tmp_path: Path) -> None:
-    log.failing = True
+    log.failures = 1000
     log.open.set()
     context = await context_of(log, tmp_path)
     async with context.writing():
         await context.progress(1, checkpoint=1)
-        log.failing = False
+        log.failures = 0
         await context.progress(2, checkpoint=2)
     assert await counts(log) == [None, 2]
+
+
+async def test_the_beginning_is_told_with_the_first_event_that_is_kept(log: HeldLog, tmp_path: Path) -> None:
+    """The log fails for the beginning alone, while the next event is on its way already."""
+    context = await context_of(log, tmp_path)
+    log.failures = 1
+    async with context.writing():
+        await context.start(2)
+        await anyio.wait_all_tasks_blocked()
+        await context.progress(1)
+        log.open.set()
+        await context.progress(2)
+    assert [event.type for event in await log.read("j", 0, 10)] == ["job_started", "job_progress", "job_progress"]
