@@ -94,9 +94,10 @@ class SystemNetwork:
         return proxy_from_environment(endpoint.host, endpoint.port, os.environ) if self._trust_environment else None
 
     async def _tunnel(self, proxy: Proxy, endpoint: Endpoint) -> ByteStream:
-        place = Endpoint(proxy.host, proxy.port, tls=(self._proxy_tls or default_tls()) if proxy.secure else None)
+        tls = (self._proxy_tls or default_tls()) if proxy.secure else None
+        place = Endpoint(proxy.host, proxy.port, tls=tls, zone=proxy.zone)
         stream = await self._dial(place)
-        if place.tls is not None:
+        if tls is not None:
             stream = await start_tls(stream, place)
         try:
             await open_tunnel(stream, proxy, endpoint.host, endpoint.port)

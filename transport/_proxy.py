@@ -29,13 +29,14 @@ _MAX_INFORMATIONAL: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy, checked. `secure`: it is spoken to through TLS. Its credentials are secrets."""
+    """A proxy, checked. `zone` is an IPv6 literal's zone. Its credentials are secrets."""
 
     scheme: str
     host: str
     port: int
     username: str | None = None
     password: Secret | None = None
+    zone: str | None = None
 
     @property
     def secure(self) -> bool:
@@ -63,7 +64,7 @@ def parse_proxy(text: str) -> Proxy:
     for value in (username, password.reveal() if password else None):
         if value is not None and (len(value.encode()) > 255 or any(character < " " for character in value)):
             raise InvalidArgument("proxy", "its credentials cannot be sent")
-    return Proxy(scheme, f"{host}%{zone}" if zone else host, port or _DEFAULT_PORT[scheme], username, password)
+    return Proxy(scheme, host, port or _DEFAULT_PORT[scheme], username, password, zone)
 
 
 def proxy_from_environment(host: str, port: int, environment: Mapping[str, str]) -> Proxy | None:

@@ -46,6 +46,7 @@ def test_a_proxy() -> None:
     assert parse_proxy("http://Proxy.Example:3128") == Proxy("http", "proxy.example", 3128)
     assert parse_proxy("https://proxy/") == Proxy("https", "proxy", 443)
     assert parse_proxy("socks5h://[::1]") == Proxy("socks5h", "::1", 1080)
+    assert parse_proxy("socks5://[fe80::1%25eth0]") == Proxy("socks5", "fe80::1", 1080, zone="eth0")
     full = parse_proxy("http://us%40er:hunter%3A2@proxy")
     assert full.username == "us@er"
     assert full.password is not None
@@ -363,6 +364,25 @@ async def test_a_zone_is_dialled() -> None:
         url = parse_url(f"ws://[{address}%25{zone}]:{listener.getsockname()[1]}/", allow_insecure=True)
         stream = await SystemNetwork().connect(endpoint_of(url, None))
         await stream.aclose()
+
+
+async def test_a_proxy_in_a_zone_is_reached() -> None:
+    address, zone = link_local()
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as listener:
+        listener.settimeout(10)
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 403 No\r\n\r\n")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        network = SystemNetwork(proxy=f"http://[{address}%25{zone}]:{listener.getsockname()[1]}")
+        with anyio.fail_after(20), pytest.raises(ProxyFailed, match="403"):
+            await connect_websocket("wss://hub.example/", network=network)
+        thread.join(10)
 
 
 async def test_the_unix_socket_changes_no_name(authority: trustme.CA, tmp_path: Path) -> None:
