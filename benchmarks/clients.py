@@ -89,22 +89,26 @@ def towline(backend: str, **backend_options: Any) -> Any:
                 pass
         WATCH.stop()
 
+    async def hold_many(hold: Callable[[], Awaitable[None]], count: int, *, together: int) -> None:
+        """Have `hold` run `count` times at once, and watch how quiet that is."""
+        before = memory()
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                tasks.start_soon(hold)
+                if number % together == 0:
+                    await anyio.sleep(0.02)
+            await anyio.sleep(5)
+            each = (memory() - before) / count
+            WATCH.start()
+            await anyio.sleep(QUIET)
+            WATCH.stop(bytes=each)
+
     async def idle(url: str, count: int) -> None:
         async def hold() -> None:
             socket = await connect_websocket(url, deadline=120)
             await socket.receive_batch()
 
-        before = memory()
-        async with anyio.create_task_group() as tasks:
-            for number in range(count):
-                tasks.start_soon(hold)
-                if number % 50 == 0:
-                    await anyio.sleep(0.02)
-            await anyio.sleep(3)
-            each = (memory() - before) / count
-            WATCH.start()
-            await anyio.sleep(QUIET)
-            WATCH.stop(bytes=each)
+        await hold_many(hold, count, together=50)
 
     async def idle_connections(url: str, count: int) -> None:
         import towline as package
@@ -114,17 +118,7 @@ def towline(backend: str, **backend_options: Any) -> Any:
                 await line.wait_for(package.State.CONNECTED)
                 await anyio.sleep_forever()
 
-        before = memory()
-        async with anyio.create_task_group() as tasks:
-            for number in range(count):
-                tasks.start_soon(hold)
-                if number % 20 == 0:
-                    await anyio.sleep(0.02)
-            await anyio.sleep(5)
-            each = (memory() - before) / count
-            WATCH.start()
-            await anyio.sleep(QUIET)
-            WATCH.stop(bytes=each)
+        await hold_many(hold, count, together=20)
 
     async def follow(url: str, count: int) -> None:
         import towline as package

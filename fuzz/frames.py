@@ -1,4 +1,4 @@
-# INVARIANT: any bytes, however cut, give the same messages within the limits, then at most one typed end.
+# INVARIANT: any bytes, however cut, give the same messages within the limits, then at most one typed end, the same (but see `same`).
 """Fuzz the open WebSocket; `make fuzz`. The first three bytes choose the cut, compression, and turns."""
 
 from towline._exceptions import ConnectionBroken, ConnectionClosed, MessageTooBig, ProtocolViolation
@@ -37,6 +37,16 @@ def check(data: bytes) -> None:
     wire = data[3:]
     deflate = bool(flags & 1)
     whole = outcome([wire], deflate=deflate, turns=1000)
-    assert outcome([wire[:place], wire[place:]], deflate=deflate, turns=flags >> 1 or 1) == whole
+    assert same(outcome([wire[:place], wire[place:]], deflate=deflate, turns=flags >> 1 or 1), whole)
     if len(wire) < 300 and place % 4 == 0:
-        assert outcome([wire[i : i + 1] for i in range(len(wire))], deflate=deflate, turns=1) == whole
+        assert same(outcome([wire[i : i + 1] for i in range(len(wire))], deflate=deflate, turns=1), whole)
+
+
+def same(one: tuple[list[Message], object], other: tuple[list[Message], object]) -> bool:
+    """Whether it came to the same.
+
+    What inflates past the limit and does not inflate further is wrong twice. zlib says so first of which it meets first
+    in the bytes it is given, and does not give what came before an error.
+    """
+    twice_wrong: list[object] = [MessageTooBig, (ProtocolViolation, 1007)]
+    return one == other or (one[0] == other[0] and one[1] in twice_wrong and other[1] in twice_wrong)

@@ -7,8 +7,9 @@ import os
 import socket
 import struct
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -327,43 +328,38 @@ async def test_a_stream_that_times_out_by_itself_is_broken(
     peer.close()
 
 
-async def test_who_sends_much_lets_others_run(pair: Pair) -> None:
-    _, stream = pair
-    turns = 0
+@asynccontextmanager
+async def counting_turns() -> AsyncIterator[Counter[str]]:
+    """Counts how often another task of the loop has had its turn, within the block."""
+    turns: Counter[str] = Counter()
 
     async def count() -> None:
-        nonlocal turns
         while True:
             await checkpoint()
-            turns += 1
+            turns["taken"] += 1
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(count)
         await checkpoint()
+        yield turns
+        tasks.cancel_scope.cancel()
+
+
+async def test_who_sends_much_lets_others_run(pair: Pair) -> None:
+    _, stream = pair
+    async with counting_turns() as turns:
         for _ in range(160):
             await stream.send_before(never(stream), b"x")
-        tasks.cancel_scope.cancel()
-    assert turns >= 5
+    assert turns["taken"] >= 5
 
 
 async def test_who_reads_much_lets_others_run(pair: Pair) -> None:
     peer, stream = pair
     peer.send(b"x" * 32)
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            await checkpoint()
-            turns += 1
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(count)
-        await checkpoint()
+    async with counting_turns() as turns:
         for _ in range(32):
             assert await stream.receive_before(never(stream), 1) == b"x"
-        tasks.cancel_scope.cancel()
-    assert turns >= 16
+    assert turns["taken"] >= 16
 
 
 async def test_a_reset_breaks_it() -> None:
