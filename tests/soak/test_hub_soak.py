@@ -93,6 +93,7 @@ class Watcher:
         self.seen: list[dict[str, Any]] = []
         self.away: list[float] = []
         self.closes: Counter[int] = Counter()
+        self.early = 0
         self._url = url.replace("http", "ws", 1) + f"/ws/progress?jobId={job}"
         self._headers = {"authorization": f"Bearer {token}"}
 
@@ -107,9 +108,14 @@ class Watcher:
                         self.away.append(time.monotonic() - lost)
                     cursor = {"epoch": self.seen[-1]["epoch"], "seq": self.seen[-1]["seq"]} if self.seen else {}
                     await socket.send(json.dumps({"type": "ready", "timestamp": 1, **cursor}))
+                    acknowledged = False
                     async for message in socket:
                         frame = json.loads(message)
-                        if frame["type"] != "ready_ack":
+                        if frame["type"] == "ready_ack":
+                            acknowledged = True
+                        elif not acknowledged and self.seen and frame["seq"] <= self.seen[-1]["seq"]:
+                            self.early += 1  # our `ready` was late: see docs/wire.md
+                        else:
                             self.seen.append(frame)
                 close = socket.protocol.close_rcvd
             except websockets.exceptions.ConnectionClosed as closed:
@@ -163,7 +169,8 @@ def test_many_clients_through_a_restart(
     reached(
         f"{len(watchers)} clients of {JOBS} jobs, {sum(len(w.seen) for w in watchers):,} events, "
         f"down {down:.1f} s, back after p50 {away[len(away) // 2]:.1f} s p99 {away[len(away) * 99 // 100]:.1f} s, "
-        f"{sum(w.dials for w in watchers)} dials, closes {dict(closes)}, {time.monotonic() - begun:.0f} s: "
+        f"{sum(w.dials for w in watchers)} dials, {sum(w.early for w in watchers)} events ahead of a late `ready`, "
+        f"closes {dict(closes)}, {time.monotonic() - begun:.0f} s: "
         f"{sum(wrong.values())} wrong"
     )
     assert not wrong
