@@ -46,6 +46,7 @@ _SECOND_LOOK = 1.0
 # Asked of the socket while little comes: memory allocators map and unmap pages for each larger buffer (glibc from
 # 128 KiB on, mallopt(3)), which costs more than the read.
 _SMALL_READ = 64 << 10
+_LITTLE = 4 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,10 @@ class WebSocket:
         else:
             if data:
                 self.last_received = self._time()
-                self._read_size = self._small_read if len(data) < self._small_read else self._large_read
+                if len(data) >= self._small_read:
+                    self._read_size = self._large_read
+                elif len(data) < _LITTLE:
+                    self._read_size = self._small_read
                 self._pinged_at = self._overdue_since = self._probe = None
                 self._ping_wanted = False
                 self._ready = protocol.receive_data(data)

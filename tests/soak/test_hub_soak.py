@@ -93,7 +93,7 @@ class Watcher:
         self.seen: list[dict[str, Any]] = []
         self.away: list[float] = []
         self.closes: Counter[int] = Counter()
-        self.early = 0
+        self.early = self.anew = 0
         self._url = url.replace("http", "ws", 1) + f"/ws/progress?jobId={job}"
         self._headers = {"authorization": f"Bearer {token}"}
 
@@ -113,6 +113,7 @@ class Watcher:
                         frame = json.loads(message)
                         if frame["type"] == "ready_ack":
                             acknowledged = True
+                            self.anew += bool(cursor) and frame["from"] != cursor["seq"] + 1
                         elif not acknowledged and self.seen and frame["seq"] <= self.seen[-1]["seq"]:
                             self.early += 1  # our `ready` was late: see docs/wire.md
                         else:
@@ -170,6 +171,7 @@ def test_many_clients_through_a_restart(
         f"{len(watchers)} clients of {JOBS} jobs, {sum(len(w.seen) for w in watchers):,} events, "
         f"down {down:.1f} s, back after p50 {away[len(away) // 2]:.1f} s p99 {away[len(away) * 99 // 100]:.1f} s, "
         f"{sum(w.dials for w in watchers)} dials, {sum(w.early for w in watchers)} events ahead of a late `ready`, "
+        f"{sum(w.anew for w in watchers)} acknowledged from the first event, "
         f"closes {dict(closes)}, {time.monotonic() - begun:.0f} s: "
         f"{sum(wrong.values())} wrong"
     )
