@@ -61,6 +61,10 @@ async def dial_address(address: Address) -> SocketStream:
             problem = dialling.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if problem and problem not in _UNDER_WAY:
             raise OSError(problem, os.strerror(problem))
+        if dialling.getsockname() == dialling.getpeername():
+            # A port of this machine on which nobody listens may be the very one that the system gave to us: then we
+            # have met ourselves (RFC 9293 section 3.5, simultaneous open).
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         # Without it a small frame may wait for an acknowledgement.
         dialling.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:

@@ -397,6 +397,22 @@ async def test_a_peer_that_hangs_up_while_it_is_dialled() -> None:
         thread.join(10)
 
 
+async def test_whoever_meets_itself_has_met_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port dialled is free, and the system gives it to the dialler: that connects, to itself."""
+
+    class Unlucky(socket.socket):
+        def connect_ex(self, place: Any) -> int:
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.bind(place)
+            return super().connect_ex(place)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setattr(socket, "socket", Unlucky)
+    with anyio.fail_after(20), pytest.raises(ConnectFailed, match="refused"):
+        await SystemNetwork().connect(Endpoint("127.0.0.1", port))
+
+
 def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """Have every name mean these addresses."""
 
