@@ -14,9 +14,10 @@ from typing import Final, Protocol, Self
 
 import anyio
 
-#: How long no change may be hinted before the level is read, and for how long hints can put that off, in seconds.
+#: How long no change may be hinted before the level is read, and for how long hints can put that off, in seconds. The
+#: late ones are noise, and a change is to be told within a second.
 SETTLE: Final = 0.5
-_PATIENCE: Final = 4 * SETTLE
+_PATIENCE: Final = 0.8
 
 #: Addresses that only the way out leads to: a root name server's. They are looked up in routing tables, and nothing is
 #: sent to them. (Addresses reserved for documentation are often routed nowhere on purpose.)

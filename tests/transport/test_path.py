@@ -101,7 +101,7 @@ def test_a_short_flicker_is_not_told(backend: str) -> None:
 
 def test_endless_hints_cannot_hide_a_change(backend: str) -> None:
     noise = [(10 + number * 0.1, NONE) for number in range(80)]
-    assert observe(backend, noise, 30) == [(0, WIFI), (12, NONE)]
+    assert observe(backend, noise, 30) == [(0, WIFI), (10.8, NONE)]
 
 
 # --- the real system -------------------------------------------------------------------------------------------------
