@@ -103,7 +103,7 @@ class FrameReader:
     def receive(self, data: bytes) -> list[Message]:
         """Take bytes, give the messages they complete. Raises nothing: see `failure`."""
         messages: list[Message] = []
-        if self.failure is not None or self.close is not None:
+        if self._over():
             return messages
         deflate = self._deflate
         if deflate is not None:

@@ -128,7 +128,7 @@ class WebSocket:
             while not self._ready:
                 await self._step()
             if self._protocol.wants_to_send:
-                await self._flush_before(max(self._lost_at(), self._time() + 1))
+                await self._flush_in_time()
             ready, self._ready = self._ready, []
             return ready
         finally:
@@ -168,7 +168,7 @@ class WebSocket:
         protocol = self._protocol
         if protocol.end is not None:
             if protocol.wants_to_send:
-                await self._flush_before(max(self._lost_at(), self._time() + 1))
+                await self._flush_in_time()
             await self._close_stream()
             raise protocol.end.with_traceback(None)
         if protocol.has_more:
@@ -299,6 +299,10 @@ class WebSocket:
         self._protocol.queue_ping()
         async with self._send_lock:
             await self._drain()
+
+    async def _flush_in_time(self) -> None:
+        """`_flush_before` silence means death, but for a second at the least."""
+        await self._flush_before(max(self._lost_at(), self._time() + 1))
 
     async def _flush_before(self, deadline: float) -> None:
         """Write what the protocol wants to say, for no longer than silence may last: the link may be stuck."""
