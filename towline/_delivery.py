@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from ._exceptions import Exhausted
 from ._recovery import Cursor
-from ._updates import AnyUpdate, Outcome, Progress, Resynced, merge
+from ._updates import AnyUpdate, Outcome, Progress, Resynced, merge_runs
 
 #: Updates that a slow subscriber may be behind before progress is merged.
 INBOX_LIMIT: Final = 256
@@ -160,14 +160,11 @@ class Inbox:
 
     def put(self, updates: list[AnyUpdate]) -> bool:
         """Take updates in; False where it overflowed."""
-        fits = True
-        if self.lost is None and len(self.waiting) + len(updates) <= INBOX_LIMIT:
-            self.waiting.extend(updates)
-        else:
-            for update in updates:
-                fits = self._put_one(update) and fits
+        room = 0 if self.lost is not None else INBOX_LIMIT - len(self.waiting)
+        self.waiting.extend(updates[:room])
+        fits = [self._put_one(update) for update in merge_runs(updates[room:])]
         self.look()
-        return fits
+        return all(fits)
 
     def _put_one(self, update: AnyUpdate) -> bool:
         waiting = self.waiting
@@ -179,18 +176,17 @@ class Inbox:
         if len(waiting) < INBOX_LIMIT:
             waiting.append(update)
             return True
-        merged = _merged(waiting[-1], update)
-        if merged is not None:
-            waiting[-1] = merged
+        newest = waiting.pop()
+        waiting.extend(merge_runs((newest, update)))
+        if len(waiting) <= INBOX_LIMIT:
             return True
-        self._compact()
-        if len(waiting) < INBOX_LIMIT:
-            waiting.append(update)
+        self.waiting = deque(merge_runs(waiting))
+        if len(self.waiting) <= INBOX_LIMIT:
             return True
         self.lost = _Lost()
-        for given_up in (*waiting, update):
+        for given_up in self.waiting:
             self.lost.add(given_up)
-        waiting.clear()
+        self.waiting.clear()
         return False
 
     def put_end(self, end: Outcome) -> None:
@@ -201,25 +197,11 @@ class Inbox:
         self.waiting.append(end)
         self.look()
 
-    def _compact(self) -> None:
-        older = list(self.waiting)
-        self.waiting.clear()
-        for update in older:
-            merged = _merged(self.waiting[-1], update) if self.waiting else None
-            if merged is None:
-                self.waiting.append(update)
-            else:
-                self.waiting[-1] = merged
-
     def look(self) -> None:
         """Let the consumer look again."""
         if self.wake is not None:
             self.wake.set()
             self.wake = None
-
-
-def _merged(older: AnyUpdate, newer: AnyUpdate) -> Progress | None:
-    return merge(older, newer) if isinstance(older, Progress) and isinstance(newer, Progress) else None
 
 
 class Delivery:

@@ -7,7 +7,7 @@ it before a terminal or a page shows it (`towline.escape`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -136,12 +136,40 @@ def merge(older: Progress, newer: Progress) -> Progress | None:
 
     Numbers between them are those of events that show nothing (heartbeats): what is missing is told by a `Resynced`.
     """
+    return _joined([older, newer]) if _follows(older, newer) else None
+
+
+def merge_runs(updates: Iterable[AnyUpdate]) -> list[AnyUpdate]:
+    """The same updates in order, with each run of progress as `merge` makes it of two: one that stands for all."""
+    merged: list[AnyUpdate] = []
+    run: list[Progress] = []
+    for update in updates:
+        if isinstance(update, Progress) and (not run or _follows(run[-1], update)):
+            run.append(update)
+            continue
+        if run:
+            merged.append(_joined(run))
+        if isinstance(update, Progress):
+            run = [update]
+        else:
+            run = []
+            merged.append(update)
+    if run:
+        merged.append(_joined(run))
+    return merged
+
+
+def _follows(older: Progress, newer: Progress) -> bool:
     if older.epoch != newer.epoch:
-        return None
-    if older.seq is not None and newer.first_seq is not None and newer.first_seq <= older.seq:
-        return None
-    first = older.first_seq if newer.first_seq is not None else None
-    return msgspec.structs.replace(newer, first_seq=first, merged=older.merged + newer.merged)
+        return False
+    return older.seq is None or newer.first_seq is None or newer.first_seq > older.seq
+
+
+def _joined(run: list[Progress]) -> Progress:
+    if len(run) == 1:
+        return run[0]
+    first = None if any(update.first_seq is None for update in run) else run[0].first_seq
+    return msgspec.structs.replace(run[-1], first_seq=first, merged=sum(update.merged for update in run))
 
 
 #: Most characters of a server's text in a record that would be too large otherwise.

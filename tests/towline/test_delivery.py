@@ -9,6 +9,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from towline import Exhausted, JobComplete, JobStarted, Progress, Resynced, Stalled
 from towline._delivery import INBOX_LIMIT, Delivery, Subscription
@@ -80,6 +81,31 @@ async def test_a_slow_consumer_gets_merged_ranges_that_join() -> None:
     assert updates[-1] is END
 
 
+@pytest.mark.parametrize("together", [1, 40, 5000])
+async def test_what_is_merged_tells_how_many_it_stands_for(together: int) -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    for first in range(1, 5001, together):
+        batch: list[AnyUpdate] = [progress(seq) for seq in range(first, first + together)]
+        assert delivery.publish(batch, at(batch[-1]))
+    *alone, merged = await drain(subscription, INBOX_LIMIT)
+    assert alone == [progress(seq) for seq in range(1, INBOX_LIMIT)]
+    assert merged == replace(progress(5000), first_seq=INBOX_LIMIT, merged=5001 - INBOX_LIMIT)
+
+
+async def test_progress_of_no_log_or_of_another_is_not_given_a_range() -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    delivery.publish([progress(seq) for seq in range(1, INBOX_LIMIT)], at(progress(INBOX_LIMIT - 1)))
+    unplaced = Progress(job="j", progress=0.5)
+    other = [replace(progress(seq), epoch="f") for seq in (1, 2)]
+    assert delivery.publish([unplaced, unplaced, *other], Cursor("f", 2))
+    first, *middle, last = await drain(subscription, 3)
+    assert first == replace(progress(INBOX_LIMIT - 1), first_seq=1, merged=INBOX_LIMIT - 1)
+    assert middle == [replace(unplaced, merged=2)]
+    assert last == replace(other[1], first_seq=1, merged=2)
+
+
 async def test_heartbeats_between_do_not_keep_progress_from_merging() -> None:
     delivery = Deliveries()
     subscription = delivery.subscribe(wait=False)
@@ -123,15 +149,17 @@ async def test_an_unclaimed_inbox_that_overflowed_says_so_when_it_is_claimed() -
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kinds=st.lists(st.sampled_from(["progress", "progress", "started", "stalled", "resynced", "take"]), max_size=900)
+    kinds=st.lists(st.sampled_from(["progress", "progress", "started", "stalled", "resynced", "take"]), max_size=900),
+    together=st.sampled_from([1, 2, 7, 300]),
 )
-def test_an_inbox_is_bounded_and_in_order_whatever_comes(kinds: list[str]) -> None:
+def test_an_inbox_is_bounded_and_in_order_whatever_comes(kinds: list[str], together: int) -> None:
     delivery = Deliveries()
     subscription = delivery.subscribe(wait=False)
     inbox = subscription._inbox
     assert inbox is not None
     seq, last = 0, 0
     taken: list[AnyUpdate] = []
+    batch: list[AnyUpdate] = []
     for kind in kinds * 3:
         if kind == "take":
             taken += [inbox.waiting.popleft()] if inbox.waiting else []
@@ -144,9 +172,12 @@ def test_an_inbox_is_bounded_and_in_order_whatever_comes(kinds: list[str]) -> No
             "stalled": Stalled(job="j", seconds=120),
             "resynced": resynced(seq),
         }[kind]
-        delivery.publish([update], Cursor("e", seq))
+        batch.append(update)
+        if len(batch) == together:
+            delivery.publish(batch, Cursor("e", seq))
+            batch = []
         assert len(inbox.waiting) <= INBOX_LIMIT
-    delivery.publish([resynced(seq)], Cursor("e", seq))
+    delivery.publish([*batch, resynced(seq)], Cursor("e", seq))
     for update in [*taken, *inbox.waiting]:
         if isinstance(update, Progress | JobStarted) and update.seq is not None:
             first = update.first_seq if isinstance(update, Progress) else update.seq
