@@ -38,6 +38,7 @@ def test_a_storm_is_survived_told_and_drawn(run: Run, hub: str, tmp_path: Path) 
     picture = ElementTree.parse(svg).getroot()
     circles = picture.findall("{http://www.w3.org/2000/svg}circle")
     assert len(circles) == len(states)
+    assert "cut_after" in [text.text for text in picture.findall("{http://www.w3.org/2000/svg}text")]
 
 
 def test_a_bad_script_is_said_in_a_line(run: Run, hub: str, tmp_path: Path) -> None:

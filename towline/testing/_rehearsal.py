@@ -126,7 +126,7 @@ async def rehearse(
 
 _LANE: Final = 34
 _LEFT: Final = 110
-_TOP: Final = 60
+_TOP: Final = 100
 _WIDTH: Final = 1000
 
 
@@ -153,9 +153,13 @@ def _draw(rehearsal: Rehearsal) -> str:
         told = escape_html(f"{entry.at:.3f} s: {entry.state or ''} {entry.what}")
         if entry.state is None:
             colour = "#2f7d32" if entry.what == "heal" else "#a03020"
+            at, top, name = f"{x(entry.at):.1f}", _TOP - 12, escape_html(entry.what.partition(" ")[0])
             out.append(
-                f'<line x1="{x(entry.at):.1f}" y1="{_TOP - 12}" x2="{x(entry.at):.1f}" y2="{bottom - 20}" '
+                f'<line x1="{at}" y1="{top}" x2="{at}" y2="{bottom - 20}" '
                 f'stroke="{colour}" stroke-dasharray="3 3" stroke-width="1.5"><title>{told}</title></line>'
+            )
+            out.append(
+                f'<text x="{at}" y="{top - 4}" transform="rotate(-60 {at} {top - 4})" fill="{colour}">{name}</text>'
             )
         else:
             points += [f"{x(entry.at):.1f},{lanes[state]}", f"{x(entry.at):.1f},{lanes[entry.state]}"]
