@@ -20,7 +20,9 @@ import websockets.exceptions
 from websockets.sync.client import ClientConnection, connect
 
 from towline.server import Hub
+from towline.server._redis import RedisStore
 from towline.server._serve import make_server
+from towline.transport._messages import TERMINAL_TYPES
 
 PROGRAM = """
 import sys
@@ -289,6 +291,16 @@ class RedisProcess:
         self._process.wait(WAIT)
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+    def check(self, job: str, seen: list[dict[str, Any]]) -> None:
+        """What a client saw is the job's log: every event once, in order, counts that never go back, and one end."""
+        with contextlib.closing(RedisStore(self.url)) as store:
+            log = store.read(job, 0, 10_000)
+        assert [(e["seq"], e["epoch"], e["type"]) for e in seen] == [(e.seq, e.epoch, e.type) for e in log]
+        assert [e["seq"] for e in seen] == list(range(1, len(log) + 1))
+        counts = [e["payload"]["processedCount"] for e in seen if e["type"] == "job_progress"]
+        assert counts == sorted(counts)
+        assert [e["type"] for e in seen if e["type"] in TERMINAL_TYPES] == [seen[-1]["type"]]
 
 
 @pytest.fixture

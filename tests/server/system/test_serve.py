@@ -15,8 +15,6 @@ import httpx
 import pytest
 import websockets.exceptions
 
-from towline.server._redis import RedisStore
-
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in Linux's /proc")
 
 ROWS = 150
@@ -111,16 +109,6 @@ def follow_to_the_end(
                 seen += following(sockets[0]).events
 
 
-def check(redis_url: str, job: str, seen: list[dict[str, Any]]) -> None:
-    store = RedisStore(redis_url)
-    log = store.read(job, 0, 10_000)
-    store.close()
-    assert [(e["seq"], e["epoch"], e["type"]) for e in seen] == [(e.seq, e.epoch, e.type) for e in log]
-    counts = [e["payload"]["processedCount"] for e in seen if e["type"] == "job_progress"]
-    assert counts == sorted(counts)
-    assert seen[-1]["payload"]["successRate"] == f"{ROWS}/{ROWS}"
-
-
 @pytest.mark.timeout(180)
 def test_workers_are_killed_in_mid_job(
     served: Served, redis_process: Any, client_of: Any, ready: Any, following: Any, eventually: Any
@@ -137,7 +125,8 @@ def test_workers_are_killed_in_mid_job(
     with client_of(served.url) as client:
         client.start(CSV)
         follow_to_the_end(client, ready, following, eventually, seen, {40: kill_all})
-        check(redis_process.url, client.job, seen)
+        redis_process.check(client.job, seen)
+        assert seen[-1]["payload"]["successRate"] == f"{ROWS}/{ROWS}"
     assert len(before) == WORKERS
     assert len(served.workers()) == WORKERS
     assert not set(before) & set(served.workers())
@@ -162,7 +151,8 @@ def test_a_stop_sends_the_sockets_away_and_the_job_goes_on_at_the_next_start(
         served.start()
         seen = first.events + rest.events
         follow_to_the_end(client, ready, following, eventually, seen, {})
-        check(redis_process.url, client.job, seen)
+        redis_process.check(client.job, seen)
+        assert seen[-1]["payload"]["successRate"] == f"{ROWS}/{ROWS}"
 
 
 def test_workers_do_not_outlive_their_parent(served: Served, eventually: Any) -> None:
