@@ -1,4 +1,4 @@
-"""The canary: a token that is planted at the start of the whole run and must be found nowhere at its end.
+"""A hub to follow; and the canary: a token planted at the start of the run, which must be found nowhere at its end.
 
 Every token that a hub in this process gives out carries it. Looked at are: what Towline logs at DEBUG, what tests
 print, the reports of failures with their tracebacks, the arguments and the environment of every child, and every
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,19 @@ def _home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         for name in ("TOWLINE_KEY", "TOWLINE_STORE", "TOWLINE_TOKEN", "CREDENTIALS_DIRECTORY"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="module")
+def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a hub that `towline serve` runs, with the module's `ROW_DELAY` in seconds."""
+    command = [sys.executable, "-P", "-m", "towline", "serve", "--port", "0"]
+    command += ["--database", str(tmp_path_factory.mktemp("hub") / "hub.db")]
+    command += ["--row-delay", str(getattr(request.module, "ROW_DELAY", 0.01))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[-1]
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 def _files(folder: Path) -> list[Path]:

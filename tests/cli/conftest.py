@@ -1,4 +1,4 @@
-"""A hub of its own for the tests of the command line, and a way to call `towline` as a person does."""
+"""A way to call `towline` as a person does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,19 +16,6 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def towline(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "towline", *arguments]
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a running hub."""
-    database = tmp_path_factory.mktemp("hub") / "hub.db"
-    command = towline("serve", "--port", "0", "--database", str(database), "--row-delay", "0.01")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[-1]
-        yield url
-        process.terminate()
-        assert process.wait(20) == 0
 
 
 @pytest.fixture

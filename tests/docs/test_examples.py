@@ -6,7 +6,6 @@ import inspect
 import logging
 import os
 import re
-import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from towline.transport import JobCalls, StartedJob
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDE = ROOT / "docs" / "guide.md"
+ROW_DELAY = 0.02
 
 
 def blocks(path: Path) -> list[str]:
@@ -44,17 +44,6 @@ def same_log_level() -> Iterator[None]:
     """The guide sets one."""
     yield
     logging.getLogger("towline").setLevel(logging.NOTSET)
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    database = tmp_path_factory.mktemp("hub") / "hub.db"
-    command = [sys.executable, "-P", "-m", "towline", "serve", "--port", "0", "--database", str(database)]
-    with subprocess.Popen([*command, "--row-delay", "0.02"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[-1]
-        process.terminate()
-        assert process.wait(20) == 0
 
 
 async def start(hub: str) -> StartedJob:

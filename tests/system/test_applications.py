@@ -30,21 +30,10 @@ from towline.transport import JobCalls, StartedJob
 EXAMPLES = Path(__file__).parents[2] / "examples"
 POLICY = towline.Policy(grace=0.1, dial_spacing=0.1)
 ROWS = 400
+ROW_DELAY = 0.02
 PATIENCE = 60
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a running hub, which takes 20 ms a row."""
-    database = tmp_path_factory.mktemp("hub") / "hub.db"
-    command = [sys.executable, "-P", "-m", "towline", "serve", "--port", "0", "--database", str(database)]
-    with subprocess.Popen([*command, "--row-delay", "0.02"], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[-1]
-        process.terminate()
-        assert process.wait(20) == 0
 
 
 class Following:
