@@ -56,6 +56,7 @@ class Watcher:
         self._scope = anyio.CancelScope()
         self._close: tuple[int, str] | None = None
         self._ready: Ready | None = None
+        self._acknowledged = False
         self._arrival: Arrival | None = None
         self._sent = 0
 
@@ -149,7 +150,10 @@ class Watcher:
                     await self._send_text(encode(PingFrame(timestamp=self._now())).decode())
 
     async def _acknowledge(self) -> None:
-        """Answer `ready`: whoever says it, the first time or again, is served from the cursor it holds."""
+        """Answer `ready`: whoever says it, the first time or again, is served from the cursor it holds.
+
+        Who was served before it spoke has all of that, and is served on from there.
+        """
         ready, self._ready = self._ready, None
         if ready is None:
             return
@@ -160,7 +164,9 @@ class Watcher:
             return
         # A cursor beyond the log is one into another log, whatever its epoch says.
         known = ready.epoch == job.epoch and ready.seq is not None and ready.seq <= job.seq
-        self._sent = ready.seq if known and ready.seq is not None else 0
+        cursor = ready.seq if known and ready.seq is not None else 0
+        self._sent = cursor if self._acknowledged else max(cursor, self._sent)
+        self._acknowledged = True
         acknowledgement = ReadyAckFrame(
             job_id=job.id,
             pipeline=job.pipeline,

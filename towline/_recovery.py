@@ -355,20 +355,36 @@ class Recovery:
             return None
         self._decide(ack.epoch)
         applied = self.applied if self.applied is not None and self.applied.epoch == ack.epoch else Cursor(ack.epoch, 0)
-        if ack.from_ != applied.seq + 1:
+        early = self._sent_unasked(applied, ack.from_)
+        if ack.from_ != (early[-1].last if early else applied.seq) + 1:
             # The log no longer reaches back that far: the state decides.
             return None
         self._take_up(applied)
-        resynced = Resynced(job=self.job, epoch=ack.epoch, kind="replay", from_seq=ack.from_, to_seq=ack.to, missed=0)
+        resynced = Resynced(
+            job=self.job, epoch=ack.epoch, kind="replay", from_seq=applied.seq + 1, to_seq=ack.to, missed=0
+        )
         if ack.to >= ack.from_:
             if self._begun:
                 self._emit(resynced)
+            for item in early:
+                self._apply(item)
+            self._held = [item for item in self._held if not self._is_old(item)]
             self.phase = Phase.REPLAYING
             self._replay_to = ack.to
             return None
         self._prelude = resynced if self._begun else None
         self.phase = Phase.COMPLETE
         return Synced()
+
+    def _sent_unasked(self, applied: Cursor, before: int) -> list[_Held]:
+        """What joins of that with which a server began before it heard `ready`, and which it does not send again."""
+        early: list[_Held] = []
+        reached = applied.seq
+        for item in self._held:
+            if item.epoch == applied.epoch and item.first == reached + 1 and item.last < before:
+                early.append(item)
+                reached = item.last
+        return early
 
     def _replayed(self) -> Finding:
         held = self.held_end()

@@ -185,6 +185,22 @@ def test_a_silent_client_gets_everything_without_an_acknowledgement(client: Any,
     assert seen.seqs == list(range(1, 33))
 
 
+@pytest.mark.parametrize("cursor", [{}, {"seq": 2}, {"epoch": "another", "seq": 2}, {"seq": 100}])
+def test_a_client_that_speaks_late_is_told_nothing_twice(
+    client: Any, gate: Gate, ready: Any, following: Any, cursor: dict[str, Any]
+) -> None:
+    """Its `ready` finds events under way, from the first on: the hub goes on from there."""
+    start(client, "waiting", gate)
+    with client.socket() as socket:
+        early = following(socket, lambda frame: frame["seq"] == 11)
+        assert (early.ack, early.seqs) == ({}, list(range(1, 12)))
+        ready(socket, cursor and {"epoch": early.cursor["epoch"], **cursor})
+        ack = json.loads(socket.recv(timeout=10))
+        assert (ack["type"], ack["from"], ack["to"]) == ("ready_ack", 12, 11)
+        gate.open = True
+        assert following(socket).seqs == [12]
+
+
 def test_a_silent_job_has_a_heartbeat(tmp_path: Path, gate: Gate, serving: Any, ready: Any, following: Any) -> None:
     """Pings between the events, as many as the silence is long, and none of them is an event."""
     with serving(make_hub(tmp_path, limits=Limits(heartbeat=0.05))) as client:

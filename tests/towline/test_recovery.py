@@ -108,6 +108,40 @@ def test_an_empty_replay_is_synced_at_once() -> None:
     assert Follower().take(ack(1, 0)) == [Synced()]
 
 
+def test_what_a_server_sent_before_it_was_asked_belongs_to_the_replay_that_goes_on_from_there() -> None:
+    follower = Follower(Cursor("e1", 2))
+    assert follower.take(progress(1), progress(2), progress(3), progress(4), ack(5, 6)) == []
+    assert follower.take(progress(5)) == []
+    assert follower.take(progress(6)) == [Synced()]
+    assert follower.seqs == [3, 4, 5, 6]
+    told = follower.resynced[0]
+    assert (told.kind, told.from_seq, told.to_seq, told.missed) == ("replay", 3, 6, 0)
+
+
+def test_what_a_server_sent_before_it_was_asked_may_be_all_there_is() -> None:
+    follower = Follower()
+    assert follower.take(progress(1), progress(2), ack(3, 2)) == [Synced()]
+    follower.act(follower.recovery.release())
+    assert follower.take(progress(3)) == []
+    assert follower.seqs == [1, 2, 3]
+
+
+def test_what_is_sent_again_after_it_was_sent_unasked_is_told_once() -> None:
+    follower = Follower()
+    assert follower.take(progress(1), progress(2), ack(1, 2), progress(1), progress(2)) == [Synced()]
+    follower.act(follower.recovery.release())
+    assert follower.seqs == [1, 2]
+
+
+def test_a_hole_in_what_a_server_sent_unasked_is_left_to_the_state() -> None:
+    follower = Follower()
+    assert follower.take(progress(1, 1), progress(3, 3), ack(4, 4), progress(4, 4)) == []
+    assert isinstance(follower.join(state(3, 3)), Gap)
+    follower.recovery.resync()
+    follower.join(state(3, 3))
+    assert follower.seqs == [1, 4]
+
+
 def test_a_replay_that_leaves_a_hole_is_left_to_the_state() -> None:
     follower = Follower(Cursor("e1", 2))
     assert follower.take(ack(10, 11), progress(10), progress(11)) == []
@@ -457,15 +491,19 @@ class World:
             for update in (*finding.before, finding.outcome):
                 self.checker.check(update)
 
-    def connect(self) -> None:
+    def connect(self, unasked: int = 0) -> None:
+        """Open a socket; the server has sent `unasked` events by itself before it hears `ready`."""
         self.wire.clear()
         cursor = self.recovery.opened()
         self.open = self.wants_state = True
         if self.replays:
+            last, forgotten = self.server.last, self.server.forgotten
+            begun = min(last, forgotten + unasked)
+            self.wire += [self.server.text(seq) for seq in range(forgotten + 1, begun + 1)]
             seq = cursor.seq if cursor is not None and cursor.epoch == self.server.name else 0
-            first = max(seq, self.server.forgotten) + 1
-            self.wire.append(ack(first, self.server.last, self.server.name))
-            self.wire += [self.server.text(seq) for seq in range(first, self.server.last + 1)]
+            first = max(seq, begun) + 1
+            self.wire.append(ack(first, last, self.server.name))
+            self.wire += [self.server.text(seq) for seq in range(first, last + 1)]
 
     def deliver(self, place: int = 0) -> None:
         if self.wire and not self.checker.ended:
@@ -519,6 +557,7 @@ ACTIONS: dict[str, Callable[[World, int], None]] = {
     "end": lambda world, n: world.emit("end") if n == 0 and (world.replays or world.states) else None,
     "drop": lambda world, n: world.drop(),
     "connect": lambda world, n: world.connect(),
+    "connect, and say so late": lambda world, n: world.connect(unasked=n),
     "deliver": lambda world, n: [world.deliver() for _ in range(n % 8 + 1)] and None,
     "reorder": lambda world, n: world.deliver(n),
     "duplicate": lambda world, n: world.wire.insert(n, world.wire[n]) if n < len(world.wire) else None,

@@ -215,7 +215,7 @@ export class Job extends DurableObject {
         }
         const [client, server] = Object.values(new WebSocketPair());
         this.ctx.acceptWebSocket(server);
-        server.serializeAttachment({ sent: null, strangers: 0 });
+        server.serializeAttachment({ sent: null, acknowledged: false, strangers: 0 });
         setTimeout(() => this.serveSilent(server), SILENCE_MS);
         const headers = subprotocol === undefined ? {} : { "sec-websocket-protocol": subprotocol };
         return new Response(null, { status: 101, webSocket: client, headers });
@@ -242,16 +242,20 @@ export class Job extends DurableObject {
         socket.close(code === 1005 ? 1000 : code);
     }
 
-    /** Answer `ready`, the first time or again: the socket goes on from the cursor that it holds. */
+    /**
+     * Answer `ready`, the first time or again: the socket goes on from the cursor that it holds, or from where it was
+     * served to before it spoke.
+     */
     serve(socket, { epoch, seq }) {
         const job = this.record;
         if (job === undefined || job.gone) return socket.close(1001, "the job is no longer kept");
         // A cursor beyond the log is one into another log, whatever its epoch says.
         const known = epoch === job.epoch && Number.isInteger(seq) && seq >= 0 && seq <= job.seq;
-        const sent = known ? seq : 0;
+        const place = socket.deserializeAttachment();
+        const sent = Math.max(known ? seq : 0, place.acknowledged ? 0 : place.sent);
         const head = this.head("ready_ack", Date.now());
         socket.send(JSON.stringify({ ...head, epoch: job.epoch, from: sent + 1, to: job.seq }));
-        socket.serializeAttachment({ ...socket.deserializeAttachment(), sent });
+        socket.serializeAttachment({ ...place, sent, acknowledged: true });
         this.feed(socket);
     }
 

@@ -133,6 +133,20 @@ def test_a_silent_client_gets_everything_without_an_acknowledgement(
     assert seen.seqs == list(range(1, ROWS + 3))
 
 
+def test_a_client_that_speaks_late_is_told_nothing_twice(
+    patient: Any, start_key: Any, ready: Any, following: Any
+) -> None:
+    rows = 80
+    start(patient, start_key, b"title,author\n" + b"Emma,Jane Austen\n" * rows)
+    with patient.socket() as socket:
+        early = following(socket, lambda frame: frame["seq"] == 3)
+        ready(socket)
+        rest = following(socket)
+    assert early.ack == {}
+    assert rest.ack["from"] > 3
+    assert early.seqs + rest.seqs == list(range(1, rows + 3))
+
+
 def test_several_watchers_see_the_same(patient: Any, start_key: Any, ready: Any, following: Any) -> None:
     start(patient, start_key)
     with patient.socket() as one, patient.socket() as two:
