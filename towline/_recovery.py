@@ -90,6 +90,9 @@ class Phase(Enum):
     """It is handed on if it joins."""
 
 
+_HANDED_ON: Final = (Phase.LIVE, Phase.REPLAYING)
+
+
 class _Held(NamedTuple):
     """One frame held back, or several merged: what it shows (a heartbeat shows nothing), and its place in the log."""
 
@@ -194,13 +197,15 @@ class Recovery:
 
     def frame(self, frame: Frame) -> Finding:
         """Take one frame in."""
-        if type(frame) is JobProgressFrame and self.phase is Phase.LIVE and frame.job_id == self.job:
+        if type(frame) is JobProgressFrame and frame.job_id == self.job and self.phase in _HANDED_ON:
             applied, epoch, seq = self.applied, frame.epoch, frame.seq
             if applied is not None and epoch == applied.epoch == self._socket_epoch and seq == applied.seq + 1:
                 # What nearly every frame is: the next one. The long way round would lead to the same.
-                self.applied = Cursor(applied.epoch, applied.seq + 1)
+                self.applied = Cursor(applied.epoch, seq)
                 if not frame.payload.keep_alive:
                     self._emit(self._progress_of(frame))
+                if self.phase is Phase.REPLAYING and seq >= self._replay_to:
+                    return self._replayed()
                 return None
         if isinstance(frame, ReadyAckFrame):
             return self._ready_ack(frame)
