@@ -48,8 +48,8 @@ def keep_result(written: Path, folder: Path) -> None:
 
 
 def clear_job_folder(folder: Path) -> None:
-    """Remove what an ended job needs no more: all but its large result."""
-    with suppress(FileNotFoundError):
+    """Remove what an ended job needs no more: all but its large result. What cannot be removed stays."""
+    with suppress(OSError):
         for path in folder.iterdir():
             if path.name == RESULT_FILE:
                 continue

@@ -5,14 +5,18 @@ it told by then stands in the log, so progress that was told before is not told 
 
 Where several hubs share a log, each job is run by the one that holds its lease; when that hub is gone, another takes
 the job up.
+
+asyncio is named for one thing: a cancellation that a job's function raises of itself, which only asyncio allows.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -82,10 +86,10 @@ class JobContext:
 
     async def start(self, total: int | None = None, estimated_duration: float | None = None) -> None:
         """Tell that the work begins: how many items, and how many seconds it may take. Told once a job."""
-        self.total = total
+        self.total = None if total is None else index(total)
         if not self._started:
             self._started = True
-            await self._tell(started(total, estimated_duration), kept=False)
+            await self._tell(started(self.total, estimated_duration), kept=False)
 
     async def progress(
         self,
@@ -101,10 +105,11 @@ class JobContext:
         With a checkpoint it returns when both are on disk; without, at once, and the log takes what has gathered while
         it was busy in one transaction. Waits for no client. Where the log takes no writes, that is logged and the work
         goes on; a value that no log can take fails the job when its function is done. A count below one told before, or
-        told by the run before, is dropped, checkpoint and all.
+        told by the run before, is dropped, checkpoint and all. Raises `TypeError` for a count that is not whole.
         """
+        done = index(done)
         if total is not None:
-            self.total = total
+            self.total = index(total)
         if not self._started:
             await self.start(self.total)
         if done < self.processed or done == self._told_before:
@@ -265,16 +270,20 @@ class Runner:
             await anyio.to_thread.run_sync(clear_job_folder, self.directory(job_id))
 
     async def _dispatch(self, job: Job) -> None:
+        told: Told | None = None
         try:
-            await self._dispatches[job.pipeline](job.id, await self._upload(job.id))
-        except JobFailure as failure:
-            await self.end(job.id, failed(failure))
+            try:
+                with _contained():
+                    await self._dispatches[job.pipeline](job.id, await self._upload(job.id))
+            except JobFailure as failure:
+                told = failed(failure)
         except Exception:
             logger.exception("job %s (%s) could not be handed out", job.id, job.pipeline)
-            unsent = JobFailure("NOT_DISPATCHED", "no worker could be given the job", retryable=True)
-            await self.end(job.id, failed(unsent))
-        else:
+            told = failed(JobFailure("NOT_DISPATCHED", "no worker could be given the job", retryable=True))
+        if told is None:
             await self._log.count_attempt(job.id)
+        else:
+            await self.end(job.id, told)
 
     async def _stop_when_ended(self, job: Job, work: anyio.CancelScope) -> None:
         # The log decides who ends a job; this makes the decision felt, wherever it was taken.
@@ -314,13 +323,15 @@ class Runner:
     async def _work(self, job: Job, context: JobContext) -> Told:
         """Call the job's function, and say how the job ends by it."""
         try:
-            if context.attempt > self._limits.idle_attempts:
-                raise JobFailure("GAVE_UP", f"the job did not get on in {self._limits.idle_attempts} runs")
-            result = await self._functions[job.pipeline](context, await self._upload(job.id))
-            await context.wait_kept()
-            return await self._complete(job, result)
-        except JobFailure as failure:
-            return failed(failure)
+            try:
+                if context.attempt > self._limits.idle_attempts:
+                    raise JobFailure("GAVE_UP", f"the job did not get on in {self._limits.idle_attempts} runs")
+                with _contained():
+                    result = await self._functions[job.pipeline](context, await self._upload(job.id))
+                await context.wait_kept()
+                return await self._complete(job, result)
+            except JobFailure as failure:
+                return failed(failure)  # raises for details that are no JSON
         except Exception:
             # What went wrong inside is for the operator; a client is told no more than that it did.
             logger.exception("job %s (%s) failed", job.id, job.pipeline)
@@ -368,3 +379,17 @@ class Runner:
         if event is not None:
             self._counters.jobs_ended[told.type] += 1
             logger.info("job %s: %s, event %d", job_id, told.type, event.seq)
+
+
+@contextmanager
+def _contained() -> Iterator[None]:
+    """Make errors of what would stop more than the function that raises it: an exit, a cancellation of its own."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"the function asked the process to exit with {error.code!r}") from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():  # somebody wants this task to stop
+            raise
+        raise RuntimeError("the function raised a cancellation that nobody asked for") from error

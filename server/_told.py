@@ -56,7 +56,10 @@ def ended(event_type: str, fields: Struct | Mapping[str, Any]) -> Told:
 def failed(failure: JobFailure) -> Told:
     """The job ends as failed."""
     payload = ErrorPayload(
-        code=failure.code, message=failure.message, details=failure.details, retryable=failure.retryable
+        code=_readable(failure.code),
+        message=_readable(failure.message),
+        details=failure.details,
+        retryable=failure.retryable,
     )
     return ended("error", payload)
 
@@ -81,5 +84,9 @@ def _told(event_type: str, payload: Struct | Mapping[str, Any], change: Change) 
 
 
 def _cut(text: str) -> str:
+    return _readable(text[:_MAX_TEXT])
+
+
+def _readable(text: str) -> str:
     # Lone surrogates have no UTF-8: they come from file names and must not fail a job.
-    return text[:_MAX_TEXT].encode(errors="replace").decode()
+    return text.encode(errors="replace").decode()

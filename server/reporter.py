@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from operator import index
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -76,9 +77,9 @@ class Reporter:
 
     def start(self, total: int | None = None, estimated_duration: float | None = None) -> None:
         """Tell that the work begins: how many items, and how many seconds it may take. Told once a job."""
-        self.total = total
+        self.total = None if total is None else index(total)
         if not self._started:
-            self._tell(started(total, estimated_duration))
+            self._tell(started(self.total, estimated_duration))
             self._started = True
 
     def progress(
@@ -92,10 +93,12 @@ class Reporter:
     ) -> None:
         """Tell that `done` items are done, now at `item`, and keep `checkpoint` (any JSON value) with it.
 
-        A count below one told before, or told by the run before, is dropped, checkpoint and all.
+        A count below one told before, or told by the run before, is dropped, checkpoint and all. Raises `TypeError`
+        for a count that is not whole.
         """
+        done = index(done)
         if total is not None:
-            self.total = total
+            self.total = index(total)
         if not self._started:
             self.start(self.total)
         if done >= self.processed and done != self._told_before:

@@ -1,7 +1,10 @@
 """The hub over real sockets: exact replay, tokens, refusals, cancel, large results, uploads."""
 
+import asyncio
 import json
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +68,33 @@ async def broken(context: JobContext, upload: Upload) -> None:
     raise ZeroDivisionError("secret words")
 
 
+async def failing_without_json(context: JobContext, upload: Upload) -> None:
+    raise JobFailure("NO_GOOD", "it is no good", details=object())
+
+
+async def exiting(context: JobContext, upload: Upload) -> None:
+    sys.exit(3)
+
+
+async def cancelling_itself(context: JobContext, upload: Upload) -> None:
+    task = asyncio.ensure_future(asyncio.sleep(600))
+    task.cancel()
+    await task
+
+
+async def replacing_its_folder(context: JobContext, upload: Upload) -> None:
+    shutil.rmtree(context.directory)
+    context.directory.write_text("not a folder")
+    raise ZeroDivisionError
+
+
+async def failing_over_a_name(context: JobContext, upload: Upload) -> None:
+    raise JobFailure("NO_GOOD", "no such file: \udcff")
+
+
+ODD = (failing_without_json, exiting, cancelling_itself, replacing_its_folder)
+
+
 @pytest.fixture
 def gate() -> Iterator[Gate]:
     gate = Gate()
@@ -85,7 +115,7 @@ def make_hub(folder: Path, **options: Any) -> ShiftedHub:
     options = {"limits": Limits(upload=100_000, ready_wait=0.3, starts=10_000)} | options
     hub = ShiftedHub(folder / "hub.db", **options)
     hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import())
-    for function in (large, failing, broken, absurd, waiting, blocking):
+    for function in (large, failing, broken, absurd, waiting, blocking, *ODD, failing_over_a_name):
         hub.job(function.__name__, path=f"/start/{function.__name__}")(function)
     return hub
 
@@ -260,6 +290,20 @@ def test_a_bug_is_not_shown(client: Any) -> None:
     seen = client.follow()
     assert seen.events[-1]["payload"]["code"] == "INTERNAL"
     assert "secret words" not in json.dumps(seen.events)
+
+
+@pytest.mark.parametrize("function", ODD)
+def test_an_odd_end_is_the_jobs_failure_only(client: Any, function: Any) -> None:
+    """Details that are no JSON, an exit, a cancellation of its own, a folder that is none any more."""
+    start(client, function.__name__)
+    assert client.follow().events[-1]["payload"]["code"] == "INTERNAL"
+    assert client.http.get("/healthz").status_code == 200
+
+
+def test_a_failure_may_speak_of_any_file(client: Any) -> None:
+    start(client, "failing_over_a_name")
+    payload = client.follow().events[-1]["payload"]
+    assert (payload["code"], payload["message"]) == ("NO_GOOD", "no such file: ?")
 
 
 def test_a_count_no_log_has_room_for_is_the_jobs_failure_only(client: Any) -> None:

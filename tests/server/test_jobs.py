@@ -120,6 +120,17 @@ async def test_a_log_that_fails_does_not_fail_the_job(log: HeldLog, tmp_path: Pa
     assert await counts(log) == [None, 2]
 
 
+async def test_a_count_is_whole(log: HeldLog, tmp_path: Path) -> None:
+    """Another would be kept, and then be a state that some logs cannot read again and no client takes."""
+    log.open.set()
+    context = await context_of(log, tmp_path)
+    async with context.writing():
+        for call in (context.start(3.7), context.progress(0.5), context.progress(1, 3.7)):  # type: ignore[arg-type]
+            with pytest.raises(TypeError):
+                await call
+    assert await counts(log) == []
+
+
 async def test_the_beginning_is_told_with_the_first_event_that_is_kept(log: HeldLog, tmp_path: Path) -> None:
     """The log fails for the beginning alone, while the next event is on its way already."""
     context = await context_of(log, tmp_path)
