@@ -347,13 +347,13 @@ class Hub(AsyncContextManagerMixin):
 
     def check_calls(self, job_id: str) -> None:
         """Raise the refusal of a call about a job that is asked about too often."""
-        if wait := self._calls.take(job_id, self.now() / 1000):
+        if wait := self._calls.take(job_id, anyio.current_time()):
             raise Refusal(429, "too_many_calls", "too many calls about this job", {"retry-after": whole_seconds(wait)})
 
     @asynccontextmanager
     async def starting(self, owner: str) -> AsyncIterator[None]:
         """Hold a place among the owner's jobs while one more is started, or raise the refusal."""
-        if wait := self._starts.take(owner, self.now() / 1000):
+        if wait := self._starts.take(owner, anyio.current_time()):
             raise Refusal(429, "too_many_starts", "too many jobs started", {"retry-after": whole_seconds(wait)})
         self._starting[owner] += 1
         try:

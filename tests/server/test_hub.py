@@ -491,6 +491,17 @@ def test_starts_and_calls_have_a_rate(tmp_path: Path, serving: Any) -> None:
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "12")
 
 
+def test_a_rate_does_not_hang_on_the_wall_clock(tmp_path: Path, serving: Any) -> None:
+    """A clock that is set back an hour shuts nobody out for that hour."""
+    hub = make_hub(tmp_path, limits=Limits(starts=1000, calls=1000))
+    with serving(hub) as client:
+        client.start(ROWS)
+        client.state()
+        hub.ahead = -3600
+        client.state()
+        assert client.start(ROWS).status_code == 202
+
+
 def test_health_and_numbers(tmp_path: Path, serving: Any) -> None:
     hub = make_hub(tmp_path, metrics=True)
     with serving(hub) as client:
