@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from typing import Final, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.requests import HTTPConnection, Request
 
@@ -29,7 +29,7 @@ async def loopback_only(request: Request) -> str | None:
     if any(name in request.headers for name in _FORWARDED):
         return None
     host = request.headers.get("host", "")
-    if not _is_loopback(urlsplit(f"//{host}").hostname or ""):
+    if not _is_loopback(_split(f"//{host}").hostname or ""):
         return None
     return LOCAL_OWNER if is_same_origin(request) else None
 
@@ -37,7 +37,14 @@ async def loopback_only(request: Request) -> str | None:
 def is_same_origin(connection: HTTPConnection) -> bool:
     """Whether a page of the hub's own origin asks, or no page at all."""
     origin = connection.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.lower() == connection.headers.get("host", "").lower()
+    return origin is None or _split(origin).netloc.lower() == connection.headers.get("host", "").lower()
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:  # what is no URL is nobody's
+        return urlsplit("")
 
 
 def _is_loopback(host: str) -> bool:

@@ -559,6 +559,11 @@ def test_pages_of_other_origins(tmp_path: Path, serving: Any) -> None:
                 assert socket.response.status_code == 101
 
 
+@pytest.mark.parametrize("headers", [{"host": "["}, {"origin": "http://["}])
+def test_an_address_that_is_none_is_refused(client: Any, headers: dict[str, str]) -> None:
+    assert client.start(ROWS, **headers).status_code == 403
+
+
 def test_numbers_only_where_they_are_wanted(client: Any) -> None:
     assert client.http.get("/metrics").status_code == 404
 
