@@ -6,6 +6,7 @@ What the log says is there must be there, so files and folders are forced to the
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -18,6 +19,7 @@ RESULT_FILE: Final = "result.json"
 UPLOAD_FILE: Final = "upload"
 UPLOAD_NAME_FILE: Final = "upload.name"
 _INCOMING: Final = "incoming-"
+_OURS: Final = re.compile(rf"({_INCOMING})?[0-9a-f]{{32}}")  # a job's id is as long
 
 
 def make_incoming_folder(files: Path) -> Path:
@@ -67,10 +69,14 @@ def remove_job_folder(folder: Path) -> None:
 
 
 def job_folders(files: Path, *, untouched_for: float) -> list[str]:
-    """The names of the folders that nobody has touched for so many seconds: jobs' and uploads that never became one."""
+    """The names of the folders that nobody has touched for so many seconds: jobs' and uploads that never became one.
+
+    What has another name is somebody else's, and left alone.
+    """
     before = time.time() - untouched_for
     try:
-        return [folder.name for folder in files.iterdir() if folder.stat().st_mtime <= before]
+        folders = [folder for folder in files.iterdir() if _OURS.fullmatch(folder.name)]
+        return [folder.name for folder in folders if folder.stat().st_mtime <= before]
     except FileNotFoundError:
         return []
 

@@ -76,11 +76,14 @@ def test_ended_while_nobody_was_there(hub_process: Any, eventually: Any) -> None
 
 def test_uploads_that_never_became_jobs_are_removed(hub_process: Any) -> None:
     hub = hub_process()
-    leftover = Path(f"{hub.database}.files") / "incoming-0123"
-    leftover.mkdir(parents=True)
-    (leftover / "upload").write_bytes(b"half of")
+    leftover = Path(f"{hub.database}.files") / f"incoming-{'0' * 32}"
+    others = leftover.with_name("letters")
+    for folder in (leftover, others):
+        folder.mkdir(parents=True)
+        (folder / "upload").write_bytes(b"half of")
     hub.start()
     assert not leftover.exists()
+    assert (others / "upload").exists()  # the folder may hold what is not the hub's
 
 
 @pytest.mark.anyio
