@@ -351,8 +351,12 @@ class Runner:
             result = msgspec.json.decode(await anyio.Path(result).read_bytes(), type=dict[str, Any])
         if not isinstance(result, Path):
             fields = {} if result is None else msgspec.to_builtins(result)
+            if not isinstance(fields, dict):
+                kind = type(result).__name__
+                raise TypeError(f"the job's function gave a {kind}: return a mapping, a msgspec struct or a path")
             told = completed(job.pipeline, fields)
-            if len(told.payload) <= self._limits.inline_result:
+            # In a message, `resultUrl` says where the result is; one with such a field of its own is read there.
+            if len(told.payload) <= self._limits.inline_result and "resultUrl" not in fields:
                 return told
             result = self.directory(job.id) / "result.part"
             await anyio.Path(result).write_bytes(msgspec.json.encode({"pipeline": job.pipeline, **fields}))

@@ -106,8 +106,13 @@ class Reporter:
             self.processed = done
 
     def complete(self, result: Struct | Mapping[str, Any] | None = None) -> None:
-        """End the job well. Raises `InvalidArgument` for a result above 16 MiB; the job then goes on."""
+        """End the job well.
+
+        Raises `InvalidArgument` for a result above 16 MiB, or with a field `resultUrl`; the job then goes on.
+        """
         fields = {} if result is None else msgspec.to_builtins(result)
+        if "resultUrl" in fields:
+            raise InvalidArgument("result", "resultUrl is the protocol's own name: call the field something else")
         told = completed(self.pipeline, fields)
         if len(told.payload) > _MAX_RESULT:
             raise InvalidArgument("result", f"it has more than {_MAX_RESULT} bytes")

@@ -49,7 +49,7 @@ class JobRequests:
         data = await self._authorised(
             lambda token: self._engine.calls.fetch_result(self._engine.settings.job, url, token, max_body=max_bytes)
         )
-        return self._engine.settings.codec.decode_result(outcome.pipeline, data)
+        return self._engine.settings.codec.decode_whole_result(outcome.pipeline, data)
 
     async def cancel_job(self) -> CancelAnswer:
         """Ask the server to stop the job."""

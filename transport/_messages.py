@@ -394,18 +394,30 @@ class Codec:
             raise MalformedMessage("job_state", *_path_and_problem(error)) from error
 
     def decode_result(self, pipeline: str, payload: Raw | bytes) -> Any:
-        """Read a result by its pipeline: the type registered for it, a `ResultReference`, or plain JSON values.
-
-        Raises `MalformedMessage` where it does not fit.
-        """
+        """Read what a message or a state tells of a result: a `ResultReference`, or else as `decode_whole_result`."""
         try:
             # A reference may stand in the place of any pipeline's result, so it is looked for first.
             if (url := _reference(payload)) is not None:
                 return ResultReference(result_url=url)
-            decode = self._results.get(pipeline)
-            return msgspec.json.decode(payload) if decode is None else decode(payload)
         except _UNFIT as error:
             raise MalformedMessage("job_complete", *_path_and_problem(error)) from error
+        return self.decode_whole_result(pipeline, payload)
+
+    def decode_whole_result(self, pipeline: str, payload: Raw | bytes) -> Any:
+        """Read a result by its pipeline: the type registered for it, or plain JSON values without the payload's type.
+
+        Raises `MalformedMessage` where it does not fit.
+        """
+        try:
+            if (decode := self._results.get(pipeline)) is not None:
+                return decode(payload)
+            result = msgspec.json.decode(payload)
+        except _UNFIT as error:
+            raise MalformedMessage("job_complete", *_path_and_problem(error)) from error
+        # A message repeats its type here and a state does not: the result is one, whichever of them tells it.
+        if isinstance(result, dict) and result.get("type") == "job_complete":
+            del result["type"]
+        return result
 
     def decode_error(self, payload: Raw | bytes) -> ErrorPayload:
         """Read how a job failed; raises `MalformedMessage` where it does not fit."""

@@ -14,6 +14,7 @@ import anyio
 import anyio.to_process
 import pytest
 
+import towline.blocking
 from towline.server import Hub, JobContext, JobFailure, Lifetimes, Limits, Upload, read_events
 from towline.server._csv_import import MEDIA_TYPES, csv_import
 
@@ -47,6 +48,14 @@ async def waiting(context: JobContext, upload: Upload) -> dict[str, Any]:
 
 async def large(context: JobContext, upload: Upload) -> dict[str, Any]:
     return {"text": "å" * 300_000}
+
+
+async def linked(context: JobContext, upload: Upload) -> dict[str, Any]:
+    return {"resultUrl": "https://files.example/report.pdf"}
+
+
+async def listing(context: JobContext, upload: Upload) -> Any:
+    return [1, 2]
 
 
 async def failing(context: JobContext, upload: Upload) -> None:
@@ -115,7 +124,7 @@ def make_hub(folder: Path, **options: Any) -> ShiftedHub:
     options = {"limits": Limits(upload=100_000, ready_wait=0.3, starts=10_000)} | options
     hub = ShiftedHub(folder / "hub.db", **options)
     hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import())
-    for function in (large, failing, broken, absurd, waiting, blocking, *ODD, failing_over_a_name):
+    for function in (large, linked, listing, failing, broken, absurd, waiting, blocking, *ODD, failing_over_a_name):
         hub.job(function.__name__, path=f"/start/{function.__name__}")(function)
     return hub
 
@@ -320,6 +329,25 @@ def test_a_large_result_goes_by_url(client: Any) -> None:
     response = client.http.get(payload["resultUrl"], headers=client.auth)
     assert response.json() == {"pipeline": "large", "text": "å" * 300_000}
     assert client.http.get(payload["resultUrl"]).status_code == 401
+
+
+def test_a_result_with_a_result_url_of_its_own_is_not_taken_for_a_reference(client: Any) -> None:
+    start(client, "linked")
+    seen = client.follow()
+    assert seen.events[-1]["payload"]["resultUrl"] == f"/api/jobs/{client.job}/results"
+    url = f"{client.url.replace('http', 'ws', 1)}/ws/progress"
+    with towline.blocking.Connection(url, job=client.job, token=client.token) as line:
+        line.result()
+        result = line.fetch_result()
+    assert result == {"pipeline": "linked", "resultUrl": "https://files.example/report.pdf"}
+
+
+def test_a_result_without_fields_is_the_jobs_failure_and_the_log_says_what_to_return(
+    client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(client, "listing")
+    assert client.follow().events[-1]["payload"]["code"] == "INTERNAL"
+    assert "the job's function gave a list: return a mapping" in caplog.text
 
 
 def test_a_small_result_is_there_by_url_too(client: Any) -> None:

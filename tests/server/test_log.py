@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from towline import InvalidArgument
 from towline.server._clients import Arrival
 from towline.server._log import Change, Entry, Event, EventLog, Job, Missing, Request, RequestMismatch, Token
 from towline.server._sqlite import SqliteLog
@@ -369,3 +370,17 @@ async def test_several_events_are_written_in_order_and_as_one_alone_would_be(ope
         kept = await log.job("j")
         assert isinstance(kept, Job)
         assert (kept.seq, kept.processed, kept.status) == (4, 4, "complete")
+
+
+async def test_a_worker_elsewhere_may_not_give_a_result_that_reads_as_a_reference(redis_url: str) -> None:
+    from towline.server._redis import RedisLog
+    from towline.server.reporter import Reporter
+
+    prefix = uuid.uuid4().hex
+    async with RedisLog(redis_url, prefix=prefix) as log:
+        await log.create(job(), None)
+        with Reporter.from_url(redis_url, "j", prefix=prefix) as reporter:
+            with pytest.raises(InvalidArgument, match="resultUrl"):
+                reporter.complete({"resultUrl": "https://files.example/report.pdf"})
+            reporter.complete({"report": "https://files.example/report.pdf"})
+        assert [event.type for event in await log.read("j", 0, 10)] == ["job_complete"]

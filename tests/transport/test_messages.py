@@ -221,7 +221,7 @@ def test_the_pipeline_chooses_the_shape(pipeline: str, payload: Any, kind: type)
     with pytest.raises(MalformedMessage) as caught:
         CODEC.decode_result(pipeline, b'{"books": 7}')
     assert caught.value.type == "job_complete"
-    assert CODEC.decode_result("another", frame.payload)["type"] == "job_complete"
+    assert CODEC.decode_result("another", frame.payload) == payload
 
 
 def test_a_large_result_is_a_reference() -> None:
@@ -230,6 +230,12 @@ def test_a_large_result_is_a_reference() -> None:
     assert CODEC.decode_result("another", b'{"resultUrl":7}') == {"resultUrl": 7}
     assert CODEC.decode_result("another", b"[1]") == [1]
     assert CODEC.decode_result("another", b"7") == 7
+    # Fetched by itself it is no reference, whatever its fields are called.
+    assert CODEC.decode_whole_result("another", b'{"resultUrl":"/r"}') == {"resultUrl": "/r"}
+
+
+def test_a_type_of_the_results_own_is_kept() -> None:
+    assert CODEC.decode_result("another", b'{"type":"invoice"}') == {"type": "invoice"}
 
 
 def test_a_pipeline_of_the_applications_own() -> None:
