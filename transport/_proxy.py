@@ -6,6 +6,7 @@ proxy sees the proxy's credentials. The host name is given to the proxy as it is
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ._http_protocol import head_room
 from ._url import is_loopback, parse_host
 
 _DEFAULT_PORT: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+_PORT: Final = re.compile("[0-9]{1,5}")
 _MAX_HEAD: Final = 16 << 10
 _MAX_INFORMATIONAL: Final = 16
 
@@ -91,7 +93,7 @@ def _is_spared(host: str, port: int, listed: str) -> bool:
         if entry == "*":
             return True
         name, colon, its_port = entry.rpartition(":")
-        if colon and its_port.isdigit() and (":" not in name or name.startswith("[")):
+        if colon and _PORT.fullmatch(its_port) and (":" not in name or name.startswith("[")):
             if int(its_port) != port:
                 continue
             entry = name

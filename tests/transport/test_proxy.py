@@ -99,6 +99,9 @@ def test_no_proxy_at_all(text: str) -> None:
         ({"https_proxy": "http://p", "no_proxy": "[2001:db8::]/32,2001:db8::5"}, "2001:db8::5", None),
         ({"https_proxy": "http://p", "no_proxy": "[2001:db8::5]:443"}, "2001:db8::5", None),
         ({"https_proxy": "http://p", "no_proxy": ",,:,x:y"}, "api.example", "p"),
+        # What `str.isdigit` calls a digit, and what `int` finds too long, is no port.
+        ({"https_proxy": "http://p", "no_proxy": f"api.example:¹,api.example:{'4' * 5000}"}, "api.example", "p"),
+        ({"https_proxy": "http://p", "no_proxy": "api.example:00443"}, "api.example", None),
     ],
 )
 def test_the_environment(environment: dict[str, str], host: str, proxied: str | None) -> None:
