@@ -1,5 +1,6 @@
 """Every fault of the proxy, seen from both ends of real loopback sockets, in real time."""
 
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -256,6 +257,18 @@ async def test_refused_dials_fail_at_once_and_present_links_live_on() -> None:
             assert await stream.receive() == b"y"
 
 
+@pytest.mark.parametrize("closed", ["refuse", "drop_dials"])
+async def test_hanging_up_opens_a_door_that_was_closed(closed: str) -> None:
+    async with scene() as (server, proxy):
+        await getattr(proxy, closed)()
+        proxy.hang_up()
+        async with await dial(proxy) as stream:
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+        assert not server.streams
+        assert proxy.statistics().dials == 1
+
+
 @pytest.mark.parametrize("ending", ["fin", "rst"])
 async def test_hanging_up_takes_each_dial_and_ends_it(ending: Ending) -> None:
     async with scene() as (server, proxy):
@@ -431,11 +444,22 @@ async def test_nothing_is_left_when_the_block_ends() -> None:
 
 
 async def test_weather_that_cannot_be_is_refused() -> None:
+    """Once it is made it is met in the middle of a link, where nobody could be told of it."""
     proxy = FaultProxy("127.0.0.1", 1)
-    with pytest.raises(InvalidArgument):
-        proxy.throttle(0)
-    with pytest.raises(InvalidArgument):
+    for rate in (0, -1, math.inf, math.nan):
+        with pytest.raises(InvalidArgument, match="bytes_per_second"):
+            proxy.throttle(rate)
+    with pytest.raises(InvalidArgument, match="piece"):
         proxy.chop(0)
+    for seconds in (-1, math.inf, math.nan):
+        with pytest.raises(InvalidArgument, match="latency"):
+            proxy.delay(seconds)
+        with pytest.raises(InvalidArgument, match="jitter"):
+            proxy.delay(0, jitter=seconds)
+        with pytest.raises(InvalidArgument, match="pause"):
+            proxy.chop(pause=seconds)
+        with pytest.raises(InvalidArgument, match="seconds"):
+            proxy.gather(seconds)
 
 
 async def test_a_reset_ends_a_link_that_is_full() -> None:

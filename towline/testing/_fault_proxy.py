@@ -17,6 +17,7 @@ time: it is not for virtual clocks.
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -117,26 +118,39 @@ class FaultProxy(AsyncContextManagerMixin):
 
     def hang_up(self, ending: Ending = "fin") -> None:
         """Accept new dials and end them at once, as a dying server does. They are counted in `dials`."""
+        self._listen_again()
         self._door, self._farewell = "hanging up", ending
 
     def delay(self, latency: float, *directions: Direction, jitter: float = 0.0) -> None:
-        """Deliver everything `latency` seconds late, and up to `jitter` seconds later still, in order."""
+        """Deliver everything `latency` seconds late, and up to `jitter` seconds later still, in order.
+
+        Raises `InvalidArgument` unless both are finite and not negative.
+        """
+        _check_seconds(latency=latency, jitter=jitter)
         self._sky.set(directions, latency=latency, jitter=jitter)
 
     def throttle(self, bytes_per_second: float, *directions: Direction) -> None:
-        """Limit how much passes in a second. Raises `InvalidArgument` unless it is positive."""
-        if bytes_per_second <= 0:
-            raise InvalidArgument("bytes_per_second", "must be positive; nothing passes a black hole")
+        """Limit how much passes in a second. Raises `InvalidArgument` unless it is positive and finite."""
+        if not 0 < bytes_per_second < math.inf:
+            raise InvalidArgument("bytes_per_second", "must be positive and finite; nothing passes a black hole")
         self._sky.set(directions, bytes_per_second=bytes_per_second)
 
     def chop(self, piece: int = 1, *directions: Direction, pause: float = 0.0) -> None:
-        """Write at most `piece` bytes at once, `pause` seconds apart: one-byte reads, or a slow loris."""
+        """Write at most `piece` bytes at once, `pause` seconds apart: one-byte reads, or a slow loris.
+
+        Raises `InvalidArgument` for less than a byte, and unless the pause is finite and not negative.
+        """
         if piece < 1:
             raise InvalidArgument("piece", "must be at least one byte")
+        _check_seconds(pause=pause)
         self._sky.set(directions, piece=piece, pause=pause)
 
     def gather(self, seconds: float, *directions: Direction) -> None:
-        """Keep bytes for some time and pass them on as one: many frames in one segment."""
+        """Keep bytes for some time and pass them on as one: many frames in one segment.
+
+        Raises `InvalidArgument` unless it is finite and not negative.
+        """
+        _check_seconds(seconds=seconds)
         self._sky.set(directions, gather=seconds)
 
     async def heal(self, *, disarm: bool = True) -> None:
@@ -145,9 +159,7 @@ class FaultProxy(AsyncContextManagerMixin):
         Nothing is armed any more, unless `disarm` is False.
         """
         self._sky.clear(disarm=disarm)
-        if self._door in ("refusing", "dropping"):
-            self._close_door()
-            self._open_door()
+        self._listen_again()
         self._door = "open"
         self._sky.touch()
         await anyio.lowlevel.checkpoint()
@@ -217,6 +229,11 @@ class FaultProxy(AsyncContextManagerMixin):
         self._listener.listen(1024)
         self._sky.touch()
 
+    def _listen_again(self) -> None:
+        if self._door in ("refusing", "dropping"):
+            self._close_door()
+            self._open_door()
+
     def _close_door(self) -> None:
         for one in [*self._plugs, *([self._listener] if self._listener else [])]:
             anyio.notify_closing(one)
@@ -261,3 +278,9 @@ class FaultProxy(AsyncContextManagerMixin):
                 link.end(self._farewell)
             tasks.start_soon(link.run)
             self._sky.touch()
+
+
+def _check_seconds(**times: float) -> None:
+    for name, seconds in times.items():
+        if not 0 <= seconds < math.inf:
+            raise InvalidArgument(name, "must be finite and not negative")
