@@ -178,6 +178,54 @@ async def test_leaving_the_block_leaves_the_connection_and_keeps_its_errors_bare
                 raise LookupError("bare")
 
 
+async def test_what_a_source_told_ends_with_the_block() -> None:
+    """Nobody would tell that the path is back, or that the machine has woken."""
+    async with ScriptedServer() as server:
+        server.job("j1", token="t1").start()
+        async with towline.Connection(
+            "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
+        ) as line:
+            source = ScriptedSource()
+            async with towline.host.attach(line, monitor=PathMonitor(source), suspension=False, sleep=False):
+                await line.wait_for(State.CONNECTED, timeout=60)
+                source.become(NONE)
+                await anyio.sleep(1)
+            server.socket.cut("rst")
+            await line.wait_for(State.RECONNECTING, timeout=1)
+            await line.wait_for(State.CONNECTED, timeout=20)
+
+            async with towline.host.attach(line, path=False, suspension=False, sleep=False) as host:
+                host.background()
+                await host._part("sleep")
+                host.foreground()
+                assert line.state is State.BACKGROUNDED
+            await line.wait_for(State.CONNECTED, timeout=20)
+
+
+async def test_leaving_the_block_with_a_path_is_no_event() -> None:
+    source = ScriptedSource()
+    async with scene() as one:
+        async with towline.host.attach(one.line, monitor=PathMonitor(source), suspension=False, sleep=False):
+            await anyio.sleep(1)
+        assert b'"event":"path_' not in one.line.history().to_json()
+
+
+async def test_the_block_may_outlive_what_is_followed() -> None:
+    source = ScriptedSource()
+    source.path = NONE
+    async with scene() as one, towline.host.attach(one.line, monitor=PathMonitor(source), sleep=False) as host:
+        await host._part("sleep")
+        one.line.cancel()
+
+
+@pytest.mark.parametrize("options", [{}, {"path": False}])
+async def test_a_connection_is_entered_before_it_is_attached(options: dict[str, bool]) -> None:
+    line = towline.Connection("wss://hub.example/ws/progress", job="j1", token="t1")
+    with pytest.raises(towline.ForbiddenRequest, match="not entered"):
+        async with towline.host.attach(line, **options):
+            pytest.fail("it is not entered")
+
+
 async def test_the_grace_must_be_possible() -> None:
     async with scene() as one:
         with pytest.raises(towline.InvalidArgument, match="grace"):

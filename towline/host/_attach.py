@@ -13,7 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ..statemachine import State
-from ..transport._path import PathMonitor, system_path_source
+from ..transport._path import Path, PathMonitor, system_path_source
 from ..transport._url import is_loopback
 from ._job_control import watch_job_control
 from ._suspend import watch_suspension
@@ -49,6 +49,7 @@ class Host:
         self.sources: set[Source] = set()
         self.missing: dict[Source, str] = {}
         self._reasons: set[str] = set()
+        self._path = Path(up=True)  # as it was told last
         # Made when a watcher waits for the last reason to rest to go, and set then.
         self._shown: anyio.Event | None = None
 
@@ -119,9 +120,17 @@ class Host:
         if source == "path":
             self.connection.report_path(True)  # nobody knows any more: a dial is to find out
 
+    def _leave(self) -> None:
+        """The watchers are gone, and with them who would take back what they told last."""
+        for source in ("sleep", "job control"):
+            self._wake(source)
+        if "path" in self.sources and not self._path.up:
+            self.connection.report_path(True)
+
     async def _watch_path(self, monitor: PathMonitor) -> None:
         with monitor:
             async for path in monitor.changes(wait_awake=self._wait_awake):
+                self._path = path
                 self.connection.report_path(path.up, path.identity)
 
     async def _watch_suspension(self) -> None:
@@ -232,11 +241,15 @@ async def attach(
     - `suspension`: sleep that nobody announced, noticed within 2 s of waking.
     - `job_control`: Ctrl-Z and `fg`, for command lines. Needs the main thread.
 
-    A source that is missing here, or fails later, raises nothing: it is logged once, and `Host.missing` has it.
+    A source that is missing here, or fails later, raises nothing: it is logged once, and `Host.missing` has it. After
+    the block the path counts as up, and no sleep holds the connection; what the application said of itself stays.
+    Raises `ForbiddenRequest` if the connection is not entered.
     """
+    connection._engine_of("attaching")
     host = Host(connection)
     failure: Exception | None = None
     async with AsyncExitStack() as open_things, anyio.create_task_group() as tasks:
+        open_things.callback(host._leave)
         beginning = _Beginning(host, open_things, tasks)
         if path:
             await beginning.begin_path(monitor, connectivity=connectivity)
