@@ -1,12 +1,14 @@
 """The conversation with logind, on a private bus: a real dbus-daemon, and a logind that does what the test says."""
 
 import os
+import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from queue import Empty, Queue
+from typing import Any
 
 import anyio
 import pytest
@@ -16,7 +18,7 @@ pytest.importorskip("jeepney")
 from jeepney import DBusAddress, HeaderFields, MessageType, message_bus, new_error, new_method_return, new_signal
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
-from towline.host._bus import BusUnavailable
+from towline.host._bus import Bus, BusUnavailable, open_bus
 from towline.host._logind import connect_logind
 
 pytestmark = [
@@ -32,7 +34,7 @@ class FakeLogind:
 
     def __init__(self, address: str) -> None:
         self.locks: Queue[tuple[str, ...]] = Queue()
-        self.refuses = False
+        self.refuses = self.is_silent = False
         self._ends: deque[int] = deque()
         self._orders: Queue[bool] = Queue()
         self._over = threading.Event()
@@ -76,7 +78,7 @@ class FakeLogind:
                 call = self._bus.receive(timeout=0.02)
             except TimeoutError:
                 continue
-            if call.header.message_type is not MessageType.method_call:
+            if call.header.message_type is not MessageType.method_call or self.is_silent:
                 continue
             if call.header.fields.get(HeaderFields.member) != "Inhibit" or self.refuses:
                 self._bus.send(new_error(call, "org.freedesktop.DBus.Error.AccessDenied"))
@@ -182,3 +184,37 @@ async def test_a_bus_that_says_nothing_is_told(tmp_path: Path, monkeypatch: pyte
         with anyio.fail_after(20), pytest.raises(BusUnavailable, match="does not answer"):
             async with connect_logind(f"unix:path={tmp_path / 'x'}"):
                 pass
+
+
+async def test_a_bus_that_falls_silent_is_told(
+    private_bus: Any, logind: FakeLogind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has let us in, and does not say who has logind's name."""
+    monkeypatch.setattr("towline.host._logind.PATIENCE", 0.05)
+
+    @asynccontextmanager
+    async def open_and_stop(address: str) -> AsyncIterator[Bus]:
+        async with open_bus(address) as bus:
+            private_bus.daemon.send_signal(signal.SIGSTOP)
+            try:
+                yield bus
+            finally:
+                private_bus.daemon.send_signal(signal.SIGCONT)
+
+    monkeypatch.setattr("towline.host._logind.open_bus", open_and_stop)
+    with anyio.fail_after(20), pytest.raises(BusUnavailable, match="does not answer"):
+        async with connect_logind(private_bus.address):
+            pass
+
+
+async def test_a_logind_that_says_nothing_is_told(
+    bus: str, logind: FakeLogind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing() -> None:
+        pass
+
+    logind.is_silent = True
+    async with connect_logind(bus) as conversation:
+        monkeypatch.setattr("towline.host._bus.ANSWER", 0.05)
+        with anyio.fail_after(20), pytest.raises(BusUnavailable, match="does not answer"):
+            await conversation.watch_sleep(nothing, lambda: None)

@@ -19,8 +19,10 @@ from jeepney.bus import get_bus
 from jeepney.fds import FileDescriptor
 from jeepney.low_level import Parser
 
-#: How long a bus may take to let us in, in seconds.
+#: How long a bus may take to let us in and to answer for itself, in seconds; our user waits for it.
 PATIENCE: Final = 5.0
+#: How long a service on it may take to answer, in seconds: what D-Bus's own libraries wait.
+ANSWER: Final = 25.0
 
 
 class BusUnavailable(OSError):
@@ -41,9 +43,15 @@ class Bus:
         self._signals: list[Message] = []
 
     async def call(self, message: Message) -> Any:
-        """Make a call and return the body of its answer. No service is started by it. Raises `CallRefused`."""
-        serial = next(self._serials)
+        """Make a call and return the body of its answer. No service is started by it. Raises `CallRefused`, and
+        `BusUnavailable` too if there is no answer within `ANSWER` seconds.
+        """
         message.header.flags |= MessageFlag.no_auto_start
+        with within(ANSWER):
+            return await self._call(message)
+
+    async def _call(self, message: Message) -> Any:
+        serial = next(self._serials)
         try:
             await self._stream.send(message.serialise(serial))
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
@@ -107,12 +115,12 @@ class Bus:
 @asynccontextmanager
 async def open_bus(address: str = "SYSTEM") -> AsyncIterator[Bus]:
     """Begin a conversation on a bus (a D-Bus address, or the system's). Raises `BusUnavailable`."""
-    with _patience():
+    with within(PATIENCE):
         stream = await _open(address)
     async with stream:
         bus = Bus(stream)
         try:
-            with _patience():
+            with within(PATIENCE):
                 await bus.call(message_bus.Hello())
             yield bus
         finally:
@@ -120,8 +128,9 @@ async def open_bus(address: str = "SYSTEM") -> AsyncIterator[Bus]:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    with anyio.move_on_after(PATIENCE) as scope:
+def within(seconds: float) -> Iterator[None]:
+    """Raise `BusUnavailable` if what the block waits for takes longer."""
+    with anyio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
         raise BusUnavailable("the bus does not answer")

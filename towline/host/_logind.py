@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from jeepney import DBusAddress, HeaderFields, MatchRule, message_bus, new_method_call
 from jeepney.fds import FileDescriptor
 
-from ._bus import Bus, BusUnavailable, open_bus
+from ._bus import PATIENCE, Bus, BusUnavailable, open_bus, within
 
 _LOGIND = DBusAddress(
     "/org/freedesktop/login1", bus_name="org.freedesktop.login1", interface="org.freedesktop.login1.Manager"
@@ -71,5 +71,6 @@ class Logind:
 async def connect_logind(address: str = "SYSTEM") -> AsyncIterator[Logind]:
     """Open a conversation on a bus (a D-Bus address, or the system's). Raises `BusUnavailable`."""
     async with open_bus(address) as bus:
-        await bus.call(message_bus.GetNameOwner(_LOGIND.bus_name))
+        with within(PATIENCE):
+            await bus.call(message_bus.GetNameOwner(_LOGIND.bus_name))
         yield Logind(bus)
