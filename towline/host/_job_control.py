@@ -5,24 +5,30 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import anyio
 
+#: How long after the stop its SIGCONT is waited for, in seconds of a process that runs: they come together.
+_CONTINUED: Final = 1.0
 
-async def watch_job_control(
-    suspend: Callable[[], Awaitable[object]], resume: Callable[[], object], *, stop: Callable[[], object] | None = None
-) -> None:
+
+async def watch_job_control(suspend: Callable[[], Awaitable[object]], resume: Callable[[], object]) -> None:
     """On SIGTSTP await `suspend()` and stop the process; call `resume()` when it goes on. Never returns.
 
-    For the main thread, on systems with these signals. `stop` is for tests.
+    For the main thread, on systems with these signals.
     """
     with anyio.open_signal_receiver(signal.SIGTSTP, signal.SIGCONT) as signals:
         async for number in signals:
             if number == signal.SIGTSTP:
                 await suspend()
-                (stop or _stop_process)()
-            else:
-                resume()
+                _stop_process()
+                # Without one it was not stopped: the first process of a container cannot be. Pressed again while the
+                # connection parted, Ctrl-Z has had its stop with this one.
+                with anyio.move_on_after(_CONTINUED):
+                    while await anext(signals) != signal.SIGCONT:
+                        pass
+            resume()
 
 
 def _stop_process() -> None:
