@@ -166,3 +166,13 @@ def test_once_leaves_the_job_and_twice_cancels_it(
 
     told = [json.loads(line) for line in run(*arguments, "--json").stdout.splitlines()]
     assert [one["type"] for one in told if "job" in one["type"]] == ["job_canceled"]
+
+
+def test_sigterm_at_a_terminal_is_the_end_of_it(open_terminal: Open, hub: str, long: str) -> None:
+    terminal = open_terminal("import", long, "--url", hub)
+    terminal.wait_for(r"\[connected\]")
+    terminal.process.send_signal(signal.SIGTERM)
+    terminal.wait_for(r"stopped following; the job goes on. Resume with\n  towline watch .*\n")
+    code, last_words = terminal.leave()
+    assert code == 130
+    assert "press Ctrl-C again" not in last_words

@@ -159,13 +159,17 @@ async def test_a_third_one_ends_the_wait_for_a_job_that_does_not_stop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "numbers"),
-    [(0.0, [signal.SIGINT]), (3.0, [signal.SIGTERM]), (3.0, [signal.SIGINT, signal.SIGTERM])],
+    ("window", "numbers", "told"),
+    [
+        (0.0, [signal.SIGINT], "stopped"),
+        (3.0, [signal.SIGTERM], "terminated"),
+        (3.0, [signal.SIGINT, signal.SIGTERM], "stopped"),
+    ],
 )
-async def test_without_the_wait(window: float, numbers: list[signal.Signals]) -> None:
+async def test_without_the_wait(window: float, numbers: list[signal.Signals], told: str) -> None:
     async with scene(window) as one:
         for number in numbers:
             await one.press(number)
-        assert one.told == ["stopped"]
+        assert one.told == [told]
         assert one.line.state is State.CANCELLED
         assert one.asked == 0

@@ -198,8 +198,9 @@ def _resume(job: str, store: Path | None) -> str:
 
 def _interrupted(what: Interruption, resume: str, window: float) -> str:
     match what:
-        case "stopped":
-            again = f"\npress Ctrl-C again within {window:.0f} s to ask the server to cancel it" if window else ""
+        case "stopped" | "terminated":
+            waits = what == "stopped" and window
+            again = f"\npress Ctrl-C again within {window:.0f} s to ask the server to cancel it" if waits else ""
             return f"stopped following; the job goes on. Resume with\n  {escape(resume)}{again}"
         case "accepted":
             return "the server was asked to cancel the job, and will"

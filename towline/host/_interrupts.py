@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 #: How long a second Ctrl-C is waited for, in seconds.
 WINDOW: Final = 3.0
 
-#: What came of a Ctrl-C: following stopped; how the request to cancel the job was answered; why it was not.
-Interruption: TypeAlias = Literal["stopped"] | CancelAnswer | TowlineError
+#: What came of a signal: following stopped, by Ctrl-C or by SIGTERM; how the request to cancel the job was answered;
+#: why it was not.
+Interruption: TypeAlias = Literal["stopped", "terminated"] | CancelAnswer | TowlineError
 
 
 async def watch_interrupts(
@@ -30,13 +31,13 @@ async def watch_interrupts(
       `cancel()`: final, and the job goes on. With a window of 0, where nobody can be told, that is so at once.
     - A second one within the window is `cancel_job()`: `told` gets the answer or the error. If the job stops, or had
       ended, the connection follows on to tell of that end; else, and at one more SIGINT, it is cancelled.
-    - SIGTERM is the first one without the wait.
+    - SIGTERM is the first one without the wait, and `told` is called with "terminated": no second one does more.
 
     For the main thread, on systems with these signals.
     """
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         first = await anext(signals)
-        told("stopped")
+        told("stopped" if first == signal.SIGINT else "terminated")
         if first == signal.SIGINT and window > 0:
             connection.background(grace=0)
             second = None
