@@ -70,7 +70,9 @@ def test_what_cannot_be_stopped_comes_back(backend: str) -> None:
     alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no namespace for processes can be had here")
-    program = PROGRAM.replace("await anyio.sleep_forever()", "os.kill(1, signal.SIGTSTP)\n        await anyio.sleep(30)")
+    program = PROGRAM.replace(
+        "await anyio.sleep_forever()", "os.kill(1, signal.SIGTSTP)\n        await anyio.sleep(30)"
+    )
     command = [*alone, sys.executable, "-c", "import os, signal\n" + program, backend]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
