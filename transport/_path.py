@@ -8,7 +8,7 @@ tells it if it differs from what it told before. A change says "probe", never "d
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
@@ -91,16 +91,20 @@ class PathMonitor:
                     return
 
 
-def system_path_source() -> PathSource:
-    """The best source there is here: the system's own events where they can be had, else a look every few seconds."""
+def system_path_source(towards: Iterable[str] = ANYWHERE) -> PathSource:
+    """The best source there is here: the system's own events where they can be had, else a look every few seconds.
+
+    `towards` are IP literals; the first that has a route decides. macOS and Windows know only of the way to anywhere.
+    """
     from ._path_polling import PollingPathSource
 
+    towards = tuple(towards)
     source: PathSource
     try:
         if sys.platform == "linux":
             from ._path_netlink import NetlinkPathSource
 
-            source = NetlinkPathSource()
+            source = NetlinkPathSource(towards)
         elif sys.platform == "darwin":
             from ._path_macos import NetworkFrameworkPathSource
 
@@ -110,7 +114,7 @@ def system_path_source() -> PathSource:
 
             source = NetworkInformationPathSource()
         else:
-            source = PollingPathSource()
+            source = PollingPathSource(towards)
     except (ImportError, OSError):  # the extra is not installed, or a sandbox has no such events
-        source = PollingPathSource()
+        source = PollingPathSource(towards)
     return source

@@ -31,7 +31,7 @@ _IFLA_IFNAME: Final = 3
 _RUNNING: Final = 0x1 | 0x10000  # IFF_UP and IFF_LOWER_UP: switched on, and with a carrier
 _RTN_UNICAST: Final = 1
 _RTN_LOCAL: Final = 2
-_RTMGRP: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; IPv4 addresses and routes; IPv6 addresses and routes
+_RTMGRP: Final = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000  # links; IPv4, IPv6 addresses, routes and rules
 
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags

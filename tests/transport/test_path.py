@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path as FilePath
 from queue import Queue
 from typing import Any
 
@@ -242,6 +243,56 @@ def test_from_wifi_to_mobile_to_nothing_and_back(machine: Machine) -> None:
     machine.ip("address", "add", "10.71.1.2/24", "dev", "wifi")
     assert after("route", "add", "default", "via", "10.71.1.1", "metric", "10") == Path(True, "wifi 10.71.1.2")
     assert machine.paths.empty()
+
+
+ALONE = """
+import subprocess, sys, anyio
+from towline.host._attach import _way_to
+from towline.transport._path import system_path_source
+
+async def main():
+    def ip(line):
+        subprocess.run(["ip", *line.split()], check=True)
+
+    ip("link set lo up")
+    source = system_path_source()
+    with anyio.move_on_after(0.5):
+        while True:
+            await source.wait_hint()
+    ip("rule add from all unreachable priority 10")
+    with anyio.fail_after(10):
+        await source.wait_hint()
+    source.close()
+    ip("rule delete priority 10")
+
+    ip("address add 10.71.3.2/24 dev lo")
+    for host in ("10.71.3.1", "hub.plant"):
+        source = system_path_source(await _way_to(host))
+        print(source.read(), flush=True)
+        source.close()
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_rules_are_heard_and_a_way_to_the_server_is_enough(backend: str) -> None:
+    """In a namespace with no way out. A VPN sets rules and leaves the routes; a plant's network leads nowhere else."""
+    if not _namespaces_work():
+        pytest.skip("needs root and `ip netns`")
+    name = f"tl-alone-{os.getpid()}-{backend}"
+    names = FilePath("/etc/netns", name, "hosts")  # ip-netns(8): laid over /etc/hosts
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        names.parent.mkdir(parents=True)
+        names.write_text("10.71.3.1 hub.plant\n", encoding="ascii")
+        command = ["ip", "netns", "exec", name, sys.executable, "-c", ALONE, backend]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+        shutil.rmtree(names.parent)
+    path = Path(True, "lo 10.71.3.2")
+    assert (answer.stdout, answer.stderr) == (f"{path}\n{path}\n", "")
 
 
 @linux
