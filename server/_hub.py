@@ -337,7 +337,9 @@ class Hub(AsyncContextManagerMixin):
     def check_entered(self) -> None:
         """Raise the refusal of a call that comes while the hub is not entered."""
         if self._tasks is None:
-            raise Refusal(503, "not_running", "the hub is not running", {"retry-after": "1"})
+            raise Refusal(
+                503, "not_running", "the hub is not running: its application has not entered it", {"retry-after": "1"}
+            )
 
     def check_open(self) -> None:
         """Raise the refusal of a call that would begin something while the hub is about to stop."""
@@ -399,7 +401,9 @@ class Hub(AsyncContextManagerMixin):
         if pipeline not in self._pipelines:
             raise InvalidArgument("pipeline", f"there is no {pipeline!r}")
         if self._tasks is None:
-            raise HubStorageError("the hub is not running")
+            raise HubStorageError(
+                "the hub is not running: enter it, by `async with hub:` in your application's lifespan"
+            )
         new = Job(
             id=secrets.token_hex(16),
             pipeline=pipeline,

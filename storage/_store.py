@@ -96,13 +96,13 @@ class TokenStore(Store):
 
     def __init__(
         self,
-        folder: Path | None = None,
+        folder: Path | str | None = None,
         *,
         app: str = "towline",
         provider: KeyProvider | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._vault = Vault(folder or default_folder(app), app=app, provider=provider, now=now)
+        self._vault = Vault(Path(folder) if folder else default_folder(app), app=app, provider=provider, now=now)
         self._now = now
 
     def __repr__(self) -> str:

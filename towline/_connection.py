@@ -170,8 +170,12 @@ class Connection(AsyncContextManagerMixin):
         encode_job_id(job)
         # Hidden first of all: a traceback that prints locals must not show it.
         token = Secret(token) if isinstance(token, str) else token
-        if isinstance(token, Secret):
-            _check_token(token)
+        given: object = token
+        if isinstance(given, Secret):
+            _check_token(given)
+        elif given is not None and not callable(given):
+            del token, given  # it may be one all the same: bytes, say
+            raise InvalidArgument("token", "must be text, a Secret or an async function")
         if proxy is not None:
             if network is not None:
                 raise InvalidArgument("proxy", "cannot be combined with network, which dials in its own way")
@@ -265,7 +269,9 @@ class Connection(AsyncContextManagerMixin):
                 found = await self._resume()
         self._opening = None
         if self._cancelled_early:
-            raise Cancelled("entering", State.CANCELLED.value, "it was cancelled, which is final")
+            raise Cancelled(
+                "entering", State.CANCELLED.value, "it was cancelled, which is final: make a new Connection"
+            )
         return found
 
     async def _resume(self) -> tuple[Settings, Record | None]:
@@ -330,7 +336,7 @@ class Connection(AsyncContextManagerMixin):
 
     def _raise_if_cancelled(self, request: str) -> None:
         if self.state is State.CANCELLED:
-            raise Cancelled(request, State.CANCELLED.value, "it was cancelled, which is final")
+            raise Cancelled(request, State.CANCELLED.value, "it was cancelled, which is final: make a new Connection")
 
     def _on_loop(self, call: Callable[[], T]) -> T:
         """Run `call` on the connection's own thread, from any."""
@@ -431,7 +437,10 @@ class Connection(AsyncContextManagerMixin):
         self._raise_if_cancelled(f"waiting for {wanted}")
         state = engine.snapshot.state
         if state is State.IDLE:
-            raise StateUnreachable(wanted, "the job has ended" if engine.outcome is not None else "idle")
+            if engine.outcome is not None:
+                raise StateUnreachable(wanted, "the job has ended")
+            hint = "its block was left: make a new Connection" if self._left else "`connect()` follows the job again"
+            raise StateUnreachable(wanted, state.value, hint)
         if state is State.EXHAUSTED and engine.settled:
             raise engine.exhausted()
 

@@ -98,13 +98,15 @@ class Cancelled(ForbiddenRequest):
 class StateUnreachable(UsageError):
     """What was waited for cannot happen from the state the connection is in; it is still usable."""
 
-    def __init__(self, wanted: str, state: str) -> None:
-        super().__init__(wanted, state)
+    def __init__(self, wanted: str, state: str, hint: str = "") -> None:
+        super().__init__(wanted, state, hint)
         self.wanted = wanted
         self.state = state
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.wanted} cannot come about while {self.state}"
+        told = f"{self.wanted} cannot come about while {self.state}"
+        return f"{told}: {self.hint}" if self.hint else told
 
 
 class TokenProviderFailed(UsageError):

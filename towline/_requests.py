@@ -40,7 +40,7 @@ class JobRequests:
         """The job's result, wherever it is."""
         outcome = self._engine.outcome
         if outcome is None:
-            raise StateUnreachable("the job's result", self._engine.snapshot.state.value)
+            raise StateUnreachable("the job's result", self._engine.snapshot.state.value, "wait for `result()` first")
         if not isinstance(outcome, JobComplete):
             return None
         url = outcome.result_url
@@ -65,7 +65,7 @@ class JobRequests:
 
     def _raise_if_cancelled(self, request: str) -> None:
         if self._engine.snapshot.state is State.CANCELLED:
-            raise Cancelled(request, State.CANCELLED.value, "it was cancelled, which is final")
+            raise Cancelled(request, State.CANCELLED.value, "it was cancelled, which is final: make a new Connection")
 
     async def _ask_to_stop(self) -> CancelAnswer:
         engine = self._engine

@@ -155,7 +155,11 @@ class TokenSource:
     async def _provided(self, provider: TokenProvider) -> Token:
         with anyio.move_on_after(self._deadline):
             try:
-                given = await provider()
+                answer: object = provider()
+                if not isinstance(answer, Awaitable):
+                    del answer  # a token, by all appearances
+                    raise TokenProviderFailed("is no async function: make it one")
+                given = await answer
             except TowlineError:
                 raise
             except Exception as error:

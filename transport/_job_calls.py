@@ -167,7 +167,8 @@ class JobCalls:
             deadline=deadline,
         )
         if response.status != 200:
-            raise self._unexpected(response, "no answer to the request to stop")
+            hint = ": no such job, or `templates=` name another place" if response.status == 404 else ""
+            raise self._unexpected(response, f"no answer to the request to stop{hint}")
         try:
             result = msgspec.json.decode(response.body, type=_CancelAnswer).result
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -15,7 +15,7 @@ import anyio.to_process
 import pytest
 
 import towline.blocking
-from towline.server import Hub, JobContext, JobFailure, Lifetimes, Limits, Upload, read_events
+from towline.server import Hub, HubStorageError, JobContext, JobFailure, Lifetimes, Limits, Upload, read_events
 from towline.server._csv_import import MEDIA_TYPES, csv_import
 
 ROWS = b"title,author,isbn\n" + b"".join(b"Book %d,Somebody,9780306406157\n" % n for n in range(30))
@@ -763,6 +763,12 @@ def test_other_messages_are_ignored_up_to_a_point(client: Any, ready: Any, gate:
         for _ in range(101):
             socket.send('{"no":"type"}')
         assert following(socket).code == 1008
+
+
+@pytest.mark.anyio
+async def test_a_hub_that_was_not_entered_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(HubStorageError, match="`async with hub:` in your application's lifespan"):
+        await make_hub(tmp_path).start("large", b"hello")
 
 
 def test_too_many_watchers(tmp_path: Path, gate: Gate, serving: Any) -> None:

@@ -84,6 +84,11 @@ NAMES = ["group reads", "others write", "others read", "link", "fifo", "folder",
 FOLDER_NAMES = ["group writes", "others list", "others pass", "link", "owner"]
 
 
+async def test_a_folder_may_be_named_by_text(store: TokenStore, folder: Path, key_file: Path) -> None:
+    await store.save("j1", Secret("t"), ORIGIN)
+    assert await TokenStore(str(folder), provider=KeyFile(key_file)).load("j1", ORIGIN) == Secret("t")
+
+
 @pytest.mark.parametrize("change", FILE_CHANGES, ids=NAMES)
 @pytest.mark.parametrize("name", ["record", "keyset", "key"])
 async def test_a_file_open_to_others_is_refused(

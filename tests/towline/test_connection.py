@@ -85,7 +85,7 @@ async def test_a_result_too_large_for_its_message_is_fetched(follow: Follow) -> 
     async with ScriptedServer() as server:
         job = server.job("j1", token="t1")
         async with follow(server) as line:
-            with pytest.raises(StateUnreachable):
+            with pytest.raises(StateUnreachable, match=r"wait for `result\(\)` first"):
                 await line.fetch_result()
             await line.wait_for(State.CONNECTED)
             job.silent = True
@@ -129,6 +129,7 @@ async def test_a_consumer_too_far_behind_is_told_what_it_missed_and_the_end(foll
         ({"url": "ws://hub/"}, "url"),
         ({"job": ".."}, "job"),
         ({"token": ""}, "token"),
+        ({"token": b"t1"}, "token: must be text"),
         ({"headers": {"X": "a\r\nb"}}, "headers"),
         ({"headers": {"Authorization": "Bearer x"}}, "headers"),
         ({"subprotocols": ["a b"]}, "subprotocols"),
@@ -188,7 +189,7 @@ async def test_it_is_entered_once_and_after_it_was_left_only_looked_at(follow: F
         assert line.state is State.IDLE
         assert line.statistics().connects == 1
         assert [update async for update in line] == []
-        with pytest.raises(StateUnreachable):
+        with pytest.raises(StateUnreachable, match="make a new Connection"):
             await line.result()
         for call in (line.connect, line.retry):
             with pytest.raises(ForbiddenRequest):

@@ -511,7 +511,7 @@ async def test_aclose_while_a_dial_waits_then_connect_again(follow: Follow) -> N
             assert line.state is State.IDLE
             assert await left_behind() == []
             assert [update async for update in line] == []
-            with pytest.raises(StateUnreachable):
+            with pytest.raises(StateUnreachable, match=r"`connect\(\)` follows the job again"):
                 await line.result()
             line.connect()
             await line.wait_for(State.CONNECTED, timeout=10)

@@ -6,6 +6,7 @@ import gc
 import logging
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import pytest
@@ -102,6 +103,15 @@ async def test_a_provider_that_fails_is_asked_again_within_the_budget(
         await line.wait_for(State.CONNECTED, timeout=60)
     assert provider.calls == 2, "the status fetch does not bother it"
     assert CANARY not in caplog.text
+
+
+async def test_a_plain_function_is_told_to_be_an_async_one(follow: Follow, server: ScriptedServer) -> None:
+    provider: Any = lambda: CANARY  # noqa: E731
+    async with follow(server, token=provider) as line:
+        await line.wait_for(State.RECONNECTING)
+        cause = line.statistics().cause
+    assert cause is not None
+    assert cause.text == "the token provider is no async function: make it one"
 
 
 async def test_a_provider_has_its_own_deadline(follow: Follow, server: ScriptedServer) -> None:

@@ -230,7 +230,9 @@ async def test_stopping(result: str) -> None:
 async def test_stopping_is_refused() -> None:
     async with serving() as (server, calls):
         server.will(404)
-        assert isinstance(await error_of(lambda: calls.cancel_job("j", TOKEN, "k")), UnexpectedResponse)
+        refusal = await error_of(lambda: calls.cancel_job("j", TOKEN, "k"))
+        assert isinstance(refusal, UnexpectedResponse)
+        assert "`templates=`" in str(refusal)
         server.will(200, b"<html>")
         server.answers.pop(0)
         assert isinstance(await error_of(lambda: calls.cancel_job("j", TOKEN, "k")), MalformedMessage)
