@@ -34,7 +34,10 @@ class Address(NamedTuple):
 def literal(address: str, port: int, zone: str | None = None) -> Address:
     """The address of an IP literal. Raises `OSError` if `zone` is no interface of this machine."""
     if zone is not None:
-        number = int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
+        try:
+            number = int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
+        except OSError as error:  # its own words are not where `strerror` is looked for
+            raise OSError(errno.ENXIO, f"this machine has no interface {zone}") from error
         return Address(socket.AF_INET6, (address, port, 0, number))
     return Address(socket.AF_INET6 if ":" in address else socket.AF_INET, (address, port))
 

@@ -369,6 +369,12 @@ async def test_a_zone_is_dialled() -> None:
         await stream.aclose()
 
 
+async def test_a_zone_that_is_not_there_is_named() -> None:
+    url = parse_url("ws://[fe80::1%25nowhere]:9/", allow_insecure=True)
+    with pytest.raises(ConnectFailed, match="this machine has no interface nowhere"):
+        await SystemNetwork().connect(endpoint_of(url, None))
+
+
 async def test_a_proxy_in_a_zone_is_reached() -> None:
     address, zone = link_local()
     with socket.create_server(("::", 0), family=socket.AF_INET6) as listener:
