@@ -16,9 +16,11 @@ what waits, and a GUI must hand on to its own thread what they are told.
 
 from __future__ import annotations
 
+import atexit
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -79,6 +81,7 @@ class Connection:
         self._backend = backend
         self._portal: BlockingPortal | None = None
         self._open = ExitStack()
+        self._entered_by = threading.current_thread()
 
     def __repr__(self) -> str:
         return repr(self._line)
@@ -89,15 +92,28 @@ class Connection:
             stack.enter_context(portal.wrap_async_context_manager(self._line))
             self._portal = portal
             self._open = stack.pop_all()
+        self._entered_by = threading.current_thread()
+        atexit.register(self._end_with_interpreter)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        atexit.unregister(self._end_with_interpreter)
         try:
             return self._open.__exit__(kind, error, traceback)
         finally:
             self._portal = None
+
+    def _end_with_interpreter(self) -> None:
+        # A block that is left later, as a global generator's is, would wait for a thread that runs no more. That of a
+        # daemon thread is never left.
+        if self._portal is not None and not (self._entered_by.daemon and self._entered_by.is_alive()):
+            self._line.cancel()
+            with suppress(RuntimeError):  # it has ended meanwhile
+                self._portal.call(self._portal.stop, True)
+            with suppress(RuntimeError):
+                self.__exit__(None, None, None)
 
     def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run `call` on the loop and wait for it; what interrupts this thread ends it there too."""

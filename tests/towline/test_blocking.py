@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -144,3 +146,26 @@ def test_a_window_of_another_thread_is_hidden_and_shown(backend: str, monkeypatc
             portal.call(lambda: job.complete(RESULT))
             host.foreground()
             assert isinstance(line.result(10), JobComplete)
+
+
+UNTIDY = """
+import sys
+from towline.blocking import Connection
+
+def updates():
+    with Connection(sys.argv[1], job="j1", token="t1", backend=sys.argv[2]) as line:
+        yield from line
+
+kept = updates()
+print(type(next(kept)).__name__)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_block_that_is_never_left_does_not_hold_up_the_interpreter(backend: str) -> None:
+    """A global generator is closed when the interpreter is torn down, and no other thread runs any more."""
+    with served(backend) as (url, job, portal):
+        portal.call(job.start)
+        command = [sys.executable, "-c", UNTIDY, url, backend]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        assert (answer.returncode, answer.stdout, answer.stderr) == (0, "JobStarted\n", "")
