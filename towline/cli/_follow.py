@@ -161,7 +161,7 @@ def given_token(file: Path | None) -> Secret | None:
 
 async def _follow(line: Connection, view: View, history: Path | None, resume: str) -> ExitCode:
     """Show a job until it ends or somebody presses Ctrl-C; `resume` is the command that follows it again."""
-    failure: TowlineError | None = None
+    failure: TowlineError | OSError | None = None
     # Only somebody at a terminal can read that a second Ctrl-C does more, and press it.
     window = WINDOW if sys.stderr.isatty() else 0.0
 
@@ -181,7 +181,7 @@ async def _follow(line: Connection, view: View, history: Path | None, resume: st
                 async with attach(line, job_control=sys.platform != "win32"):
                     async for update in line:
                         view.update(update)
-        except TowlineError as error:
+        except (TowlineError, OSError) as error:
             failure = error
         tasks.cancel_scope.cancel()
     if history is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -31,7 +31,7 @@ _PLAIN_EVERY: Final = 1.0
 
 
 class View(Protocol):
-    """What is told of a job as it is followed."""
+    """What is told of a job as it is followed. All but `state` raise `OSError` when it cannot be written."""
 
     def state(self, change: StateChange) -> None: ...
     def update(self, update: AnyUpdate) -> None: ...
@@ -43,7 +43,8 @@ class JsonView:
     """One JSON object a line, each with a `type`."""
 
     def state(self, change: StateChange) -> None:
-        self._write(change)
+        with suppress(OSError):  # an error of a handler stops nobody; the next update's does
+            self._write(change)
 
     def update(self, update: AnyUpdate) -> None:
         self._write(update)
@@ -67,7 +68,8 @@ class PlainView:
         self._next_progress = 0.0
 
     def state(self, change: StateChange) -> None:
-        self._line(f"[{change.state.value}]{_because(change)}")
+        with suppress(OSError):
+            self._line(f"[{change.state.value}]{_because(change)}")
 
     def update(self, update: AnyUpdate) -> None:
         if isinstance(update, Progress):
