@@ -35,7 +35,7 @@ LOGIN = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); o
 
 
 class Terminal:
-    """A command on a pseudo-terminal. `shown` is all that it has written so far."""
+    """A command on a pseudo-terminal. `shown` is all that it has written so far; `raw` with what steers the terminal."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self._ours, theirs = pty.openpty()
@@ -49,7 +49,7 @@ class Terminal:
             env={**environment, "TERM": "xterm"},
         )
         os.close(theirs)
-        self.shown = ""
+        self.shown = self.raw = ""
         self._pieces: Queue[str | None] = Queue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -75,6 +75,12 @@ class Terminal:
                 raise AssertionError(f"no {pattern!r} in {plain!r}") from None
             assert piece is not None, f"it ended without {pattern!r}: {plain!r}"
             self.shown += piece
+            self.raw += piece
+
+    @property
+    def has_cursor(self) -> bool:
+        """Whether the cursor is shown, as the terminal was told last."""
+        return self.raw.rfind("\x1b[?25h") >= self.raw.rfind("\x1b[?25l")
 
     def press(self, keys: bytes) -> None:
         os.write(self._ours, keys)
@@ -125,13 +131,16 @@ def is_stopped(pid: int) -> bool:
 def stop_and_continue(terminal: Terminal) -> None:
     """Ctrl-Z, and what `fg` does."""
     terminal.press(CTRL_Z)
+    assert not terminal.has_cursor
     terminal.wait_for(r"\[backgrounded\]")  # it parts from the hub before it stops
+    assert terminal.has_cursor, "the shell is to have it"
     deadline = time.monotonic() + PATIENCE
     while not is_stopped(terminal.process.pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     terminal.process.send_signal(signal.SIGCONT)
     terminal.wait_for(r"\[connecting\]")
+    assert not terminal.has_cursor
 
 
 @pytest.mark.parametrize(

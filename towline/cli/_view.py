@@ -25,6 +25,7 @@ from .._updates import (
     Stalled,
     StateChange,
 )
+from ..statemachine import State
 
 #: A pipe is told of progress at most this often, in seconds: a log is to be read.
 _PLAIN_EVERY: Final = 1.0
@@ -114,6 +115,7 @@ class BarView:
             yield
 
     def state(self, change: StateChange) -> None:
+        self._progress.console.show_cursor(change.state is State.BACKGROUNDED)  # a shell may be next, by Ctrl-Z
         self._progress.update(self._task, state=change.state.value)
         self._progress.console.print(f"[{change.state.value}]{_because(change)}")
 
