@@ -41,6 +41,22 @@ def test_a_storm_is_survived_told_and_drawn(run: Run, hub: str, tmp_path: Path) 
     assert "cut_after" in [text.text for text in picture.findall("{http://www.w3.org/2000/svg}text")]
 
 
+def test_when_nobody_reads_it_the_report_is_written(
+    run: Run, begin: Callable[..., subprocess.Popen[str]], hub: str, tmp_path: Path
+) -> None:
+    job = start_job(run, hub, tmp_path, 20)
+    script, report = tmp_path / "storm.toml", tmp_path / "report.json"
+    script.write_text("[[step]]\ndo = 'chop'\npiece = 100\n")
+    url = hub.replace("http", "ws") + "/ws/progress"
+    with begin("rehearse", url, "--job", job, "--script", str(script), "--report", str(report)) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == "towline: [Errno 32] Broken pipe\n"
+        assert process.wait(20) == 5
+    assert json.loads(report.read_text())["outcome"] == "JobComplete"
+
+
 def test_a_bad_script_is_said_in_a_line(run: Run, hub: str, tmp_path: Path) -> None:
     script = tmp_path / "storm.toml"
     script.write_text("[[step]]\ndo = 'rain'\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,10 +59,10 @@ def rehearse(
             report.write_bytes(msgspec.json.format(msgspec.json.encode(rehearsal)) + b"\n")
         if svg is not None:
             svg.write_text(rehearsal.svg(), encoding="utf-8", newline="\n")
-    typer.echo(
-        f"{rehearsal.outcome or 'no end'} after {rehearsal.seconds:.1f} s: {rehearsal.updates} updates, "
-        f"{rehearsal.dials} dials, seed {rehearsal.seed}"
-    )
+        typer.echo(
+            f"{rehearsal.outcome or 'no end'} after {rehearsal.seconds:.1f} s: {rehearsal.updates} updates, "
+            f"{rehearsal.dials} dials, seed {rehearsal.seed}"
+        )
     if rehearsal.findings:
         fail(ExitCode.TROUBLE, "; ".join(rehearsal.findings))
 
@@ -75,4 +76,5 @@ def _text_of(script: Path) -> str:
 
 def _tell(entry: RehearsalEntry) -> None:
     what = f"{entry.state}{f': {entry.what}' if entry.what else ''}" if entry.state is not None else f"~ {entry.what}"
-    typer.echo(f"{entry.at:8.3f} s  {what}")
+    with suppress(BrokenPipeError):  # the report may be what is wanted; the last line tells
+        typer.echo(f"{entry.at:8.3f} s  {what}")
