@@ -109,14 +109,11 @@ def test_ctrl_c_stops_following_and_the_job_is_resumed(run: Run, begin: Begin, h
     assert seen == list(range(1, 153))
 
 
-@pytest.mark.parametrize("how", [[], ["--json"]], ids=["plain", "json"])
-def test_when_nobody_reads_it_any_more_it_ends_and_says_so(
-    begin: Begin, hub: str, tmp_path: Path, how: list[str]
-) -> None:
+def test_when_nobody_reads_it_any_more_it_ends_and_says_so(begin: Begin, hub: str, tmp_path: Path) -> None:
     """As in `towline import … | head -1`. An exit code of 1 would say that the job failed."""
     file = tmp_path / "long.csv"
     file.write_text(HEADER + GOOD_ROW * 2000)
-    with begin("import", str(file), "--url", hub, *how) as process:
+    with begin("import", str(file), "--url", hub) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         while "started" not in process.stdout.readline():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -55,6 +56,24 @@ def test_when_nobody_reads_it_the_report_is_written(
         assert process.stderr.read() == "towline: [Errno 32] Broken pipe\n"
         assert process.wait(20) == 5
     assert json.loads(report.read_text())["outcome"] == "JobComplete"
+
+
+def test_ctrl_c_is_the_end_of_it(
+    run: Run, begin: Callable[..., subprocess.Popen[str]], hub: str, tmp_path: Path
+) -> None:
+    """On trio, where it comes out of a task group."""
+    job = start_job(run, hub, tmp_path, 2000)
+    script = tmp_path / "storm.toml"
+    script.write_text("")
+    url = hub.replace("http", "ws") + "/ws/progress"
+    with begin("rehearse", url, "--job", job, "--script", str(script), "--backend", "trio") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while "connected" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+        assert process.wait(20) == 130
 
 
 def test_a_bad_script_is_said_in_a_line(run: Run, hub: str, tmp_path: Path) -> None:
