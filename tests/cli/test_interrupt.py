@@ -35,7 +35,7 @@ LOGIN = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); o
 
 
 class Terminal:
-    """A command on a pseudo-terminal. `shown` is all that it has written so far; `raw` with what steers the terminal."""
+    """A command on a pseudo-terminal. `shown` is what it has written so far, `raw` with what steers the terminal."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self._ours, theirs = pty.openpty()
