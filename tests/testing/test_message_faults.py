@@ -54,10 +54,17 @@ def test_a_swapped_last_message_still_comes_at_the_end() -> None:
     assert tamperer.finish() == frame("only")
 
 
-@pytest.mark.parametrize("data", [b"HTTP/1.1 200 OK\r\n\r\n\x81\x01x", b"\0" * 70_000])
+@pytest.mark.parametrize("data", [b"HTTP/1.1 200 OK\r\n\r\n\x81\x01x", b"HTTP/1.1 " + b"\0" * 70_000])
 def test_what_is_no_websocket_passes_untouched(data: bytes) -> None:
     tamperer = MessageTamperer(lambda number: "drop")
     assert tamperer.feed(data) + tamperer.feed(b"more") == data + b"more"
+
+
+def test_a_line_with_tls_passes_as_it_comes() -> None:
+    """Its handshake would wait for ever for the end of a head that it does not have."""
+    hello = bytes.fromhex("160303007a0200007603038e")  # a TLS record (RFC 8446 section 5.1) begins like this
+    tamperer = MessageTamperer(lambda number: "drop")
+    assert [tamperer.feed(bytes([one])) for one in hello] == [bytes([one]) for one in hello]
 
 
 @given(st.lists(st.text(max_size=400) | st.integers(125, 70_000).map("x".__mul__), max_size=6), st.data())

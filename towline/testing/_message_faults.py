@@ -11,6 +11,8 @@ from typing import Final, Literal, TypeAlias
 #: What befalls a message: it is lost; it comes twice; it comes after the next one; all before it come again after it.
 MessageFault: TypeAlias = Literal["drop", "duplicate", "swap", "replay"]
 
+#: How an answer begins; what begins otherwise is TLS, say, and waits for us to pass it on.
+_BEGINNING: Final = b"HTTP/"
 #: An answer without an end to its head within so many bytes is none of ours.
 _LARGEST_HEAD: Final = 65_536
 
@@ -56,7 +58,8 @@ class MessageTamperer:
     def _take_head(self) -> bytes:
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
-            self._opaque = len(self._buffer) > _LARGEST_HEAD
+            begins_alike = self._buffer.startswith(_BEGINNING[: len(self._buffer)])
+            self._opaque = not begins_alike or len(self._buffer) > _LARGEST_HEAD
             return b""
         self._in_head = False
         self._opaque = self._buffer.split(b" ", 2)[1:2] != [b"101"]
