@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from .._exceptions import HubStorageError, InvalidArgument, JobEnded, JobFailure
-from ._log import Job
+from ._log import ENDS, Job
 from ._redis import RedisStore
 from ._settings import Limits
 from ._told import Told, completed, completed_by_url, failed, progressed, result_url, started
@@ -30,7 +30,7 @@ class Reporter:
     after a worker died goes on from there, in the same epoch, and what was told is not told again.
 
     Every call raises `JobEnded` once the job has ended, because somebody canceled it: stop working then. It raises
-    `HubStorageError` where Redis does not answer: nothing was told, and it may be called again.
+    `HubStorageError` where Redis does not answer: what it had to tell may be told or not, and it may be called again.
     """
 
     def __init__(self, store: RedisStore, job_id: str, *, base_path: str = "") -> None:
@@ -135,6 +135,7 @@ class Reporter:
         job = self._store.job(self.job_id)
         if not isinstance(job, Job):
             raise HubStorageError("redis: the job is no longer there")
-        if not job.running:
+        if not job.running and (ENDS.get(told.type), told.change.outcome) != (job.status, job.outcome):
             raise JobEnded("report", job.status, "the job has ended")
-        # Another run of the task has come further: this one's older news is nobody's.
+        # It was told before and only the answer was lost, or another run of the task has come further: this one's older
+        # news is nobody's.
