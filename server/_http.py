@@ -147,6 +147,7 @@ class Api:
             websocket, subprotocol=self._hub.subprotocol, in_query=self._hub.token_in_query
         )
         job = await self._job(job_id, token)
+        self._hub.check_open()  # it may have begun to stop meanwhile, and has told its sockets so
         self._hub.check_room(job_id)
         return job, subprotocol
 

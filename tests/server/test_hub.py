@@ -771,6 +771,22 @@ async def test_a_hub_that_was_not_entered_says_what_to_do(tmp_path: Path) -> Non
         await make_hub(tmp_path).start("large", b"hello")
 
 
+def test_a_socket_that_comes_while_the_hub_stops(tmp_path: Path, serving: Any) -> None:
+    """The hub has told its sockets already when this one is admitted, so it must not be let in untold."""
+    hub = make_hub(tmp_path)
+    with serving(hub) as client:
+        client.start(ROWS)
+        find = hub.log.token
+
+        async def find_slowly(digest: bytes) -> Any:
+            await hub.drain()
+            return await find(digest)
+
+        hub.log.token = find_slowly  # type: ignore[method-assign]
+        path = f"/ws/progress?jobId={client.job}"
+        assert client.refusal(path, additional_headers=client.auth).status_code == 503
+
+
 def test_too_many_watchers(tmp_path: Path, gate: Gate, serving: Any) -> None:
     with serving(make_hub(tmp_path, limits=Limits(watchers=1, sockets=2))) as client:
         start(client, "waiting", gate)
