@@ -41,7 +41,7 @@ from ._jobs import Dispatch, JobFunction, Runner
 from ._log import EventLog, Job, Request
 from ._rates import Rate, whole_seconds
 from ._settings import Lifetimes, Limits
-from ._socket import Watcher, restart_reason
+from ._socket import NO_LONGER_KEPT, Watcher, restart_reason
 from ._sqlite import SqliteLog
 from ._statistics import Counters, HubStatistics
 from ._tokens import Tokens
@@ -317,11 +317,20 @@ class Hub(AsyncContextManagerMixin):
                     logger.info("job %s: no longer kept", job_id)
                     await anyio.to_thread.run_sync(remove_job_folder, self.directory(job_id))
                 await self.log.remove_traces(before - round(self._lifetimes.trace * 1000))
+                await self._send_away_from_removed()
                 if self.log.shared:  # jobs that ended with workers elsewhere leave their uploads here
                     await self._tidy_up()
             except HubStorageError as error:
+                self.counters.log_failures += 1
                 logger.error("old jobs could not be removed: %s", error)
             await anyio.sleep(period)
+
+    async def _send_away_from_removed(self) -> None:
+        """Close the sockets that were behind when their job was removed, here or by another hub: nothing comes now."""
+        for job_id in tuple(self._watchers):
+            if not isinstance(await self.log.job(job_id), Job):
+                for watcher in self._watchers.get(job_id, ()):
+                    watcher.close(1001, NO_LONGER_KEPT)
 
     # --- for the calls -----------------------------------------------------------------------------------------
 

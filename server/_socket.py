@@ -27,6 +27,8 @@ from ._statistics import Counters
 
 logger: Final = logging.getLogger("towline.server")
 
+NO_LONGER_KEPT: Final = "the job is no longer kept"
+
 _BATCH: Final = 64
 _CLOSE_WAIT: Final = 2.0
 _READY_LOOKS: Final = 8
@@ -160,7 +162,7 @@ class Watcher:
         await self._introduce(ready)
         job = await self._log.job(self._job.id)
         if not isinstance(job, Job):
-            self.close(1001, "the job is no longer kept")
+            self.close(1001, NO_LONGER_KEPT)
             return
         # A cursor beyond the log is one into another log, whatever its epoch says.
         known = ready.epoch == job.epoch and ready.seq is not None and ready.seq <= job.seq

@@ -677,6 +677,18 @@ def test_a_job_is_gone_after_its_time(tmp_path: Path, serving: Any, eventually: 
 # --- uploads -----------------------------------------------------------------------------------------------------
 
 
+def test_a_socket_that_is_behind_when_its_job_is_removed(
+    tmp_path: Path, gate: Gate, serving: Any, following: Any
+) -> None:
+    hub = make_hub(tmp_path, lifetimes=Lifetimes(result=1), limits=Limits(ready_wait=600))
+    with serving(hub) as client:
+        start(client, "waiting", gate)
+        with client.socket() as socket:
+            gate.open = True
+            seen = following(socket)
+        assert (seen.events, seen.code) == ([], 1001)
+
+
 def test_a_form_and_a_raw_body_are_the_same(client: Any) -> None:
     client.start(ROWS, idempotency_key="k1")
     first = client.job
