@@ -21,8 +21,9 @@ _FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real
 async def loopback_only(request: Request) -> str | None:
     """Let in who calls from this machine, by its loopback address; it is what a hub without `authorize=` does.
 
-    A proxy on this machine is not this machine's user, so what was forwarded is refused. So is a web page of another
-    origin, and any name that is not loopback's own (which a page can make point here).
+    A proxy on this machine is not this machine's user, so what says that it was forwarded is refused. So is a web page
+    of another origin, and any name that is not loopback's own (which a page can make point here). A proxy that says
+    nothing of itself is not seen: behind one a hub needs an `authorize=` of its own.
     """
     if request.client is None or not _is_loopback(request.client.host):
         return None
