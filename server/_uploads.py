@@ -114,7 +114,10 @@ async def receive_upload(request: Request, path: Path, *, limit: int, media_type
         boundary = options.get(b"boundary")
         if not boundary:
             raise Malformed
-        form = _FirstFile(boundary)
+        try:
+            form = _FirstFile(boundary)
+        except FormParserError as error:
+            raise Malformed from error
     elif kind.decode("latin-1").lower() not in media_types:
         raise WrongMediaType
     elif _announced(request) > limit:

@@ -730,7 +730,20 @@ def test_bad_uploads(client: Any) -> None:
     assert post("/api/imports/csv", files={"field": (None, b"x")}).status_code == 400
     form = {"content-type": "multipart/form-data; boundary=b"}
     assert post("/api/imports/csv", content=b"--b\r\nbroken", headers=form).status_code == 400
+    long = {"content-type": f"multipart/form-data; boundary={'b' * 300}"}
+    assert post("/api/imports/csv", content=b"x", headers=long).status_code == 400
     assert post("/api/imports/csv", content=b"x", headers={"content-type": "multipart/form-data"}).status_code == 400
+
+
+def test_a_disk_that_takes_nothing(tmp_path: Path, serving: Any) -> None:
+    with serving(make_hub(tmp_path)) as client:
+        files = tmp_path / "hub.db.files"
+        files.write_text("where the folder should be")
+        response = client.start(ROWS)
+        assert (response.status_code, response.json()["error"]["code"]) == (507, "no_space")
+        assert response.headers["retry-after"] == "60"
+        files.unlink()
+        assert client.start(ROWS).status_code == 202
 
 
 def test_bad_bodies(client: Any) -> None:
