@@ -129,6 +129,7 @@ class Api:
         except Refusal as refusal:
             await self._deny(websocket, refusal)
         except HubStorageError as error:
+            self._hub.counters.log_failures += 1
             await self._deny(websocket, _storage_refusal(error))
         else:
             hub = self._hub
@@ -226,28 +227,33 @@ class Api:
             owner = await self._hub.authorize(request)
             if owner is None:
                 raise Refusal(403, "forbidden", "you may not start jobs here")
-            key = request.headers.get("idempotency-key")
-            if key is not None and not 0 < len(key) <= _MAX_KEY:
+            said = request.headers.get("idempotency-key")
+            if said is not None and not 0 < len(said) <= _MAX_KEY:
                 raise Refusal(400, "bad_request", f"an Idempotency-Key has 1 to {_MAX_KEY} characters")
-            async with self._hub.starting(owner):
+            key = None if said is None else hashlib.sha256(said.encode()).digest()
+            async with self._hub.starting(owner, key):
                 started = await self._take(request, pipeline, owner, key)
             token = started.token.reveal()
             return _json(StartAnswer(started.job_id, token, started.expires_in, pipeline.name), 202)
 
         return start
 
-    async def _take(self, request: Request, pipeline: Pipeline, owner: str, key: str | None) -> StartedJob:
-        incoming = await anyio.to_thread.run_sync(make_incoming_folder, self._hub.files)
+    async def _take(self, request: Request, pipeline: Pipeline, owner: str, key: bytes | None) -> StartedJob:
         try:
-            received = await self._receive(request, incoming / UPLOAD_FILE, pipeline)
-            digest = hashlib.sha256(pipeline.name.encode() + b"\0" + received.digest).digest()
-            asked = None if key is None else StartRequest(key=hashlib.sha256(key.encode()).digest(), digest=digest)
-            return await self._hub.adopt(pipeline.name, incoming, received.name, owner, asked)
+            incoming = await anyio.to_thread.run_sync(make_incoming_folder, self._hub.files)
+            try:
+                received = await self._receive(request, incoming / UPLOAD_FILE, pipeline)
+                digest = hashlib.sha256(pipeline.name.encode() + b"\0" + received.digest).digest()
+                asked = None if key is None else StartRequest(key=key, digest=digest)
+                return await self._hub.adopt(pipeline.name, incoming, received.name, owner, asked)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(remove_job_folder, incoming)
         except RequestMismatch as error:
             raise Refusal(422, "key_reused", "this Idempotency-Key came with another upload before") from error
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(remove_job_folder, incoming)
+        except OSError as error:
+            logger.error("an upload could not be kept: %s", error)
+            raise Refusal(507, "no_space", "the upload could not be kept", _retry(60)) from error
 
     async def _receive(self, request: Request, path: Path, pipeline: Pipeline) -> Received:
         limit = self._hub.limits.upload
@@ -262,9 +268,6 @@ class Api:
         except WrongMediaType as error:
             types = ", ".join(pipeline.media_types)
             raise Refusal(415, "wrong_media_type", f"send a form with a file, or one of: {types}") from error
-        except OSError as error:
-            logger.error("an upload could not be kept: %s", error)
-            raise Refusal(507, "no_space", "the upload could not be kept", _retry(60)) from error
 
     # --- the page ----------------------------------------------------------------------------------------------
 

@@ -362,13 +362,17 @@ class Hub(AsyncContextManagerMixin):
             raise Refusal(429, "too_many_calls", "too many calls about this job", {"retry-after": whole_seconds(wait)})
 
     @asynccontextmanager
-    async def starting(self, owner: str) -> AsyncIterator[None]:
-        """Hold a place among the owner's jobs while one more is started, or raise the refusal."""
+    async def starting(self, owner: str, key: bytes | None) -> AsyncIterator[None]:
+        """Hold a place among the owner's jobs while one more is started, or raise the refusal.
+
+        A request that was made before, by its `key`, starts no more: its job has its place.
+        """
         if wait := self._starts.take(owner, anyio.current_time()):
             raise Refusal(429, "too_many_starts", "too many jobs started", {"retry-after": whole_seconds(wait)})
         self._starting[owner] += 1
         try:
-            if await self.log.count_running(owner) + self._starting[owner] > self.limits.jobs_of_owner:
+            full = await self.log.count_running(owner) + self._starting[owner] > self.limits.jobs_of_owner
+            if full and (key is None or not await self.log.requested(owner, key)):
                 raise Refusal(429, "quota", "too many jobs that have not ended", {"retry-after": "30"})
             yield
         finally:

@@ -222,6 +222,9 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
         Raises `RequestMismatch` where the request's key was used for something else.
         """
 
+    async def requested(self, owner: str, key: bytes) -> bool:
+        """Whether there is a job that a request of the owner's with this key has made."""
+
     async def job(self, job_id: str) -> Job | Missing:
         """Read a job's state and its `seq`, as of one moment."""
 

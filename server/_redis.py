@@ -200,7 +200,7 @@ class RedisStore:
     # --- jobs --------------------------------------------------------------------------------------------------
 
     def create(self, job: Job, request: Request | None) -> Job:
-        asked = "" if request is None else f"{job.owner}:{request.key.hex()}"
+        asked = "" if request is None else _asked(job.owner, request.key)
         fields = [
             part
             for name in Job.__dataclass_fields__
@@ -225,6 +225,10 @@ class RedisStore:
         if not isinstance(kept, Job):
             raise HubStorageError("redis: a request's job is not there")
         return kept
+
+    def requested(self, owner: str, key: bytes) -> bool:
+        with self._renaming_errors():
+            return bool(self.client.exists(self._key("request", _asked(owner, key))))
 
     def job(self, job_id: str) -> Job | Missing:
         with self._renaming_errors():
@@ -368,6 +372,10 @@ class RedisStore:
             self.client.zremrangebyscore(self._key("gone"), "-inf", f"({before}")
 
 
+def _asked(owner: str, key: bytes) -> str:
+    return f"{owner}:{key.hex()}"
+
+
 def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -478,6 +486,9 @@ class RedisLog(AsyncContextManagerMixin):
 
     async def create(self, job: Job, request: Request | None) -> Job:
         return await self._call(self._store.create, job, request)
+
+    async def requested(self, owner: str, key: bytes) -> bool:
+        return await self._call(self._store.requested, owner, key)
 
     async def job(self, job_id: str) -> Job | Missing:
         return await self._call(self._store.job, job_id)

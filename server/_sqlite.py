@@ -298,6 +298,10 @@ class SqliteLog(AsyncContextManagerMixin):
 
         return await anyio.to_thread.run_sync(run, limiter=self._read_limit)
 
+    async def requested(self, owner: str, key: bytes) -> bool:
+        query = "SELECT 1 FROM jobs WHERE owner = ? AND request_key = ?"
+        return await self._read(lambda reader: reader.execute(query, (owner, key)).fetchone() is not None)
+
     async def job(self, job_id: str) -> Job | Missing:
         return await self._read(lambda reader: _read_job(reader, job_id))
 

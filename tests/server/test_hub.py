@@ -508,6 +508,17 @@ def test_an_owner_has_a_quota(tmp_path: Path, gate: Gate, serving: Any) -> None:
         assert post(client, "bob").status_code == 202
 
 
+def test_a_repeated_start_needs_no_room(tmp_path: Path, gate: Gate, serving: Any) -> None:
+    """Its answer was lost, and its job is among those that the owner has."""
+    with serving(make_hub(tmp_path, limits=Limits(jobs_of_owner=1))) as client:
+        call = {"path": "/start/waiting", "content_type": "application/octet-stream"}
+        assert client.start(gate.name.encode(), idempotency_key="k", **call).status_code == 202
+        first = client.job
+        assert client.start(gate.name.encode(), idempotency_key="k", **call).status_code == 202
+        assert client.job == first
+        assert client.start(gate.name.encode(), idempotency_key="another", **call).status_code == 429
+
+
 def test_starts_and_calls_have_a_rate(tmp_path: Path, serving: Any) -> None:
     with serving(make_hub(tmp_path, limits=Limits(starts=2, calls=5))) as client:
         answers = [client.start(ROWS) for _ in range(3)]

@@ -182,7 +182,10 @@ async def test_the_same_request_is_the_same_job(open_log: OpenLog) -> None:
     request = Request(key=b"k", digest=b"d")
     async with open_log() as log:
         first = job("a")
+        assert not await log.requested("o", b"k")
         assert await log.create(first, request) is first
+        assert await log.requested("o", b"k")
+        assert not await log.requested("another", b"k")
         assert (await log.create(job("b"), request)).id == "a"
         assert await log.job("b") is Missing.UNKNOWN
         with pytest.raises(RequestMismatch):
