@@ -64,7 +64,9 @@ class JobContext:
     first run. `checkpoint` is what the function last gave as such, `processed` the count it last told.
     """
 
-    def __init__(self, log: EventLog, job: Job, directory: Path, attempt: int, now: Callable[[], int]) -> None:
+    def __init__(
+        self, log: EventLog, job: Job, directory: Path, attempt: int, counters: Counters, now: Callable[[], int]
+    ) -> None:
         self.job_id: Final = job.id
         self.directory: Final = directory
         self.attempt: Final = attempt
@@ -75,6 +77,7 @@ class JobContext:
         self.total: int | None = job.total
         self._started = job.seq > 0
         self._log = log
+        self._counters = counters
         self._now = now
         # Events on their way to the log, and how many were ever told and written: each waits for its own.
         self._waiting: list[Entry] = []
@@ -165,6 +168,7 @@ class JobContext:
                 try:
                     await self._log.append_all(self.job_id, entries)
                 except HubStorageError as error:
+                    self._counters.log_failures += 1
                     logger.warning("job %s: %d events were not kept: %s", self.job_id, len(entries), error)
                     # It is told with what is told next.
                     self._unkept_start = [entry for entry in entries if entry.type == "job_started"]
@@ -243,6 +247,7 @@ class Runner:
             try:
                 await self._log.claim(job_id, 0)
             except HubStorageError as error:
+                self._counters.log_failures += 1
                 logger.warning("job %s: its lease runs out by itself: %s", job_id, error)
 
     async def _run(self, job_id: str) -> None:
@@ -260,7 +265,7 @@ class Runner:
                 tasks.start_soon(self._stop_when_ended, job, tasks.cancel_scope)
                 if self._log.shared:
                     tasks.start_soon(self._stop_without_lease, job_id, tasks.cancel_scope)
-                context = JobContext(self._log, job, self.directory(job_id), attempt, self._now)
+                context = JobContext(self._log, job, self.directory(job_id), attempt, self._counters, self._now)
                 async with context.writing():
                     told = await self._work(job, context)
                 await self._end(job_id, told)
@@ -293,6 +298,7 @@ class Runner:
                 try:
                     events = await self._log.read(job.id, after, 64)
                 except HubStorageError as error:
+                    self._counters.log_failures += 1
                     logger.warning("job %s: whether it has ended is not known: %s", job.id, error)
                     await anyio.sleep(1)
                     continue
@@ -312,6 +318,7 @@ class Runner:
             try:
                 kept = await self._log.claim(job_id, self._lease)
             except HubStorageError:
+                self._counters.log_failures += 1
                 kept = asked < kept_until
             else:
                 kept_until = asked + self._lease

@@ -79,6 +79,7 @@ class Watcher:
             except* WebSocketDisconnect:
                 pass
             except* HubStorageError as failures:
+                self._counters.log_failures += 1
                 logger.warning("job %s: a socket is sent away: %s", self._job.id, failures.exceptions[0])
                 self.close(1013, restart_reason(_DOWN_FOR, _DOWN_FOR))
             finally:

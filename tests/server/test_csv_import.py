@@ -10,6 +10,7 @@ from towline.server import JobContext, JobFailure, Upload
 from towline.server._csv_import import csv_import
 from towline.server._log import Event, Job
 from towline.server._sqlite import SqliteLog
+from towline.server._statistics import Counters
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +46,7 @@ async def run_import(
         for left in (*kill_after, -1):
             job = await log.job("j")
             assert isinstance(job, Job)
-            context = CountedContext(log, job, folder, 1, lambda: 2)
+            context = CountedContext(log, job, folder, 1, Counters(), lambda: 2)
             context.left = left
             async with context.writing():
                 try:
@@ -97,7 +98,7 @@ async def test_rows_after_the_checkpoint_are_written_again(tmp_path: Path) -> No
         await log.create(Job(id="j", pipeline="csv_import", owner="", epoch="e", created=1), None)
         job = await log.job("j")
         assert isinstance(job, Job)
-        first = CountedContext(log, job, folder, 1, lambda: 2)
+        first = CountedContext(log, job, folder, 1, Counters(), lambda: 2)
         first.left = 2
         async with first.writing():
             with pytest.raises(Killed):
@@ -106,7 +107,7 @@ async def test_rows_after_the_checkpoint_are_written_again(tmp_path: Path) -> No
             file.write(b',\n{"title":"never told"' * 100)
         job = await log.job("j")
         assert isinstance(job, Job)
-        second = JobContext(log, job, folder, 2, lambda: 2)
+        second = JobContext(log, job, folder, 2, Counters(), lambda: 2)
         async with second.writing():
             result = await csv_import()(second, upload)
         assert isinstance(result, Path)
@@ -121,7 +122,7 @@ async def test_a_run_that_begins_anew_tells_nothing_twice(tmp_path: Path) -> Non
         for last in (5, 3, 5, 8):
             job = await log.job("j")
             assert isinstance(job, Job)
-            context = JobContext(log, job, tmp_path, 1, lambda: 2)
+            context = JobContext(log, job, tmp_path, 1, Counters(), lambda: 2)
             async with context.writing():
                 await context.start(8)
                 for done in range(1, last + 1):

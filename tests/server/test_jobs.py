@@ -10,6 +10,7 @@ import pytest
 from towline.server import HubStorageError, JobContext
 from towline.server._log import Entry, Job
 from towline.server._sqlite import SqliteLog
+from towline.server._statistics import Counters
 
 pytestmark = pytest.mark.anyio
 
@@ -39,10 +40,10 @@ async def log(tmp_path: Path) -> AsyncIterator[HeldLog]:
         yield log
 
 
-async def context_of(log: HeldLog, tmp_path: Path) -> JobContext:
+async def context_of(log: HeldLog, tmp_path: Path, counters: Counters | None = None) -> JobContext:
     job = await log.job("j")
     assert isinstance(job, Job)
-    return JobContext(log, job, tmp_path, 1, lambda: 2)
+    return JobContext(log, job, tmp_path, 1, counters or Counters(), lambda: 2)
 
 
 async def counts(log: HeldLog) -> list[int | None]:
@@ -112,12 +113,14 @@ async def test_what_was_told_is_written_though_the_job_is_cancelled(log: HeldLog
 async def test_a_log_that_fails_does_not_fail_the_job(log: HeldLog, tmp_path: Path) -> None:
     log.failures = 1000
     log.open.set()
-    context = await context_of(log, tmp_path)
+    counters = Counters()
+    context = await context_of(log, tmp_path, counters)
     async with context.writing():
         await context.progress(1, checkpoint=1)
-        log.failures = 0
+        failed, log.failures = 1000 - log.failures, 0
         await context.progress(2, checkpoint=2)
     assert await counts(log) == [None, 2]
+    assert counters.log_failures == failed > 0
 
 
 async def test_a_count_is_whole(log: HeldLog, tmp_path: Path) -> None:
