@@ -24,7 +24,7 @@ from anyio.abc import TaskGroup
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
-from .._exceptions import HubStorageError, InvalidArgument
+from .._exceptions import ForbiddenRequest, HubStorageError, InvalidArgument
 from .._secret import Secret
 from ..transport._messages import CanceledPayload
 from ._access import Authorize, loopback_only
@@ -88,7 +88,8 @@ class Hub(AsyncContextManagerMixin):
     the same Redis are one hub on many machines: any of them serves any job's sockets, and they share `files` too.
 
     It works while it is entered (`async with hub:`); served as an application of its own, its lifespan does that. It
-    is entered once. Entering raises `HubStorageError` where the database or the folder cannot be used.
+    is entered once, which `ForbiddenRequest` says the second time. Entering raises `HubStorageError` where the database
+    or the folder cannot be used.
 
     `authorize` says in whose name a request may start a job (None: it may not); without it only this machine may.
     `token_in_query` also takes a socket's token from `?token=`, where logs and proxies can see it. `subprotocol` is
@@ -254,6 +255,8 @@ class Hub(AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        if self._draining:
+            raise ForbiddenRequest("entering", "closed", "a hub is entered once; make another")
         await self.check_files()
         async with self.log, anyio.create_task_group() as tasks:
             await self._tidy_up()

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from towline.server import HubStorageError, read_events
+from towline import ForbiddenRequest
+from towline.server import Hub, HubStorageError, read_events
 from towline.server._sqlite import SqliteLog
 
 ROWS = 120
@@ -84,6 +85,17 @@ def test_uploads_that_never_became_jobs_are_removed(hub_process: Any) -> None:
     hub.start()
     assert not leftover.exists()
     assert (others / "upload").exists()  # the folder may hold what is not the hub's
+
+
+@pytest.mark.anyio
+async def test_a_hub_is_entered_once(tmp_path: Path) -> None:
+    """It would be there, and refuse every start as one that is about to stop."""
+    hub = Hub(tmp_path / "hub.db")
+    async with hub:
+        pass
+    with pytest.raises(ForbiddenRequest, match="once"):
+        async with hub:
+            pass
 
 
 @pytest.mark.anyio
