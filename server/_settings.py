@@ -23,7 +23,7 @@ class Limits:
     sockets: int = 10_000
     watchers: int = 64  #: sockets of one job
     client_message: int = 4096
-    client_messages: int = 100  #: messages of one socket that are none of ours
+    client_messages: int = 100  #: messages of one socket, beside its first `ready`
     send_wait: float = 30  #: how long a socket may not take what is sent before it is let go
     heartbeat: float = 20  #: how long a socket is silent before a `ping` is sent
     ready_wait: float = 2  #: how long a new socket may stay silent before it gets everything from the first event

@@ -99,7 +99,8 @@ class Watcher:
     # --- what the client says ----------------------------------------------------------------------------------
 
     async def _receive(self, bell: Bell) -> None:
-        strangers = 0
+        others = 0  # than its first `ready`
+        introduced = False
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
@@ -116,13 +117,15 @@ class Watcher:
                 if _decode_head(text).type == "ready":
                     self._ready = _decode_ready(text)
                     bell.ring()
-                    continue
+                    if not introduced:
+                        introduced = True
+                        continue
             except (msgspec.DecodeError, UnicodeError, RecursionError):
                 self.close(1007, "not a message of this protocol")
                 return
-            strangers += 1
-            if strangers > self._limits.client_messages:
-                self.close(1008, "too many messages that mean nothing here")
+            others += 1
+            if others > self._limits.client_messages:
+                self.close(1008, "too many messages")
                 return
 
     # --- what the log says -------------------------------------------------------------------------------------

@@ -807,6 +807,15 @@ async def test_a_hub_that_was_not_entered_says_what_to_do(tmp_path: Path) -> Non
         await make_hub(tmp_path).start("large", b"hello")
 
 
+def test_a_flood_of_ready_is_not_answered_for_ever(client: Any, ready: Any, gate: Gate, following: Any) -> None:
+    """Each is a look into the log: a watcher of one job must not take the hub from all others."""
+    start(client, "waiting", gate)
+    with client.socket() as socket:
+        for _ in range(102):
+            ready(socket)
+        assert following(socket).code == 1008
+
+
 def test_a_socket_that_comes_while_the_hub_stops(tmp_path: Path, serving: Any) -> None:
     """The hub has told its sockets already when this one is admitted, so it must not be let in untold."""
     hub = make_hub(tmp_path)
