@@ -46,6 +46,23 @@ def test_the_same_seed_makes_the_same_storm() -> None:
     assert "flip_bit" not in kinds
 
 
+def test_for_tls_the_seed_chooses_no_messages() -> None:
+    hidden = StormScript.from_toml("[random]\nsteps = 200")
+    assert any(str(step).startswith("message") for step in hidden.all_steps())
+    assert not any(str(step).startswith("message") for step in hidden.for_tls().all_steps())
+    chosen = StormScript.from_toml(SCRIPT)
+    assert chosen.for_tls() == chosen
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[[step]]\ndo = 'message'\nfault = 'drop'\nnumber = 1", "[random]\nsteps = 1\nfaults = ['cut', 'message']"],
+)
+def test_a_message_that_tls_would_hide_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="ws://"):
+        StormScript.from_toml(text).for_tls()
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

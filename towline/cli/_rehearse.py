@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import signal
+import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from .._exceptions import InvalidArgument
 from ..storage import TokenStore
 from ._exit import ExitCode, expected_failures, fail
 from ._follow import BackendOption, InsecureOption, StoreOption, TokenFileOption, given_token
+from ._output_file import output_file
 
 if TYPE_CHECKING:
     from ..testing import RehearsalEntry
@@ -37,17 +40,30 @@ def rehearse(
     from ..testing import Rehearsal, StormScript
     from ..testing import rehearse as run_rehearsal
 
-    with expected_failures():
+    broken_off = False
+
+    async def wait_interrupt() -> None:
+        nonlocal broken_off
+        if sys.platform == "win32":  # there Ctrl-C is a KeyboardInterrupt, which closes everything too
+            await anyio.sleep_forever()
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            await anext(signals)
+        broken_off = True
+
+    with expected_failures(), ExitStack() as files:
         storm = StormScript.from_toml(_text_of(script))
         if seed is not None:
             storm = msgspec.structs.replace(storm, seed=seed)
         token = given_token(token_file)
+        write_report = files.enter_context(output_file(report))
+        write_svg = files.enter_context(output_file(svg))
 
         async def run() -> Rehearsal:
             return await run_rehearsal(
                 url,
                 storm,
                 told=_tell,
+                until=wait_interrupt,
                 job=job,
                 token=token,
                 store=TokenStore(store) if token is None else None,
@@ -55,14 +71,14 @@ def rehearse(
             )
 
         rehearsal = anyio.run(run, backend=backend)
-        if report is not None:
-            report.write_bytes(msgspec.json.format(msgspec.json.encode(rehearsal)) + b"\n")
-        if svg is not None:
-            svg.write_text(rehearsal.svg(), encoding="utf-8", newline="\n")
+        write_report(msgspec.json.format(msgspec.json.encode(rehearsal)) + b"\n")
+        write_svg(rehearsal.svg().encode())
         typer.echo(
             f"{rehearsal.outcome or 'no end'} after {rehearsal.seconds:.1f} s: {rehearsal.updates} updates, "
             f"{rehearsal.dials} dials, seed {rehearsal.seed}"
         )
+    if broken_off and rehearsal.outcome is None:
+        raise typer.Exit(ExitCode.INTERRUPTED)
     if rehearsal.findings:
         fail(ExitCode.TROUBLE, "; ".join(rehearsal.findings))
 

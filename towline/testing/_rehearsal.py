@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from html import escape as escape_html
 from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, TaskGroup
 from msgspec import Struct, field
 
 from .._connection import Connection
@@ -35,7 +35,8 @@ class Rehearsal(Struct, kw_only=True):
     """What a rehearsal came to; it is JSON through msgspec.
 
     `findings` is empty if exactly one end was told, nothing after it, and no event twice or left out. `outcome` is the
-    end's type, None if the engine gave up. `dials` counts the socket's and the calls' dials that reached the proxy.
+    end's type, None if the engine gave up or it was broken off. `dials` counts the socket's and the calls' dials that
+    reached the proxy.
     """
 
     seed: int
@@ -71,14 +72,18 @@ async def rehearse(
     script: StormScript,
     *,
     told: Callable[[RehearsalEntry], Any] = lambda entry: None,
+    until: Callable[[], Awaitable[Any]] = anyio.sleep_forever,
     **options: Any,
 ) -> Rehearsal:
     """Follow a job at `url` through the storm of `script`. `options` are those of `Connection` (job, token, …).
 
-    The storm ends with the job. `told` hears of each entry as it comes. Raises what `Connection` raises, but
-    `Exhausted`, which is a result: then `outcome` is None.
+    The storm ends with the job, or is broken off when `until()` returns. `told` hears of each entry as it comes.
+    Raises what `Connection` raises, but `Exhausted`, which is a result: then `outcome` is None. Raises
+    `InvalidArgument` for `message` faults on a `wss` URL; without names, the seed chooses among the others there.
     """
     origin = parse_url(url, allow_insecure=bool(options.get("allow_insecure"))).origin
+    if origin.secure:
+        script = script.for_tls()
     rehearsal = Rehearsal(seed=script.seed, steps=[str(step) for step in script.all_steps()])
     begun = anyio.current_time()
 
@@ -93,8 +98,14 @@ async def rehearse(
 
     updates: list[AnyUpdate] = []
 
-    async def follow(proxy: FaultProxy) -> None:
+    async def break_off(line: Connection) -> None:
+        await until()
+        if line.cancel():
+            rehearsal.findings.append("broken off before the end")
+
+    async def follow(proxy: FaultProxy, tasks: TaskGroup) -> None:
         async with Connection(url, network=Detour(proxy), on_state=changed, **options) as line:
+            tasks.start_soon(break_off, line)
             try:
                 async for update in line:
                     updates.append(update)  # noqa: PERF401 - what came before it raises is kept
@@ -109,7 +120,7 @@ async def rehearse(
             tasks.start_soon(script.run, proxy, note)
             await anyio.lowlevel.checkpoint()  # what is to be there from the beginning is there before the first dial
             try:
-                await follow(proxy)
+                await follow(proxy, tasks)
             except Exception as error:
                 failure = error  # carried past the task group, which would wrap it
             tasks.cancel_scope.cancel()

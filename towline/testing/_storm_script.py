@@ -252,6 +252,21 @@ class StormScript(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
                 steps.append(msgspec.structs.replace(step, after=round(chance.uniform(*self.random.between), 3)))
         return steps
 
+    def for_tls(self) -> StormScript:
+        """The storm for a line with TLS, in which a proxy sees no messages: the seed chooses no `message` there.
+
+        Raises `InvalidArgument` if one is asked for by name.
+        """
+        chosen = self.random.faults if self.random is not None else ()
+        if "message" in chosen or any(isinstance(step, Message) for step in self.steps):
+            raise InvalidArgument(
+                "storm", "`message` needs a line without TLS, whose messages the proxy can see: ws://"
+            )
+        if self.random is None or chosen:
+            return self
+        usual = tuple(name for name in _USUAL if name != "message")
+        return msgspec.structs.replace(self, random=msgspec.structs.replace(self.random, faults=usual))
+
     async def run(self, proxy: FaultProxy, told: Callable[[str], Any] = lambda what: None) -> None:
         """Make the storm. `told` hears of each fault as it is made. What does not last stays to the end."""
         for step in self.all_steps():
