@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import anyio
+import anyio.to_thread
 import typer
 
 from .._connection import Connection
@@ -22,6 +23,7 @@ from ..statemachine import Policy
 from ..storage import TokenStore
 from ..transport import URL, JobCalls, StartedJob, Upload, parse_url
 from ._exit import ExitCode, code_of, expected_failures
+from ._output_file import output_file
 from ._view import View, chosen_view
 
 #: Where a hub's calls are (docs of the hub): an import is started here, and its progress is told there.
@@ -67,7 +69,7 @@ def import_csv(
     history: HistoryOption = None,
 ) -> None:
     """Upload a CSV file as a job of a hub, and follow it to its end."""
-    with expected_failures():
+    with expected_failures(), output_file(history) as write_history:
         hub = parse_url(url, schemes=("https", "http"), allow_insecure=allow_insecure)
         policy = Policy(ping_after=ping_after, lost_after=lost_after)
         tokens = TokenStore(store)
@@ -90,7 +92,7 @@ def import_csv(
                     policy=policy,
                     on_state=view.state,
                 )
-                return await _follow(line, view, history, _resume(started.job, store))
+                return await _follow(line, view, write_history, _resume(started.job, store))
 
         code = anyio.run(run, backend=backend)
     raise typer.Exit(code)
@@ -111,7 +113,7 @@ def watch(
     history: HistoryOption = None,
 ) -> None:
     """Follow a job to its end; one that is on record needs its id alone."""
-    with expected_failures():
+    with expected_failures(), output_file(history) as write_history:
         token = given_token(token_file)
         policy = Policy(ping_after=ping_after, lost_after=lost_after)
 
@@ -126,7 +128,7 @@ def watch(
                     policy=policy,
                     on_state=view.state,
                 )
-                return await _follow(line, view, history, _resume(job, store))
+                return await _follow(line, view, write_history, _resume(job, store))
 
         code = anyio.run(run, backend=backend)
     raise typer.Exit(code)
@@ -159,9 +161,10 @@ def given_token(file: Path | None) -> Secret | None:
     return Secret(text) if text else None
 
 
-async def _follow(line: Connection, view: View, history: Path | None, resume: str) -> ExitCode:
+async def _follow(line: Connection, view: View, write_history: Callable[[bytes], None], resume: str) -> ExitCode:
     """Show a job until it ends or somebody presses Ctrl-C; `resume` is the command that follows it again."""
     failure: TowlineError | OSError | None = None
+    entered = False
     # Only somebody at a terminal can read that a second Ctrl-C does more, and press it.
     window = WINDOW if sys.stderr.isatty() else 0.0
 
@@ -175,6 +178,7 @@ async def _follow(line: Connection, view: View, history: Path | None, resume: st
 
         try:
             async with line:
+                entered = True
                 # Before the rest, for a bus may take its time to answer.
                 if sys.platform != "win32":  # there Ctrl-C is a KeyboardInterrupt, which closes everything too
                     tasks.start_soon(stop_on_signal)
@@ -184,8 +188,8 @@ async def _follow(line: Connection, view: View, history: Path | None, resume: st
         except (TowlineError, OSError) as error:
             failure = error
         tasks.cancel_scope.cancel()
-    if history is not None:
-        await anyio.Path(history).write_bytes(line.history().to_json())
+    if entered:
+        await anyio.to_thread.run_sync(write_history, line.history().to_json())
     if failure is not None:
         raise failure
     return ExitCode.INTERRUPTED if line.outcome is None else code_of(line.outcome)
