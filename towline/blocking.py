@@ -12,12 +12,16 @@
 The event loop runs in a thread of its own while the block lasts. Every method may be called from any thread; those
 that wait block the calling thread only. Handlers (`on_state` and so on) run on the loop's thread: they must not call
 what waits, and a GUI must hand on to its own thread what they are told.
+
+A process that is forked off has no such thread: there an open connection raises `ForbiddenRequest`, and its block is
+left without a word to the server. Make a new one.
 """
 
 from __future__ import annotations
 
 import atexit
 import inspect
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -77,14 +81,28 @@ class Connection:
         **options: Any,
     ) -> None:
         provided: Any = _in_thread(token) if callable(token) and not _is_async(token) else token
-        self._line = AsyncConnection(url, job=job, token=provided, **options)
+        self._twin = AsyncConnection(url, job=job, token=provided, **options)
         self._backend = backend
         self._portal: BlockingPortal | None = None
         self._open = ExitStack()
         self._entered_by = threading.current_thread()
+        self._entered_in: int | None = None
 
     def __repr__(self) -> str:
-        return repr(self._line)
+        return repr(self._twin)
+
+    @property
+    def _line(self) -> AsyncConnection:
+        self._raise_if_forked()
+        return self._twin
+
+    def _raise_if_forked(self) -> None:
+        if self._is_forked():
+            why = "its thread is the parent's; make a new `Connection` here"
+            raise ForbiddenRequest("using it", "in a forked process", why)
+
+    def _is_forked(self) -> bool:
+        return self._entered_in is not None and self._entered_in != os.getpid()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -93,6 +111,7 @@ class Connection:
             self._portal = portal
             self._open = stack.pop_all()
         self._entered_by = threading.current_thread()
+        self._entered_in = os.getpid()
         atexit.register(self._end_with_interpreter)
         return self
 
@@ -100,15 +119,25 @@ class Connection:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         atexit.unregister(self._end_with_interpreter)
+        if self._portal is not None and self._is_forked():
+            # Its thread is not here and would never answer; a portal that was told to stop is not asked.
+            with suppress(StopIteration, RuntimeError):
+                self._portal.stop().send(None)
+            with suppress(RuntimeError):
+                self._open.close()
+            self._portal = None
+            return None
         try:
             return self._open.__exit__(kind, error, traceback)
         finally:
-            self._portal = None
+            self._portal = self._entered_in = None
 
     def _end_with_interpreter(self) -> None:
         # A block that is left later, as a global generator's is, would wait for a thread that runs no more. That of a
         # daemon thread is never left.
-        if self._portal is not None and not (self._entered_by.daemon and self._entered_by.is_alive()):
+        if self._is_forked():
+            self.__exit__(None, None, None)
+        elif self._portal is not None and not (self._entered_by.daemon and self._entered_by.is_alive()):
             self._line.cancel()
             with suppress(RuntimeError):  # it has ended meanwhile
                 self._portal.call(self._portal.stop, True)
@@ -117,6 +146,7 @@ class Connection:
 
     def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
         """Run `call` on the loop and wait for it; what interrupts this thread ends it there too."""
+        self._raise_if_forked()
         if self._portal is None:
             raise ForbiddenRequest("waiting", "not entered", "use `with Connection(...)`, and wait inside the block")
         future = self._portal.start_task_soon(call)
@@ -226,8 +256,14 @@ def attach(connection: Connection, **options: Any) -> Iterator[Host]:
     """
     if connection._portal is None:
         raise ForbiddenRequest("attaching", "not entered", "use `with Connection(...)`, and attach inside the block")
-    with connection._portal.wrap_async_context_manager(attach_async(connection._line, **options)) as host:
-        yield host
+    with ExitStack() as stack:
+        attached = attach_async(connection._line, **options)
+        host = stack.enter_context(connection._portal.wrap_async_context_manager(attached))
+        try:
+            yield host
+        finally:
+            if connection._is_forked():
+                stack.pop_all()  # as the connection's own block
 
 
 def _is_async(provider: Callable[[], Any]) -> bool:

@@ -169,3 +169,42 @@ def test_a_block_that_is_never_left_does_not_hold_up_the_interpreter(backend: st
         command = [sys.executable, "-c", UNTIDY, url, backend]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
         assert (answer.returncode, answer.stdout, answer.stderr) == (0, "JobStarted\n", "")
+
+
+FORKED = """
+import os, signal, sys
+from towline import ForbiddenRequest
+from towline.blocking import Connection, attach
+
+def refused(use):
+    try:
+        use()
+    except ForbiddenRequest as error:
+        assert "forked" in str(error)
+    else:
+        raise AssertionError(use)
+
+with Connection(sys.argv[1], job="j1", token="t1", backend=sys.argv[2]) as line:
+    with attach(line, sleep=False):
+        next(updates := iter(line))
+        if child := os.fork():
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), line.cancel())
+        else:
+            signal.alarm(10)  # what hangs dies of it
+            for use in (line.statistics, lambda: next(updates), lambda: line.result(timeout=1)):
+                refused(use)
+
+if not child:
+    refused(line.cancel)
+    sys.exit(7)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_forked_process_is_told_and_leaves_and_the_parent_goes_on(backend: str) -> None:
+    with served(backend) as (url, job, portal):
+        portal.call(job.start)
+        command = [sys.executable, "-c", FORKED, url, backend]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        assert (answer.returncode, answer.stdout, answer.stderr) == (0, "7 True\n", "")
