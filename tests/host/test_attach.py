@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import pathlib
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ import pytest
 import towline
 import towline.host
 from towline import State
-from towline.host import Host, Path, PathMonitor, PollingPathSource
+from towline.host import Host, Path, PathMonitor, PollingPathSource, _bus
 from towline.testing import Reach, ScriptedJob, ScriptedServer, Unreachable, virtual_time, virtual_time_backends
 
 pytestmark = pytest.mark.anyio
@@ -397,3 +398,20 @@ async def test_what_is_missing_is_told_once(caplog: pytest.LogCaptureFixture, mo
     ]
     if sys.platform == "linux":
         assert set(host.missing) == {"connectivity", "sleep"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no message bus is asked")
+async def test_a_bus_that_says_nothing_holds_the_block_up_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path / 'bus'}")
+    monkeypatch.setattr("towline.host._attach._LOOKUP", 0.0)
+    async with await anyio.create_unix_listener(tmp_path / "bus"), ScriptedServer() as server:
+        server.job("j1", token="t1").start()
+        async with towline.Connection(
+            "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
+        ) as line:
+            begun = anyio.current_time()
+            async with towline.host.attach(line) as host:
+                assert anyio.current_time() - begun == pytest.approx(_bus.PATIENCE)
+                assert host.missing == dict.fromkeys(("connectivity", "sleep"), "the bus does not answer")

@@ -269,12 +269,13 @@ async def attach(
     async with AsyncExitStack() as open_things, anyio.create_task_group() as tasks:
         open_things.callback(host._leave)
         beginning = _Beginning(host, open_things, tasks)
-        if path:
-            await beginning.begin_path(monitor, connectivity=connectivity)
+        async with anyio.create_task_group() as beginnings:  # together, for a bus or a resolver may take its time
+            if path:
+                beginnings.start_soon(lambda: beginning.begin_path(monitor, connectivity=connectivity))
+            if sleep:
+                beginnings.start_soon(beginning.begin_sleep)
         if suspension:
             beginning.begin("suspension", host._watch_suspension)
-        if sleep:
-            await beginning.begin_sleep()
         if job_control:
             beginning.begin_job_control()
         try:
