@@ -247,7 +247,8 @@ def test_from_wifi_to_mobile_to_nothing_and_back(machine: Machine) -> None:
 
 ALONE = """
 import subprocess, sys, anyio
-from towline.host._attach import _way_to
+from towline.host import PathMonitor
+from towline.host._server_path import ServerPathSource
 from towline.transport._path import system_path_source
 
 async def main():
@@ -265,9 +266,18 @@ async def main():
     source.close()
     ip("rule delete priority 10")
 
-    ip("address add 10.71.3.2/24 dev lo")
+    with PathMonitor(await ServerPathSource.towards("hub.plant")) as late:
+        changes = late.changes()
+        print(await anext(changes), flush=True)
+        with open("/etc/hosts", "w") as names:
+            names.write("10.71.3.1 hub.plant")
+        ip("address add 10.71.3.2/24 dev lo")
+        with anyio.fail_after(10):
+            print(await anext(changes), flush=True)
+        await changes.aclose()
+
     for host in ("10.71.3.1", "hub.plant"):
-        source = system_path_source(await _way_to(host))
+        source = await ServerPathSource.towards(host)
         print(source.read(), flush=True)
         source.close()
 
@@ -285,14 +295,14 @@ def test_rules_are_heard_and_a_way_to_the_server_is_enough(backend: str) -> None
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
         names.parent.mkdir(parents=True)
-        names.write_text("10.71.3.1 hub.plant\n", encoding="ascii")
+        names.touch()
         command = ["ip", "netns", "exec", name, sys.executable, "-c", ALONE, backend]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True)
         shutil.rmtree(names.parent)
     path = Path(True, "lo 10.71.3.2")
-    assert (answer.stdout, answer.stderr) == (f"{path}\n{path}\n", "")
+    assert (answer.stdout, answer.stderr) == (f"{Path(False)}\n{path}\n{path}\n{path}\n", "")
 
 
 @linux

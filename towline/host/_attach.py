@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
 
 from ..statemachine import State
-from ..transport._path import ANYWHERE, Path, PathMonitor, system_path_source
-from ..transport._path_polling import source_address
-from ..transport._url import is_address, is_loopback
+from ..transport._path import Path, PathMonitor, PathSource
+from ..transport._url import is_loopback
 from ._job_control import watch_job_control
+from ._server_path import ServerPathSource
 from ._suspend import watch_suspension
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ _Watch: TypeAlias = Callable[[], Awaitable[None]]
 _PARTING: Final = 4.0
 #: How long the close frame may take from here to the network card.
 _LEAVING: Final = 0.1
-#: How long the server's name is looked up, where there is no way out, in seconds.
-_LOOKUP: Final = 5.0
 _QUIET: Final = (State.BACKGROUNDED, State.IDLE, State.EXHAUSTED, State.CANCELLED)
 _AWAKE: Final = tuple(state for state in State if state is not State.BACKGROUNDED)
 
@@ -176,15 +173,18 @@ class _Beginning:
             if is_loopback(host):
                 self._miss("path", OSError("the server is on this machine, which needs no way out"))
                 return
-            towards = await _way_to(host)
-            judged = None
+            source: PathSource = await ServerPathSource.towards(host)
             if connectivity and sys.platform == "linux":
-                judged = await self._judged_by_network_manager(towards)
-            monitor = judged or PathMonitor(system_path_source(towards))
+                try:
+                    source = await self._judged_by_network_manager(source)
+                except BaseException:
+                    source.close()
+                    raise
+            monitor = PathMonitor(source)
         chosen = monitor
         self.begin("path", lambda: self._host._watch_path(chosen))
 
-    async def _judged_by_network_manager(self, towards: tuple[str, ...]) -> PathMonitor | None:
+    async def _judged_by_network_manager(self, beneath: PathSource) -> PathSource:
         try:
             from ._bus import open_bus
             from ._network_manager import NetworkManagerPathSource
@@ -192,10 +192,10 @@ class _Beginning:
             bus = await self._open_things.enter_async_context(open_bus())
         except Exception as error:
             self._miss("connectivity", error)
-            return None
-        source = NetworkManagerPathSource(system_path_source(towards))
+            return beneath
+        source = NetworkManagerPathSource(beneath)
         self.begin("connectivity", lambda: source.watch(bus))
-        return PathMonitor(source)
+        return source
 
     async def begin_sleep(self) -> None:
         host = self._host
@@ -226,16 +226,6 @@ class _Beginning:
             self._miss("job control", OSError("signals come to the main thread only"))
         else:
             self.begin("job control", self._host._watch_job_control)
-
-
-async def _way_to(host: str) -> tuple[str, ...]:
-    """The addresses to look for a route to. A network without a way out may well hold the server: a plant's, say."""
-    if not is_address(host) and any(map(source_address, ANYWHERE)):
-        return ANYWHERE
-    with suppress(OSError, UnicodeError), anyio.move_on_after(_LOOKUP):
-        found = await anyio.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        return (*dict.fromkeys(str(address[0]) for *_, address in found), *ANYWHERE)
-    return ANYWHERE
 
 
 @asynccontextmanager
