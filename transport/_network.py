@@ -242,7 +242,7 @@ def _renamed_tls_errors(endpoint: Endpoint) -> Iterator[None]:
     try:
         yield
     except ssl.SSLCertVerificationError as error:
-        raise CertificateRejected(endpoint.host, error.verify_message or "not valid") from error
+        raise CertificateRejected(endpoint.server_name or endpoint.host, error.verify_message or "not valid") from error
     except ssl.SSLError as error:
         raise ConnectFailed(endpoint.host, endpoint.port, f"TLS: {error.reason or 'failed'}") from error
     except anyio.EndOfStream as error:

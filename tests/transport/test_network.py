@@ -258,6 +258,15 @@ async def test_a_wrong_name_is_rejected(authority: trustme.CA) -> None:
         assert "localhost" in (await rejected(port, trusting(authority), "localhost")).problem
 
 
+async def test_a_rejected_certificate_is_that_of_the_name_and_not_of_the_way(authority: trustme.CA) -> None:
+    """As where a proxy of one's own, or a fault proxy, is dialled in the server's place."""
+    with serving(server_context(authority, "other.example")) as port:
+        there = Endpoint("127.0.0.1", port, tls=trusting(authority), server_name="hub.example")
+        with anyio.fail_after(20), pytest.raises(CertificateRejected) as caught:
+            await SystemNetwork().connect(there)
+    assert caught.value.host == "hub.example"
+
+
 async def test_an_expired_certificate_is_rejected(authority: trustme.CA) -> None:
     import datetime
 
