@@ -392,11 +392,24 @@ class Runner:
             logger.info("job %s: %s, event %d", job_id, told.type, event.seq)
 
 
+def _first(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 @contextmanager
 def _contained() -> Iterator[None]:
-    """Make errors of what would stop more than the function that raises it: an exit, a cancellation of its own."""
+    """Make errors of what would stop more than the function that raises it: an exit, a cancellation of its own.
+
+    A failure that comes out of task groups of the function's own is given as it was raised; of several, the first.
+    """
     try:
         yield
+    except ExceptionGroup as group:
+        if group.split(JobFailure)[1] is not None:  # the rest, which is nothing to be told
+            raise
+        raise _first(group) from group
     except SystemExit as error:
         raise RuntimeError(f"the function asked the process to exit with {error.code!r}") from error
     except asyncio.CancelledError as error:
