@@ -432,8 +432,11 @@ class Hub(AsyncContextManagerMixin):
             await anyio.to_thread.run_sync(adopt_upload, incoming, self.files, new.id, name)
             try:
                 kept = await self.log.create(new, request)
-            except BaseException:
-                await anyio.to_thread.run_sync(remove_job_folder, self.directory(new.id))
+            except BaseException as error:
+                # The job may be there all the same where the answer of a shared log was lost, and then it runs. If it
+                # is not, its folder is one that was left behind.
+                if not (self.log.shared and isinstance(error, HubStorageError)):
+                    await anyio.to_thread.run_sync(remove_job_folder, self.directory(new.id))
                 raise
             if kept is not new:
                 await anyio.to_thread.run_sync(remove_job_folder, self.directory(new.id))

@@ -209,7 +209,7 @@ class Bells:
 
 class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
     """Where jobs are kept: entered before use, once. Every call raises `HubStorageError` where the engine fails;
-    nothing is then half done.
+    nothing is then half done. In a `shared` log all of it may be: the answer was lost.
     """
 
     @property
@@ -239,7 +239,8 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
         """Write one event and what it changes, and number it; a terminal type ends the job.
 
         None: the job had ended before (or is not there), and nothing was written. So of several that want to end a
-        job exactly one wins. A count below the state's is not written either: progress never goes back.
+        job exactly one wins. A count below the state's is not written either: progress never goes back. Nor is a
+        `job_started` that is not the first event: it may be told again where the answer was lost.
         """
 
     async def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:

@@ -66,8 +66,9 @@ return false
 # KEYS: job, stream, running, ended, channel. ARGV: id, type, payload, at, status ('' for no end), owner prefix,
 # processed ('' for unchanged), how many to set, name, value, …, names to delete …
 _APPEND: Final = """
-local job = redis.call('HMGET', KEYS[1], 'status', 'pipeline', 'epoch', 'owner', 'processed')
+local job = redis.call('HMGET', KEYS[1], 'status', 'pipeline', 'epoch', 'owner', 'processed', 'seq')
 if job[1] ~= 'running' then return false end
+if ARGV[2] == 'job_started' and job[6] ~= '0' then return false end
 if ARGV[7] ~= '' and job[5] and tonumber(ARGV[7]) < tonumber(job[5]) then return false end
 local seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
 redis.call('XADD', KEYS[2], seq .. '-0', 't', ARGV[2], 'a', ARGV[4], 'p', ARGV[3])

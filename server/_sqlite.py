@@ -373,8 +373,8 @@ def _append(writer: sqlite3.Connection, job_id: str, entry: Entry) -> Event | No
     assignments = ", ".join(f"{name} = ?" for name in columns)
     rows = writer.execute(
         f"UPDATE jobs SET seq = seq + 1, {assignments} WHERE id = ? AND status = 'running' "
-        "AND (processed IS NULL OR processed <= ?) RETURNING seq, pipeline, epoch",
-        (*columns.values(), job_id, columns.get("processed", _NO_LIMIT)),
+        "AND (processed IS NULL OR processed <= ?) AND (seq = 0 OR ?) RETURNING seq, pipeline, epoch",
+        (*columns.values(), job_id, columns.get("processed", _NO_LIMIT), entry.type != "job_started"),
     ).fetchall()
     if not rows:
         return None

@@ -47,6 +47,7 @@ class Reporter:
         self._told_before: Final = -1 if job.processed is None else job.processed
         self.total: int | None = job.total
         self._started = job.seq > 0
+        self._unanswered: Told | None = None  # what may be in the log, or not
         if not job.running:
             raise JobEnded("report", job.status, "the job has ended")
 
@@ -130,7 +131,12 @@ class Reporter:
 
     def _tell(self, told: Told) -> None:
         now = time.time_ns() // 1_000_000
-        if self._store.append(self.job_id, told.type, told.payload, now, told.change) is not None:
+        if told == self._unanswered and self._is_last(told):
+            return
+        self._unanswered = told
+        written = self._store.append(self.job_id, told.type, told.payload, now, told.change)
+        self._unanswered = None
+        if written is not None:
             return
         job = self._store.job(self.job_id)
         if not isinstance(job, Job):
@@ -139,3 +145,8 @@ class Reporter:
             raise JobEnded("report", job.status, "the job has ended")
         # It was told before and only the answer was lost, or another run of the task has come further: this one's older
         # news is nobody's.
+
+    def _is_last(self, told: Told) -> bool:
+        job = self._store.job(self.job_id)
+        events = self._store.read(self.job_id, job.seq - 1, 1) if isinstance(job, Job) else ()
+        return [(event.type, event.payload) for event in events] == [(told.type, told.payload)]

@@ -216,6 +216,19 @@ async def test_a_count_never_goes_back(open_log: OpenLog) -> None:
         assert [event.payload for event in await log.read("j", 0, 10)] == [b"3", b"3", b"10", b"words"]
 
 
+async def test_a_job_begins_once(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        started = Entry("job_started", b"{}", 6, Change(total=3, processed=0))
+        assert await log.append_all("j", [started, started]) == 1
+        await log.append("j", "job_progress", b"{}", 7, Change(processed=0))
+        assert await log.append("j", started.type, started.payload, 8, started.change) is None
+        assert [(event.seq, event.type) for event in await log.read("j", 0, 9)] == [
+            (1, "job_started"),
+            (2, "job_progress"),
+        ]
+
+
 async def test_what_is_none_is_forgotten(open_log: OpenLog) -> None:
     async with open_log() as log:
         await log.create(job(), None)
