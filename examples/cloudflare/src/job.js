@@ -9,6 +9,7 @@
  */
 
 import { DurableObject } from "cloudflare:workers";
+import { identity, letEarlierGo } from "./clients.js";
 import { JobFailure, checkRow, cut, decode, readRow, survey } from "./csv_import.js";
 import { GUARDED, Refusal, answering, bearerToken, boundedBody, digestOf, json } from "./http.js";
 import { randomHex, smallObject, socketToken, unauthorized, unknownJob } from "./http.js";
@@ -23,7 +24,7 @@ const MOST_TEXT = 500; // characters of an item or a reason
 const MOST_SOCKETS = 64;
 const SILENCE_MS = 2000; // how long a new socket may stay silent before it gets everything from the first event
 const MESSAGE_CHARACTERS = 4096;
-const MOST_STRANGERS = 100; // messages of one socket that are none of ours
+const MOST_MESSAGES = 100; // of one socket, beside its first `ready`
 const MOST_RETRIES = 5; // one less than the platform makes
 const SOONEST_MS = 10; // one alarm that sets the next for the present moment loses it (workerd issue 6866)
 const OVERDUE_MS = 60_000;
@@ -215,7 +216,7 @@ export class Job extends DurableObject {
         }
         const [client, server] = Object.values(new WebSocketPair());
         this.ctx.acceptWebSocket(server);
-        server.serializeAttachment({ sent: null, acknowledged: false, strangers: 0 });
+        server.serializeAttachment({ sent: null, acknowledged: false, others: 0 });
         setTimeout(() => this.serveSilent(server), SILENCE_MS);
         const headers = subprotocol === undefined ? {} : { "sec-websocket-protocol": subprotocol };
         return new Response(null, { status: 101, webSocket: client, headers });
@@ -230,10 +231,13 @@ export class Job extends DurableObject {
         } catch {
             return socket.close(1007, "not a message of this protocol");
         }
-        if (message?.type === "ready") return this.serve(socket, message);
+        const ready = message?.type === "ready";
         const place = socket.deserializeAttachment();
-        socket.serializeAttachment({ ...place, strangers: place.strangers + 1 });
-        if (place.strangers >= MOST_STRANGERS) socket.close(1008, "too many messages that mean nothing here");
+        if (!ready || place.acknowledged) {
+            if (place.others >= MOST_MESSAGES) return socket.close(1008, "too many messages");
+            socket.serializeAttachment({ ...place, others: place.others + 1 });
+        }
+        if (ready) this.serve(socket, message);
     }
 
     /** A close of the client's is answered: a hibernating socket does not do so by itself. */
@@ -246,16 +250,18 @@ export class Job extends DurableObject {
      * Answer `ready`, the first time or again: the socket goes on from the cursor that it holds, or from where it was
      * served to before it spoke.
      */
-    serve(socket, { epoch, seq }) {
+    serve(socket, ready) {
+        const { epoch, seq } = ready;
         const job = this.record;
         if (job === undefined || job.gone) return socket.close(1001, "the job is no longer kept");
         // A cursor beyond the log is one into another log, whatever its epoch says.
         const known = epoch === job.epoch && Number.isInteger(seq) && seq >= 0 && seq <= job.seq;
-        const place = socket.deserializeAttachment();
+        const place = { ...identity(ready), ...socket.deserializeAttachment() }; // who it is, it says once
         const sent = Math.max(known ? seq : 0, place.acknowledged ? 0 : place.sent);
         const head = this.head("ready_ack", Date.now());
         socket.send(JSON.stringify({ ...head, epoch: job.epoch, from: sent + 1, to: job.seq }));
         socket.serializeAttachment({ ...place, sent, acknowledged: true });
+        if (place.client !== undefined) letEarlierGo(this.ctx.getWebSockets(), place.client);
         this.feed(socket);
     }
 

@@ -562,6 +562,31 @@ def test_other_messages_are_ignored_up_to_a_point(patient: Any, start_key: Any, 
         assert following(socket).code == 1008
 
 
+def test_a_flood_of_ready_is_not_answered_for_ever(patient: Any, start_key: Any, ready: Any, following: Any) -> None:
+    start(patient, start_key, MANY)
+    with patient.socket() as socket:
+        cursor: dict[str, Any] = {}
+        for _ in range(102):
+            ready(socket, cursor)
+            cursor = cursor or following(socket, lambda frame: frame["seq"] == 1).cursor
+        assert following(socket).code == 1008
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_of_a_clients_sockets_the_latest_stays(
+    patient: Any, start_key: Any, ready: Any, following: Any, order: tuple[int, int]
+) -> None:
+    start(patient, start_key)
+    with patient.socket() as one, patient.socket() as two, patient.socket() as other, patient.socket() as unnamed:
+        ready(other, {"client": "another", "socket": 1})
+        ready(unnamed)
+        for number in order:
+            ready(one if number == 1 else two, {"client": "c", "socket": number})
+        replaced = following(one)
+        assert (replaced.code, replaced.reason) == (4509, "replaced by a later socket of the same client")
+        assert [following(socket).code for socket in (two, other, unnamed)] == [1000] * 3
+
+
 def test_a_clients_close_is_answered(patient: Any, start_key: Any, ready: Any, following: Any) -> None:
     start(patient, start_key, MANY)
     with patient.socket() as socket:
