@@ -1,7 +1,7 @@
 """Several watchers of one job, and a client whose second socket replaces its first: over real sockets."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def client(hub: Hub, serving: Any) -> Iterator[Any]:
 
 
 def end_job(hub: Hub, client: Any) -> None:
-    if hub.directory(client.job).is_dir():
+    with suppress(FileNotFoundError):  # it has ended, and its folder is gone
         (hub.directory(client.job) / "end").touch()
 
 
