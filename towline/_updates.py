@@ -144,15 +144,12 @@ def merge_runs(updates: Iterable[AnyUpdate]) -> list[AnyUpdate]:
     merged: list[AnyUpdate] = []
     run: list[Progress] = []
     for update in updates:
-        if isinstance(update, Progress) and (not run or _follows(run[-1], update)):
-            run.append(update)
-            continue
-        if run:
+        if run and not (isinstance(update, Progress) and _follows(run[-1], update)):
             merged.append(_joined(run))
-        if isinstance(update, Progress):
-            run = [update]
-        else:
             run = []
+        if isinstance(update, Progress):
+            run.append(update)
+        else:
             merged.append(update)
     if run:
         merged.append(_joined(run))

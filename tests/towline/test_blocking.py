@@ -148,6 +148,15 @@ def test_a_window_of_another_thread_is_hidden_and_shown(backend: str, monkeypatc
             assert isinstance(line.result(10), JobComplete)
 
 
+def run_alone(script: str, backend: str) -> tuple[int, str, str]:
+    """Run a script that follows the job in a process of its own: its exit code, what it printed, and its errors."""
+    with served(backend) as (url, job, portal):
+        portal.call(job.start)
+        command = [sys.executable, "-c", script, url, backend]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return answer.returncode, answer.stdout, answer.stderr
+
+
 UNTIDY = """
 import sys
 from towline.blocking import Connection
@@ -164,11 +173,7 @@ print(type(next(kept)).__name__)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_block_that_is_never_left_does_not_hold_up_the_interpreter(backend: str) -> None:
     """A global generator is closed when the interpreter is torn down, and no other thread runs any more."""
-    with served(backend) as (url, job, portal):
-        portal.call(job.start)
-        command = [sys.executable, "-c", UNTIDY, url, backend]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        assert (answer.returncode, answer.stdout, answer.stderr) == (0, "JobStarted\n", "")
+    assert run_alone(UNTIDY, backend) == (0, "JobStarted\n", "")
 
 
 FORKED = """
@@ -203,8 +208,4 @@ if not child:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_forked_process_is_told_and_leaves_and_the_parent_goes_on(backend: str) -> None:
-    with served(backend) as (url, job, portal):
-        portal.call(job.start)
-        command = [sys.executable, "-c", FORKED, url, backend]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        assert (answer.returncode, answer.stdout, answer.stderr) == (0, "7 True\n", "")
+    assert run_alone(FORKED, backend) == (0, "7 True\n", "")
