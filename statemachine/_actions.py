@@ -7,17 +7,17 @@ from typing import TypeAlias
 
 from ._cells import Action
 from ._draft import Draft
-from ._effects import Deliver, Dial, Greet, Probe, Purpose, ReleaseBuffer
+from ._effects import Deliver, Dial, Greet, Probe, Purpose, ReleaseBuffer, SkipState
 from ._events import (
     Background,
     Cause,
+    Connect,
     GapFound,
     JobEnded,
     Lost,
     PathLost,
     Reason,
     Refused,
-    Stalled,
     Timer,
     TokenRejected,
 )
@@ -51,6 +51,15 @@ def fresh_budget(draft: Draft) -> None:
 
 
 @action()
+def fresh_start(draft: Draft) -> None:
+    """The user begins again: a new budget, no silence yet; a new token has not been accepted yet."""
+    fresh_budget.run(draft)
+    forget_silence.run(draft)
+    if isinstance(draft.event, Connect) and draft.event.new_token:
+        draft.set(token_accepted=False)
+
+
+@action()
 def settle(draft: Draft) -> None:
     """The link is stable: the outage is over and everything counted in it is reset."""
     fresh_budget.run(draft)
@@ -66,7 +75,7 @@ def use_free_restart(draft: Draft) -> None:
 # --- attempts ----------------------------------------------------------------------------------------------------
 
 
-def _dial(draft: Draft, *, spaced: bool) -> None:
+def _dial(draft: Draft, *, spaced: bool, fresh_token: bool = False) -> None:
     now, policy = draft.facts.now, draft.policy
     dials = tuple(opened for opened in draft.after.dials if opened > now - policy.dial_window)
     not_before = now
@@ -74,7 +83,6 @@ def _dial(draft: Draft, *, spaced: bool) -> None:
         not_before = max(not_before, dials[-1] + policy.dial_spacing)
     if len(dials) >= policy.dials_per_window:
         not_before = max(not_before, dials[-policy.dials_per_window] + policy.dial_window)
-    fresh_token = draft.after.token_stale
     if draft.after.retries:
         draft.start_clock()
     draft.set(
@@ -82,7 +90,6 @@ def _dial(draft: Draft, *, spaced: bool) -> None:
         dials=(*dials, not_before)[-policy.dials_per_window :],
         trial=not draft.facts.path_up,
         advised_until=None,
-        token_stale=False,
     )
     draft.emit(Dial(generation=draft.after.generation, not_before=not_before, fresh_token=fresh_token))
 
@@ -97,15 +104,8 @@ def dial(draft: Draft) -> None:
 def dial_with_fresh_token(draft: Draft) -> None:
     """Begin an attempt at once with a fresh token, and count the rejection."""
     _note(draft)
-    draft.set(rejections=draft.after.rejections + 1, token_stale=True)
-    _dial(draft, spaced=False)
-
-
-@action()
-def mark_token_stale(draft: Draft) -> None:
-    """The next attempt asks for a fresh token."""
-    if draft.facts.renewable:
-        draft.set(token_stale=True)
+    draft.set(rejections=draft.after.rejections + 1)
+    _dial(draft, spaced=False, fresh_token=True)
 
 
 @action()
@@ -246,24 +246,59 @@ def refetch_with_fresh_token(draft: Draft) -> None:
     draft.fetch(Purpose.SYNC, fresh_token=True)
 
 
+@action()
+def skip_state(draft: Draft) -> None:
+    """Come into step without a state: the state call may fail, the socket need not."""
+    draft.emit(SkipState())
+
+
 @action(arms=(Timer.STABILITY, Timer.STALL))
 def join(draft: Draft) -> None:
-    """Deliver what was held back; begin to watch for stability and for silence."""
+    """Deliver what was held back; begin to watch for stability and go on watching for silence."""
     draft.emit(ReleaseBuffer())
-    draft.set(stalls=0, trial=False)
+    draft.set(trial=False, peer_known=True, token_accepted=True, in_step_since=draft.facts.now)
     draft.arm(Timer.STABILITY, exactly(draft.policy.stable_after))
-    draft.arm(Timer.STALL, exactly(draft.policy.stall_after[0]))
+    _await_next_look(draft)
+
+
+# --- silence of the job ------------------------------------------------------------------------------------------
+
+
+@action(arms=(Timer.STALL,))
+def await_next_look(draft: Draft) -> None:
+    """Wait until the silence is long enough for the next look."""
+    _await_next_look(draft)
 
 
 @action(arms=(Timer.STALL,))
 def look_into_silence(draft: Draft) -> None:
     """Fetch the state, and look again later."""
-    limits = draft.policy.stall_after
-    first = isinstance(draft.event, Stalled) and draft.event.first
-    stalls = 1 if first else draft.after.stalls + 1
-    draft.set(stalls=stalls)
+    draft.set(stalls=draft.after.stalls + 1)
     draft.fetch(Purpose.STALL)
-    draft.arm(Timer.STALL, exactly(limits[min(stalls, len(limits) - 1)]))
+    _await_next_look(draft)
+
+
+@action()
+def redial_after_silence(draft: Draft) -> None:
+    """Reconnect once in this silence, uncharged: a server may have lost this socket among its own."""
+    draft.set(silence_redialled=True, cause=_silence(draft))
+    _dial(draft, spaced=True)
+
+
+@action()
+def forget_silence(draft: Draft) -> None:
+    """The job gave a sign, or the user begins again."""
+    draft.set(stalls=0, silence=0.0, silence_redialled=False)
+
+
+def _await_next_look(draft: Draft) -> None:
+    left = draft.policy.next_look(draft.after.stalls) - draft.after.silent_seconds(draft.facts)
+    draft.arm(Timer.STALL, exactly(max(0.0, left)))
+
+
+def _silence(draft: Draft) -> Cause:
+    seconds = draft.before.silent_seconds(draft.facts)
+    return Cause(code="stalled", text=f"the job gave no sign for {seconds:.0f} s")
 
 
 @action()
@@ -298,6 +333,20 @@ def deliver_end(draft: Draft) -> None:
 
 
 @action()
+def note_accepted_cancel(draft: Draft) -> None:
+    """The server agreed to stop the job: what it refuses from now on may mean that the job was stopped."""
+    draft.set(cancel_accepted=True)
+
+
+@action()
+def assume_cancelled(draft: Draft) -> None:
+    """The server agreed to stop the job and now does not know it: deliver that end, marked as assumed."""
+    _note(draft)
+    draft.set(outcome="canceled", reason=None)
+    draft.emit(Deliver(outcome="canceled"))
+
+
+@action()
 def give_up_on_budget(draft: Draft) -> None:
     """The outage has used up its retries or its seconds; ask once more how the job stands."""
     _give_up(draft, "budget")
@@ -321,9 +370,18 @@ def give_up_as_refused(draft: Draft) -> None:
     _give_up(draft, draft.event.reason if isinstance(draft.event, Refused) else "protocol")
 
 
+@action()
+def give_up_as_stalled(draft: Draft) -> None:
+    """The job was silent for as long as the policy allows; ask once more how it stands."""
+    draft.set(cause=_silence(draft))
+    _give_up(draft, "stalled")
+
+
 def _give_up(draft: Draft, reason: Reason) -> None:
     _note(draft)
     token = draft.facts.token_id if reason == "auth" else None
+    if reason == "auth" and draft.before.token_accepted:
+        reason = "revoked"
     draft.set(reason=reason, refused_token=token, trial=False)
     draft.fetch(Purpose.STATUS)
 
@@ -338,5 +396,6 @@ def _note(draft: Draft) -> Cause:
     else:
         return draft.after.cause or Cause(code="unknown", text="no cause is known")
     until = None if cause.advice is None else draft.facts.now + cause.advice.least(draft.policy.advice_limit)
-    draft.set(cause=cause, violations=draft.after.violations + cause.violation, advised_until=until)
+    broken = cause.violation and isinstance(event, Lost | GapFound)
+    draft.set(cause=cause, violations=draft.after.violations + broken, advised_until=until)
     return cause

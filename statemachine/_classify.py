@@ -54,7 +54,7 @@ class AskState(Struct, frozen=True):
 
 
 class Unavailable(Struct, frozen=True):
-    """The server keeps no state of this job: follow the socket without."""
+    """There is no state of this job to be had here: follow the socket without."""
 
 
 Meaning: TypeAlias = Lost | TokenRejected | Refused | AskState | Unavailable | None
@@ -67,26 +67,40 @@ _PASSING_STATUSES: Final = frozenset({408, 425, 429})
 
 
 def classify(
-    error: BaseException, place: Place, *, path_up: bool = True, renewable: bool = True, strict_sync: bool = False
+    error: BaseException,
+    place: Place,
+    *,
+    path_up: bool = True,
+    renewable: bool = True,
+    strict_sync: bool = False,
+    cancel_accepted: bool = False,
+    state_answered: bool = False,
 ) -> Meaning:
     """Say what `error` means at `place`; None where it means nothing (a failed status fetch).
 
     `renewable`: a rejected token can be replaced. `strict_sync`: a server without state of this job is not accepted.
+    `cancel_accepted`: the server had agreed to stop the job. `state_answered`: the state call worked before.
     """
     cause = cause_of(error, place, path_up=path_up)
+    status = _status(error)
+    if place in (Place.SYNC, Place.STATUS):
+        if cancel_accepted and state_answered and status in (404, 410):
+            return Refused(reason="gone", cause=cause, by_fetch=True)
+        if place is Place.STATUS:
+            return Refused(reason="gone", cause=cause, by_fetch=True) if status == 410 else None
+        if not strict_sync:
+            # A side call never outranks a socket. A fresh token may mend the call, so it is tried once.
+            return TokenRejected(cause=cause, by_fetch=True) if status in (401, 403) else Unavailable()
     if isinstance(error, TokenRefused):
         return Refused(reason="auth", cause=cause)
-    status = _status(error)
     if status is not None:
-        return _by_status(status, place, cause, renewable=renewable, strict_sync=strict_sync)
-    if place is Place.STATUS:
-        return None
+        return _by_status(status, place, cause, renewable=renewable, cancel_accepted=cancel_accepted)
     if isinstance(error, ConnectionClosed):
         return _by_close(error.code, cause)
     if isinstance(error, CertificateRejected):
         return Refused(reason="protocol", cause=cause)
     if isinstance(error, MessageTooBig) and place is Place.SOCKET:
-        return AskState(otherwise=Refused(reason="protocol", cause=cause))
+        return AskState(otherwise=Refused(reason="protocol", cause=cause, final=True))
     # Garbage in answer to an upgrade is a server of another kind (a wrong port, say): dialling again will not teach it.
     if isinstance(error, ProtocolViolation | MessageTooBig) and place is Place.UPGRADE:
         return Refused(reason="protocol", cause=cause)
@@ -98,26 +112,26 @@ def _by_close(code: int, cause: Cause) -> Lost | TokenRejected | Refused:
         return TokenRejected(cause=cause)
     # 3000-3999 belong to frameworks, 4000-4999 to applications: by convention here, the lower half of each means
     # "try again", the upper half "never".
-    if code in _REFUSED_CLOSES or 3500 <= code <= 3999 or 4500 <= code <= 4999:
-        return Refused(reason="protocol", cause=cause)
+    never = 3500 <= code <= 3999 or 4500 <= code <= 4999
+    if never or code in _REFUSED_CLOSES:
+        return Refused(reason="protocol", cause=cause, final=never)
     return Lost(cause=cause)
 
 
-def _by_status(status: int, place: Place, cause: Cause, *, renewable: bool, strict_sync: bool) -> Meaning:
+def _by_status(status: int, place: Place, cause: Cause, *, renewable: bool, cancel_accepted: bool) -> Meaning:
+    """What a status means at the token's source, at the upgrade, or at a state call that is required."""
     if place is Place.TOKEN:
         return Refused(reason="auth", cause=cause) if status in (401, 403, 404, 410) else Lost(cause=cause)
-    by_fetch = place in (Place.SYNC, Place.STATUS)
+    by_fetch = place is Place.SYNC
     if status == 401 or (status == 403 and renewable):
         return TokenRejected(cause=cause, by_fetch=by_fetch)
     if status == 403:
         return Refused(reason="auth", cause=cause)
-    if place is Place.STATUS:
-        return Refused(reason="gone", cause=cause) if status == 410 else None
     if status in (404, 410):
         gone = Refused(reason="gone", cause=cause)
-        if place is Place.UPGRADE:
-            return AskState(otherwise=Lost(cause=cause), gone=gone)
-        return gone if status == 410 or strict_sync else Unavailable()
+        if by_fetch:
+            return gone
+        return AskState(otherwise=gone if cancel_accepted else Lost(cause=cause), gone=gone)
     if status in _PASSING_STATUSES or status >= 500:
         return Lost(cause=cause)
     # A state answer that is a redirect, or a 200 that cannot be read, is a portal or a proxy speaking: another try may

@@ -56,8 +56,8 @@ _AT_REST: Final = frozenset({State.IDLE, State.BACKGROUNDED, State.EXHAUSTED, St
 # Entering these makes whatever was under way a matter of the past. (A dial raises the generation by itself.)
 _NEW_GENERATION: Final = frozenset({State.IDLE, State.BACKGROUNDED, State.CANCELLED})
 
-# RFC 6455 section 7.4.1. 1000 tells a server that the client will not come back, and some then drop its token, so it is
-# said only when that is so; every other leave-taking is 1001.
+# RFC 6455 section 7.4.1. After 1000 some servers delete the client's token, so it is sent only when the job's end is
+# known; all other closes are 1001.
 _DONE: Final = 1000
 _GOING_AWAY: Final = 1001
 
@@ -151,10 +151,19 @@ class Draft:
                 self.disarm(timer)
         if source is State.RECONNECTING:
             self.set(hold_until=None)
+        if source is State.SYNCING and self._heard():
+            self.set(peer_known=True, token_accepted=True)
+        if source is State.CONNECTED:
+            self.set(silence=self.after.silent_seconds(self.facts), in_step_since=None)
         if target in _AT_REST:
             self.stop_clock()
         if target in _NEW_GENERATION:
             self.set(generation=self.after.generation + 1)
+
+    def _heard(self) -> bool:
+        """Whether the job gave a sign on the socket of the last dial: then the server took the token."""
+        sign, dials = self.facts.last_sign, self.after.dials
+        return sign is not None and bool(dials) and sign >= dials[-1]
 
     def _farewell(self) -> tuple[int, float]:
         event, policy = self.event, self.policy
@@ -162,7 +171,7 @@ class Draft:
             return _DONE, policy.close_wait
         if isinstance(event, Cancel | Close):
             wait = policy.cancel_wait if isinstance(event, Cancel) else policy.close_wait
-            return (_DONE if event.accepted else _GOING_AWAY), wait
+            return _GOING_AWAY, wait
         return _GOING_AWAY, 0.0
 
     def _forget_dial_to_come(self) -> None:

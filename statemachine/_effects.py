@@ -15,7 +15,7 @@ class Purpose(Enum):
     """What a state fetch is for."""
 
     SYNC = "sync"
-    """To come into step: several tries; its failure is a failed sync."""
+    """To come into step: several tries; after the last the connection comes into step without a state."""
     STATUS = "status"
     """To learn, without a socket, whether the job ended meanwhile: one try, its failure changes nothing."""
     STALL = "stall"
@@ -56,6 +56,10 @@ class CancelFetch(Effect, frozen=True, tag="cancel_fetch"):
     """Give up the state fetch under way."""
 
 
+class SkipState(Effect, frozen=True, tag="skip_state"):
+    """Come into step without a state: the socket decides."""
+
+
 class CloseSocket(Effect, frozen=True, kw_only=True, tag="close_socket"):
     """Close with `code` and wait at most `wait` seconds for the peer's answer; 0: write it and be gone."""
 
@@ -86,7 +90,7 @@ class ReleaseBuffer(Effect, frozen=True, tag="release_buffer"):
 
 
 class Deliver(Effect, frozen=True, kw_only=True, tag="deliver"):
-    """Deliver the job's end: the one place it can come from."""
+    """Deliver the job's end: the one place it can come from. Without an `update` the end is assumed."""
 
     outcome: str
     update: Any = None
@@ -102,6 +106,7 @@ AnyEffect: TypeAlias = (
     | Greet
     | FetchState
     | CancelFetch
+    | SkipState
     | CloseSocket
     | Probe
     | Arm

@@ -6,7 +6,8 @@ the event was taken up. Both are msgspec structs, so that a recorded history is 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
 from msgspec import Struct
 
@@ -45,7 +46,10 @@ class Trigger(Named):
     TOKEN_REJECTED = "token_rejected", "The server did not take the token, at the upgrade, on the socket or at a fetch."
     REFUSED = "refused", "The server, or the want of a token, rules out any further attempt."
     JOB_ENDED = "job_ended", "The job has ended; never stale, whoever saw it."
-    STALLED = "stalled", "No job message for the stall limit."
+    STALLED = "stalled", "The job has been silent until the next look is due."
+    STILL_SILENT = "still_silent", "A look into the silence found no sign of the job."
+    JOB_SPOKE = "job_spoke", "The job gave a sign after a silence that was noted."
+    CANCEL_ACCEPTED = "cancel_accepted", "The server agreed to stop the job; its end is still to come."
     PATH_LOST = "path_lost", "The host has no network path now."
     PATH_RESTORED = "path_restored", "The host has a network path again."
     PATH_CHANGED = "path_changed", "The host has another network path than before."
@@ -67,12 +71,13 @@ class Timer(Named):
     BACKOFF = "backoff", "The wait before the next attempt, or the hold of it while the path is down."
     OUTAGE = "outage", "How long an outage may last; holds and the background stop its clock."
     STABILITY = "stability", "How long a link must hold before its outage counts as over."
-    STALL = "stall", "How long a living link may be without a job message."
+    STALL = "stall", "How long the job may be silent before the next look."
     GRACE = "grace", "How long the background leaves a link."
     REVIVAL = "revival", "When a revival that came too early is allowed."
 
 
-Reason: TypeAlias = Literal["budget", "auth", "protocol", "gone"]
+#: Why it gave up. `auth`: the token was never accepted; `revoked`: this server accepted it before.
+Reason: TypeAlias = Literal["budget", "auth", "revoked", "protocol", "gone", "stalled"]
 
 
 class Cause(Struct, frozen=True, kw_only=True):
@@ -95,7 +100,9 @@ class Facts(Struct, frozen=True, kw_only=True):
     """How the world stands when an event is taken up: levels, asked for anew each time.
 
     `now` is the loop's clock in seconds. `token_id` tells one fixed token from another (None with a provider);
-    `renewable` says whether a rejected token can be replaced by a fresh one.
+    `renewable` says whether a rejected token can be replaced by a fresh one. `last_sign` is when the job last gave a
+    sign: a message about it, or a state that differs from the last. `state_required`: the user does not accept a server
+    that keeps no state of the job.
     """
 
     now: float
@@ -103,6 +110,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     foreground: bool = True
     token_id: str | None = None
     renewable: bool = True
+    last_sign: float | None = None
+    state_required: bool = False
 
 
 class Event(Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -120,10 +129,11 @@ class Expiry(Event, frozen=True, kw_only=True):
     ticket: int
 
 
-class Connect(Event, frozen=True, tag="connect"):
-    """The user asks to follow the job."""
+class Connect(Event, frozen=True, kw_only=True, tag="connect"):
+    """The user asks to follow the job, perhaps with another token."""
 
     trigger = Trigger.CONNECT
+    new_token: bool = False
 
 
 class Retry(Event, frozen=True, tag="retry"):
@@ -167,11 +177,16 @@ class TokenRejected(Event, frozen=True, kw_only=True, tag="token_rejected"):
 
 
 class Refused(Event, frozen=True, kw_only=True, tag="refused"):
-    """The server, or the want of a token, rules out any further attempt."""
+    """The server, or the want of a token, rules out any further attempt.
+
+    `by_fetch`: the state call said so. `final`: the server's or our own last word, not a fault that may pass.
+    """
 
     trigger = Trigger.REFUSED
     reason: Reason
     cause: Cause
+    by_fetch: bool = False
+    final: bool = False
 
 
 class JobEnded(Event, frozen=True, kw_only=True, tag="job_ended"):
@@ -182,12 +197,29 @@ class JobEnded(Event, frozen=True, kw_only=True, tag="job_ended"):
     update: Any = None
 
 
-class Stalled(Expiry, frozen=True, kw_only=True, tag="stalled"):
-    """No job message for the stall limit. `first` of this silence."""
+class Stalled(Expiry, frozen=True, tag="stalled"):
+    """The job has been silent until the next look is due; or it has spoken since the timer was armed."""
 
     trigger = Trigger.STALLED
     timer = Timer.STALL
-    first: bool = True
+
+
+class StillSilent(Event, frozen=True, tag="still_silent"):
+    """A look into the silence found no sign of the job, whether the state call worked or not."""
+
+    trigger = Trigger.STILL_SILENT
+
+
+class JobSpoke(Event, frozen=True, tag="job_spoke"):
+    """The job gave a sign after a silence that was noted: a message about it, or a state that differs from the last."""
+
+    trigger = Trigger.JOB_SPOKE
+
+
+class CancelAccepted(Event, frozen=True, tag="cancel_accepted"):
+    """The server agreed to stop the job; its end is still to come."""
+
+    trigger = Trigger.CANCEL_ACCEPTED
 
 
 class PathLost(Event, frozen=True, tag="path_lost"):
@@ -263,18 +295,21 @@ class RevivalDue(Expiry, frozen=True, tag="revival_due"):
 
 
 class Cancel(Event, frozen=True, tag="cancel"):
-    """The user ends it for good. `accepted`: the server had agreed to cancel the job."""
+    """The user ends it for good."""
 
     trigger = Trigger.CANCEL
-    accepted: bool = False
 
 
 class Close(Event, frozen=True, tag="close"):
-    """The user stops watching; the job goes on. `accepted` as in `Cancel`."""
+    """The user stops watching; the job goes on."""
 
     trigger = Trigger.CLOSE
-    accepted: bool = False
 
+
+AnyExpiry: TypeAlias = BackoffElapsed | BudgetSpent | LinkStable | Stalled | GraceElapsed | RevivalDue
+
+#: Which event each timer's expiry is.
+EXPIRIES: Final[Mapping[Timer, type[AnyExpiry]]] = {event.timer: event for event in get_args(AnyExpiry)}
 
 AnyEvent: TypeAlias = (
     Connect
@@ -287,6 +322,9 @@ AnyEvent: TypeAlias = (
     | Refused
     | JobEnded
     | Stalled
+    | StillSilent
+    | JobSpoke
+    | CancelAccepted
     | PathLost
     | PathRestored
     | PathChanged

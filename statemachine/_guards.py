@@ -5,8 +5,10 @@ In a cell they stand in order, and each means "and none of the earlier ones".
 
 from __future__ import annotations
 
+from typing import Final
+
 from ._draft import Draft
-from ._events import GapFound, Lost, PathChanged, PathRestored, TokenRejected
+from ._events import GapFound, Lost, PathChanged, PathRestored, Refused, TokenRejected
 
 
 def job_has_ended(draft: Draft) -> bool:
@@ -27,7 +29,8 @@ def path_down(draft: Draft) -> bool:
 def same_refused_token(draft: Draft) -> bool:
     """The fixed token that was refused is still the one given."""
     before, facts = draft.before, draft.facts
-    return before.reason == "auth" and facts.token_id is not None and facts.token_id == before.refused_token
+    refused = before.reason in ("auth", "revoked")
+    return refused and facts.token_id is not None and facts.token_id == before.refused_token
 
 
 def budget_left(draft: Draft) -> bool:
@@ -53,6 +56,54 @@ def first_rejection(draft: Draft) -> bool:
 def first_rejection_by_fetch(draft: Draft) -> bool:
     """As above, and it was the state call that rejected the token: the socket may live on."""
     return isinstance(draft.event, TokenRejected) and draft.event.by_fetch and first_rejection(draft)
+
+
+def only_the_state_call_failed(draft: Draft) -> bool:
+    """The state call failed, and the user accepts a server without it: the socket is not affected."""
+    event = draft.event
+    return isinstance(event, TokenRejected | Refused) and event.by_fetch and not draft.facts.state_required
+
+
+def cancel_was_accepted(draft: Draft) -> bool:
+    """The server had agreed to stop the job."""
+    return draft.before.cancel_accepted
+
+
+def cancel_is_confirmed(draft: Draft) -> bool:
+    """The server had agreed to stop the job, and now does not know the job or any token for it."""
+    event, before = draft.event, draft.before
+    if not before.cancel_accepted or not isinstance(event, Refused):
+        return False
+    return event.reason == "gone" or (event.reason == "auth" and before.rejections > 0)
+
+
+def refused_for_good(draft: Draft) -> bool:
+    """Trying again cannot help: the refusal is final, or this peer was never in step and may be the wrong one."""
+    event = draft.event
+    passing = isinstance(event, Refused) and event.reason == "protocol" and not event.final
+    return not (passing and draft.before.peer_known)
+
+
+# A timer may fire a rounding error early; then it is on time.
+_ROUNDING: Final = 0.001
+
+
+def silence_is_short(draft: Draft) -> bool:
+    """The job spoke after the timer was armed: the next look is not due yet."""
+    due = draft.policy.next_look(draft.before.stalls)
+    return draft.before.silent_seconds(draft.facts) + _ROUNDING < due
+
+
+def stall_limit_reached(draft: Draft) -> bool:
+    """The silence has lasted as long as the policy allows."""
+    limit = draft.policy.stall_limit
+    return limit is not None and draft.before.silent_seconds(draft.facts) + _ROUNDING >= limit
+
+
+def reconnect_may_help(draft: Draft) -> bool:
+    """Two looks found no sign of the job, none was made for it yet in this silence, and host and path allow it."""
+    before = draft.before
+    return before.stalls >= 2 and not before.silence_redialled and foreground_and_path_up(draft)
 
 
 def refetch_left(draft: Draft) -> bool:

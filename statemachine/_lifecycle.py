@@ -47,6 +47,8 @@ NO_BACKOFF: Final[LifecycleCell] = ignore("no wait for an attempt runs here")
 NO_OUTAGE: Final[LifecycleCell] = ignore("the outage clock is looked at in reconnecting only")
 NOT_CONNECTED: Final[LifecycleCell] = ignore("stability is measured in connected only")
 NO_GRACE: Final[LifecycleCell] = ignore("no grace runs here: there is nothing left to close")
+NOT_LOOKED_INTO: Final[LifecycleCell] = ignore("a silence is looked into in connected only")
+NOTHING_HEARD: Final[LifecycleCell] = ignore("nothing of the job is heard from here")
 NO_REVIVAL: Final[LifecycleCell] = ignore("a revival is awaited in exhausted only")
 FINAL: Final[LifecycleCell] = ignore("cancelled is final: nothing is left that this could concern")
 
@@ -62,12 +64,24 @@ _LOST: Final[LifecycleCell] = (
 )
 _TOKEN_REJECTED: Final[LifecycleCell] = (
     go(S.CONNECTING, do.dial_with_fresh_token, when=when.first_rejection),
+    go(S.IDLE, do.assume_cancelled, when=when.cancel_was_accepted),
     go(S.EXHAUSTED, do.give_up_on_auth),
 )
-_REFUSED: Final[LifecycleCell] = (go(S.EXHAUSTED, do.give_up_as_refused),)
+_REFUSED: Final[LifecycleCell] = (
+    go(S.IDLE, do.assume_cancelled, when=when.cancel_is_confirmed),
+    go(S.EXHAUSTED, do.give_up_as_refused, when=when.refused_for_good),
+    *_FAILED,
+)
+_REFUSED_WITH_SOCKET: Final[LifecycleCell] = (
+    _REFUSED[0],
+    stay(when=when.only_the_state_call_failed, reason="a side call never outranks a socket"),
+    *_REFUSED[1:],
+)
 _JOB_ENDED: Final[LifecycleCell] = (go(S.IDLE, do.deliver_end),)
 _PROBE: Final[LifecycleCell] = (stay(do.probe),)
 _KEEP: Final[LifecycleCell] = (stay(),)
+_FORGET_SILENCE: Final[LifecycleCell] = (stay(do.forget_silence),)
+_NOTE_CANCEL: Final[LifecycleCell] = (stay(do.note_accepted_cancel),)
 _FORGIVE: Final[LifecycleCell] = (stay(do.forgive),)
 _CANCEL: Final[LifecycleCell] = (go(S.CANCELLED),)
 _CLOSE: Final[LifecycleCell] = (go(S.IDLE, do.fresh_budget),)
@@ -84,7 +98,7 @@ _REVIVE: Final[LifecycleCell] = (
 )
 _BEGIN_ANEW: Final[LifecycleCell] = (
     forbid("the server refused this very token: give another one first", when=when.same_refused_token),
-    go(S.CONNECTING, do.fresh_budget, do.dial),
+    go(S.CONNECTING, do.fresh_start, do.dial),
 )
 _IS_CANCELLED: Final[LifecycleCell] = (forbid("it was cancelled, which is final: make a new Connection", Cancelled),)
 
@@ -103,9 +117,9 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
     T.CONNECT: {
         S.IDLE: (
             forbid("the job has ended: see `outcome`", JobEnded, when=when.job_has_ended),
-            go(S.BACKGROUNDED, do.fresh_budget, when=when.in_background),
-            go(S.RECONNECTING, do.fresh_budget, do.hold, when=when.path_down),
-            go(S.CONNECTING, do.fresh_budget, do.dial),
+            go(S.BACKGROUNDED, do.fresh_start, when=when.in_background),
+            go(S.RECONNECTING, do.fresh_start, do.hold, when=when.path_down),
+            go(S.CONNECTING, do.fresh_start, do.dial),
         ),
         S.CONNECTING: _FORGIVE,
         S.SYNCING: _FORGIVE,
@@ -168,9 +182,13 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
     T.TOKEN_REJECTED: {
         S.IDLE: NO_TOKEN_USED,
         S.CONNECTING: _TOKEN_REJECTED,
-        S.SYNCING: (stay(do.refetch_with_fresh_token, when=when.first_rejection_by_fetch), *_TOKEN_REJECTED),
+        S.SYNCING: (
+            stay(do.refetch_with_fresh_token, when=when.first_rejection_by_fetch),
+            stay(do.skip_state, when=when.only_the_state_call_failed),
+            *_TOKEN_REJECTED,
+        ),
         S.CONNECTED: _TOKEN_REJECTED,
-        S.RECONNECTING: (stay(do.mark_token_stale),),
+        S.RECONNECTING: NO_TOKEN_USED,
         S.BACKGROUNDED: NO_TOKEN_USED,
         S.EXHAUSTED: ignore("it has given up already; a user's connect asks for a token anew"),
         S.CANCELLED: FINAL,
@@ -178,11 +196,11 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
     T.REFUSED: {
         S.IDLE: NOTHING_ASKED,
         S.CONNECTING: _REFUSED,
-        S.SYNCING: _REFUSED,
-        S.CONNECTED: _REFUSED,
-        S.RECONNECTING: _REFUSED,
+        S.SYNCING: _REFUSED_WITH_SOCKET,
+        S.CONNECTED: _REFUSED_WITH_SOCKET,
+        S.RECONNECTING: (_REFUSED[0], go(S.EXHAUSTED, do.give_up_as_refused)),
         S.BACKGROUNDED: NOTHING_ASKED,
-        S.EXHAUSTED: ignore("it has given up already, for a reason that stays the first"),
+        S.EXHAUSTED: (_REFUSED[0], stay(reason="it has given up already, for a reason that stays the first")),
         S.CANCELLED: FINAL,
     },
     T.JOB_ENDED: {
@@ -199,10 +217,44 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.IDLE: NOT_IN_STEP,
         S.CONNECTING: NOT_IN_STEP,
         S.SYNCING: NOT_IN_STEP,
-        S.CONNECTED: (stay(do.look_into_silence),),
+        S.CONNECTED: (
+            stay(do.await_next_look, when=when.silence_is_short),
+            go(S.EXHAUSTED, do.give_up_as_stalled, when=when.stall_limit_reached),
+            stay(do.look_into_silence),
+        ),
         S.RECONNECTING: NOT_IN_STEP,
         S.BACKGROUNDED: NOT_IN_STEP,
         S.EXHAUSTED: NOT_IN_STEP,
+        S.CANCELLED: FINAL,
+    },
+    T.STILL_SILENT: {
+        S.IDLE: NOT_LOOKED_INTO,
+        S.CONNECTING: NOT_LOOKED_INTO,
+        S.SYNCING: NOT_LOOKED_INTO,
+        S.CONNECTED: (go(S.CONNECTING, do.redial_after_silence, when=when.reconnect_may_help), stay()),
+        S.RECONNECTING: NOT_LOOKED_INTO,
+        S.BACKGROUNDED: NOT_LOOKED_INTO,
+        S.EXHAUSTED: NOT_LOOKED_INTO,
+        S.CANCELLED: FINAL,
+    },
+    T.JOB_SPOKE: {
+        S.IDLE: NOTHING_HEARD,
+        S.CONNECTING: NOTHING_HEARD,
+        S.SYNCING: _FORGET_SILENCE,
+        S.CONNECTED: (stay(do.forget_silence, do.await_next_look),),
+        S.RECONNECTING: _FORGET_SILENCE,
+        S.BACKGROUNDED: NOTHING_HEARD,
+        S.EXHAUSTED: _FORGET_SILENCE,
+        S.CANCELLED: FINAL,
+    },
+    T.CANCEL_ACCEPTED: {
+        S.IDLE: _NOTE_CANCEL,
+        S.CONNECTING: _NOTE_CANCEL,
+        S.SYNCING: _NOTE_CANCEL,
+        S.CONNECTED: _NOTE_CANCEL,
+        S.RECONNECTING: _NOTE_CANCEL,
+        S.BACKGROUNDED: _NOTE_CANCEL,
+        S.EXHAUSTED: _NOTE_CANCEL,
         S.CANCELLED: FINAL,
     },
     T.PATH_LOST: {
@@ -314,7 +366,7 @@ _EXPIRY: Final[Mapping[Timer, tuple[T, str]]] = {
     Timer.BACKOFF: (T.BACKOFF_ELAPSED, "the drawn delay, or 60 s of a hold"),
     Timer.OUTAGE: (T.BUDGET_SPENT, "10 min of an outage"),
     Timer.STABILITY: (T.LINK_STABLE, "30 s"),
-    Timer.STALL: (T.STALLED, "120 s, 240 s, then every 600 s"),
+    Timer.STALL: (T.STALLED, "120 s, 240 s, then every 600 s of silence"),
     Timer.GRACE: (T.GRACE_ELAPSED, "30 s, on phones at once"),
     Timer.REVIVAL: (T.REVIVAL_DUE, "30 s, 6 an hour"),
 }

@@ -151,9 +151,13 @@ class Policy(Struct, frozen=True, kw_only=True):
     foreground; `restored_window` the one after the path came back. While the path is down a dial is held for `hold`,
     then tried once without charge. `free_restarts` attempts an outage may be begun anew because the path changed.
 
-    Links: one counts as stable after `stable_after` in `connected`. Without a job message for `stall_after[0]` the
-    state is fetched, then after `stall_after[1]` and so on, the last number repeating. In the background everything is
-    closed after `grace` (0 on phones). `violations` broken streams without a stable link between them end it.
+    Links: one counts as stable after `stable_after` in `connected`. In the background everything is closed after
+    `grace` (0 on phones). `violations` broken streams without a stable link between them end it.
+
+    Silence: without a sign of the job for `stall_after[0]` the state is fetched, again after `stall_after[1]` and so
+    on, the last number repeating. After the second such look without a sign one reconnect is made. A silence of
+    `stall_limit` ends in `exhausted` with the reason `stalled`; None, the default, sets no limit, because a job may be
+    silent for hours. Set it for a server whose state says "running" for a job that no longer exists.
 
     Revival from `exhausted`: at least `revival_spacing` apart, at most `revivals_per_window` within `revival_window`.
     """
@@ -168,6 +172,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     free_restarts: int = 3
     stable_after: float = 30.0
     stall_after: tuple[float, ...] = (120.0, 240.0, 600.0)
+    stall_limit: float | None = None
     grace: float = 30.0
     violations: int = 3
     refetch_waits: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -205,8 +210,16 @@ class Policy(Struct, frozen=True, kw_only=True):
                 raise InvalidArgument(name, "must be at least 1")
         if not self.stall_after:
             raise InvalidArgument("stall_after", "needs at least one number")
+        if self.stall_limit is not None:
+            _positive("stall_limit", self.stall_limit)
         for name in ("stall_after", "refetch_waits", "fetch_waits"):
             for number in getattr(self, name):
                 _positive(name, number)
         if self.lost_after <= self.ping_after:
             raise InvalidArgument("lost_after", "must exceed ping_after, or no ping could be answered in time")
+
+    def next_look(self, looks: int) -> float:
+        """How long a silence lasts, in seconds, when it is looked into again after so many looks."""
+        waits = self.stall_after
+        due = sum(waits[: looks + 1]) + max(0, looks + 1 - len(waits)) * waits[-1]
+        return due if self.stall_limit is None else min(due, self.stall_limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from ._events import Cause, Reason, State, Timer
+from ._events import Cause, Facts, Reason, State, Timer
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -34,10 +34,18 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     # Until when the waiting attempt may be held for the path, and until when the server asked us to stay away.
     hold_until: float | None = None
     advised_until: float | None = None
-    # The next attempt is to ask for a fresh token.
-    token_stale: bool = False
-    # The stalls of one silence.
+
+    # What is known of the other side: it was in step once; it accepted this token; it agreed to stop the job.
+    peer_known: bool = False
+    token_accepted: bool = False
+    cancel_accepted: bool = False
+
+    # The job's silence: looks made into it, seconds of it that earlier links saw, when this link came in step, and
+    # whether a reconnect was made because of it. Reconnects keep all of this; a sign of the job resets it.
     stalls: int = 0
+    silence: float = 0.0
+    in_step_since: float | None = None
+    silence_redialled: bool = False
 
     # When dials opened (or are to open), and when revivals were made: the newest last, bounded by the policy.
     dials: tuple[float, ...] = ()
@@ -61,3 +69,11 @@ class Snapshot(Struct, frozen=True, kw_only=True):
         """How long the outage has lasted, holds and background left out."""
         running = 0.0 if self.outage_since is None else max(0.0, now - self.outage_since)
         return self.outage_spent + running
+
+    def silent_seconds(self, facts: Facts) -> float:
+        """How long the job has been silent while this connection was in step to hear it."""
+        if self.in_step_since is None:
+            return self.silence
+        if facts.last_sign is not None and facts.last_sign > self.in_step_since:
+            return facts.now - facts.last_sign
+        return self.silence + facts.now - self.in_step_since

@@ -456,7 +456,7 @@ class Connection(AsyncContextManagerMixin):
         if token is not None:
             given = Token(token if isinstance(token, Secret) else Secret(token))
             _check_token(given.secret)
-        self._begin_anew(Connect(), given)
+        self._begin_anew(Connect(new_token=given is not None), given)
 
     def retry(self) -> None:
         """Make an attempt now, whatever is waited for: the backoff, the path, the foreground. Raises as `connect`."""
@@ -476,7 +476,7 @@ class Connection(AsyncContextManagerMixin):
                 if self._opening is not None:
                     self._opening.cancel()
                 return True
-            engine.request(Cancel(accepted=engine.cancel_accepted))
+            engine.request(Cancel())
             return engine.snapshot.state is State.CANCELLED
 
         return self._on_loop(cancel)

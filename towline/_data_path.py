@@ -9,13 +9,24 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 import anyio
+from msgspec.structs import replace
 
-from ._exceptions import MalformedMessage
+from ._exceptions import MalformedMessage, TowlineError
 from ._recovery import End, Finding, Gap, Synced
 from ._text import escape
 from ._updates import OUTCOME_KINDS, AnyUpdate, Progress, Stalled
-from .statemachine import Cause, Deliver, FetchState, GapFound, JobEnded, ReleaseBuffer, State, Timer
-from .statemachine import Stalled as StalledEvent
+from .statemachine import (
+    Cause,
+    Deliver,
+    FetchState,
+    GapFound,
+    JobEnded,
+    JobSpoke,
+    ReleaseBuffer,
+    SkipState,
+    State,
+    StillSilent,
+)
 from .statemachine import Synced as SyncedEvent
 from .transport import Frame, JobProgressFrame, JobState, PingFrame, PongFrame, ReadyAckFrame
 
@@ -27,20 +38,18 @@ _LOG: Final = logging.getLogger("towline")
 
 
 class DataPath:
-    """Takes in what the socket brings, hands on what it shows, and watches how long the job has been silent."""
+    """Takes in what the socket brings, hands on what it shows, and notes when the job last gave a sign."""
 
-    __slots__ = ("_batch_came", "_engine", "_last_job_message", "_silent", "_stall_told", "stall_ticket")
+    __slots__ = ("_batch_came", "_engine", "_last_state", "last_sign")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         # Set at each batch, for a fetch that waits for what the socket brings.
         self._batch_came: anyio.Event | None = None
-        self._last_job_message = 0.0
-        self._stall_told = False
-        #: The ticket of the stall timer, which is armed anew here when the job speaks after a silence.
-        self.stall_ticket = 0
-        # The job was silent for so long that it was looked into, and has not spoken since.
-        self._silent = False
+        #: When the job last gave a sign, on the loop's clock.
+        self.last_sign: float | None = None
+        # The last state since the last message: one that differs from it is a sign of the job.
+        self._last_state: JobState | None = None
 
     def take_in(self, link: Link, batch: list[str | bytes]) -> None:
         """Hand on what one read brought. The hot path: no await, no lock, no task switch a message."""
@@ -51,16 +60,18 @@ class DataPath:
             try:
                 frame = decode(message)
             except MalformedMessage as error:
+                spoke = spoke or error.job_id in ("", self._engine.settings.job)
                 finding = self._malformed(error)
             else:
-                spoke = spoke or _is_of_the_job(frame)
+                spoke = spoke or _is_sign(frame, self._engine.settings.job)
                 finding = take_in(frame)
             if finding is not None:
                 self.act(finding, link.generation)
                 if self._engine.links.current is not link:
                     break
         if spoke:
-            self._job_spoke()
+            self._last_state = None
+            self._job_spoke(link.generation)
         self.publish(self._engine.recovery.take())
         if self._batch_came is not None:
             self._batch_came.set()
@@ -68,13 +79,15 @@ class DataPath:
 
     def release_buffer(self, effect: ReleaseBuffer) -> None:
         """The sync is complete: hand on what it held back."""
-        self._last_job_message = anyio.current_time()
-        self._stall_told = self._silent = False
         self.act(self._engine.recovery.release(), self._engine.snapshot.generation)
 
+    def skip_state(self, effect: SkipState) -> None:
+        """Come into step without a state."""
+        self.act(self._engine.recovery.unavailable(), self._engine.snapshot.generation)
+
     def deliver(self, effect: Deliver) -> None:
-        """Hand on the end, and what belongs before it."""
-        end: End = effect.update
+        """Deliver the end, after what belongs before it."""
+        end: End = effect.update if effect.update is not None else self._engine.recovery.assume_cancelled()
         self._engine.delivery.outcome = end.outcome
         if end.before:
             self._hand_on(list(end.before))
@@ -107,35 +120,36 @@ class DataPath:
             self._batch_came = anyio.Event()
         await self._batch_came.wait()
 
-    def silence_limit_reached(self, ticket: int) -> None:
-        """The stall timer is not moved at each message: it looks back, and goes on if one has come."""
-        remaining = self._last_job_message + self._engine.settings.policy.stall_after[0] - anyio.current_time()
-        if not self._silent and remaining > 0:
-            self._engine.timers.arm(Timer.STALL, ticket, remaining)
-        else:
-            first, self._silent = not self._silent, True
-            self._engine.post(StalledEvent(ticket=ticket, first=first))
+    def look_into_silence(self, answer: JobState | TowlineError, effect: FetchState) -> None:
+        """Take in what the state call answered because the job was silent; report the silence if it goes on."""
+        engine = self._engine
+        if isinstance(answer, JobState):
+            finding = engine.recovery.look(answer)
+            updates = engine.recovery.take()
+            moved = finding is not None or bool(updates)
+            if self.note_state(answer, effect.generation, moved=moved):
+                self.publish(updates)
+                self.act(finding, effect.generation)
+                return
+        if engine.snapshot.state is not State.CONNECTED:
+            return
+        silence = engine.snapshot.silent_seconds(engine.facts())
+        self.publish([Stalled(job=engine.settings.job, seconds=round(silence, 3))])
+        engine.post(StillSilent(generation=effect.generation, fetch=effect.fetch))
 
-    def look_into_silence(self, state: JobState, effect: FetchState) -> None:
-        """Take in the state that was fetched because the job was silent; tell of the silence once."""
-        finding = self._engine.recovery.look(state)
-        updates = self._engine.recovery.take()
-        if updates or finding is not None:
-            self._stall_told = False
-            self.publish(updates)
-            self.act(finding, effect.generation)
-        elif not self._stall_told:
-            self._stall_told = True
-            silence = anyio.current_time() - self._last_job_message
-            self.publish([Stalled(job=self._engine.settings.job, seconds=round(silence, 3))])
+    def note_state(self, state: JobState, generation: int, *, moved: bool = False) -> bool:
+        """Note a state that was fetched; returns whether it is a sign of the job: it differs from the last one."""
+        # A keep-alive moves these two, and is no sign.
+        last, self._last_state = self._last_state, replace(state, seq=None, last_update=None)
+        is_sign = moved or (last is not None and self._last_state != last)
+        if is_sign:
+            self._job_spoke(generation)
+        return is_sign
 
-    def _job_spoke(self) -> None:
-        self._last_job_message = anyio.current_time()
-        self._stall_told = False
-        if self._silent:
-            # The next silence begins, and is short again before it is looked into.
-            self._silent = False
-            self._engine.timers.arm(Timer.STALL, self.stall_ticket, self._engine.settings.policy.stall_after[0])
+    def _job_spoke(self, generation: int) -> None:
+        self.last_sign = anyio.current_time()
+        if self._engine.snapshot.stalls or self._engine.snapshot.silence:
+            self._engine.post(JobSpoke(generation=generation))
 
     def _malformed(self, error: MalformedMessage) -> Finding:
         self._engine.counts["malformed_messages"] += 1
@@ -163,8 +177,8 @@ class DataPath:
         self._engine.post(GapFound(generation=generation, cause=Cause(code="gap", text=problem)))
 
 
-def _is_of_the_job(frame: Frame) -> bool:
-    """Whether the job has spoken: a heartbeat is none of its words."""
+def _is_sign(frame: Frame, job: str) -> bool:
+    """Whether the frame is a sign of the job: keep-alives, pings and answers to `ready` are none."""
     if isinstance(frame, JobProgressFrame):
-        return not frame.payload.keep_alive
-    return not isinstance(frame, PingFrame | PongFrame | ReadyAckFrame)
+        return not frame.payload.keep_alive and frame.job_id in (job, "")
+    return not isinstance(frame, PingFrame | PongFrame | ReadyAckFrame) and frame.job_id in (job, "")

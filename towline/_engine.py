@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 from ._data_path import DataPath
 from ._delivery import Delivery
@@ -38,13 +39,12 @@ from ._timers import Timers
 from ._tokens import RENEW_BEFORE, TokenSource
 from ._updates import OUTCOME_KINDS, Outcome, StateChange
 from .statemachine import (
+    EXPIRIES,
     AbandonDial,
     AnyEffect,
     AnyEvent,
     Arm,
     AskState,
-    BackoffElapsed,
-    BudgetSpent,
     CancelFetch,
     Close,
     CloseSocket,
@@ -54,17 +54,15 @@ from .statemachine import (
     Entry,
     Facts,
     FetchState,
-    GraceElapsed,
     Greet,
-    LinkStable,
     Lost,
     Place,
     Probe,
     Recorder,
     Refused,
     ReleaseBuffer,
-    RevivalDue,
     SaveCursor,
+    SkipState,
     Snapshot,
     State,
     Timer,
@@ -89,14 +87,6 @@ _GIVES_BACK: Final = (AbandonDial, CancelFetch, CloseSocket, Disarm, Deliver, Sa
 _LINKED: Final = frozenset({State.SYNCING, State.CONNECTED})
 _TRYING: Final = frozenset({State.CONNECTING, State.RECONNECTING, State.BACKGROUNDED, State.EXHAUSTED})
 
-_EXPIRIES: Final[dict[Timer, Callable[..., AnyEvent]]] = {
-    Timer.BACKOFF: BackoffElapsed,
-    Timer.OUTAGE: BudgetSpent,
-    Timer.STABILITY: LinkStable,
-    Timer.GRACE: GraceElapsed,
-    Timer.REVIVAL: RevivalDue,
-}
-
 
 class Engine:
     """Drives one connection. Made and entered by `Connection`, whose public methods it serves."""
@@ -117,7 +107,6 @@ class Engine:
         self._changed: anyio.Event | None = None
         #: Whether the status fetch of `exhausted` has settled, so that giving up may be told.
         self.settled = False
-        self.cancel_accepted = False
         self.links = Links(self)
         self.data = DataPath(self)
         self.fetches = Fetches(self)
@@ -169,6 +158,8 @@ class Engine:
             foreground=self.foreground,
             token_id=self.tokens.token_id,
             renewable=self.tokens.renewable,
+            last_sign=self.data.last_sign,
+            state_required=self.settings.strict_sync,
         )
 
     def _take(self, event: AnyEvent) -> None:
@@ -240,6 +231,8 @@ class Engine:
             path_up=self.path_up,
             renewable=self.tokens.renewable,
             strict_sync=settings.strict_sync,
+            cancel_accepted=self.snapshot.cancel_accepted,
+            state_answered=self.fetches.answered,
         )
         if place is not Place.STATUS and not isinstance(meaning, AskState):
             try:
@@ -257,7 +250,7 @@ class Engine:
         elif isinstance(meaning, Lost):
             self.post(Lost(generation=generation, fetch=fetch, cause=meaning.cause))
         elif isinstance(meaning, Refused):
-            self.post(Refused(generation=generation, fetch=fetch, reason=meaning.reason, cause=meaning.cause))
+            self.post(replace(meaning, generation=generation, fetch=fetch))
         elif isinstance(meaning, TokenRejected):
             self.post(TokenRejected(generation=generation, fetch=fetch, cause=meaning.cause, by_fetch=meaning.by_fetch))
 
@@ -272,8 +265,6 @@ class Engine:
 
     def _arm(self, effect: Arm) -> None:
         delay = effect.delay.draw(self.settings.random)
-        if effect.timer is Timer.STALL:
-            self.data.stall_ticket = effect.ticket
         self.timers.arm(effect.timer, effect.ticket, delay)
 
     def _disarm(self, effect: Disarm) -> None:
@@ -283,12 +274,10 @@ class Engine:
         if not isinstance(timer, Timer):
             self._renewal = anyio.CancelScope()
             self.tasks.start_soon(self._renew_token, self._renewal, name="towline token")
-        elif timer is Timer.STALL:
-            self.data.silence_limit_reached(ticket)
         elif timer is Timer.STABILITY and self.links.nothing_came_since():
             self.timers.arm(timer, ticket, self.settings.policy.ping_after)
         else:
-            self.post(_EXPIRIES[timer](ticket=ticket))
+            self.post(EXPIRIES[timer](ticket=ticket))
 
     # --- telling ---------------------------------------------------------------------------------------------------
 
@@ -350,7 +339,8 @@ class Engine:
         snapshot = self.snapshot
         text = "no attempt was made" if snapshot.cause is None else snapshot.cause.text
         error = Exhausted(snapshot.reason or "budget", text)
-        error.__cause__ = self.last_error
+        if snapshot.reason != "stalled":
+            error.__cause__ = self.last_error
         return error
 
     # --- what is kept on record ------------------------------------------------------------------------------------
@@ -400,7 +390,7 @@ class Engine:
 
     async def stop(self, *, leave: bool) -> None:
         """Close what is open and write what is due. With `leave` nothing of it runs any more after that."""
-        self.request(Close(accepted=self.cancel_accepted))
+        self.request(Close())
         await self.links.all_gone()
         if leave:
             await self.handlers.settle(HANDLERS_WAIT)
@@ -417,6 +407,7 @@ _PERFORM: Final[dict[type, Callable[[Engine, Any], None]]] = {
     Probe: lambda engine, effect: engine.links.probe(effect),
     FetchState: lambda engine, effect: engine.fetches.fetch_state(effect),
     CancelFetch: lambda engine, effect: engine.fetches.cancel_fetch(effect),
+    SkipState: lambda engine, effect: engine.data.skip_state(effect),
     ReleaseBuffer: lambda engine, effect: engine.data.release_buffer(effect),
     Deliver: lambda engine, effect: engine.data.deliver(effect),
     Arm: Engine._arm,

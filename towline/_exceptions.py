@@ -345,8 +345,11 @@ class DeadlineExceeded(TowlineError, TimeoutError):
 class Exhausted(TowlineError):
     """The engine makes no further attempt by itself; `connect()` or `retry()` begins anew.
 
-    `reason` is `budget`, `auth`, `protocol` or `gone`; `cause` tells of the last failure and is `__cause__`
-    too where it was an exception. It does not mean that the job has failed: the job may go on without a watcher.
+    `reason` is one of `budget` (the retries or the time of an outage are spent), `auth` (the token was never accepted),
+    `revoked` (the server accepted this token before and rejects it now), `protocol` (the server refuses or breaks the
+    protocol), `gone` (the server does not know the job) and `stalled` (the job was silent for `Policy.stall_limit`).
+    `cause` describes the last failure and is `__cause__` too where it was an exception. It does not mean that the job
+    has failed: the job may go on without a follower.
     """
 
     def __init__(self, reason: str, cause: str) -> None:
@@ -355,6 +358,9 @@ class Exhausted(TowlineError):
         self.cause = cause
 
     def __str__(self) -> str:
+        if self.reason == "revoked":
+            known = "the server accepted this token before and rejects it now, so the job may have ended"
+            return f"gave up ({self.reason}): {known}; last failure: {self.cause}"
         return f"gave up ({self.reason}): {self.cause}"
 
 

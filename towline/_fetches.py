@@ -21,11 +21,13 @@ ACK_WAIT: Final = 1.0
 class Fetches:
     """Runs one state fetch at a time and brings its answer together with what the socket tells."""
 
-    __slots__ = ("_engine", "_under_way")
+    __slots__ = ("_engine", "_under_way", "answered")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._under_way: anyio.CancelScope | None = None
+        #: The state call has worked once.
+        self.answered = False
 
     def fetch_state(self, effect: FetchState) -> None:
         """Begin a fetch, in place of one under way."""
@@ -53,6 +55,7 @@ class Fetches:
             return meaning.gone if meaning.gone is not None and error.status in (404, 410) else meaning.otherwise
         except TowlineError:
             return meaning.otherwise
+        self.answered = True
         if not state.ended:
             return meaning.otherwise
         finding = self._engine.recovery.look(state)
@@ -64,15 +67,22 @@ class Fetches:
             state = await self._fetched(effect)
             if effect.purpose is Purpose.SYNC:
                 await self._sync(effect, state)
-            elif isinstance(state, TowlineError):
-                await self._engine.failed(state, Place.STATUS, effect.generation, effect.fetch)
-            elif effect.purpose is Purpose.STALL:
-                self._engine.data.look_into_silence(state, effect)
-            elif state.ended:
-                self._engine.data.act(self._engine.recovery.look(state), effect.generation)
+            else:
+                await self._look(effect, state)
             if self._under_way is scope:
                 self._under_way = None
                 self._engine.settle()
+
+    async def _look(self, effect: FetchState, state: JobState | TowlineError) -> None:
+        """Only a clear answer counts: the end, a sign of the job, or that the job is gone."""
+        if isinstance(state, TowlineError):
+            await self._engine.failed(state, Place.STATUS, effect.generation, effect.fetch)
+        if effect.purpose is Purpose.STALL:
+            self._engine.data.look_into_silence(state, effect)
+        elif isinstance(state, JobState):
+            self._engine.data.note_state(state, effect.generation)
+            if state.ended:
+                self._engine.data.act(self._engine.recovery.look(state), effect.generation)
 
     async def _fetched(self, effect: FetchState) -> JobState | TowlineError:
         policy = self._engine.settings.policy
@@ -81,13 +91,15 @@ class Fetches:
             token = await self._engine.tokens.get(fresh=effect.fresh_token) if patient else self._engine.tokens.held
             if token is None:
                 return StateUnreachable("an answer about the job", "without a token")
-            return await self._engine.calls.fetch_state(
+            state = await self._engine.calls.fetch_state(
                 self._engine.settings.job,
                 token,
                 tries=1 + len(policy.fetch_waits) if patient else 1,
                 waits=policy.fetch_waits,
                 deadline=policy.fetch_deadline if patient else policy.status_deadline,
             )
+            self.answered = True
+            return state
         except TowlineError as error:
             return error
 
@@ -95,6 +107,8 @@ class Fetches:
         """Bring the state and what the socket tells together."""
         recovery, generation = self._engine.recovery, effect.generation
         ended = isinstance(state, JobState) and state.ended
+        if isinstance(state, JobState):
+            self._engine.data.note_state(state, generation)
         if isinstance(state, JobState) and ended:
             finding = recovery.state(state)
             if finding is not None:

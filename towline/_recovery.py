@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from ._exceptions import MalformedMessage
 from ._outcomes import outcome_of_frame, outcome_of_state
-from ._updates import AnyUpdate, JobStarted, Outcome, Progress, Resynced, merge
+from ._updates import AnyUpdate, JobCanceled, JobStarted, Outcome, Progress, Resynced, merge
 from .transport import (
     Codec,
     ErrorFrame,
@@ -477,6 +477,7 @@ class Recovery:
             to_seq=last,
             missed=missed,
             refused=refused,
+            first=not self._begun,
             processed_count=self.shown if missed != 0 else None,
             total_count=state.total_count,
             current_item=state.current_item,
@@ -488,7 +489,7 @@ class Recovery:
         """The server keeps no state of this job: go on with what came over the socket."""
         if self.phase is not Phase.HOLDING:
             return None
-        self._prelude = Resynced(job=self.job, kind="unavailable")
+        self._prelude = Resynced(job=self.job, kind="unavailable", first=not self._begun)
         self._take_up_log()
         self.phase = Phase.COMPLETE
         return Synced()
@@ -524,6 +525,10 @@ class Recovery:
         return None
 
     # --- the end ---------------------------------------------------------------------------------------------------
+
+    def assume_cancelled(self) -> End:
+        """The end of a job that the server agreed to stop and then did not know any more."""
+        return self._end(JobCanceled(job=self.job, assumed=True))
 
     def _end(self, outcome: Outcome) -> End:
         """What joins is handed on first, then a word about what is missing, then the end."""

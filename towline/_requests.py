@@ -12,7 +12,7 @@ import anyio
 from ._exceptions import Cancelled, StateUnreachable, TowlineError, UnexpectedResponse
 from ._secret import Secret
 from ._updates import JobComplete
-from .statemachine import State
+from .statemachine import CancelAccepted, State
 from .transport import CancelAnswer
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class JobRequests:
         answer = await self._authorised(lambda token: engine.calls.cancel_job(engine.settings.job, token, key))
         self._cancel_key = None
         if answer == "accepted":
-            engine.cancel_accepted = True
+            engine.post(CancelAccepted())
         elif answer == "too_late":
             # It has ended already: its state tells how, wherever the socket is.
             with suppress(TowlineError):

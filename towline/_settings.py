@@ -95,7 +95,7 @@ class Settings:
             case "lost":
                 return Lost(cause=cause)
             case "refused":
-                return Refused(reason="protocol", cause=cause)
+                return Refused(reason="protocol", cause=cause, final=True)
             case "token_rejected":
                 return TokenRejected(cause=cause, by_fetch=place is Place.SYNC)
         raise InvalidArgument("classify", "must answer lost, token_rejected, refused or None")

@@ -56,8 +56,8 @@ class Resynced(Update, frozen=True, kw_only=True, tag="resynced"):
     `kind`: `replay` (the server sends again all that was missed), `snapshot` (it told where the job stands now),
     `unavailable` (it keeps no state of this job), `end` (the end came before what lies between). `from_seq` to
     `to_seq` is what the re-sync covers; `missed` of these events are not delivered one by one, None where the server
-    keeps no log. `refused`: the snapshot was older than what had been shown, and was not used. The other fields are the
-    snapshot's.
+    keeps no log. `refused`: the snapshot was older than what had been shown, and was not used. `first`: nothing was
+    shown before, so this is the beginning and no interruption. The other fields are the snapshot's.
     """
 
     kind: Literal["replay", "snapshot", "unavailable", "end"]
@@ -65,13 +65,17 @@ class Resynced(Update, frozen=True, kw_only=True, tag="resynced"):
     to_seq: int | None = None
     missed: int | None = None
     refused: bool = False
+    first: bool = False
     processed_count: int | None = None
     total_count: int | None = None
     current_item: str | None = None
 
 
 class Stalled(Update, frozen=True, kw_only=True, tag="stalled"):
-    """The link is alive, but the job has said nothing for `seconds` and its state has not moved either."""
+    """The link is alive, and the job gave no sign for `seconds`: no message, and no state that differs from the last.
+
+    Reported at each look into a silence: after 120 s, 360 s, then every 600 s (`Policy.stall_after`).
+    """
 
     seconds: float
 
@@ -102,10 +106,14 @@ class JobFailed(Update, frozen=True, kw_only=True, tag="job_failed"):
 
 
 class JobCanceled(Update, frozen=True, kw_only=True, tag="job_canceled"):
-    """The job was stopped on request. `problem` and `raw` as in `JobComplete`."""
+    """The job was stopped on request. `problem` and `raw` as in `JobComplete`.
+
+    `assumed`: no message said so. The server had agreed to stop the job, and then no longer knew it or its token.
+    """
 
     processed_count: int | None = None
     reason: str | None = None
+    assumed: bool = False
     problem: str | None = None
     raw: str | None = None
 

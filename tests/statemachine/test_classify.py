@@ -55,12 +55,16 @@ def meaning(error: BaseException, place: Place, **flags: bool) -> str:
             return "lost"
         case TokenRejected(by_fetch=by_fetch):
             return "token_rejected by fetch" if by_fetch else "token_rejected"
-        case Refused(reason=reason):
-            return f"refused({reason})"
+        case Refused(reason=reason, by_fetch=by_fetch, final=final):
+            return f"refused({reason})" + " by fetch" * by_fetch + " for good" * final
         case Unavailable():
             return "unavailable"
         case AskState(otherwise=otherwise, gone=gone):
-            after = "lost" if isinstance(otherwise, Lost) else f"refused({otherwise.reason})"
+            after = (
+                "lost"
+                if isinstance(otherwise, Lost)
+                else f"refused({otherwise.reason})" + " for good" * otherwise.final
+            )
             return f"ask, else {after}" + ("" if gone is None else f", gone is refused({gone.reason})")
 
 
@@ -69,7 +73,7 @@ CLOSES = {
     **dict.fromkeys([1002, 1003, 1007, 1009, 1010], "refused(protocol)"),
     **dict.fromkeys([1008, 4401], "token_rejected"),
     **dict.fromkeys([3000, 3499, 4000, 4400, 4402, 4499], "lost"),
-    **dict.fromkeys([3500, 3999, 4500, 4999], "refused(protocol)"),
+    **dict.fromkeys([3500, 3999, 4500, 4999], "refused(protocol) for good"),
     # Anything else: the budget bounds it.
     **dict.fromkeys([1004, 1015, 1016, 2999], "lost"),
 }
@@ -83,7 +87,7 @@ def test_close_codes(code: int, expected: str) -> None:
 LINES: list[tuple[str, BaseException, Place, dict[str, bool], str]] = [
     ("broken bytes", ProtocolViolation("a reserved bit", 1002), SOCKET, {}, "lost"),
     ("bad accept key", ProtocolViolation("the accept key is wrong"), UPGRADE, {}, "refused(protocol)"),
-    ("too big a message", MessageTooBig("bytes", 1), SOCKET, {}, "ask, else refused(protocol)"),
+    ("too big a message", MessageTooBig("bytes", 1), SOCKET, {}, "ask, else refused(protocol) for good"),
     *(
         (f"{status} at upgrade", HandshakeRefused(status), UPGRADE, {}, "refused(protocol)")
         for status in (200, 204, 301, 302, 307, 400, 402, 405, 409, 418, 421, 426, 451)
@@ -93,30 +97,64 @@ LINES: list[tuple[str, BaseException, Place, dict[str, bool], str]] = [
     ("502 from the proxy", ProxyFailed("no way there", status=502), UPGRADE, {}, "lost"),
     ("401 at upgrade", HandshakeRefused(401), UPGRADE, {"renewable": False}, "token_rejected"),
     ("401 at fetch", answered(401), SYNC, {"renewable": False}, "token_rejected by fetch"),
-    ("401 at status", answered(401), STATUS, {}, "token_rejected by fetch"),
+    ("401 at status", answered(401), STATUS, {}, "nothing"),
     ("403 with a provider", HandshakeRefused(403), UPGRADE, {"renewable": True}, "token_rejected"),
     ("403 without", HandshakeRefused(403), UPGRADE, {"renewable": False}, "refused(auth)"),
     ("403 at fetch with a provider", answered(403), SYNC, {"renewable": True}, "token_rejected by fetch"),
-    ("403 at fetch without", answered(403), SYNC, {"renewable": False}, "refused(auth)"),
+    ("403 at fetch without", answered(403), SYNC, {"renewable": False}, "token_rejected by fetch"),
+    ("401 at a required fetch", answered(401), SYNC, {"strict_sync": True}, "token_rejected by fetch"),
+    ("403 at a required fetch", answered(403), SYNC, {"strict_sync": True, "renewable": False}, "refused(auth)"),
     ("404 at upgrade", HandshakeRefused(404), UPGRADE, {}, "ask, else lost, gone is refused(gone)"),
     ("410 at upgrade", HandshakeRefused(410), UPGRADE, {}, "ask, else lost, gone is refused(gone)"),
     ("404 at fetch", answered(404), SYNC, {}, "unavailable"),
     ("404 at fetch, strict", answered(404), SYNC, {"strict_sync": True}, "refused(gone)"),
-    ("410 at fetch", answered(410), SYNC, {}, "refused(gone)"),
-    *((f"{status} at fetch", answered(status), SYNC, {}, "refused(protocol)") for status in (400, 405, 409, 422)),
-    ("a page at fetch", answered(200), SYNC, {}, "lost"),
-    ("a redirect at fetch", answered(302), SYNC, {}, "lost"),
+    # A side call never outranks a socket, whatever it answers.
+    *(
+        (f"{status} at fetch", answered(status), SYNC, {}, "unavailable")
+        for status in (200, 302, 400, 405, 408, 409, 410, 422, 425, 426, 429, 500, 501, 503)
+    ),
+    *(
+        (f"{status} at a required fetch", answered(status), SYNC, {"strict_sync": True}, expected)
+        for status, expected in {
+            **dict.fromkeys((400, 405, 409, 422), "refused(protocol)"),
+            **dict.fromkeys((200, 302, 408, 425, 429, 500, 503), "lost"),
+            410: "refused(gone)",
+        }.items()
+    ),
+    # After an accepted cancel, a server that does not know the job any more has stopped it.
+    (
+        "404 at upgrade, cancelled",
+        HandshakeRefused(404),
+        UPGRADE,
+        {"cancel_accepted": True},
+        "ask, else refused(gone), gone is refused(gone)",
+    ),
+    *(
+        (
+            f"{status} at {place.value}, cancelled",
+            answered(status),
+            place,
+            {"cancel_accepted": True, "state_answered": True},
+            "refused(gone) by fetch",
+        )
+        for status in (404, 410)
+        for place in (SYNC, STATUS)
+    ),
+    ("404 at fetch, cancelled, never answered", answered(404), SYNC, {"cancel_accepted": True}, "unavailable"),
+    ("404 at status, not cancelled", answered(404), STATUS, {"state_answered": True}, "nothing"),
     *(
         (f"{status} at upgrade", HandshakeRefused(status), UPGRADE, {}, "lost")
         for status in (408, 425, 429, 500, 502, 503, 504, 599)
     ),
-    *((f"{status} at fetch", answered(status), SYNC, {}, "lost") for status in (408, 425, 429, 500, 503)),
     ("dns", NameNotResolved("host"), UPGRADE, {}, "lost"),
     ("tcp", ConnectFailed("host", 1, "refused"), UPGRADE, {}, "lost"),
     ("tls reset", ConnectionBroken("reset"), UPGRADE, {}, "lost"),
     ("timeout of the attempt", DeadlineExceeded("the attempt", 10), UPGRADE, {}, "lost"),
     ("silence", DeadlineExceeded("a sign of life", 25), SOCKET, {}, "lost"),
-    ("timeout of the fetch", DeadlineExceeded("the state", 10), SYNC, {}, "lost"),
+    ("timeout of the fetch", DeadlineExceeded("the state", 10), SYNC, {}, "unavailable"),
+    ("timeout of a required fetch", DeadlineExceeded("the state", 10), SYNC, {"strict_sync": True}, "lost"),
+    ("no token for the fetch", TokenRefused(), SYNC, {}, "unavailable"),
+    ("no token for a required fetch", TokenRefused(), SYNC, {"strict_sync": True}, "refused(auth)"),
     ("certificate", CertificateRejected("host", "expired"), UPGRADE, {}, "refused(protocol)"),
     ("provider refuses", TokenRefused(), TOKEN, {}, "refused(auth)"),
     ("provider fails", RuntimeError("a bug"), TOKEN, {}, "lost"),
@@ -126,11 +164,12 @@ LINES: list[tuple[str, BaseException, Place, dict[str, bool], str]] = [
     ("refresh 429", answered(429, 7.0), TOKEN, {}, "lost"),
     ("refresh 503", answered(503), TOKEN, {}, "lost"),
     ("anything else", ValueError("?"), SOCKET, {}, "lost"),
-    ("an unreadable state", MalformedMessage(None, "$", "not JSON"), SYNC, {}, "lost"),
-    ("broken bytes at fetch", ProtocolViolation("no HTTP"), SYNC, {}, "lost"),
+    ("an unreadable state", MalformedMessage(None, "$", "not JSON"), SYNC, {}, "unavailable"),
+    ("broken bytes at fetch", ProtocolViolation("no HTTP"), SYNC, {}, "unavailable"),
+    ("an unreadable required state", MalformedMessage(None, "$", "?"), SYNC, {"strict_sync": True}, "lost"),
     # Without a socket only a clear answer counts.
     *((f"{status} at status", answered(status), STATUS, {}, "nothing") for status in (200, 302, 400, 404, 429, 503)),
-    ("410 at status", answered(410), STATUS, {}, "refused(gone)"),
+    ("410 at status", answered(410), STATUS, {}, "refused(gone) by fetch"),
     ("dns at status", NameNotResolved("host"), STATUS, {}, "nothing"),
     ("timeout at status", DeadlineExceeded("the state", 5), STATUS, {}, "nothing"),
     ("certificate at status", CertificateRejected("host", "expired"), STATUS, {}, "nothing"),

@@ -25,6 +25,7 @@ from towline.statemachine import (
     BackoffElapsed,
     BudgetSpent,
     Cancel,
+    CancelAccepted,
     CancelFetch,
     Cause,
     Close,
@@ -41,6 +42,7 @@ from towline.statemachine import (
     GraceElapsed,
     Greet,
     JobEnded,
+    JobSpoke,
     Kind,
     LinkStable,
     Lost,
@@ -56,10 +58,12 @@ from towline.statemachine import (
     Retry,
     RevivalDue,
     SaveCursor,
+    SkipState,
     Snapshot,
     Stalled,
     State,
     Step,
+    StillSilent,
     Synced,
     Timer,
     TokenRejected,
@@ -72,10 +76,16 @@ from towline.statemachine._draft import Draft
 
 STATES = ["idle", "connecting", "syncing", "connected", "reconnecting", "backgrounded", "exhausted", "cancelled"]
 
-LOST = (
-    "[third violation] exhausted reason-protocol status; [in background] backgrounded uncharged; "
-    "[B] reconnecting charged backoff status; exhausted reason-budget status"
+FAILED = (
+    "[in background] backgrounded uncharged; [B] reconnecting charged backoff status; exhausted reason-budget status"
 )
+LOST = "[third violation] exhausted reason-protocol status; " + FAILED
+ASSUMED = "[cancel confirmed] idle assumed; "
+REFUSED = ASSUMED + "[for good] exhausted reason-given status; " + FAILED
+REFUSED_WITH_SOCKET = (
+    ASSUMED + "[only the state call] = no-effects; [for good] exhausted reason-given status; " + FAILED
+)
+REJECTED = "[cancel accepted] idle assumed; exhausted reason-auth status"
 # As lost, for an event that is no violation and whose world has no path: the wait is a hold.
 LOST_WITHOUT_PATH = (
     "[in background] backgrounded uncharged; [B] reconnecting charged hold; exhausted reason-budget status"
@@ -102,17 +112,27 @@ TABLE: dict[str, list[str]] = {
     "lost": ["-", LOST, LOST, LOST, "-", "-", "-", "-"],
     "token_rejected": [
         "-",
-        "[first] connecting fresh-token no-wait; exhausted reason-auth status",
-        "[by the fetch, first] = fresh-token-fetch; [by the socket, first] connecting fresh-token no-wait; "
-        "exhausted reason-auth status",
-        "[first] connecting fresh-token no-wait; exhausted reason-auth status",
-        "= fresh-token-next", "-", "-", "-"],
+        "[first] connecting fresh-token no-wait; " + REJECTED,
+        "[by the fetch, first] = fresh-token-fetch; [only the state call] = skip; "
+        "[by the socket, first] connecting fresh-token no-wait; " + REJECTED,
+        "[first] connecting fresh-token no-wait; " + REJECTED,
+        "-", "-", "-", "-"],
     "refused": [
-        "-", "exhausted reason-gone status", "exhausted reason-gone status", "exhausted reason-gone status",
-        "exhausted reason-gone status", "-", "-", "-"],
+        "-", REFUSED, REFUSED_WITH_SOCKET, REFUSED_WITH_SOCKET, ASSUMED + "exhausted reason-given status", "-",
+        ASSUMED + "= no-effects", "-"],
     "job_ended": [
         "-", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "-"],
-    "stalled": ["-", "-", "-", "= fetch-stall stall-240", "-", "-", "-", "-"],
+    "stalled": [
+        "-", "-", "-",
+        "[spoke meanwhile] = stall-119; [limit] exhausted reason-stalled status; = fetch-stall stall-240",
+        "-", "-", "-", "-"],
+    "still_silent": ["-", "-", "-", "[two looks] connecting uncharged dial; = no-effects", "-", "-", "-", "-"],
+    "job_spoke": [
+        "-", "-", "= silence-forgotten", "= silence-forgotten stall-120", "= silence-forgotten", "-",
+        "= silence-forgotten", "-"],
+    "cancel_accepted": [
+        "= cancel-noted", "= cancel-noted", "= cancel-noted", "= cancel-noted", "= cancel-noted", "= cancel-noted",
+        "= cancel-noted", "-"],
     "path_lost": [
         "=", "[fewer than 3 free restarts] reconnecting uncharged hold; " + LOST_WITHOUT_PATH,
         "= probe", "= probe", "= hold", "=", "=", "-"],
@@ -151,6 +171,9 @@ EVENTS: dict[str, AnyEvent] = {
     "refused": Refused(reason="gone", cause=CAUSE),
     "job_ended": JobEnded(outcome="complete", update="the end"),
     "stalled": Stalled(ticket=TICKET),
+    "still_silent": StillSilent(),
+    "job_spoke": JobSpoke(),
+    "cancel_accepted": CancelAccepted(),
     "path_lost": PathLost(),
     "path_restored": PathRestored(),
     "path_changed": PathChanged(),
@@ -169,11 +192,12 @@ EXPIRIES = {"stalled", "backoff_elapsed", "budget_spent", "link_stable", "grace_
 
 
 class Situation(NamedTuple):
-    """Where a step begins: the snapshot, the event, the world."""
+    """Where a step begins: the snapshot, the event, the world, the numbers."""
 
     before: Snapshot
     event: AnyEvent
     facts: Facts
+    policy: Policy = Policy()
 
     def snapshot(self, **changes: Any) -> Situation:
         return self._replace(before=replace(self.before, **changes))
@@ -237,12 +261,59 @@ GUARDS: dict[str, tuple[list[Change], list[Change]]] = {
             lambda s: s.snapshot(rejections=0).world(renewable=False),
         ],
     ),
+    "cancel accepted": (
+        [lambda s: s.snapshot(cancel_accepted=True)],
+        [lambda s: s.snapshot(cancel_accepted=False)],
+    ),
+    "cancel confirmed": (
+        [
+            lambda s: s.snapshot(cancel_accepted=True),
+            lambda s: s.snapshot(cancel_accepted=True, rejections=1).event_with(reason="auth"),
+        ],
+        [
+            lambda s: s.snapshot(cancel_accepted=False),
+            lambda s: s.snapshot(cancel_accepted=True).event_with(reason="protocol"),
+            lambda s: s.snapshot(cancel_accepted=True).event_with(reason="auth"),
+        ],
+    ),
+    "only the state call": (
+        [lambda s: s.event_with(by_fetch=True).world(renewable=False)],
+        [
+            lambda s: s.event_with(by_fetch=False),
+            lambda s: s.event_with(by_fetch=True).world(state_required=True, renewable=False),
+        ],
+    ),
+    "for good": (
+        [
+            lambda s: s,
+            lambda s: s.snapshot(peer_known=True).event_with(reason="protocol", final=True),
+            lambda s: s.snapshot(peer_known=False).event_with(reason="protocol"),
+        ],
+        [lambda s: s.snapshot(peer_known=True).event_with(reason="protocol")],
+    ),
+    "spoke meanwhile": (
+        [lambda s: s.world(last_sign=NOW - 1)],
+        [lambda s: s, lambda s: s.snapshot(silence=100.0, in_step_since=NOW - 20)],
+    ),
+    "limit": (
+        [lambda s: s._replace(policy=Policy(stall_limit=120.0)), lambda s: s._replace(policy=Policy(stall_limit=5.0))],
+        [lambda s: s, lambda s: s._replace(policy=Policy(stall_limit=3600.0))],
+    ),
+    "two looks": (
+        [lambda s: s.snapshot(stalls=2), lambda s: s.snapshot(stalls=3)],
+        [
+            lambda s: s.snapshot(stalls=1),
+            lambda s: s.snapshot(stalls=2, silence_redialled=True),
+            lambda s: s.snapshot(stalls=2).world(foreground=False),
+            lambda s: s.snapshot(stalls=2).world(path_up=False),
+        ],
+    ),
     "by the fetch, first": (
         [lambda s: s.event_with(by_fetch=True)],
         [lambda s: s.event_with(by_fetch=True).snapshot(rejections=1), lambda s: s.event_with(by_fetch=False)],
     ),
     "by the socket, first": (
-        [lambda s: s.event_with(by_fetch=False).snapshot(rejections=0)],
+        [lambda s: s.event_with(by_fetch=False).snapshot(rejections=0).world(renewable=True)],
         [lambda s: s.snapshot(rejections=1), lambda s: s.world(renewable=False)],
     ),
     "fewer than 3 refetches": (
@@ -255,7 +326,7 @@ GUARDS: dict[str, tuple[list[Change], list[Change]]] = {
     ),
     "budget": (
         [lambda s: s.snapshot(reason="budget")],
-        [given_up_by(reason) for reason in ("auth", "protocol", "gone")],
+        [given_up_by(reason) for reason in ("auth", "revoked", "protocol", "gone", "stalled")],
     ),
     "revivable, in foreground, allowed now": (
         [
@@ -336,7 +407,12 @@ def base(event: str, state: str) -> Situation:
         reason="budget" if state == "exhausted" else None,
         cause=CAUSE,
     )
+    if state == "connected":
+        snapshot = replace(snapshot, in_step_since=NOW - 120)
     facts = Facts(now=NOW, path_up=event != "path_lost", foreground=event not in ("background", "grace_elapsed"))
+    if event == "job_spoke":
+        snapshot = replace(snapshot, stalls=2, silence=7.0, silence_redialled=True)
+        facts = replace(facts, last_sign=NOW)
     return Situation(snapshot, EVENTS[event], facts)
 
 
@@ -378,16 +454,16 @@ def test_the_transcription_speaks_of_every_event_and_state() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_cell(case: Case) -> None:
-    before, event, facts = case.situation
+    before, event, facts, policy = case.situation
     if case.target == "✗":
         with pytest.raises(getattr(errors, case.words[0])) as caught:
-            step(before, event, facts)
+            step(before, event, facts, policy)
         assert type(caught.value).__name__ == case.words[0]
         assert caught.value.why
         assert (caught.value.request, caught.value.state) == (event.trigger.value, before.state.value)
         return
 
-    taken = step(before, event, facts)
+    taken = step(before, event, facts, policy)
     if case.target == "-":
         assert taken.verdict is Verdict.IGNORED
         assert taken.effects == ()
@@ -481,7 +557,6 @@ WORDS: dict[str, Callable[[Situation, Step], bool]] = {
     "dial": lambda s, t: the_dial(t).not_before == NOW,
     "no-wait": lambda s, t: the_dial(t).not_before == NOW,
     "fresh-token": lambda s, t: the_dial(t).fresh_token and t.snapshot.rejections == 1,
-    "fresh-token-next": lambda s, t: t.snapshot.token_stale and t.effects == (),
     "fresh-token-fetch": lambda s, t: fetches(t, Purpose.SYNC, fresh_token=True) and t.snapshot.rejections == 1,
     "forgiven": lambda s, t: all(getattr(t.snapshot, name) == number for name, number in FORGIVEN.items()),
     "fresh-budget": lambda s, t: (
@@ -505,6 +580,15 @@ WORDS: dict[str, Callable[[Situation, Step], bool]] = {
     "release": lambda s, t: has(t, ReleaseBuffer()),
     "stability": lambda s, t: arms(t, Timer.STABILITY, exactly(30)),
     "stall-120": lambda s, t: arms(t, Timer.STALL, exactly(120)),
+    "stall-119": lambda s, t: arms(t, Timer.STALL, exactly(119)),
+    "skip": lambda s, t: t.effects == (SkipState(),),
+    "no-effects": lambda s, t: t.effects == (),
+    "silence-forgotten": lambda s, t: (
+        (t.snapshot.stalls, t.snapshot.silence, t.snapshot.silence_redialled) == (0, 0, 0)
+    ),
+    "cancel-noted": lambda s, t: t.snapshot == replace(s.before, cancel_accepted=True) and t.effects == (),
+    "assumed": lambda s, t: t.snapshot.outcome == "canceled" and has(t, Deliver(outcome="canceled")),
+    "reason-given": lambda s, t: t.snapshot.reason == getattr(s.event, "reason", None),
     "stall-240": lambda s, t: arms(t, Timer.STALL, exactly(240)),
     "probe": lambda s, t: has(t, Probe()),
     "grace-on": lambda s, t: arms(t, Timer.GRACE, exactly(30)),
@@ -513,15 +597,15 @@ WORDS: dict[str, Callable[[Situation, Step], bool]] = {
     "nothing-armed": lambda s, t: t.effects == (),
     "outcome": lambda s, t: t.snapshot.outcome == "complete" and has(t, Deliver(outcome="complete", update="the end")),
     "same-answer": lambda s, t: t.effects == () and t.snapshot == s.before,
-    **{f"reason-{reason}": reason_is(reason) for reason in ("budget", "auth", "protocol", "gone")},
+    **{f"reason-{reason}": reason_is(reason) for reason in ("budget", "auth", "protocol", "stalled")},
 }
 
 
 def test_every_branch_of_the_table_is_driven() -> None:
     driven = set()
     for case in CASES:
-        before, event, facts = case.situation
-        draft = Draft(before, event, facts, Policy())
+        before, event, facts, policy = case.situation
+        draft = Draft(before, event, facts, policy)
         (only,) = LIFECYCLE.enabled(event.trigger, draft)
         with contextlib.suppress(errors.ForbiddenRequest):
             LIFECYCLE.fire(event.trigger, draft)

@@ -17,6 +17,7 @@ from towline.statemachine import (
     Background,
     Backoff,
     Cancel,
+    CancelAccepted,
     CancelFetch,
     Cause,
     Close,
@@ -30,6 +31,7 @@ from towline.statemachine import (
     GapFound,
     Greet,
     JobEnded,
+    JobSpoke,
     Lost,
     Opened,
     PathChanged,
@@ -43,9 +45,11 @@ from towline.statemachine import (
     ReleaseBuffer,
     Retry,
     SaveCursor,
+    SkipState,
     Snapshot,
     State,
     Step,
+    StillSilent,
     Synced,
     Timer,
     TokenRejected,
@@ -72,8 +76,8 @@ CAUSES = st.builds(
     certificate=st.booleans(),
     advice=ADVICES,
 )
-REASONS: st.SearchStrategy[Reason] = st.sampled_from(["budget", "auth", "protocol", "gone"])
-REQUESTS = st.sampled_from([Connect(), Retry(), Cancel(), Close(), Close(accepted=True)])
+REASONS: st.SearchStrategy[Reason] = st.sampled_from(["budget", "auth", "revoked", "protocol", "gone", "stalled"])
+REQUESTS = st.sampled_from([Connect(), Retry(), Cancel(), Close()])
 REPORTS = st.sampled_from([PathLost(), PathRestored(), PathChanged(), Woke(), Background(), Foreground()])
 POLICIES = st.builds(
     Policy,
@@ -84,6 +88,7 @@ POLICIES = st.builds(
     grace=st.sampled_from([0.0, 30.0]),
     violations=st.sampled_from([1, 3]),
     refetch_waits=st.sampled_from([(), (0.5, 1.0, 2.0)]),
+    stall_limit=st.sampled_from([None, 5.0, 500.0, 3600.0]),
 )
 
 
@@ -140,8 +145,7 @@ class World(RuleBasedStateMachine):
                     assert self.sockets == 1
                 case CloseSocket():
                     assert self.sockets == 1
-                    will_not_return = isinstance(event, JobEnded) or getattr(event, "accepted", False)
-                    assert effect.code == (1000 if will_not_return else 1001)
+                    assert effect.code == (1000 if isinstance(event, JobEnded) else 1001)
                     self.sockets = 0
                 case FetchState():
                     assert effect.fetch == max((*self.fetches, effect.fetch))
@@ -153,6 +157,8 @@ class World(RuleBasedStateMachine):
                 case Deliver():
                     self.delivered += 1
                     assert after.state is State.IDLE
+                case SkipState():
+                    assert (before.state, after.state) == (State.SYNCING, State.SYNCING)
                 case ReleaseBuffer():
                     assert (before.state, after.state) == (State.SYNCING, State.CONNECTED)
                 case Probe():
@@ -201,7 +207,24 @@ class World(RuleBasedStateMachine):
         elif what == "rejected":
             self.take(TokenRejected(cause=cause, generation=at, by_fetch=fetched))
         else:
-            self.take(Refused(reason=reason, cause=cause, generation=at))
+            self.take(Refused(reason=reason, cause=cause, generation=at, by_fetch=fetched))
+
+    @precondition(lambda self: self.snapshot.state is State.CONNECTED)
+    @rule(silent=st.booleans())
+    def a_silence_is_looked_into(self, silent: bool) -> None:
+        before = self.snapshot
+        if silent:
+            self.take(StillSilent(generation=before.generation))
+            assert self.snapshot.retries == before.retries
+            assert not (before.silence_redialled and self.snapshot.state is not State.CONNECTED)
+        else:
+            self.run.world(last_sign=self.run.now)
+            self.take(JobSpoke(generation=before.generation))
+            assert self.snapshot.silent_seconds(self.run.facts) == 0
+
+    @rule()
+    def cancel_is_accepted(self) -> None:
+        self.take(CancelAccepted())
 
     @precondition(lambda self: self.sockets)
     @rule(cause=CAUSES)
@@ -280,7 +303,10 @@ EVENTS = st.one_of(
     st.builds(Lost, cause=CAUSES),
     st.builds(GapFound, cause=CAUSES),
     st.builds(TokenRejected, cause=CAUSES, by_fetch=st.booleans()),
-    st.builds(Refused, reason=REASONS, cause=CAUSES),
+    st.builds(Refused, reason=REASONS, cause=CAUSES, by_fetch=st.booleans(), final=st.booleans()),
+    st.builds(StillSilent),
+    st.builds(JobSpoke),
+    st.builds(CancelAccepted),
     st.builds(JobEnded, outcome=st.sampled_from(["complete", "failed", "canceled"])),
 )
 

@@ -20,6 +20,7 @@ from towline.statemachine import (
     Backoff,
     BackoffElapsed,
     Cancel,
+    CancelAccepted,
     Cause,
     Close,
     CloseSocket,
@@ -30,6 +31,7 @@ from towline.statemachine import (
     Foreground,
     GapFound,
     JobEnded,
+    JobSpoke,
     LinkStable,
     Lost,
     Opened,
@@ -37,11 +39,13 @@ from towline.statemachine import (
     PathLost,
     PathRestored,
     Policy,
+    Purpose,
     Refused,
     Retry,
     Snapshot,
     Stalled,
     State,
+    StillSilent,
     Synced,
     Timer,
     TokenRejected,
@@ -495,16 +499,11 @@ def test_a_first_rejection_is_answered_at_once() -> None:
     assert (state(run), run.snapshot.reason) == (State.EXHAUSTED, "auth")
 
 
-def test_a_token_found_stale_while_waiting_is_renewed_by_the_next_dial() -> None:
+def test_a_state_call_without_a_socket_says_nothing_about_the_token() -> None:
     run = run_to(State.RECONNECTING)
     run.take(TokenRejected(cause=CAUSE, by_fetch=True))
     run.advance(60)
-    assert run.effects(Dial)[-1].fresh_token
-    fixed = run_to(State.RECONNECTING)
-    fixed.world(renewable=False)
-    fixed.take(TokenRejected(cause=CAUSE, by_fetch=True))
-    fixed.advance(60)
-    assert not fixed.effects(Dial)[-1].fresh_token
+    assert not run.effects(Dial)[-1].fresh_token
 
 
 # --- restarts and violations -------------------------------------------------------------------------------------
@@ -660,12 +659,150 @@ def test_silence_is_looked_into_after_120_then_240_then_every_600_seconds() -> N
     assert arms == [120, 240, 600, 600, 600]
 
 
-def test_a_new_silence_begins_with_the_first_limit_again() -> None:
+def test_a_sign_of_the_job_begins_a_new_silence() -> None:
     run = run_to(State.CONNECTED)
-    for first in (True, False, True):
-        run.take(Stalled(ticket=run.snapshot.ticket(Timer.STALL) or 0, first=first))
-    arms = [effect.delay.low for effect in run.effects(Arm) if effect.timer is Timer.STALL]
-    assert arms == [120, 240, 600, 240]
+    run.advance(130)
+    assert run.snapshot.stalls == 1
+    run.world(last_sign=run.now)
+    run.take(JobSpoke())
+    assert run.snapshot.stalls == 0
+    run.advance(119.9)
+    assert run.snapshot.stalls == 0
+    run.advance(0.1)
+    assert run.snapshot.stalls == 1
+
+
+def test_a_message_before_the_first_look_moves_it() -> None:
+    run = run_to(State.CONNECTED)
+    run.advance(100)
+    run.world(last_sign=run.now)
+    run.advance(119.9)
+    assert run.effects(FetchState)[-1].purpose is Purpose.SYNC
+    run.advance(0.1)
+    assert run.effects(FetchState)[-1].purpose is Purpose.STALL
+
+
+def silent(run: DryRun) -> None:
+    run.take(StillSilent(generation=run.snapshot.generation, fetch=run.snapshot.fetch))
+
+
+def test_after_two_looks_without_a_sign_it_reconnects_once_and_charges_nothing() -> None:
+    run = run_to(State.CONNECTED)
+    run.advance(120)
+    silent(run)
+    assert state(run) is State.CONNECTED
+    run.advance(240)
+    silent(run)
+    assert state(run) is State.CONNECTING
+    assert (run.snapshot.retries, run.snapshot.cause) == (
+        0,
+        Cause(code="stalled", text="the job gave no sign for 360 s"),
+    )
+    run.take(Opened(generation=run.snapshot.generation))
+    run.take(Synced(generation=run.snapshot.generation))
+    dials = len(run.effects(Dial))
+    # The reconnect began no new silence: the third look comes when the third wait is over, and reconnects no more.
+    run.advance(600)
+    assert run.snapshot.stalls == 3
+    for _ in range(10):
+        silent(run)
+        run.advance(600)
+    assert (state(run), run.snapshot.stalls, len(run.effects(Dial))) == (State.CONNECTED, 13, dials)
+
+
+def test_a_silence_is_counted_over_links_that_flap() -> None:
+    run = run_to(State.CONNECTED)
+    for _ in range(2):
+        run.advance(50)
+        run.take(Lost(cause=CAUSE))
+        # Time without a link is no silence: nothing could be heard.
+        run.advance(15)
+        run.take(Opened())
+        run.take(Synced())
+    run.advance(19.9)
+    assert run.snapshot.stalls == 0
+    run.advance(0.1)
+    assert run.snapshot.stalls == 1
+
+
+def test_a_silence_that_reaches_the_limit_gives_up_after_one_last_look_at_the_state() -> None:
+    run = run_to(State.CONNECTED, Policy(stall_limit=3600.0))
+    for seconds in (120, 240, 600, 600, 600, 600):
+        run.advance(seconds)
+        silent(run)
+        if state(run) is State.CONNECTING:
+            run.take(Opened())
+            run.take(Synced())
+    assert (state(run), run.snapshot.stalls) == (State.CONNECTED, 6)
+    run.advance(3600 - 2760)
+    assert (state(run), run.snapshot.reason) == (State.EXHAUSTED, "stalled")
+    assert run.effects(FetchState)[-1].purpose is Purpose.STATUS
+    run.take(Connect())
+    assert (run.snapshot.stalls, run.snapshot.silence) == (0, 0.0)
+
+
+def test_a_silence_may_last_for_ever_without_a_limit() -> None:
+    run = run_to(State.CONNECTED)
+    run.advance(30 * 24 * 3600)
+    assert state(run) is State.CONNECTED
+
+
+# --- what is known of the other side -----------------------------------------------------------------------------
+
+
+def test_a_refusal_is_final_at_first_contact_and_a_lost_attempt_later() -> None:
+    certificate = Refused(reason="protocol", cause=Cause(code="certificate", text="expired", certificate=True))
+    stranger = run_to(State.CONNECTING)
+    stranger.take(certificate)
+    assert (state(stranger), stranger.snapshot.reason) == (State.EXHAUSTED, "protocol")
+    known = run_to(State.CONNECTED)
+    known.take(Lost(cause=CAUSE))
+    known.advance(60)
+    known.take(certificate)
+    assert (state(known), known.snapshot.retries) == (State.RECONNECTING, 2)
+    final = run_to(State.CONNECTED)
+    final.take(Refused(reason="protocol", cause=CAUSE, final=True))
+    assert (state(final), final.snapshot.reason) == (State.EXHAUSTED, "protocol")
+
+
+def test_a_token_that_this_server_accepted_is_revoked_and_a_new_one_may_be_wrong() -> None:
+    run = run_to(State.CONNECTED)
+    run.world(renewable=False, token_id="t1")
+    run.take(TokenRejected(cause=CAUSE))
+    assert (state(run), run.snapshot.reason) == (State.EXHAUSTED, "revoked")
+    with pytest.raises(ForbiddenRequest, match="refused this very token"):
+        run.take(Connect())
+    run.world(token_id="t2")
+    run.take(Connect(new_token=True))
+    run.take(TokenRejected(cause=CAUSE))
+    assert (state(run), run.snapshot.reason) == (State.EXHAUSTED, "auth")
+
+
+@pytest.mark.parametrize(("heard", "reason"), [(True, "revoked"), (False, "auth")])
+def test_a_server_that_was_heard_before_it_was_in_step_took_the_token(heard: bool, reason: str) -> None:
+    """A slow state call keeps it syncing, while the job's messages arrive."""
+    run = run_to(State.SYNCING)
+    if heard:
+        run.world(last_sign=run.now)
+    run.advance(1)
+    run.take(Lost(cause=CAUSE))
+    run.advance(60)
+    run.world(renewable=False)
+    run.take(TokenRejected(cause=CAUSE))
+    assert (state(run), run.snapshot.reason) == (State.EXHAUSTED, reason)
+
+
+def test_an_accepted_cancel_is_remembered_until_the_server_does_not_know_the_job() -> None:
+    run = run_to(State.CONNECTED)
+    run.take(CancelAccepted())
+    run.take(Lost(cause=Cause(code="close 1001", text="going away")))
+    assert state(run) is State.RECONNECTING
+    run.advance(60)
+    run.take(TokenRejected(cause=CAUSE))
+    assert (state(run), run.effects(Dial)[-1].fresh_token) == (State.CONNECTING, True)
+    run.take(Refused(reason="auth", cause=CAUSE))
+    assert (state(run), run.snapshot.outcome) == (State.IDLE, "canceled")
+    assert run.effects(Deliver) == [Deliver(outcome="canceled")]
 
 
 def test_grace_runs_from_connecting_to_reconnecting_and_a_link_that_opens_begins_it_anew() -> None:
@@ -712,14 +849,12 @@ def test_three_refetches_then_as_lost() -> None:
         (Refused(reason="gone", cause=CAUSE), 1001, 0.0),
         (TokenRejected(cause=CAUSE), 1001, 0.0),
         (Close(), 1001, 2.0),
-        (Close(accepted=True), 1000, 2.0),
         (Cancel(), 1001, 0.5),
-        (Cancel(accepted=True), 1000, 0.5),
         (JobEnded(outcome="complete"), 1000, 2.0),
     ],
     ids=str,
 )
-def test_only_who_will_not_come_back_says_1000(event: AnyEvent, code: int, wait: float) -> None:
+def test_only_a_known_end_is_answered_with_1000(event: AnyEvent, code: int, wait: float) -> None:
     run = run_to(State.CONNECTED)
     run.take(event)
     assert run.effects(CloseSocket) == [CloseSocket(code=code, wait=wait)]

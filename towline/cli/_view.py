@@ -157,17 +157,28 @@ def in_words(update: AnyUpdate) -> str:
             item = "" if update.current_item is None else f"  {escape(update.current_item)}"
             return f"{update.progress:5.1%}{count}  {escape(update.status)}{item}"
         case Resynced():
+            if update.first:
+                return "in step" + _counts(update)
             missed = {None: "", 0: ", nothing missed"}.get(update.missed, f", {update.missed} events not shown")
             return f"in step again ({update.kind}{missed})"
         case Stalled():
-            return f"the job has said nothing for {update.seconds:.0f} s"
+            return f"no sign of the job for {update.seconds:.0f} s"
         case JobComplete():
             return "complete" + _problem(update.problem) + _size_of(update.result)
         case JobFailed():
             return f"failed: {escape(update.code)} {escape(update.message)}" + _problem(update.problem)
         case JobCanceled():
             reason = "" if update.reason is None else f" ({escape(update.reason)})"
-            return "canceled" + reason + _problem(update.problem)
+            assumed = " (assumed: the server agreed to stop it and does not know it any more)" if update.assumed else ""
+            return "canceled" + reason + assumed + _problem(update.problem)
+
+
+def _counts(update: Resynced) -> str:
+    """How far the job has come, as far as its state says."""
+    if update.processed_count is None:
+        return ""
+    total = "" if update.total_count is None else f" of {update.total_count}"
+    return f", {update.processed_count}{total} done"
 
 
 def _because(change: StateChange) -> str:

@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 from .._exceptions import InvalidArgument
 from ..statemachine import (
+    EXPIRIES,
     Advice,
     AnyEvent,
     Arm,
@@ -36,7 +37,6 @@ from ..statemachine import (
     Timer,
     step,
 )
-from ._dry_run import EXPIRY
 
 #: How long a dial takes to be answered, in seconds; also from the accept to the close of a flapping server.
 ROUND_TRIP: Final = 0.05
@@ -288,7 +288,7 @@ class _Towline:
     def _expiry(self, timer: Timer, ticket: int) -> Callable[[float], None]:
         def expire(now: float) -> None:
             if self._snapshot.ticket(timer) == ticket:
-                self._take(now, EXPIRY[timer](ticket=ticket))
+                self._take(now, EXPIRIES[timer](ticket=ticket))
 
         return expire
 

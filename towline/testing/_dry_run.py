@@ -8,33 +8,24 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias, TypeVar, get_args
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from ..statemachine import (
+    EXPIRIES,
     AnyEffect,
     AnyEvent,
     Arm,
-    BackoffElapsed,
-    BudgetSpent,
     Facts,
-    GraceElapsed,
-    LinkStable,
     Policy,
-    RevivalDue,
     Snapshot,
-    Stalled,
     Step,
     Timer,
     step,
 )
 
 F = TypeVar("F", bound=AnyEffect)
-
-_AnyExpiry: TypeAlias = BackoffElapsed | BudgetSpent | LinkStable | Stalled | GraceElapsed | RevivalDue
-
-EXPIRY: Final[dict[Timer, type[_AnyExpiry]]] = {event.timer: event for event in get_args(_AnyExpiry)}
 
 
 class DryRun:
@@ -95,9 +86,7 @@ class DryRun:
         return steps
 
     def _expiry(self, timer: Timer, ticket: int) -> AnyEvent:
-        if timer is Timer.STALL:
-            return Stalled(ticket=ticket, first=self.snapshot.stalls == 0)
-        return EXPIRY[timer](ticket=ticket)
+        return EXPIRIES[timer](ticket=ticket)
 
     def effects(self, kind: type[F]) -> list[F]:
         """The effects of one kind asked for so far, oldest first."""

@@ -23,8 +23,10 @@ from ..statemachine import (
     LIFECYCLE,
     AnyEvent,
     Backoff,
+    CancelAccepted,
     Cause,
     GapFound,
+    JobSpoke,
     Kind,
     Lost,
     Opened,
@@ -32,8 +34,10 @@ from ..statemachine import (
     PathLost,
     PathRestored,
     Policy,
+    Reason,
     Refused,
     State,
+    StillSilent,
     Synced,
     TokenRejected,
     Trigger,
@@ -141,6 +145,12 @@ class _Setting:
     path_up: bool = True
     cause: Cause = _CAUSE
     by_fetch: bool = False
+    reason: Reason = "protocol"
+    final: bool = False
+    cancelled: bool = False
+    known: bool = False
+    spoke: bool = False
+    two_looks: bool = False
     ended: bool = False
     exhausted_by: str = "budget"
 
@@ -175,6 +185,20 @@ _GUARDS: Final[dict[tuple[str, bool], Callable[[_Setting], None]]] = {
     ("first_rejection", False): _set(fixed_token=True),
     ("first_rejection_by_fetch", True): _set(by_fetch=True),
     ("first_rejection_by_fetch", False): _NOTHING,
+    ("only_the_state_call_failed", True): _set(by_fetch=True, fixed_token=True),
+    ("only_the_state_call_failed", False): _NOTHING,
+    ("cancel_was_accepted", True): _set(cancelled=True),
+    ("cancel_was_accepted", False): _NOTHING,
+    ("cancel_is_confirmed", True): _set(cancelled=True, reason="gone"),
+    ("cancel_is_confirmed", False): _NOTHING,
+    ("refused_for_good", True): _set(final=True),
+    ("refused_for_good", False): _set(known=True),
+    ("silence_is_short", True): _set(spoke=True),
+    ("silence_is_short", False): _NOTHING,
+    ("stall_limit_reached", True): _policy(stall_limit=100.0),
+    ("stall_limit_reached", False): _NOTHING,
+    ("reconnect_may_help", True): _set(two_looks=True),
+    ("reconnect_may_help", False): _NOTHING,
     ("refetch_left", True): _NOTHING,
     ("refetch_left", False): _policy(refetch_waits=()),
     ("free_restart_left", True): _NOTHING,
@@ -202,6 +226,8 @@ class _Visit:
             _GUARDS[name, true](self.setting)
         if self.setting.cause.violation:
             self.setting.policy["violations"] = 1
+        if self.setting.two_looks:
+            self.setting.policy["stall_after"] = (10.0,)
         # Silence alone must not end what the tour looks at; a grace is short so that it can be waited for.
         self.policy = Policy(**{"grace": 1.0, "connect_deadline": 50.0, "fetch_deadline": 50.0, **self.setting.policy})
         self.findings: list[str] = []
@@ -211,7 +237,8 @@ class _Visit:
         syncing = self.stop.state is State.SYNCING
         async with ScriptedServer(numbered=not syncing) as server:
             self.server, self.job = server, server.job("j1", token="t1")
-            self._prepare()
+            if not self.setting.known:
+                self._prepare()
             self.line = Connection(
                 "ws://hub/ws/progress",
                 job="j1",
@@ -227,6 +254,8 @@ class _Visit:
                 assert engine is not None, "it was entered"
                 self.engine = engine
                 with anyio.move_on_after(60) as reaching:
+                    if self.setting.known:
+                        await self._get_known()
                     await self._reach()
                 if reaching.cancelled_caught or self.line.state is not self.stop.state:
                     return set(), [f"the state was not reached, it is {self.line.state.value}"]
@@ -253,6 +282,18 @@ class _Visit:
             refusals = {"budget": 503, "auth": 401, "refusal": 400}
             server.always("upgrade", Answer(refusals[self.setting.exhausted_by]))
 
+    async def _get_known(self) -> None:
+        """Have the connection in step with the server once, and lose it."""
+        await self.line.wait_for(State.CONNECTED)
+        if self.stop.state is State.CONNECTED:
+            return
+        self._prepare()
+        for link in self.server.network.links:
+            link.cut("rst")
+        while self.line.state is State.CONNECTED:
+            await self.engine.wait_changed()
+        self.line.retry()
+
     async def _reach(self) -> None:
         line, state = self.line, self.stop.state
         match state:
@@ -275,6 +316,12 @@ class _Visit:
             while line.state is not State.EXHAUSTED:
                 await self.engine.wait_changed()
             self.engine.post(PathRestored())
+        if self.setting.two_looks:
+            # Looks are due after 10 and 20 s; the second hangs, so that its event comes from here.
+            self.server.always("state", Hang())
+            await anyio.sleep(22)
+        if self.setting.cancelled:
+            self.engine.post(CancelAccepted())
         # What the host says is a level: set it, without the event that would report it.
         self.engine.foreground, self.engine.path_up = self.setting.foreground, self.setting.path_up
 
@@ -310,7 +357,7 @@ class _Visit:
 
     async def _raise(self) -> None:
         line, engine, event = self.line, self.engine, self.stop.event
-        at, cause = engine.snapshot.generation, self.setting.cause
+        at = engine.snapshot.generation
         match event:
             case Trigger.CONNECT:
                 line.connect()
@@ -345,8 +392,11 @@ class _Visit:
                 engine.data.act(engine.recovery.state(self.job.state()), at)
             case Trigger.OPENED if self.stop.state is State.CONNECTING:
                 pass  # it is on its way
+            case Trigger.STALLED if self.setting.spoke:
+                await anyio.sleep(60)
+                self.job.start()
             case _ if event in _POSTED:
-                engine.post(_POSTED[event](at, cause, self.setting.by_fetch))
+                engine.post(_POSTED[event](at, self.setting))
             # What is left is raised by timers, which run already.
 
     async def _look_for_what_is_left(self) -> None:
@@ -360,11 +410,18 @@ class _Visit:
             self.findings.append(f"it was left in {self.line.state.value}")
 
 
-_POSTED: Final[dict[Trigger, Callable[[int, Cause, bool], AnyEvent]]] = {
-    Trigger.OPENED: lambda at, cause, by_fetch: Opened(generation=at),
-    Trigger.SYNCED: lambda at, cause, by_fetch: Synced(generation=at),
-    Trigger.GAP_FOUND: lambda at, cause, by_fetch: GapFound(generation=at, cause=cause),
-    Trigger.LOST: lambda at, cause, by_fetch: Lost(generation=at, cause=cause),
-    Trigger.TOKEN_REJECTED: lambda at, cause, by_fetch: TokenRejected(generation=at, cause=cause, by_fetch=by_fetch),
-    Trigger.REFUSED: lambda at, cause, by_fetch: Refused(generation=at, cause=cause, reason="protocol"),
+_POSTED: Final[dict[Trigger, Callable[[int, _Setting], AnyEvent]]] = {
+    Trigger.OPENED: lambda at, setting: Opened(generation=at),
+    Trigger.SYNCED: lambda at, setting: Synced(generation=at),
+    Trigger.GAP_FOUND: lambda at, setting: GapFound(generation=at, cause=setting.cause),
+    Trigger.LOST: lambda at, setting: Lost(generation=at, cause=setting.cause),
+    Trigger.TOKEN_REJECTED: lambda at, setting: TokenRejected(
+        generation=at, cause=setting.cause, by_fetch=setting.by_fetch
+    ),
+    Trigger.REFUSED: lambda at, setting: Refused(
+        generation=at, cause=setting.cause, reason=setting.reason, by_fetch=setting.by_fetch, final=setting.final
+    ),
+    Trigger.STILL_SILENT: lambda at, setting: StillSilent(generation=at),
+    Trigger.JOB_SPOKE: lambda at, setting: JobSpoke(generation=at),
+    Trigger.CANCEL_ACCEPTED: lambda at, setting: CancelAccepted(),
 }
