@@ -1,5 +1,7 @@
 """Virtual time costs no real time and keeps the order of timers, on both backends."""
 
+import asyncio
+import threading
 import time
 from typing import Any
 
@@ -92,7 +94,6 @@ def test_each_run_begins_at_zero(backend: str) -> None:
 
 def test_real_events_are_not_starved() -> None:
     """A socket that is ready is served before the clock jumps."""
-    import asyncio
     import socket
 
     loop = VirtualTimeLoop()
@@ -110,6 +111,33 @@ def test_real_events_are_not_starved() -> None:
             assert loop.run_until_complete(main()) == 0
         finally:
             loop.close()
+
+
+def test_a_run_that_ends_waits_in_real_time_for_a_thread_of_the_executor() -> None:
+    """asyncio gives the thread 300 s, by the loop's clock (from Python 3.12.2). The clock must not jump over them."""
+
+    async def main() -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, time.sleep, 0.05)
+        return loop
+
+    assert run_virtual(main).time() < 1
+
+
+def test_timers_are_real_while_the_threads_of_the_executor_are_joined() -> None:
+    loop = VirtualTimeLoop()
+    release = threading.Event()
+    try:
+        loop.run_in_executor(None, release.wait)
+        real = time.monotonic()
+        loop.call_later(0.02, release.set)
+        loop.run_until_complete(loop.shutdown_default_executor())
+        assert time.monotonic() - real >= 0.02
+        loop.run_until_complete(asyncio.sleep(3600))
+        assert time.monotonic() - real < 5
+    finally:
+        release.set()
+        loop.close()
 
 
 def test_another_backend_is_refused() -> None:

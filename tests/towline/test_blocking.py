@@ -177,9 +177,12 @@ def test_a_block_that_is_never_left_does_not_hold_up_the_interpreter(backend: st
 
 
 FORKED = """
-import os, signal, sys
+import os, signal, sys, warnings
 from towline import ForbiddenRequest
 from towline.blocking import Connection, attach
+
+# From Python 3.12 such a fork brings a warning. This test is about programs that fork all the same.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 def refused(use):
     try:

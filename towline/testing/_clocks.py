@@ -17,8 +17,9 @@ Outside pytest: `run_virtual(main, backend="trio")`, or `anyio.run(main, backend
 `name, options = virtual_time("trio")`.
 
 Limits. A jumping clock cannot know of what happens outside its loop, so it runs past worker threads
-(`anyio.to_thread`, name resolution) and past real sockets and processes: keep it to memory streams. A program in which
-every task waits and no timer is set waits for ever, as it would in real time. Only the loop's own clock is virtual
+(`anyio.to_thread`, name resolution) and past real sockets and processes: keep it to memory streams. Only the end of a
+run waits in real time, for the threads of asyncio's executor (they resolve names). A program in which every task waits
+and no timer is set waits for ever, as it would in real time. Only the loop's own clock is virtual
 (`anyio.current_time`, `sleep`, `fail_after`, deadlines); `time.monotonic()` is not.
 """
 
@@ -52,13 +53,15 @@ class _JumpingSelector(selectors.BaseSelector):
 
     def __init__(self) -> None:
         self.now = 0.0
+        #: False while the loop waits for threads: a wait passes real time then.
+        self.jumps = True
         self._real = selectors.DefaultSelector()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             # No timer is set: only the outside (a signal, another thread) can wake the loop.
             return self._real.select(None)
-        ready = self._real.select(0)
+        ready = self._real.select(0 if self.jumps else timeout)
         if not ready:
             self.now += timeout
             # asyncio fires what is due before `now` plus the clock's resolution. Some months on, a float no longer
@@ -96,6 +99,17 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._jumping.now
+
+    async def shutdown_default_executor(self, *args: Any, **kwargs: Any) -> None:
+        """Join the executor's threads as asyncio does, in real time: the threads cannot follow a clock that jumps.
+
+        From Python 3.12 asyncio takes a `timeout`, and a run that ends gives the threads 300 s.
+        """
+        self._jumping.jumps = False
+        try:
+            await super().shutdown_default_executor(*args, **kwargs)
+        finally:
+            self._jumping.jumps = True
 
 
 def virtual_time_backends() -> list[str]:
