@@ -4,7 +4,6 @@ import contextlib
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import websockets.exceptions
+from interop.process import free_port as find_free_port
 from websockets.sync.client import ClientConnection, connect
 
 from towline.server import Hub
@@ -317,13 +317,8 @@ def redis_port_process(free_port: Any) -> Iterator[RedisProcess]:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """Find a port that nobody uses now."""
-
-    def find() -> int:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            return int(taken.getsockname()[1])
-
-    return find
+    """Find a port that stays free while its server is down."""
+    return find_free_port
 
 
 @pytest.fixture(scope="session")

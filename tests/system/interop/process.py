@@ -11,18 +11,19 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
+
+#: Each is given once: two programs of one scene could else be given the same before one of them listens.
+_PORTS: Final = iter(random.sample(range(20_000, 32_000), 12_000))
 
 
 def free_port() -> int:
     """A port nobody listens on, below those that the system gives to clients: it stays free while a server is down."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("no port from 20000 to 31999 is free")
 
 
 class Process:
