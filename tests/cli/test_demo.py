@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from towline.cli import _demo
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -18,3 +20,10 @@ def test_the_demo_ends_well() -> None:
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert answer.stdout.splitlines()[-1].endswith("each once, in order, one end")
     assert answer.stderr == ""
+
+
+def test_a_history_that_a_killed_client_did_not_write_is_a_finding(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"history-{number}.json").touch()
+    unread = "cannot be read: recording: Input data was truncated"
+    assert _demo._check_histories(tmp_path) == [f"history-1.json {unread}", f"history-2.json {unread}"]
