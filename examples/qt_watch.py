@@ -35,7 +35,8 @@ class Window(QWidget):
 
     def take(self, update: towline.AnyUpdate | None) -> None:
         if isinstance(update, towline.Progress):
-            self.bar.setValue(round(1000 * update.progress))
+            if update.progress is not None:
+                self.bar.setValue(round(1000 * update.progress))
             self.item.setText(towline.escape(update.current_item or ""))
         elif update is None:
             self.close()

@@ -51,7 +51,8 @@ class Window(tkinter.Tk):
 
     def take(self, update: towline.AnyUpdate) -> None:
         if isinstance(update, towline.Progress):
-            self.bar["value"] = update.progress
+            if update.progress is not None:
+                self.bar["value"] = update.progress
             self.item["text"] = towline.escape(update.current_item or "")
 
     def leave(self) -> None:

@@ -98,6 +98,7 @@ class Statistics:
     overflows: int
     duplicates: int
     malformed_messages: int
+    unfit_fields: int
     unknown_messages: int
     foreign_messages: int
     stale_events: int
@@ -540,10 +541,12 @@ class Connection(AsyncContextManagerMixin):
         await self._end(self._engine_of("aclose"), leave=False)
 
     async def fetch_result(self, *, max_bytes: int = MAX_RESULT) -> Any:
-        """The job's result, fetched if it was too large for its message; None if it ended otherwise than complete.
+        """The job's result, fetched if it did not come with the end: of its pipeline's type where it fits, else plain
+        JSON. None is returned only for a result of null.
 
-        Raises `StateUnreachable` before the end, `UnexpectedResponse`, `MessageTooBig` past `max_bytes`,
-        `MalformedMessage` if it does not fit its pipeline's type; it may be called again.
+        Raises `StateUnreachable` before the end and where there is no result (the job failed or was canceled, or the
+        server has none), `UnexpectedResponse`, `MessageTooBig` past `max_bytes`, `MalformedMessage` for what is not
+        JSON. It may be called again.
         """
         return await self._engine_of("fetch_result").requests.fetch_result(max_bytes)
 
@@ -568,6 +571,7 @@ class Connection(AsyncContextManagerMixin):
             overflows=counts["overflows"],
             duplicates=recovery.duplicates,
             malformed_messages=counts["malformed_messages"],
+            unfit_fields=engine.settings.codec.unfit_fields,
             unknown_messages=recovery.unknown,
             foreign_messages=recovery.foreign,
             stale_events=counts["stale_events"],

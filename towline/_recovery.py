@@ -39,7 +39,6 @@ from .transport import (
     PongFrame,
     ReadyAckFrame,
     UnknownFrame,
-    UnreadableEnd,
 )
 
 #: How many frames a sync holds back before progress is merged. Frames of other kinds beyond it are a gap.
@@ -563,7 +562,7 @@ class Recovery:
         return End(tuple(before), outcome)
 
 
-_TERMINAL: Final = (JobCompleteFrame, ErrorFrame, JobCanceledFrame, UnreadableEnd)
+_TERMINAL: Final = (JobCompleteFrame, ErrorFrame, JobCanceledFrame)
 _OTHER_LOG: Final = Gap("the state is of another log than the socket's")
 
 

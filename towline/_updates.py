@@ -36,13 +36,13 @@ class JobStarted(Update, frozen=True, kw_only=True, tag="job_started"):
 
 
 class Progress(Update, frozen=True, kw_only=True, gc=False, tag="progress"):
-    """The job has come further; `progress` is a share of 1.
+    """The job has come further; `progress` is a share of 1, None where the server gives only a count or a text.
 
     A consumer that is slow gets several of them merged into the newest: `first_seq` to `seq` is then what it stands
     for. Without a log `first_seq` is None, and `merged` alone tells how many there were.
     """
 
-    progress: float
+    progress: float | None
     status: str = ""
     processed_count: int | None = None
     current_item: str | None = None
@@ -83,30 +83,29 @@ class Stalled(Update, frozen=True, kw_only=True, tag="stalled"):
 class JobComplete(Update, frozen=True, kw_only=True, tag="job_complete"):
     """The job ended well.
 
-    `result` is of the pipeline's type (plain JSON values where it has none). A large one is not in the message: then
-    `result_url` is set and `Connection.fetch_result()` gets it. Where the end could not be read whole, `result` is
-    None, `problem` says why and `raw` is what came.
+    `result` is of the pipeline's type, or plain JSON values where it has none. Where the result does not fit that type
+    it is plain JSON as well, and `problem` says why. A large result is not in the message: then `result_url` is set,
+    `Connection.fetch_result()` gets it, and `result` is what the message says beside the URL, if anything. Where the
+    server sent no result at all, `problem` says so.
     """
 
     result: Any = None
     result_url: str | None = None
     problem: str | None = None
-    raw: str | None = None
 
 
 class JobFailed(Update, frozen=True, kw_only=True, tag="job_failed"):
-    """The job failed; `retryable` speaks of a new job. `problem` and `raw` as in `JobComplete`."""
+    """The job failed; `retryable` speaks of a new job. `problem` says so where the server gave no reason."""
 
     code: str = ""
     message: str = ""
     details: Any = None
     retryable: bool | None = None
     problem: str | None = None
-    raw: str | None = None
 
 
 class JobCanceled(Update, frozen=True, kw_only=True, tag="job_canceled"):
-    """The job was stopped on request. `problem` and `raw` as in `JobComplete`.
+    """The job was stopped on request.
 
     `assumed`: no message said so. The server had agreed to stop the job, and then no longer knew it or its token.
     """
@@ -115,7 +114,6 @@ class JobCanceled(Update, frozen=True, kw_only=True, tag="job_canceled"):
     reason: str | None = None
     assumed: bool = False
     problem: str | None = None
-    raw: str | None = None
 
 
 class StateChange(Struct, frozen=True, kw_only=True, tag_field="type", tag="state"):
@@ -174,7 +172,9 @@ def _joined(run: list[Progress]) -> Progress:
     if len(run) == 1:
         return run[0]
     first = None if any(update.first_seq is None for update in run) else run[0].first_seq
-    return msgspec.structs.replace(run[-1], first_seq=first, merged=sum(update.merged for update in run))
+    progress = next((update.progress for update in reversed(run) if update.progress is not None), None)
+    merged = sum(update.merged for update in run)
+    return msgspec.structs.replace(run[-1], progress=progress, first_seq=first, merged=merged)
 
 
 #: Most characters of a server's text in a record that would be too large otherwise.
@@ -183,9 +183,12 @@ _TEXT_KEPT: Final = 500
 
 def dump_outcome(outcome: Outcome, limit: int) -> str:
     """An outcome as JSON text of at most `limit` bytes; a larger one without its result, and with a word about it."""
-    text = msgspec.json.encode(outcome)
-    if len(text) > limit:
-        kept: dict[str, Any] = {name: None for name in ("result", "details", "raw") if hasattr(outcome, name)}
+    try:
+        text = msgspec.json.encode(outcome)
+    except RecursionError:
+        text = b""  # it is nested too deep to be written here
+    if not 0 < len(text) <= limit:
+        kept: dict[str, Any] = {name: None for name in ("result", "details") if hasattr(outcome, name)}
         for name in outcome.__struct_fields__:
             value = getattr(outcome, name)
             if isinstance(value, str):
@@ -205,7 +208,7 @@ def load_outcome(text: str, pipelines: Mapping[str, type]) -> Outcome:
         outcome = msgspec.json.decode(text, type=Outcome)
     except (msgspec.DecodeError, RecursionError) as error:
         raise Damaged("the end on record cannot be read") from error
-    if isinstance(outcome, JobComplete) and outcome.result is not None:
+    if isinstance(outcome, JobComplete) and outcome.result is not None and outcome.result_url is None:
         shape = {**PIPELINES, **pipelines}.get(outcome.pipeline)
         if shape is not None:
             try:

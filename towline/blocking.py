@@ -234,7 +234,7 @@ class Connection:
         self._wait(self._line.aclose)
 
     def fetch_result(self, *, max_bytes: int = MAX_RESULT) -> Any:
-        """The job's result, fetched if it was too large for its message. See `towline.Connection.fetch_result`."""
+        """The job's result, fetched if it did not come with the end. See `towline.Connection.fetch_result`."""
         return self._wait(lambda: self._line.fetch_result(max_bytes=max_bytes))
 
     # --- looking at it ---------------------------------------------------------------------------------------------

@@ -21,12 +21,13 @@ the dialling: give memory streams to test without sockets. To go without anyio a
 `WebSocketProtocol` yourself: bytes in, messages out; their docstrings give the order of calls.
 """
 
+from ._codec import CancelAnswer, Codec, Result
 from ._deflate import Deflate
 from ._framing import Message
 from ._handshake import Accepted, ClientHandshake, Refused
 from ._http import Download, Response, Upload, request, stream_response
 from ._http_protocol import Head, HTTPExchange, parse_retry_after
-from ._job_calls import CancelAnswer, JobCalls, RefreshedToken, StartedJob, Templates
+from ._job_calls import JobCalls, RefreshedToken, StartedJob, Templates
 from ._limits import Limits, Liveness
 from ._messages import (
     PIPELINES,
@@ -34,7 +35,6 @@ from ._messages import (
     BatchEnrichmentResult,
     BoundingBox,
     CanceledPayload,
-    Codec,
     CsvImportResult,
     EnrichedBook,
     ErrorFrame,
@@ -57,7 +57,6 @@ from ._messages import (
     StartedPayload,
     TerminalFrame,
     UnknownFrame,
-    UnreadableEnd,
     encode,
     encode_payload,
 )
@@ -120,6 +119,7 @@ __all__ = [
     "Refused",
     "RejectedRow",
     "Response",
+    "Result",
     "ResultReference",
     "ScannedBook",
     "StartedJob",
@@ -128,7 +128,6 @@ __all__ = [
     "Templates",
     "TerminalFrame",
     "UnknownFrame",
-    "UnreadableEnd",
     "Upload",
     "WebSocket",
     "WebSocketProtocol",

@@ -6,7 +6,7 @@ import ssl as ssl_module
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final
 
 import anyio
 import msgspec
@@ -20,21 +20,22 @@ from .._exceptions import (
     UnexpectedResponse,
 )
 from .._secret import Secret
+from ._codec import CancelAnswer, Codec
 from ._http import Response, Upload, request, stream_response
-from ._messages import Codec, JobState
+from ._messages import JobState
 from ._network import Network
 from ._url import URL, Headers, bearer, fill_template, parse_origin, parse_url
 
 #: Statuses that speak of a passing trouble: asking again is of use.
 RETRIED: Final = frozenset({408, 425, 429}) | frozenset(range(500, 600))
 
-#: How a request to stop a job was answered: it will stop, it had ended, or the server does not say.
-CancelAnswer: TypeAlias = Literal["accepted", "too_late", "unknown"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Templates:
-    """Where the calls live. `{job}` is the job id, percent-encoded; `job_state`, `cancel` and `result` need it."""
+    """Where the calls live. `{job}` is the job id, percent-encoded.
+
+    `job_state` and `result` need it. `cancel` may be a fixed path, because the id is also in the body.
+    """
 
     job_state: str = "/api/job-state/{job}"
     token_refresh: str = "/api/token/refresh"
@@ -42,8 +43,9 @@ class Templates:
     result: str = "/api/jobs/{job}/results"
 
     def __post_init__(self) -> None:
-        for template in (self.job_state, self.cancel, self.result):
+        for template in (self.job_state, self.result):
             fill_template(template, "job")
+        fill_template(self.cancel, "job", fixed=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +63,6 @@ class StartedJob:
     job: str
     token: Secret
     expires_in: float | None = None
-
-
-class _TokenAnswer(msgspec.Struct, rename="camel"):
-    token: str
-    job_id: str = ""
-    expires_in: float | None = None
-
-
-class _CancelAnswer(msgspec.Struct):
-    result: str
 
 
 class JobCalls:
@@ -147,9 +139,9 @@ class JobCalls:
             json={"jobId": job, "oldToken": old.reveal()},
             deadline=deadline,
         )
-        if response.status != 200:
+        if not 200 <= response.status < 300:
             raise self._unexpected(response, "no new token")
-        answer = _decode_token(response)
+        answer = self._codec.decode_token(response.body)
         return RefreshedToken(Secret(answer.token), answer.expires_in)
 
     async def cancel_job(
@@ -157,23 +149,21 @@ class JobCalls:
     ) -> CancelAnswer:
         """Ask the server to stop the job; one try, which may be repeated with the same key.
 
-        Raises `UnexpectedResponse` (401, 404 among them), `MalformedMessage`, and as `request`.
+        A success that says nothing else is "accepted". Raises `UnexpectedResponse` (401, 404 among them),
+        `MalformedMessage` for a page, and as `request`.
         """
         response = await self._call(
             "POST",
-            self._base.at(fill_template(self._templates.cancel, job)),
+            self._base.at(fill_template(self._templates.cancel, job, fixed=True)),
             token=token,
             headers=[("Idempotency-Key", idempotency_key)],
+            json={"jobId": job},
             deadline=deadline,
         )
-        if response.status != 200:
+        if not 200 <= response.status < 300:
             hint = ": no such job, or `templates=` name another place" if response.status == 404 else ""
             raise self._unexpected(response, f"no answer to the request to stop{hint}")
-        try:
-            result = msgspec.json.decode(response.body, type=_CancelAnswer).result
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise MalformedMessage("cancel", "$.result", "not the answer to a request to stop") from None
-        return cast(CancelAnswer, result) if result in {"accepted", "too_late"} else "unknown"
+        return self._codec.decode_cancel(response.body)
 
     async def fetch_result(
         self, job: str, result_url: str | None, token: Secret, *, max_body: int, deadline: float = 30.0
@@ -207,15 +197,16 @@ class JobCalls:
         body: bytes | Upload,
         *,
         content_type: str = "text/csv",
+        job: str = "",
         token: Secret | None = None,
         headers: Headers = (),
         deadline: float = 30.0,
     ) -> StartedJob:
         """Start a job by uploading what it works on; an `Upload` goes in bounded memory, whatever its size.
 
-        `path` is the pipeline's own, `token` what it wants of a caller, if anything; `deadline` starts anew with each
-        piece sent. Raises `UnexpectedResponse` for any status but 200, 201 and 202, `MalformedMessage`, and as
-        `request`.
+        `path` is the pipeline's own, `token` what it wants of a caller, if anything. `job` is the id that the caller
+        chose, for a server whose answer does not repeat it. `deadline` restarts with each piece sent. Raises
+        `UnexpectedResponse` for any status but 200, 201 and 202, `MalformedMessage`, and as `request`.
         """
         response = await self._call(
             "POST",
@@ -227,10 +218,11 @@ class JobCalls:
         )
         if response.status not in {200, 201, 202}:
             raise self._unexpected(response, "the job was not started")
-        answer = _decode_token(response)
-        if not answer.job_id:
-            raise MalformedMessage("start", "$.jobId", "missing")
-        return StartedJob(answer.job_id, Secret(answer.token), answer.expires_in)
+        answer = self._codec.decode_token(response.body)
+        job_id = answer.job_id or job
+        if not job_id:
+            raise MalformedMessage("start", "$.jobId", "missing: pass job=, if the server takes the id from the caller")
+        return StartedJob(job_id, Secret(answer.token), answer.expires_in)
 
     # --- what the calls share -----------------------------------------------------------------------------------
 
@@ -278,16 +270,3 @@ class JobCalls:
         if url.origin != self._base.origin:
             raise InvalidArgument("result_url", "leads to another origin, which the token is not for")
         return self._base.at(url.target)
-
-
-def _decode_token(response: Response) -> _TokenAnswer:
-    try:
-        answer = msgspec.json.decode(response.body, type=_TokenAnswer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        problem = "not an answer with a token"
-    else:
-        if answer.token:
-            return answer
-        problem = "an empty token"
-    # Without its cause: the decoder's error may quote what stands there, and a token stands there.
-    raise MalformedMessage("token", "$", problem)

@@ -1,29 +1,23 @@
-"""The messages of the wire, typed, and the one codec for both ends.
+"""The messages of the wire, typed, for both ends; `Codec` reads them.
 
-A frame is one WebSocket text message: an envelope that names its type, and a payload. Frames and payloads are msgspec
+A frame is one WebSocket message: an envelope that names its type, and a payload. Frames and payloads are msgspec
 structs: snake_case here, camelCase on the wire. Unknown fields are ignored, as the protocol asks.
-
-The pipeline named in the envelope chooses the shape of a result. Nothing is guessed from a payload's looks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from .._exceptions import MalformedMessage
+from ._lenient import Count, Fraction, Sequence, Timestamp
 
 VERSION: Final = "1.0.0"
 
 #: The types after which a job sends nothing more.
 TERMINAL_TYPES: Final = frozenset({"job_complete", "error", "job_canceled"})
-
-Count: TypeAlias = Annotated[int, Meta(ge=0)]
-Sequence: TypeAlias = Annotated[int, Meta(ge=1)]
-Fraction: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 
 
 class _Wire(Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -41,9 +35,10 @@ class StartedPayload(_Wire, frozen=True):
 
 
 class ProgressPayload(_Wire, frozen=True, gc=False):
-    """`progress` is a share of 1. `keep_alive` marks a heartbeat: it counts as alive and is not shown."""
+    """`progress` is a share of 1, None where only a count is known. `keep_alive` marks a heartbeat: it counts as alive
+    and is not shown."""
 
-    progress: Fraction
+    progress: Fraction | None
     status: str
     processed_count: Count | None = None
     current_item: str | None = None
@@ -155,7 +150,7 @@ class ResultReference(_Wire, frozen=True):
     result_url: str
 
 
-#: The pipelines whose results have types of their own. Any other name is lawful and gives plain JSON values.
+#: The pipelines whose results have types of their own. Any other name may be used and gives plain JSON values.
 PIPELINES: Final[Mapping[str, type]] = {
     "batch_enrichment": BatchEnrichmentResult,
     "csv_import": CsvImportResult,
@@ -172,7 +167,7 @@ class _Frame(_Wire, frozen=True, tag_field="type", kw_only=True):
 
     job_id: str = ""
     pipeline: str = ""
-    timestamp: float = 0
+    timestamp: Timestamp = 0
     version: str = ""
     seq: Sequence | None = None
     epoch: str | None = None
@@ -181,7 +176,7 @@ class _Frame(_Wire, frozen=True, tag_field="type", kw_only=True):
 class JobStartedFrame(_Frame, frozen=True, tag="job_started"):
     """The job has begun."""
 
-    payload: StartedPayload = StartedPayload()
+    payload: StartedPayload
 
 
 class JobProgressFrame(_Frame, frozen=True, gc=False, tag="job_progress"):
@@ -191,9 +186,12 @@ class JobProgressFrame(_Frame, frozen=True, gc=False, tag="job_progress"):
 
 
 class JobCompleteFrame(_Frame, frozen=True, tag="job_complete"):
-    """The job has ended well; `Codec.result` reads the payload, whose shape the pipeline decides."""
+    """The job has ended well; `Codec.decode_result` reads the payload, whose shape the pipeline decides.
 
-    payload: Raw = Raw(b"{}")
+    UNSET: the message holds no result.
+    """
+
+    payload: Raw | UnsetType
 
 
 class ErrorFrame(_Frame, frozen=True, tag="error"):
@@ -205,13 +203,13 @@ class ErrorFrame(_Frame, frozen=True, tag="error"):
 class JobCanceledFrame(_Frame, frozen=True, tag="job_canceled"):
     """The job was stopped on request."""
 
-    payload: CanceledPayload = CanceledPayload()
+    payload: CanceledPayload
 
 
 class ReadyAckFrame(_Frame, frozen=True, tag="ready_ack"):
     """Answer to `ready`. With `epoch`, `from_` and `to` the server replays those events now (`from_` > `to`: none)."""
 
-    from_: Annotated[int, Meta(ge=1)] | None = msgspec.field(default=None, name="from")
+    from_: Sequence | None = msgspec.field(default=None, name="from")
     to: Count | None = None
 
 
@@ -232,23 +230,7 @@ class UnknownFrame(_Wire, frozen=True):
     epoch: str | None = None
 
 
-class UnreadableEnd(_Wire, frozen=True):
-    """A terminal frame that does not fit its type. The job has ended all the same: only how is not known whole.
-
-    `raw` is the frame as it came, `problem` says what does not fit.
-    """
-
-    type: str
-    raw: str
-    problem: str
-    job_id: str = ""
-    pipeline: str = ""
-    timestamp: float = 0
-    seq: int | None = None
-    epoch: str | None = None
-
-
-TerminalFrame: TypeAlias = JobCompleteFrame | ErrorFrame | JobCanceledFrame | UnreadableEnd
+TerminalFrame: TypeAlias = JobCompleteFrame | ErrorFrame | JobCanceledFrame
 KnownFrame: TypeAlias = (
     JobStartedFrame
     | JobProgressFrame
@@ -259,7 +241,7 @@ KnownFrame: TypeAlias = (
     | PingFrame
     | PongFrame
 )
-Frame: TypeAlias = KnownFrame | UnknownFrame | UnreadableEnd
+Frame: TypeAlias = KnownFrame | UnknownFrame
 
 
 class Ready(_Wire, frozen=True, tag_field="type", tag="ready"):
@@ -272,18 +254,22 @@ class Ready(_Wire, frozen=True, tag_field="type", tag="ready"):
     socket: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
 
 
+#: How a job stands.
+Status: TypeAlias = Literal["running", "complete", "failed", "canceled"]
+
+
 class JobState(_Wire, frozen=True):
     """Answer of the state call. `results` and `error` are the terminal payloads less their type."""
 
-    status: Literal["running", "complete", "failed", "canceled"]
+    status: Status
     pipeline: str = ""
     total_count: Count | None = None
     processed_count: Count | None = None
-    start_time: float | None = None
+    start_time: Timestamp | None = None
     version: str = ""
     current_item: str | None = None
-    last_update: float | None = None
-    end_time: float | None = None
+    last_update: Timestamp | None = None
+    end_time: Timestamp | None = None
     results: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
     seq: Count | None = None
@@ -295,153 +281,17 @@ class JobState(_Wire, frozen=True):
         return self.status != "running"
 
 
-# --- the codec -------------------------------------------------------------------------------------------------
+class TokenAnswer(_Wire, frozen=True):
+    """Answer of the calls that give a token: the start of a job and the exchange of an old token."""
+
+    token: str
+    job_id: str = ""
+    expires_in: float | None = None
 
 
-class _Head(Struct, rename="camel"):
-    """What is read of a frame that does not fit: each field alone may be wrong, so nothing is demanded of it."""
+# --- writing ---------------------------------------------------------------------------------------------------
 
-    type: Any = None
-    job_id: Any = ""
-    pipeline: Any = ""
-    timestamp: Any = 0
-    seq: Any = None
-    epoch: Any = None
-
-
-_decode_known: Final[Callable[[str | bytes], KnownFrame]] = msgspec.json.Decoder(KnownFrame).decode
-_decode_head: Final[Callable[[str | bytes], _Head]] = msgspec.json.Decoder(_Head).decode
-_decode_state: Final[Callable[[bytes], JobState]] = msgspec.json.Decoder(JobState).decode
 _encode: Final = msgspec.json.Encoder().encode
-
-# A deeply nested value exhausts the decoder's stack: a RecursionError is then the peer's doing, not ours.
-_UNFIT: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
-
-
-def _path_and_problem(error: Exception) -> tuple[str, str]:
-    """Split msgspec's sentence into where and what. It names fields and types; of a value it quotes only what is not
-    in an enumeration, and that is the server's text, so it is left out."""
-    problem, found, path = str(error).rpartition(" - at `")
-    if not found:
-        problem, path = path, "$"
-    return path.removesuffix("`"), "Invalid enum value" if problem.startswith("Invalid enum value") else problem
-
-
-class Codec:
-    """Reads frames, states and results. `pipelines` adds result types of the application's own, by pipeline name."""
-
-    def __init__(self, pipelines: Mapping[str, type] | None = None) -> None:
-        self._results: dict[str, Callable[[Raw | bytes], Any]] = {
-            name: msgspec.json.Decoder(shape).decode for name, shape in {**PIPELINES, **(pipelines or {})}.items()
-        }
-
-    def decode(self, data: str | bytes) -> Frame:
-        """Read one frame.
-
-        Raises `MalformedMessage` for what is not JSON and for a frame of known type that does not fit it, unless that
-        type is terminal: then the answer is an `UnreadableEnd`, because an end is never dropped.
-        """
-        try:
-            return _decode_known(data)
-        except _UNFIT as error:
-            return self._decode_unfit(data, error)
-
-    def _decode_unfit(self, data: str | bytes, error: Exception) -> Frame:
-        path, problem = _path_and_problem(error)
-        try:
-            head = _decode_head(data)
-        except _UNFIT:
-            raise MalformedMessage(None, path, problem) from error
-        if not isinstance(head.type, str):
-            raise MalformedMessage(None, "$.type", "a message needs a type") from error
-        if head.type in TERMINAL_TYPES:
-            return UnreadableEnd(
-                type=head.type,
-                raw=data if isinstance(data, str) else data.decode("utf-8", "replace"),
-                problem=f"{path}: {problem}",
-                job_id=_text(head.job_id),
-                pipeline=_text(head.pipeline),
-                timestamp=head.timestamp if isinstance(head.timestamp, int | float) else 0,
-                seq=_number(head.seq),
-                epoch=_text(head.epoch) or None,
-            )
-        if head.type in _KNOWN_TYPES:
-            raise MalformedMessage(
-                head.type,
-                path,
-                problem,
-                job_id=_text(head.job_id),
-                epoch=_text(head.epoch) or None,
-                seq=_number(head.seq),
-            ) from error
-        return UnknownFrame(
-            type=head.type, job_id=_text(head.job_id), seq=_number(head.seq), epoch=_text(head.epoch) or None
-        )
-
-    def decode_state(self, data: bytes) -> JobState:
-        """Read the answer of the state call; raises `MalformedMessage` where it does not fit."""
-        try:
-            return _decode_state(data)
-        except _UNFIT as error:
-            raise MalformedMessage("job_state", *_path_and_problem(error)) from error
-
-    def decode_result(self, pipeline: str, payload: Raw | bytes) -> Any:
-        """Read what a message or a state tells of a result: a `ResultReference`, or else as `decode_whole_result`."""
-        try:
-            # A reference may stand in the place of any pipeline's result, so it is looked for first.
-            if (url := _reference(payload)) is not None:
-                return ResultReference(result_url=url)
-        except _UNFIT as error:
-            raise MalformedMessage("job_complete", *_path_and_problem(error)) from error
-        return self.decode_whole_result(pipeline, payload)
-
-    def decode_whole_result(self, pipeline: str, payload: Raw | bytes) -> Any:
-        """Read a result by its pipeline: the type registered for it, or plain JSON values without the payload's type.
-
-        Raises `MalformedMessage` where it does not fit.
-        """
-        try:
-            if (decode := self._results.get(pipeline)) is not None:
-                return decode(payload)
-            result = msgspec.json.decode(payload)
-        except _UNFIT as error:
-            raise MalformedMessage("job_complete", *_path_and_problem(error)) from error
-        # A message repeats its type here and a state does not: the result is one, whichever of them tells it.
-        if isinstance(result, dict) and result.get("type") == "job_complete":
-            del result["type"]
-        return result
-
-    def decode_error(self, payload: Raw | bytes) -> ErrorPayload:
-        """Read how a job failed; raises `MalformedMessage` where it does not fit."""
-        try:
-            return msgspec.json.decode(payload, type=ErrorPayload)
-        except _UNFIT as error:
-            raise MalformedMessage("error", *_path_and_problem(error)) from error
-
-
-class _MaybeReference(Struct, rename="camel"):
-    result_url: Any = None
-
-
-def _reference(payload: Raw | bytes) -> str | None:
-    try:
-        url = msgspec.json.decode(payload, type=_MaybeReference).result_url
-    except msgspec.ValidationError:
-        return None  # a result that is no object is no reference
-    return url if isinstance(url, str) else None
-
-
-_KNOWN_TYPES: Final = frozenset(
-    {"job_started", "job_progress", "job_complete", "error", "job_canceled", "ready_ack", "ping", "pong"}
-)
 
 
 def encode(message: Struct) -> bytes:

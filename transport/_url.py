@@ -216,9 +216,13 @@ def encode_job_id(job: str) -> str:
         raise InvalidArgument("job", "holds a lone surrogate") from None
 
 
-def fill_template(template: str, job: str) -> str:
-    """A target from a template such as `/api/job-state/{job}`; the one field is `{job}`, the job id, encoded."""
-    if template.count("{job}") != 1 or re.search(r"[{}]", template.replace("{job}", "")):
+def fill_template(template: str, job: str, *, fixed: bool = False) -> str:
+    """A target from a template such as `/api/job-state/{job}`; the one field is `{job}`, the job id, encoded.
+
+    With `fixed` the field may be left out: the job is named elsewhere in the request.
+    """
+    fields = template.count("{job}")
+    if not (fields == 1 or (fixed and fields == 0)) or re.search(r"[{}]", template.replace("{job}", "")):
         raise InvalidArgument("template", "must hold {job} once, and no other field")
     target = template.replace("{job}", encode_job_id(job))
     _check_target(target)

@@ -193,13 +193,26 @@ async def test_a_damaged_record_is_an_error_without_a_token_and_none_with_one(
 def test_an_outcome_of_any_size_fits_a_record() -> None:
     for outcome in (
         JobFailed(job="j", code="\x00" * 100_000, message="m" * 100_000, details=["d"] * 100_000),
-        JobComplete(job="j", pipeline="p" * 100_000, result="r" * 100_000, raw="x" * 100_000),
+        JobComplete(job="j", pipeline="p" * 100_000, result="r" * 100_000),
     ):
         text = dump_outcome(outcome, 48 * 1024)
         assert len(text) <= 48 * 1024
         loaded = load_outcome(text, {})
         assert type(loaded) is type(outcome)
         assert loaded.problem is not None
+
+
+def test_an_outcome_that_is_nested_too_deep_fits_a_record() -> None:
+    deep: Any = None
+    for _ in range(5000):
+        deep = [deep]
+    loaded = load_outcome(dump_outcome(JobComplete(job="j", result=deep), 48 * 1024), {})
+    assert loaded == JobComplete(job="j", problem="the result was too large to be kept beside the token")
+
+
+def test_what_came_with_a_reference_to_a_result_is_not_its_type() -> None:
+    outcome = JobComplete(job="j", pipeline="ai_scan", result={"approved": 5}, result_url="/r")
+    assert load_outcome(dump_outcome(outcome, 48 * 1024), {}) == outcome
 
 
 def test_a_result_on_record_that_no_longer_fits_its_type_comes_as_plain_values() -> None:

@@ -226,7 +226,7 @@ def test_an_ended_state_of_another_log_than_the_sockets_is_no_end() -> None:
 
 def test_heartbeats_and_what_cannot_be_read_keep_their_place() -> None:
     follower = joined(3)
-    bad = message("job_progress", 6, progress="much", status="s")
+    bad = message("job_progress", 6, progress="much")
     assert follower.take(progress(4, keepAlive=True), message("job_news", 5), bad, progress(7, 7)) == []
     assert follower.seqs == [7]
     assert follower.recovery.unknown == 1
@@ -234,7 +234,7 @@ def test_heartbeats_and_what_cannot_be_read_keep_their_place() -> None:
 
 def test_what_cannot_be_read_of_another_job_has_no_place_here() -> None:
     follower = joined(3)
-    assert follower.take(message("job_progress", 4, job="j2", progress="much", status="s"), progress(4)) == []
+    assert follower.take(message("job_progress", 4, job="j2", progress="much"), progress(4)) == []
     assert follower.seqs == [4]
 
 

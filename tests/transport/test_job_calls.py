@@ -154,7 +154,7 @@ async def test_the_network_is_tried_again_and_each_try_has_a_deadline() -> None:
         assert isinstance(await error_of(lambda: calls.fetch_state("j", TOKEN, tries=1)), ConnectFailed)
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"", b"[]", b'{"status":"odd"}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"<html>", b"", b"[]", b'{"status":7}', b"\xff", b"[" * 100_000])
 async def test_a_state_that_is_none(body: bytes) -> None:
     async with serving() as (server, calls):
         server.will(200, body)
@@ -205,7 +205,14 @@ async def test_no_new_token(status: int, advice: str | None) -> None:
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b'{"token":""}', b'{"token":7}', b'{"token":"hunter2","expiresIn":"x"}'])
+async def test_a_new_token_in_an_envelope() -> None:
+    async with serving() as (server, calls):
+        server.will(201, {"data": {"token": "frisch", "expiresIn": "soon"}, "metadata": {}})
+        refreshed = await calls.refresh_token("j", TOKEN)
+        assert (refreshed.token.reveal(), refreshed.expires_in) == ("frisch", None)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"token":""}', b'{"token":["hunter2"]}', b'{"token":"hunter2"'])
 async def test_an_answer_without_a_token(body: bytes) -> None:
     async with serving() as (server, calls):
         server.will(200, body)
@@ -225,6 +232,20 @@ async def test_stopping(result: str) -> None:
         assert server.requests[0][1].target == b"/api/jobs/j/cancel"
         assert server.header(b"idempotency-key") == b"key-1"
         assert server.header(b"authorization") == b"Bearer hunter2"
+        assert server.header(b"content-type") == b"application/json"
+        assert msgspec.json.decode(server.requests[0][2]) == {"jobId": "j"}
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, {"jobId": "j", "status": "canceled"}), (202, {"jobId": "j"}), (204, b""), (200, b"OK")],
+)
+async def test_a_success_without_a_result_is_accepted(status: int, body: Any) -> None:
+    async with serving(templates=Templates(cancel="/api/enrichment/cancel")) as (server, calls):
+        server.will(status, body)
+        assert await calls.cancel_job("a/b", TOKEN, "k") == "accepted"
+        assert server.requests[0][1].target == b"/api/enrichment/cancel"
+        assert msgspec.json.decode(server.requests[0][2]) == {"jobId": "a/b"}
 
 
 async def test_stopping_is_refused() -> None:
@@ -308,6 +329,16 @@ async def test_starting_a_job() -> None:
         assert server.header(b"authorization") is None
         started = await calls.start_job("/api/import/csv", b"x", token=TOKEN, headers={"X-B": "c"})
         assert (server.header(b"authorization"), server.header(b"x-b")) == (b"Bearer hunter2", b"c")
+
+
+async def test_starting_a_job_whose_id_the_caller_chose() -> None:
+    async with serving() as (server, calls):
+        server.will(202, {"data": {"success": True, "totalCount": 8, "token": "frisch"}, "metadata": {}})
+        started = await calls.start_job("/v1/enrichment/batch", b"{}", job="j9")
+        assert (started.job, started.token.reveal()) == ("j9", "frisch")
+        server.will(202, {"data": {"jobId": 7, "token": "frisch"}})
+        server.answers.pop(0)
+        assert (await calls.start_job("/x", b"", job="j9")).job == "7"
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ class Story:
             self.updates.append(told)
             self.view.update(told)
             if isinstance(told, Progress):
-                self.share = told.progress
+                self.share = self.share if told.progress is None else told.progress
             else:
                 self.tell("client", in_words(told))
         self.look_again()

@@ -155,7 +155,8 @@ def in_words(update: AnyUpdate) -> str:
         case Progress():
             count = "" if update.processed_count is None else f"  {update.processed_count} done"
             item = "" if update.current_item is None else f"  {escape(update.current_item)}"
-            return f"{update.progress:5.1%}{count}  {escape(update.status)}{item}"
+            share = " " * 5 if update.progress is None else f"{update.progress:5.1%}"
+            return f"{share}{count}  {escape(update.status)}{item}"
         case Resynced():
             if update.first:
                 return "in step" + _counts(update)
