@@ -5,13 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
 from ._exceptions import Cancelled, StateUnreachable, TowlineError, UnexpectedResponse
 from ._secret import Secret
-from ._updates import JobComplete
+from ._updates import JobComplete, JobFailed
 from .statemachine import CancelAccepted, State
 from .transport import CancelAnswer
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ._engine import Engine
 
 T = TypeVar("T")
+
+_RESULT: Final = "the job's result"
 
 
 class JobRequests:
@@ -38,18 +40,26 @@ class JobRequests:
 
     async def fetch_result(self, max_bytes: int) -> Any:
         """The job's result, wherever it is."""
-        outcome = self._engine.outcome
+        engine, outcome = self._engine, self._engine.outcome
+        state = engine.snapshot.state.value
         if outcome is None:
-            raise StateUnreachable("the job's result", self._engine.snapshot.state.value, "wait for `result()` first")
+            raise StateUnreachable(_RESULT, state, "wait for `result()` first")
         if not isinstance(outcome, JobComplete):
-            return None
+            ended = "failed" if isinstance(outcome, JobFailed) else "was canceled"
+            raise StateUnreachable(_RESULT, state, f"the job {ended} and has no result")
         url = outcome.result_url
-        if url is None:
+        # A result of null is one; where there is none, `problem` says so.
+        if url is None and (outcome.result is not None or outcome.problem is None):
             return outcome.result
-        data = await self._authorised(
-            lambda token: self._engine.calls.fetch_result(self._engine.settings.job, url, token, max_body=max_bytes)
-        )
-        return self._engine.settings.codec.decode_whole_result(outcome.pipeline, data)
+        try:
+            data = await self._authorised(
+                lambda token: engine.calls.fetch_result(engine.settings.job, url, token, max_body=max_bytes)
+            )
+        except UnexpectedResponse as error:
+            if error.status not in (404, 410):
+                raise
+            raise StateUnreachable(_RESULT, state, f"the server has none (HTTP status {error.status})") from error
+        return engine.settings.codec.decode_whole_result(outcome.pipeline, data).value
 
     async def cancel_job(self) -> CancelAnswer:
         """Ask the server to stop the job."""
