@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from towline import Exhausted, JobComplete, JobStarted, Progress, Resynced, Stalled
 from towline._delivery import INBOX_LIMIT, Delivery, Subscription
 from towline._recovery import Cursor
-from towline._updates import AnyUpdate
+from towline._updates import AnyUpdate, merge
 
 pytestmark = pytest.mark.anyio
 END = JobComplete(job="j", seq=9999, epoch="e")
@@ -111,6 +111,12 @@ async def test_heartbeats_between_do_not_keep_progress_from_merging() -> None:
     subscription = delivery.subscribe(wait=False)
     assert all(delivery.give(progress(seq)) for seq in range(1, 5001, 2))
     assert len(await drain(subscription, INBOX_LIMIT)) == INBOX_LIMIT
+
+
+async def test_what_is_merged_keeps_the_last_share_that_was_known() -> None:
+    counted = replace(progress(2), progress=None, processed_count=7)
+    assert merge(replace(progress(1), progress=0.25), counted) == replace(counted, progress=0.25, first_seq=1, merged=2)
+    assert merge(replace(counted, seq=1, first_seq=1), counted) == replace(counted, first_seq=1, merged=2)
 
 
 async def test_an_overflow_is_said_and_what_was_lost_is_told_by_the_next_resync() -> None:
