@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from .._exceptions import ForbiddenRequest
 
@@ -132,3 +132,8 @@ def forbid(
 def one_line(doc: str | None) -> str:
     """A docstring as one line of text."""
     return " ".join((doc or "").split())
+
+
+#: Whether this Python keeps docstrings. `python -OO` and many frozen programs drop them; `sys.flags` does not show the
+#: latter, so a docstring of this module is looked at.
+HAS_DOCSTRINGS: Final = one_line.__doc__ is not None

@@ -6,6 +6,7 @@
 - Every state can be reached, and from every state a final one can be, where there are any; a final state has no exit.
 - A state that waits has a timer, or says why it cannot wait for ever by accident.
 - A timer is armed only where it runs, somewhere, and its expiry is handled wherever it runs.
+- Every guard and action has a docstring, in a Python that keeps docstrings.
 - The machine that was built is the table: the same states, and the same ways with the same guards in the same order.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ._cells import Branch, Kind, one_line
+from ._cells import HAS_DOCSTRINGS, Branch, Kind, one_line
 
 if TYPE_CHECKING:
     from transitions import Machine
@@ -70,11 +71,12 @@ def _cell_findings(table: AnyTable, event: Enum, state: Enum) -> Iterator[str]:
 
 
 def _branch_findings(table: AnyTable, where: str, state: Enum, branch: Branch[Any, Any, Any]) -> Iterator[str]:
-    if branch.when is not None and not one_line(branch.when.__doc__):
-        yield f"{where}: the guard {branch.when.__name__} has no docstring"
-    for action in branch.actions:
-        if not action.doc:
-            yield f"{where}: the action {action.name} has no docstring"
+    if HAS_DOCSTRINGS:
+        if branch.when is not None and not one_line(branch.when.__doc__):
+            yield f"{where}: the guard {branch.when.__name__} has no docstring"
+        for action in branch.actions:
+            if not action.doc:
+                yield f"{where}: the action {action.name} has no docstring"
     if branch.kind is Kind.MOVED:
         if not isinstance(branch.target, table.states):
             yield f"{where}: {branch.target!r} is not a state"

@@ -123,7 +123,11 @@ class Description(Struct, frozen=True, kw_only=True):
 
 
 def describe(table: Table[Any, Any, Any, Any]) -> Description:
-    """Put a table into words."""
+    """Put a table into words.
+
+    The docstrings of guards and actions are part of them, and so of the hash: a Python that drops docstrings
+    (`python -OO`) describes the same table without them.
+    """
     expiries = {rule.expiry: timer for timer, rule in table.timers.items()}
     guards = {branch.when.__name__: branch.when for _, _, branch in table.branches() if branch.when is not None}
     actions = {action.name: action for _, _, branch in table.branches() for action in branch.actions}
