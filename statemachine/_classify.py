@@ -19,6 +19,7 @@ from .._exceptions import (
     ConnectionClosed,
     DeadlineExceeded,
     HandshakeRefused,
+    InvalidArgument,
     MessageTooBig,
     NameNotResolved,
     ProtocolViolation,
@@ -93,6 +94,9 @@ def classify(
             return TokenRejected(cause=cause, by_fetch=True) if status in (401, 403) else Unavailable()
     if isinstance(error, TokenRefused):
         return Refused(reason="auth", cause=cause)
+    if isinstance(error, InvalidArgument) and place in (Place.TOKEN, Place.UPGRADE):
+        # The caller's own (a proxy variable that is no URL, a CA file that cannot be read): time does not change it.
+        return Refused(reason="usage", cause=cause, final=True)
     if status is not None:
         return _by_status(status, place, cause, renewable=renewable, cancel_accepted=cancel_accepted)
     if isinstance(error, ConnectionClosed):
@@ -194,6 +198,7 @@ _CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (DeadlineExceeded, "timeout"),
     (TokenRefused, "token refused"),
     (TokenStoreError, "token store"),
+    (InvalidArgument, "argument"),
 )
 
 

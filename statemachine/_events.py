@@ -76,8 +76,9 @@ class Timer(Named):
     REVIVAL = "revival", "When a revival that came too early is allowed."
 
 
-#: Why it gave up. `auth`: the token was never accepted; `revoked`: this server accepted it before.
-Reason: TypeAlias = Literal["budget", "auth", "revoked", "protocol", "gone", "stalled"]
+#: Why it gave up. `auth`: the token was never accepted; `revoked`: this server accepted it before. `usage`: an argument
+#: or an environment variable cannot be used.
+Reason: TypeAlias = Literal["budget", "auth", "revoked", "protocol", "gone", "stalled", "usage"]
 
 
 class Cause(Struct, frozen=True, kw_only=True):

@@ -125,7 +125,8 @@ class Connection(AsyncContextManagerMixin):
     - `policy`: every number. `limits`: what the server may cost.
     - `proxy`: an `http`, `https` or `socks5` URL (the extra `socks`); without it the environment's counts. `network`
       replaces the dialling whole, `ssl` the TLS context.
-    - `api_origin`: where the HTTP calls go if not to the URL's own origin. `templates`: their paths.
+    - `api_origin`: where the HTTP calls go if not to the URL's own origin. `templates`: their paths; by default they
+      begin with what stands before `/ws/progress` in the URL's path.
     - `headers`, `subprotocols`: added to the upgrade. `token_subprotocol="name"` sends the token as the subprotocol
       `name.<token>` in place of the header; `token_in_query=True` sends it in the URL, where servers log it.
     - `strict_sync`: a server that keeps no state of the job is not accepted.
@@ -213,7 +214,7 @@ class Connection(AsyncContextManagerMixin):
             "limits": limits or Limits(),
             "codec": Codec(pipelines),
             "pipelines": pipelines,
-            "templates": templates or Templates(),
+            "templates": templates,
             "headers": headers,
             "subprotocols": subprotocols,
             "token_subprotocol": token_subprotocol,
@@ -306,6 +307,8 @@ class Connection(AsyncContextManagerMixin):
         options = dict(self._options)
         if self._token is None:
             options["refresh"] = True
+        if options["templates"] is None:
+            options["templates"] = Templates.beside(url) if origin is None else Templates()
         return Settings(url=url, api=api, store=store, **options), record
 
     def _begin(self, engine: Engine, record: Record | None) -> None:

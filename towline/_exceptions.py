@@ -347,7 +347,8 @@ class Exhausted(TowlineError):
 
     `reason` is one of `budget` (the retries or the time of an outage are spent), `auth` (the token was never accepted),
     `revoked` (the server accepted this token before and rejects it now), `protocol` (the server refuses or breaks the
-    protocol), `gone` (the server does not know the job) and `stalled` (the job was silent for `Policy.stall_limit`).
+    protocol), `gone` (the server does not know the job), `stalled` (the job was silent for `Policy.stall_limit`) and
+    `usage` (an argument or an environment variable cannot be used, and the text names it).
     `cause` describes the last failure and is `__cause__` too where it was an exception. It does not mean that the job
     has failed: the job may go on without a follower.
     """

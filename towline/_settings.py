@@ -53,7 +53,7 @@ class Settings:
 
     def record_context(self) -> dict[str, str]:
         """What another process must know to follow the job, beside its id and token."""
-        url = f"{self.url.scheme}://{self.url.host_header}{self.url.target}"
+        url = self.url.whole
         return {"url": url} if self.api.origin == self.url.origin else {"url": url, "api_origin": str(self.api.origin)}
 
     def url_with(self, token: Secret) -> URL:

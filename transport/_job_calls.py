@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import ssl as ssl_module
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import anyio
@@ -30,6 +31,10 @@ from ._url import URL, Headers, bearer, fill_template, parse_origin, parse_url
 RETRIED: Final = frozenset({408, 425, 429}) | frozenset(range(500, 600))
 
 
+#: Where a job's progress is told, below the path that a server may be mounted under.
+PROGRESS_PATH: Final = "/ws/progress"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Templates:
     """Where the calls live. `{job}` is the job id, percent-encoded.
@@ -46,6 +51,14 @@ class Templates:
         for template in (self.job_state, self.result):
             fill_template(template, "job")
         fill_template(self.cancel, "job", fixed=True)
+
+    @classmethod
+    def beside(cls, url: URL) -> Templates:
+        """The usual places, below the path that stands before `/ws/progress` in a socket's URL."""
+        prefix, progress_path, rest = url.path.rpartition(PROGRESS_PATH)
+        if not progress_path or rest or not prefix or re.search("[{}]", prefix):
+            return cls()
+        return cls(**{field.name: f"{prefix}{field.default}" for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)

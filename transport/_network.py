@@ -14,13 +14,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import anyio
 from anyio.abc import ByteStream
 from anyio.streams.tls import TLSStream
 
-from .._exceptions import CertificateRejected, ConnectFailed, ConnectionBroken, NameNotResolved, ProxyFailed
+from .._exceptions import (
+    CertificateRejected,
+    ConnectFailed,
+    ConnectionBroken,
+    InvalidArgument,
+    NameNotResolved,
+    ProxyFailed,
+)
 from ._dialling import dial_address, dial_name, dial_unix, literal
 from ._proxy import Proxy, open_tunnel, parse_proxy, proxy_from_environment
 from ._socket_stream import SocketStream
@@ -33,7 +41,7 @@ class Endpoint:
     """Where to dial. `host` is an A-label or an IP literal.
 
     `tls` is the context to wrap the stream with, None for a plain one; `server_name` is what the certificate must
-    say. `zone` is an IPv6 literal's zone.
+    say. `zone` is an IPv6 literal's zone. An `absolute` name is looked up as it stands, without a search list.
     """
 
     host: str
@@ -41,6 +49,7 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
     server_name: str | None = None
     zone: str | None = None
+    absolute: bool = False
 
 
 class Network(Protocol):
@@ -122,7 +131,7 @@ class SystemNetwork:
                     return await dial_address(literal("127.0.0.1", endpoint.port))
             if is_address(host):
                 return await dial_address(literal(host, endpoint.port, endpoint.zone))
-            return await dial_name(host, endpoint.port)
+            return await dial_name(f"{host}." if endpoint.absolute else host, endpoint.port)
 
 
 async def start_tls(stream: ByteStream, endpoint: Endpoint) -> ByteStream:
@@ -146,11 +155,29 @@ async def start_tls(stream: ByteStream, endpoint: Endpoint) -> ByteStream:
 def default_tls() -> ssl.SSLContext:
     """The context used where the caller gives none: verified, TLS 1.2 or later, resuming sessions.
 
-    Made once: it loads every root certificate.
+    Made once: it loads every root certificate. Raises `InvalidArgument` with the name of the variable where
+    `SSLKEYLOGFILE`, `SSL_CERT_FILE` or `SSL_CERT_DIR` names what cannot be used.
     """
-    context = ssl.create_default_context()
+    try:
+        context = ssl.create_default_context()
+    except OSError as error:
+        raise InvalidArgument("SSLKEYLOGFILE", f"the file cannot be opened for writing: {_says(error)}") from error
+    # OpenSSL passes silently over a file that it cannot read, and then no certificate is good.
+    if file := os.environ.get("SSL_CERT_FILE"):
+        try:
+            context.load_verify_locations(cafile=file)
+        except OSError as error:
+            raise InvalidArgument("SSL_CERT_FILE", f"no certificates can be read from it: {_says(error)}") from error
+    folders = os.environ.get("SSL_CERT_DIR")
+    nothing_loaded = not context.cert_store_stats()["x509_ca"]
+    if folders and nothing_loaded and not any(Path(folder).is_dir() for folder in folders.split(os.pathsep)):
+        raise InvalidArgument("SSL_CERT_DIR", "there is no such folder, and no certificate is known without it")
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return resume_sessions(context)
+
+
+def _says(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 def resume_sessions(context: ssl.SSLContext) -> ssl.SSLContext:
@@ -194,6 +221,7 @@ def endpoint_of(url: URL, tls: ssl.SSLContext | None) -> Endpoint:
         tls=(tls or default_tls()) if origin.secure else None,
         server_name=origin.host if origin.secure else None,
         zone=url.zone,
+        absolute=url.absolute,
     )
 
 

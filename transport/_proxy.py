@@ -24,6 +24,10 @@ from ._http_protocol import head_room
 from ._url import is_loopback, parse_host
 
 _DEFAULT_PORT: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+#: `socks` is what desktops write into `all_proxy`; which of its versions is meant, the word does not say.
+_ALIASES: Final = {"socks": "socks5"}
+_SOCKS: Final = frozenset({"socks5", "socks5h"})
+_UNPRINTABLE: Final = re.compile(r"[\x00- \x7f]")
 _PORT: Final = re.compile("[0-9]{1,5}")
 _MAX_HEAD: Final = 16 << 10
 _MAX_INFORMATIONAL: Final = 16
@@ -46,26 +50,43 @@ class Proxy:
         return self.scheme == "https"
 
 
-def parse_proxy(text: str) -> Proxy:
-    """Check a proxy's URL: `http`, `https`, `socks5` or `socks5h`, with credentials in it where it wants some.
+def parse_proxy(text: str, name: str = "proxy") -> Proxy:
+    """Check a proxy's URL: `http`, `https`, `socks5`, `socks5h` or `socks`, with credentials in it where it wants some.
 
-    Both SOCKS forms let the proxy look the name up. Raises `InvalidArgument`, which quotes nothing of it.
+    All SOCKS forms are version 5 and let the proxy look the name up. `name` is the argument or variable that holds the
+    URL. Raises `InvalidArgument`, which quotes nothing of it.
     """
-    problem = "must be a URL such as http://user:password@host:3128"
+    problem = "must be a URL such as http://user:password@host:3128 (http, https or socks5)"
+    rest = text.partition("://")[2].removesuffix("/")
+    if "#" in rest:
+        raise InvalidArgument(name, f"{problem}; write # in a password as %23")
+    if "/" in rest or "?" in rest:
+        # A `proxy.pac` is a program that chooses a proxy.
+        raise InvalidArgument(name, f"{problem}, without a path; write / and ? in a password as %2F and %3F")
+    if _UNPRINTABLE.search(text):
+        raise InvalidArgument(name, f"{problem}; it holds a blank or a control character")
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
-        raise InvalidArgument("proxy", problem) from None
-    scheme = parts.scheme.lower()
-    if scheme not in _DEFAULT_PORT or not parts.hostname or port == 0 or parts.path not in {"", "/"} or parts.query:
-        raise InvalidArgument("proxy", problem)
-    host, zone = parse_host(parts.hostname)
+        raise InvalidArgument(name, problem) from None
+    scheme = _ALIASES.get(parts.scheme.lower(), parts.scheme.lower())
+    if scheme not in _DEFAULT_PORT or not parts.hostname or port == 0:
+        raise InvalidArgument(name, problem)
+    try:
+        host, zone = parse_host(parts.hostname)
+    except InvalidArgument as error:
+        raise InvalidArgument(name, error.problem) from None
     username = None if parts.username is None else unquote(parts.username)
     password = None if parts.password is None else Secret(unquote(parts.password))
     for value in (username, password.reveal() if password else None):
         if value is not None and (len(value.encode()) > 255 or any(character < " " for character in value)):
-            raise InvalidArgument("proxy", "its credentials cannot be sent")
+            raise InvalidArgument(name, "its credentials cannot be sent")
+    if scheme in _SOCKS:
+        try:
+            import socksio  # noqa: F401 - asked for now, before anything is dialled
+        except ImportError:
+            raise InvalidArgument(name, "SOCKS5 needs the extra: pip install 'towline[socks]'") from None
     return Proxy(scheme, host, port or _DEFAULT_PORT[scheme], username, password, zone)
 
 
@@ -73,23 +94,30 @@ def proxy_from_environment(host: str, port: int, environment: Mapping[str, str])
     """The proxy that `https_proxy` or `all_proxy` (in either case) names for a host, unless `no_proxy` spares it.
 
     Loopback never goes through an environment's proxy. `no_proxy` lists host names (with all below them), addresses,
-    networks such as `10.0.0.0/8`, each with a port or without, or `*`.
+    networks such as `10.0.0.0/8`, each with a port or without, or `*`. A proxy may be written as desktops and shells
+    do: `host:3128`, `//host:3128`, with blanks around it. Raises `InvalidArgument` with the variable's name.
     """
-
-    def variable(name: str) -> str:
-        return environment.get(name) or environment.get(name.upper()) or ""
-
-    if is_loopback(host) or _is_spared(host, port, variable("no_proxy")):
+    if is_loopback(host) or _is_spared(host, port, _variable("no_proxy", environment)[1]):
         return None
-    text = variable("https_proxy") or variable("all_proxy")
+    name, text = _variable("https_proxy", environment)
+    if not text:
+        name, text = _variable("all_proxy", environment)
     if not text:
         return None
-    return parse_proxy(text if "://" in text else f"http://{text}")
+    return parse_proxy(text if "://" in text else f"http://{text.removeprefix('//')}", name)
+
+
+def _variable(name: str, environment: Mapping[str, str]) -> tuple[str, str]:
+    """A variable's name as it is set, and its value without the blanks around it; one that is blank is not set."""
+    for spelling in (name, name.upper()):
+        if value := environment.get(spelling, "").strip():
+            return spelling, value
+    return name, ""
 
 
 def _is_spared(host: str, port: int, listed: str) -> bool:
-    for item in listed.split(","):
-        entry = item.strip().lower()
+    # `curl` and others take blanks between the entries too.
+    for entry in listed.lower().replace(",", " ").split():
         if entry == "*":
             return True
         name, colon, its_port = entry.rpartition(":")
@@ -97,7 +125,7 @@ def _is_spared(host: str, port: int, listed: str) -> bool:
             if int(its_port) != port:
                 continue
             entry = name
-        entry = entry.strip("[]").lstrip(".").removeprefix("*.")
+        entry = entry.strip("[]").lstrip(".").removeprefix("*.").rstrip(".")
         if not entry:
             continue
         if host == entry or host.endswith(f".{entry}"):
@@ -168,10 +196,7 @@ def _connect_request(http: h11.Connection, proxy: Proxy, authority: str) -> byte
 
 
 async def _connect_socks(stream: ByteStream, proxy: Proxy, host: str, port: int) -> None:
-    try:
-        from socksio import ProtocolError, socks5
-    except ImportError:
-        raise InvalidArgument("proxy", "SOCKS5 needs the extra: pip install 'towline[socks]'") from None
+    from socksio import ProtocolError, socks5
 
     async def exactly(count: int) -> bytes:
         data = b""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, TypeAlias
@@ -55,16 +55,25 @@ class URL:
     """An absolute URL that has been checked; make it with `parse_url`. As text it has no query, so it may be logged.
 
     `target` is the request target, path and query, as it goes onto the wire. `zone` is an IPv6 literal's zone
-    (RFC 6874): it chooses the interface to dial from and is told to nobody.
+    (RFC 6874): it chooses the interface to dial from and is told to nobody. `absolute`: the host was written with its
+    final dot (RFC 1034 section 3.1), so it is looked up as it stands, without a search list; its origin is the same.
     """
 
     scheme: str
     origin: Origin
     target: str = field(repr=False)
     zone: str | None = None
+    absolute: bool = False
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.host_header}{self.path}"
+
+    @property
+    def whole(self) -> str:
+        """All of it as text, which `parse_url` reads as the same URL. A token may stand in its query."""
+        host = _bracketed(self.origin.host if self.zone is None else f"{self.origin.host}%25{self.zone}")
+        port = "" if self.origin.port == _DEFAULT_PORT[self.origin.secure] else f":{self.origin.port}"
+        return f"{self.scheme}://{host}{'.' * self.absolute}{port}{self.target}"
 
     @property
     def path(self) -> str:
@@ -80,13 +89,13 @@ class URL:
     def at(self, target: str) -> URL:
         """The URL of another path (and query) at the same origin over HTTP: `ws` becomes `http`, `wss` `https`."""
         _check_target(target)
-        return URL(_TWIN[self.scheme], self.origin, target, self.zone)
+        return replace(self, scheme=_TWIN[self.scheme], target=target)
 
     def with_query(self, name: str, value: str) -> URL:
         """This URL with one more query parameter, percent-encoded."""
         mark = "&" if "?" in self.target else "?"
         pair = f"{quote(name, safe='')}={quote(value, safe='')}"
-        return URL(self.scheme, self.origin, f"{self.target}{mark}{pair}", self.zone)
+        return replace(self, target=f"{self.target}{mark}{pair}")
 
 
 def parse_url(text: str, *, schemes: Iterable[str] = ("wss", "ws"), allow_insecure: bool = False) -> URL:
@@ -119,12 +128,13 @@ def parse_url(text: str, *, schemes: Iterable[str] = ("wss", "ws"), allow_insecu
     if not parts.hostname:
         raise _wrong_url("has no host")
     host, zone = parse_host(parts.hostname)
+    absolute = parts.hostname.endswith(".") and not is_address(host)
     secure = _SECURE[scheme]
     if not secure and not allow_insecure and not is_loopback(host):
         raise _wrong_url(f"{scheme} is not encrypted: use {scheme}s, or allow_insecure=True")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     _check_target(target)
-    return URL(scheme, Origin(secure, host, port or _DEFAULT_PORT[secure]), target, zone)
+    return URL(scheme, Origin(secure, host, port or _DEFAULT_PORT[secure]), target, zone, absolute)
 
 
 def parse_origin(text: str, *, allow_insecure: bool = False) -> URL:
@@ -141,7 +151,10 @@ def _wrong_url(problem: str) -> InvalidArgument:
 
 @lru_cache(64)  # a redial asks again, and most of the answer is looking at each label
 def parse_host(text: str) -> tuple[str, str | None]:
-    """The host as A-label or canonical IP literal, and an IPv6 literal's zone; raises `InvalidArgument`."""
+    """The host as A-label or canonical IP literal, and an IPv6 literal's zone; raises `InvalidArgument`.
+
+    A final dot is not part of it: with or without, the name and its certificate are the same.
+    """
     if ":" in text:
         address, percent, zone = text.partition("%")
         zone = zone.removeprefix("25")  # RFC 6874 writes the sign as %25; a bare one is common
@@ -152,7 +165,7 @@ def parse_host(text: str) -> tuple[str, str | None]:
         except ValueError:
             raise _wrong_url("the IPv6 address is not one") from None
     try:
-        return str(IPv4Address(text)), None
+        return str(IPv4Address(text.removesuffix("."))), None
     except ValueError:
         pass
     if text.isascii() and "xn--" not in text.lower():
@@ -163,6 +176,7 @@ def parse_host(text: str) -> tuple[str, str | None]:
             host = idna.encode(text, uts46=True, transitional=False).decode("ascii")
         except (idna.IDNAError, UnicodeError):
             raise _wrong_url("the host is not a name that IDNA (UTS 46) knows") from None
+    host = host.removesuffix(".")
     labels = host.split(".")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise _wrong_url("the host is not a name: labels of 1 to 63 letters, digits and hyphens")

@@ -11,6 +11,8 @@ import httpx
 import pytest
 import uvicorn
 
+from towline.transport import Templates, parse_url
+
 PAGE = Path(__file__).parents[2] / "docs" / "hub.md"
 
 
@@ -39,8 +41,9 @@ def test_the_program_of_the_page(
             assert outcome.code == "NOT_A_NUMBER"
             with httpx.Client() as other:
                 described = other.get(f"http://127.0.0.1:{port}/jobs/openapi.json").json()
-            calls = (module.CALLS.job_state, module.CALLS.token_refresh, module.CALLS.cancel, module.CALLS.result)
-            told = {call.removeprefix("/jobs").replace("{job}", "{job_id}") for call in calls}
+            calls = Templates.beside(parse_url("ws://127.0.0.1/jobs/ws/progress"))
+            paths = (calls.job_state, calls.token_refresh, calls.cancel, calls.result)
+            told = {path.removeprefix("/jobs").replace("{job}", "{job_id}") for path in paths}
             assert {"/api/sum", *told} <= set(described["paths"])
     finally:
         server.should_exit = True

@@ -13,6 +13,7 @@ from towline._exceptions import (
     ConnectionClosed,
     DeadlineExceeded,
     HandshakeRefused,
+    InvalidArgument,
     MalformedMessage,
     MessageTooBig,
     NameNotResolved,
@@ -276,3 +277,11 @@ def test_anything_else_in_a_reason_is_text(reason: str) -> None:
 def test_text_of_a_server_is_escaped() -> None:
     text = cause(closed(1011, "\x1b]0;owned\x07\r\n"), SOCKET).text
     assert text.isprintable()
+
+
+def test_a_fault_of_the_caller_is_not_charged_to_the_network() -> None:
+    error = InvalidArgument("https_proxy", "must be a URL")
+    assert meaning(error, UPGRADE) == meaning(error, TOKEN) == "refused(usage)"
+    assert meaning(error, STATUS) == "nothing"
+    assert cause_of(error, UPGRADE).code == "argument"
+    assert cause_of(error, UPGRADE).text == "https_proxy: must be a URL"

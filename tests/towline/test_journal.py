@@ -229,3 +229,20 @@ def test_a_result_on_record_that_no_longer_fits_its_type_comes_as_plain_values()
 def test_a_token_that_no_header_can_carry_is_refused_at_once(bad: str) -> None:
     with pytest.raises(InvalidArgument, match="token"):
         Connection("wss://hub/", job="j1", token=bad)
+
+
+async def test_what_is_written_with_a_final_dot_and_below_a_path_is_resumed_there(
+    follow: Follow, server: ScriptedServer
+) -> None:
+    store, job = Store(), server.job("j2", token="t2")
+    async with follow(server, url="ws://hub./jobs/ws/progress", job="j2", token="t2", store=store) as line:
+        await line.wait_for(State.CONNECTED)
+    record = await store.read("j2")
+    assert record is not None
+    assert (record.origin, record.context) == ("http://hub:80", {"url": "ws://hub./jobs/ws/progress"})
+    async with Connection(job="j2", store=store, network=server.network, allow_insecure=True) as line:
+        await line.wait_for(State.CONNECTED)
+        job.complete(RESULT)
+        await line.result()
+    asked = [(request.method, request.target) for request in server.requests if request.call is None]
+    assert asked[0] == asked[-1] == ("GET", "/jobs/api/job-state/j2")

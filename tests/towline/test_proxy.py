@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -9,6 +11,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from towline import Backoff, Connection, Exhausted, InvalidArgument, Policy
 from towline.testing import MemoryNetwork
+from towline.transport import default_tls
 
 pytestmark = pytest.mark.anyio
 
@@ -48,3 +51,20 @@ async def test_a_proxy_that_cannot_be_is_refused_at_once() -> None:
     network = MemoryNetwork(lambda link: anyio.lowlevel.checkpoint())
     with pytest.raises(InvalidArgument, match="network"):
         Connection("wss://jobs.example.test", job="j1", token="t", proxy="http://127.0.0.1:1", network=network)
+
+
+@pytest.mark.parametrize("variable", ["https_proxy", "SSL_CERT_FILE", "SSLKEYLOGFILE"])
+async def test_a_variable_that_cannot_be_used_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    """Time does not change it, so no attempt of the budget is spent on it."""
+    default_tls.cache_clear()
+    monkeypatch.setenv(variable, str(tmp_path / "nowhere" / "file"))
+    line = Connection("wss://jobs.example.test/ws/progress", job="j1", token="hunter2")
+    with pytest.raises(Exhausted, match=variable) as caught:
+        async with line:
+            await line.result()
+    assert caught.value.reason == "usage"
+    assert isinstance(caught.value.__cause__, InvalidArgument)
+    assert caught.value.__cause__.name == variable
+    assert line.statistics().retries == 0

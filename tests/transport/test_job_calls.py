@@ -21,7 +21,7 @@ from towline._exceptions import (
 )
 from towline._secret import Secret
 from towline.testing import MemoryLink, MemoryNetwork, NoAnswer, Reach, Unreachable
-from towline.transport import JobCalls, Templates, Upload
+from towline.transport import JobCalls, Templates, Upload, parse_url
 
 pytestmark = pytest.mark.anyio
 
@@ -367,3 +367,19 @@ async def test_templates() -> None:
         server.will(200, RUNNING)
         await calls.fetch_state("j", TOKEN)
         assert server.requests[0][1].target == b"/s/j?full=1"
+
+
+@pytest.mark.parametrize(
+    ("url", "state"),
+    [
+        ("wss://h/ws/progress", "/api/job-state/{job}"),
+        ("wss://h/jobs/ws/progress", "/jobs/api/job-state/{job}"),
+        ("wss://h/a/b/ws/progress?x=1", "/a/b/api/job-state/{job}"),
+        ("wss://h/jobs/stream", "/api/job-state/{job}"),
+        ("wss://h/jobs/ws/progress/more", "/api/job-state/{job}"),
+        ("wss://h/{job}/ws/progress", "/api/job-state/{job}"),
+        ("wss://h/", "/api/job-state/{job}"),
+    ],
+)
+def test_the_calls_are_below_the_path_of_the_stream(url: str, state: str) -> None:
+    assert Templates.beside(parse_url(url)).job_state == state

@@ -1,5 +1,6 @@
 """Dialling on real sockets: names, TLS good and bad, both families, errors under our names."""
 
+import os
 import socket
 import ssl
 import struct
@@ -21,6 +22,7 @@ from towline._exceptions import (
     ConnectFailed,
     ConnectionBroken,
     DeadlineExceeded,
+    InvalidArgument,
     NameNotResolved,
     NetworkError,
 )
@@ -469,3 +471,73 @@ async def test_an_address_that_answers_nothing_does_not_hold_up_the_next(monkeyp
         with anyio.move_on_after(0.6) as scope:
             await SystemNetwork().connect(Endpoint("hub.example", port))
         assert scope.cancelled_caught
+
+
+async def test_a_name_with_its_final_dot_is_looked_up_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    async def resolve(host: str, *_: object, **__: object) -> object:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("anyio.getaddrinfo", resolve)
+    for text in ("ws://hub.svc./", "ws://hub.svc/"):
+        with pytest.raises(NameNotResolved):
+            await open_socket(text)
+    assert asked == ["hub.svc.", "hub.svc"]
+
+
+async def open_socket(text: str) -> None:
+    async with open_websocket(text, allow_insecure=True):
+        pass
+
+
+# --- what the environment says of TLS -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_default() -> Iterator[None]:
+    """The default context is made anew."""
+    default_tls.cache_clear()
+    yield
+    default_tls.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_default")
+@pytest.mark.parametrize("variable", ["SSLKEYLOGFILE", "SSL_CERT_FILE"])
+def test_a_file_of_the_environment_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for value in (tmp_path / "no" / "file", tmp_path):
+        monkeypatch.setenv(variable, str(value))
+        with pytest.raises(InvalidArgument) as caught:
+            default_tls()
+        assert caught.value.name == variable
+        assert isinstance(caught.value.__cause__, OSError)
+    monkeypatch.delenv(variable)
+    default_tls()
+
+
+@pytest.mark.usefixtures("fresh_default")
+def test_a_file_without_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("<html>")
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with pytest.raises(InvalidArgument, match=r"^SSL_CERT_FILE: no certificates can be read from it"):
+        default_tls()
+
+
+@pytest.mark.usefixtures("fresh_default")
+def test_a_folder_of_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(file)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "nowhere"))
+    assert default_tls().cert_store_stats()["x509_ca"] == 1  # the file is enough
+    default_tls.cache_clear()
+    monkeypatch.delenv("SSL_CERT_FILE")
+    if not ssl.create_default_context().cert_store_stats()["x509_ca"]:
+        with pytest.raises(InvalidArgument, match=r"^SSL_CERT_DIR: there is no such folder"):
+            default_tls()
+    monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path / 'nowhere'}{os.pathsep}{tmp_path}")
+    default_tls()

@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import sys
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -102,11 +103,61 @@ def test_no_proxy_at_all(text: str) -> None:
         # What `str.isdigit` calls a digit, and what `int` finds too long, is no port.
         ({"https_proxy": "http://p", "no_proxy": f"api.example:¹,api.example:{'4' * 5000}"}, "api.example", "p"),
         ({"https_proxy": "http://p", "no_proxy": "api.example:00443"}, "api.example", None),
+        # As desktops, shells and administrators write them.
+        ({"all_proxy": "socks://s:1/"}, "api.example", "s"),
+        ({"ALL_PROXY": "SOCKS://s"}, "api.example", "s"),
+        ({"https_proxy": "//p:1"}, "api.example", "p"),
+        ({"https_proxy": " http://p:1 \n"}, "api.example", "p"),
+        ({"https_proxy": " ", "HTTPS_PROXY": "http://p"}, "api.example", "p"),
+        ({"https_proxy": " ", "all_proxy": "http://p"}, "api.example", "p"),
+        ({"https_proxy": "http://p.:1"}, "api.example", "p"),
+        ({"https_proxy": "http://p", "no_proxy": "api.example."}, "api.example", None),
+        ({"https_proxy": "http://p", "no_proxy": ".example."}, "api.example", None),
+        ({"https_proxy": "http://p", "no_proxy": "api.example.:443"}, "api.example", None),
+        ({"https_proxy": "http://p", "no_proxy": "localhost api.example"}, "api.example", None),
     ],
 )
 def test_the_environment(environment: dict[str, str], host: str, proxied: str | None) -> None:
     proxy = proxy_from_environment(host, 443, environment)
     assert (None if proxy is None else proxy.host) == proxied
+
+
+@pytest.mark.parametrize("variable", ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("http://p:1/proxy.pac", "without a path"),
+        ("http://u:hunter2/x@p", "%2F"),
+        ("http://u:hunter2?x@p", "%3F"),
+        ("http://u:hunter2#x@p", "%23"),
+        ("http://", "must be a URL"),
+        ("//", "must be a URL"),
+        ("socks4://p", "http, https or socks5"),
+        ("http://u:hunter2@pro xy", "blank"),
+        ("http://u:hunter2@-p-", "host is not a name"),
+        ("http://u:hunter2%0d%0a@p", "credentials"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(variable: str, value: str, words: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        proxy_from_environment("api.example", 443, {variable: value})
+    assert caught.value.name == variable
+    assert words in caught.value.problem
+    assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+def test_socks_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(InvalidArgument, match=r"^proxy: SOCKS5 needs the extra: pip install 'towline\[socks\]'$"):
+        SystemNetwork(proxy="socks5://p")
+    with pytest.raises(InvalidArgument, match=r"^all_proxy: SOCKS5 needs the extra"):
+        proxy_from_environment("api.example", 443, {"all_proxy": "socks://p"})
+
+
+@given(st.text())
+def test_any_text_is_a_proxy_or_a_typed_refusal(text: str) -> None:
+    with suppress(InvalidArgument):
+        proxy_from_environment("api.example", 443, {"https_proxy": text})
 
 
 @given(st.text())

@@ -24,6 +24,11 @@ from towline.transport._url import check_headers, check_subprotocols, is_loopbac
         ("wss://" + "a" * 63 + ".de/", f"https://{'a' * 63}.de:443", "/", "a" * 63 + ".de"),
         ("wss://" + "a." * 126 + "a/", f"https://{'a.' * 126}a:443", "/", "a." * 126 + "a"),
         ("wss://h.example?q=1", "https://h.example:443", "/?q=1", "h.example"),
+        ("wss://H.example./a", "https://h.example:443", "/a", "h.example"),
+        ("wss://h.example.:8443/", "https://h.example:8443", "/", "h.example:8443"),
+        ("ws://127.0.0.1./", "http://127.0.0.1:80", "/", "127.0.0.1"),
+        ("ws://localhost./", "http://localhost:80", "/", "localhost"),
+        ("wss://straße.de./", "https://xn--strae-oqa.de:443", "/", "xn--strae-oqa.de"),
     ],
 )
 def test_a_good_url(text: str, origin: str, target: str, host_header: str) -> None:
@@ -57,7 +62,9 @@ def test_a_good_url(text: str, origin: str, target: str, host_header: str) -> No
         "wss://" + "a." * 125 + "aa.a/",
         "wss://-a.example/",
         "wss://a..example/",
-        "wss://a.example./",
+        "wss://a.example../",
+        "wss://./",
+        "wss://127.1./",
         "wss://127.1/",
         "wss://0x7f.0.0.0x1/",
         "wss://2130706433/",
@@ -131,6 +138,30 @@ def test_ws_and_http_are_one_origin() -> None:
     assert parse_url("ws://localhost:80/a").origin == parse_origin("http://localhost").origin
     assert parse_url("wss://api.example:444/a").origin != parse_origin("https://api.example").origin
     assert str(Origin(True, "::1", 443)) == "https://[::1]:443"
+
+
+def test_a_final_dot_is_for_the_resolver_alone() -> None:
+    dotted, plain = parse_url("wss://hub.svc.cluster.local./a"), parse_url("wss://hub.svc.cluster.local/a")
+    assert (dotted.absolute, plain.absolute, parse_url("ws://127.0.0.1./").absolute) == (True, False, False)
+    assert dotted.origin == plain.origin
+    assert dotted.at("/b").absolute
+    assert dotted.with_query("a", "b").absolute
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wss://h.example/a?b=c",
+        "wss://h.example.:8443/",
+        "ws://[fe80::1%25eth0]:9/",
+        "ws://localhost./",
+        "wss://[2001:db8::1]/",
+    ],
+)
+def test_the_whole_url_is_read_as_the_same_again(text: str) -> None:
+    url = parse_url(text, allow_insecure=True)
+    assert url.whole == text
+    assert parse_url(url.whole, allow_insecure=True) == url
 
 
 def test_the_http_twin() -> None:
