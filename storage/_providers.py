@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol, Self
 
@@ -144,10 +145,13 @@ class KeyFile:
 
     @classmethod
     def default(cls, app: str = "towline") -> Self:
-        """The one in the user's configuration folder."""
+        """The one in the user's configuration folder. Raises `KeyUnavailable` for a user without a home."""
         from platformdirs import user_config_path
 
-        return cls(user_config_path(app, appauthor=False) / "key")
+        folder = user_folder(user_config_path, app)
+        if folder is None:
+            raise KeyUnavailable(f"this user has no home folder for a key file; set {ENVIRONMENT}, {HOMES}")
+        return cls(folder / "key")
 
     def create(self) -> tuple[Kdf, bytes]:
         """See `KeyProvider`."""
@@ -244,6 +248,19 @@ def _problem(key: bytes) -> str | None:
         return f"is not {KEY_BYTES} bytes long"
     # 32 random bytes have fewer than 16 distinct values once in 10**16 times; what a person types often has.
     return "is not random" if len(set(key)) < 16 else None
+
+
+#: What a user without a home can set in place of naming a file or folder.
+HOMES: Final = "or set HOME, or XDG_STATE_HOME and XDG_CONFIG_HOME"
+
+
+def user_folder(find: Callable[..., Path], app: str) -> Path | None:
+    """A folder of this user, or None where none is known: no `HOME`, and a user id that has no entry."""
+    try:
+        folder = find(app, appauthor=False)
+    except RuntimeError:  # platformdirs, and `Path.home` beneath it
+        return None
+    return folder if folder.is_absolute() else None  # older ones leave the `~` as it is
 
 
 class _Absent:

@@ -12,9 +12,10 @@ from typing import TypeVar
 import anyio.from_thread
 import anyio.to_thread
 
+from .._exceptions import InvalidArgument
 from .._secret import Secret
 from ._keyset import Source
-from ._providers import KeyProvider
+from ._providers import HOMES, KeyProvider, user_folder
 from ._record import Cursor, Record, check_job, with_cursor, with_end, with_token
 from ._vault import Vault, Verification
 
@@ -259,10 +260,16 @@ class MemoryTokenStore(Store):
 
 
 def default_folder(app: str) -> Path:
-    """Where a store is kept if the program names no folder."""
+    """Where a store is kept if the program names no folder. Raises `InvalidArgument` for a user without a home."""
     from platformdirs import user_state_path
 
-    return user_state_path(app, appauthor=False) / "tokens"
+    folder = user_folder(user_state_path, app)
+    if folder is None:
+        raise InvalidArgument(
+            "folder",
+            f"this user has no home folder; name a folder (--store or TOWLINE_STORE on the command line), {HOMES}",
+        )
+    return folder / "tokens"
 
 
 def _hidden(token: Secret | str | None) -> Secret | None:

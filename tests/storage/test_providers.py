@@ -307,3 +307,43 @@ def test_the_allow_list_names_what_keyring_has() -> None:
     for name in _keyring.ALLOWED:
         module, _, kind = name.rpartition(".")
         assert issubclass(getattr(importlib.import_module(module), kind), KeyringBackend), name
+
+
+# --- a user without a home ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with a user id that has no entry."""
+    pwd = pytest.importorskip("pwd")
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("homeless")
+async def test_without_a_home_the_store_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for relative in ("", "here"):
+        monkeypatch.setenv("XDG_STATE_HOME", relative)
+        with pytest.raises(InvalidArgument, match=r"no home folder; name a folder .*TOWLINE_STORE.* or set HOME"):
+            TokenStore()
+    store = TokenStore(tmp_path / "tokens")
+    with pytest.raises(KeyUnavailable, match="no home folder for a key file; set TOWLINE_KEY, or set HOME"):
+        await store.save("j1", "t", ORIGIN)
+    monkeypatch.setenv("TOWLINE_KEY", KEY_TEXT)
+    await store.save("j1", "t", ORIGIN)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    await TokenStore().save("j1", "t", ORIGIN)
+
+
+@pytest.mark.usefixtures("homeless")
+async def test_a_key_file_that_cannot_be_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    await TokenStore(tmp_path / "tokens").save("j1", "t", ORIGIN)
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    with pytest.raises(KeyUnavailable, match="no home folder"):
+        await TokenStore(tmp_path / "tokens").read("j1")
