@@ -28,6 +28,7 @@ _PAUSE: Final = 1.0  # seconds before a process is replaced, so that one that ca
 def run_processes(count: int, serve: Callable[[socket.socket], None], listener: socket.socket) -> None:
     """Run `serve(listener)` in `count` processes until SIGTERM or SIGINT, which all of them are then told.
 
+    Of these two, a signal that is ignored stays ignored.
     `serve` can be pickled, and ends at SIGTERM, at SIGINT in haste. Only for the main thread.
     """
     signals: list[int] = []
@@ -35,7 +36,8 @@ def run_processes(count: int, serve: Callable[[socket.socket], None], listener: 
     def note(sig: int, frame: FrameType | None) -> None:
         signals.append(sig)
 
-    before = {sig: signal.signal(sig, note) for sig in (signal.SIGTERM, signal.SIGINT)}
+    heeded = [sig for sig in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(sig) is not signal.SIG_IGN]
+    before = {sig: signal.signal(sig, note) for sig in heeded}
     processes: list[SpawnProcess] = []
     try:
         processes.extend(_start(serve, listener) for _ in range(count))

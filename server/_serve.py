@@ -19,6 +19,7 @@ from typing import Final
 
 import anyio
 import uvicorn
+from uvicorn.server import HANDLED_SIGNALS
 
 from .._exceptions import InvalidArgument
 from ._csv_import import MEDIA_TYPES, csv_import
@@ -42,6 +43,7 @@ class _Server(uvicorn.Server):
         self._hub = hub
         self._listener = listener
         self._announce = announce
+        self._ignored: set[int] = set()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         anyio.run(self._run_hub)
@@ -65,17 +67,21 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # uvicorn raises the signal again at the end, so that a stop looks like a crash; here it is a plain return.
+        self._ignored = {number for number in HANDLED_SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
         with super().capture_signals():
             yield
             self._captured_signals.clear()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # What the parent of this process had it ignore stays ignored: a shell does that for `command &` in a script.
+        if sig in self._ignored:
+            return
         super().handle_exit(signal.SIGINT if self.should_exit else sig, frame)
 
 
 class _Worker(_Server):
     """One of several processes. It may be told to stop twice, by its parent and by a service manager that tells every
-    process: only SIGINT, which is its parent's, hurries it.
+    process: only SIGINT, which is its parent's, hurries it. Neither is ignored.
     """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

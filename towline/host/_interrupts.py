@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 #: How long a second Ctrl-C is waited for, in seconds.
 WINDOW: Final = 3.0
 
-#: What came of a signal: following stopped, by Ctrl-C or by SIGTERM; how the request to cancel the job was answered;
-#: why it was not.
+#: What came of a signal: following stopped, by Ctrl-C or by SIGTERM or SIGHUP; how the request to cancel the job
+#: was answered; why it was not.
 Interruption: TypeAlias = Literal["stopped", "terminated"] | CancelAnswer | TowlineError
+
+
+def heeded(*numbers: signal.Signals) -> list[signal.Signals]:
+    """The signals among these that the process does not ignore."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 async def watch_interrupts(
@@ -31,11 +36,13 @@ async def watch_interrupts(
       `cancel()`: final, and the job goes on. With a window of 0, where nobody can be told, that is so at once.
     - A second one within the window is `cancel_job()`: `told` gets the answer or the error. If the job stops, or had
       ended, the connection follows on to tell of that end; else, and at one more SIGINT, it is cancelled.
-    - SIGTERM is the first one without the wait, and `told` is called with "terminated": no second one does more.
+    - SIGTERM, and SIGHUP of a terminal that was closed, are the first one without the wait, and `told` is called with
+      "terminated": no second one does more.
+    - A signal that this process was started to ignore stays ignored, as shells want it for `command &` and `nohup`.
 
     For the main thread, on systems with these signals.
     """
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with anyio.open_signal_receiver(*heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
         first = await anext(signals)
         told("stopped" if first == signal.SIGINT else "terminated")
         if first == signal.SIGINT and window > 0:

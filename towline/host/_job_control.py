@@ -9,6 +9,8 @@ from typing import Final
 
 import anyio
 
+from ._interrupts import heeded
+
 #: How long after the stop its SIGCONT is waited for, in seconds of a process that runs: they come together.
 _CONTINUED: Final = 1.0
 
@@ -16,9 +18,9 @@ _CONTINUED: Final = 1.0
 async def watch_job_control(suspend: Callable[[], Awaitable[object]], resume: Callable[[], object]) -> None:
     """On SIGTSTP await `suspend()` and stop the process; call `resume()` when it goes on. Never returns.
 
-    For the main thread, on systems with these signals.
+    A SIGTSTP that is ignored stays ignored. For the main thread, on systems with these signals.
     """
-    with anyio.open_signal_receiver(signal.SIGTSTP, signal.SIGCONT) as signals:
+    with anyio.open_signal_receiver(*heeded(signal.SIGTSTP), signal.SIGCONT) as signals:
         async for number in signals:
             if number == signal.SIGTSTP:
                 await suspend()
