@@ -204,3 +204,56 @@ def test_a_server_that_answers_pages_is_told_as_such(run: Run, books: Path, web_
     answer = run("watch", "j1", "--url", f"ws://{web_page}/ws/progress", TOWLINE_TOKEN="t")
     assert answer.returncode == 4
     assert "gave up (protocol)" in answer.stderr
+
+
+MOUNTED = """
+import sys
+import uvicorn
+from contextlib import asynccontextmanager
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from towline.server import Hub, csv_import
+
+hub = Hub("hub.db", base_path="/jobs")
+hub.job("csv_import", path="/api/imports/csv", media_types=("text/csv",))(csv_import(row_delay=0.01))
+
+@asynccontextmanager
+async def lifespan(app):
+    async with hub:
+        yield
+
+class Server(uvicorn.Server):
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        print(self.servers[0].sockets[0].getsockname()[1], flush=True)
+
+app = Starlette(routes=[Mount("/jobs", hub)], lifespan=lifespan)
+Server(uvicorn.Config(app, port=0, ws="websockets-sansio", log_config=None)).run()
+"""
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[str]:
+    """A hub that is mounted under a path."""
+    with subprocess.Popen([sys.executable, "-c", MOUNTED], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}/jobs"
+        process.terminate()
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_hub_under_a_path(run: Run, begin: Begin, mounted: str, tmp_path: Path, slash: str) -> None:
+    """All its calls are there, also when the job is resumed by its id alone."""
+    file = tmp_path / "long.csv"
+    file.write_text(HEADER + GOOD_ROW * 500)
+    job = str(lines_of(run("import", str(file), "--url", mounted + slash, "--detach", "--json"))[0]["job"])
+    watched = run("watch", job, "--json")
+    assert watched.returncode == 0
+    lines = lines_of(watched)
+    assert sum(line["type"] == "job_complete" for line in lines) == 1
+    assert [line["kind"] for line in lines if line["type"] == "resynced"] in ([], ["replay"], ["snapshot"])
+
+
+def test_a_hubs_url_has_no_query(run: Run, books: Path) -> None:
+    answer = run("import", str(books), "--url", "http://127.0.0.1:9/jobs?tenant=a")
+    assert (answer.returncode, answer.stderr) == (2, "towline: url: a hub's URL has no query\n")

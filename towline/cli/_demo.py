@@ -49,7 +49,7 @@ def demo(
     ] = Path("examples/books.csv"),
     backend: BackendOption = "asyncio",
 ) -> None:
-    """Follow one real job through every kind of drop, and check that nothing was lost."""
+    """`towline demo`."""
     try:
         from ..server import read_events  # noqa: F401 - asked for now, so that its absence is told at once
     except ImportError as error:

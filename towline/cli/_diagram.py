@@ -14,6 +14,7 @@ import typer
 
 from .._exceptions import InvalidArgument
 from ..statemachine import Description, Table, describe, diff, diff_dot, diff_markdown, dot, markdown, mermaid
+from ..statemachine._cells import HAS_DOCSTRINGS
 
 app = typer.Typer(help="Show the machine: documents, pictures, comparison of versions.")
 
@@ -42,6 +43,8 @@ def fail(problem: str) -> typer.Exit:
 
 def load_table(name: str) -> Table[Any, Any, Any, Any]:
     """Import a table by MODULE:NAME."""
+    if not HAS_DOCSTRINGS:
+        raise fail("the documents quote docstrings, which this Python drops: run it without -OO and PYTHONOPTIMIZE=2")
     module, _, attribute = name.partition(":")
     try:
         table = getattr(importlib.import_module(module), attribute)
@@ -57,7 +60,9 @@ def render_svg(source: str) -> str:
     program = shutil.which("dot")
     if program is None:
         raise fail("SVG is drawn by Graphviz, and there is no `dot` on the PATH; all other formats work without")
-    drawn = subprocess.run([program, "-Tsvg"], input=source, capture_output=True, text=True, timeout=60, check=False)
+    drawn = subprocess.run(
+        [program, "-Tsvg"], input=source, capture_output=True, encoding="utf-8", timeout=60, check=False
+    )
     if drawn.returncode:
         raise fail(f"Graphviz failed: {drawn.stderr.strip()}")
     return drawn.stdout
@@ -115,7 +120,7 @@ def _check(texts: dict[str, str], folder: Path) -> int:
     return int(drift)
 
 
-@app.command("diff")
+@app.command("diff", help="Say what changed between two versions of the machine, as Markdown.")
 def compare(
     base: Annotated[str, typer.Argument(help="A JSON file, or a git revision.")],
     head: Annotated[str, typer.Argument(help="The same; without it, the table as it is now.")] = "",
@@ -123,7 +128,7 @@ def compare(
     fail_on: Annotated[str, typer.Option(help="`breaking`: exit 1 if a change may let somebody down.")] = "",
     table: TableOption = LIFECYCLE,
 ) -> None:
-    """Say what changed between two versions of the machine, as Markdown."""
+    """`towline diagram diff`."""
     if fail_on not in ("", "breaking"):
         raise fail(f"--fail-on {fail_on}: there is `breaking` only")
     now = describe(load_table(table))

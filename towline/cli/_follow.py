@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import shlex
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -21,14 +23,14 @@ from ..host._attach import attach
 from ..host._interrupts import WINDOW, Interruption, watch_interrupts
 from ..statemachine import Policy
 from ..storage import TokenStore
-from ..transport import URL, JobCalls, StartedJob, Upload, parse_url
-from ._exit import ExitCode, code_of, expected_failures
+from ..transport import JobCalls, Upload, parse_url
+from ..transport._job_calls import PROGRESS_PATH
+from ._exit import ExitCode, code_of
 from ._output_file import output_file
 from ._view import View, chosen_view
 
-#: Where a hub's calls are (docs of the hub): an import is started here, and its progress is told there.
+#: Where a hub starts an import (docs of the hub).
 IMPORT_PATH: Final = "/api/imports/csv"
-PROGRESS_PATH: Final = "/ws/progress"
 _PIECE: Final = 256 << 10
 
 Backend = Literal["asyncio", "trio"]
@@ -58,7 +60,7 @@ _DEFAULTS: Final = Policy()
 
 def import_csv(
     file: Annotated[Path, typer.Argument(help="The CSV file to import.", exists=True, dir_okay=False, readable=True)],
-    url: Annotated[str, typer.Option("--url", help="The hub: http(s)://host[:port].")],
+    url: Annotated[str, typer.Option("--url", help="The hub: http(s)://host[:port][/path].")],
     json: JsonOption = False,
     detach: Annotated[bool, typer.Option("--detach", help="Start the job, keep its token, and leave.")] = False,
     store: StoreOption = None,
@@ -68,15 +70,19 @@ def import_csv(
     lost_after: LostOption = _DEFAULTS.lost_after,
     history: HistoryOption = None,
 ) -> None:
-    """Upload a CSV file as a job of a hub, and follow it to its end."""
-    with expected_failures(), output_file(history) as write_history:
+    """`towline import`."""
+    with output_file(history) as write_history:
         hub = parse_url(url, schemes=("https", "http"), allow_insecure=allow_insecure)
+        if "?" in hub.target:
+            raise InvalidArgument("url", "a hub's URL has no query")
+        path = hub.path.rstrip("/")
+        where = "ws" + hub.at(path + PROGRESS_PATH).whole.removeprefix("http")
         policy = Policy(ping_after=ping_after, lost_after=lost_after)
         tokens = TokenStore(store)
 
         async def run() -> ExitCode:
-            started = await _start(hub, file)
-            where = _progress_url(hub)
+            size = (await anyio.Path(file).stat()).st_size
+            started = await JobCalls(hub).start_job(path + IMPORT_PATH, Upload(_pieces(file), size))
             with chosen_view(json=json) as view:
                 view.note(type="job", job=started.job)
                 if detach:
@@ -92,14 +98,15 @@ def import_csv(
                     policy=policy,
                     on_state=view.state,
                 )
-                return await _follow(line, view, write_history, _resume(started.job, store))
+                resume = _resume(started.job, store, allow_insecure=allow_insecure)
+                return await _follow(line, view, write_history, resume)
 
         code = anyio.run(run, backend=backend)
     raise typer.Exit(code)
 
 
 def watch(
-    job: Annotated[str, typer.Argument(help="The job's id.")],
+    job: Annotated[str, typer.Argument(help="The job's id; write -- before one that begins with a dash.")],
     url: Annotated[
         str | None, typer.Option("--url", help="Where it is followed: ws(s)://… Left out: as on record.")
     ] = None,
@@ -112,8 +119,8 @@ def watch(
     lost_after: LostOption = _DEFAULTS.lost_after,
     history: HistoryOption = None,
 ) -> None:
-    """Follow a job to its end; one that is on record needs its id alone."""
-    with expected_failures(), output_file(history) as write_history:
+    """`towline watch`."""
+    with output_file(history) as write_history:
         token = given_token(token_file)
         policy = Policy(ping_after=ping_after, lost_after=lost_after)
 
@@ -128,15 +135,10 @@ def watch(
                     policy=policy,
                     on_state=view.state,
                 )
-                return await _follow(line, view, write_history, _resume(job, store))
+                return await _follow(line, view, write_history, _resume(job, store, allow_insecure=allow_insecure))
 
         code = anyio.run(run, backend=backend)
     raise typer.Exit(code)
-
-
-async def _start(hub: URL, file: Path) -> StartedJob:
-    size = (await anyio.Path(file).stat()).st_size
-    return await JobCalls(hub).start_job(IMPORT_PATH, Upload(_pieces(file), size))
 
 
 async def _pieces(file: Path) -> AsyncIterator[bytes]:
@@ -145,19 +147,15 @@ async def _pieces(file: Path) -> AsyncIterator[bytes]:
             yield piece
 
 
-def _progress_url(hub: URL) -> str:
-    scheme = "wss" if hub.origin.secure else "ws"
-    return f"{scheme}://{hub.host_header}{PROGRESS_PATH}"
-
-
 def given_token(file: Path | None) -> Secret | None:
     """The token from a file or the environment: an argument would be seen by every user of the machine."""
     if file is not None:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text()
-        if not text.strip():
-            raise InvalidArgument("token", "the file is empty")
-        return Secret(text.strip())
-    text = os.environ.get("TOWLINE_TOKEN", "")
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        text = data.removeprefix(codecs.BOM_UTF8).strip().decode("ascii", "replace")
+        if not text:
+            raise InvalidArgument("token_file", "the file is empty")
+        return Secret(text)
+    text = os.environ.get("TOWLINE_TOKEN", "").strip()
     return Secret(text) if text else None
 
 
@@ -169,7 +167,8 @@ async def _follow(line: Connection, view: View, write_history: Callable[[bytes],
     window = WINDOW if sys.stderr.isatty() else 0.0
 
     def tell(what: Interruption) -> None:
-        view.say("interruption", _interrupted(what, resume, window))
+        with suppress(OSError):  # SIGHUP comes when the terminal is gone: the server is told all the same
+            view.say("interruption", _interrupted(what, resume, window))
 
     async with anyio.create_task_group() as tasks:
 
@@ -195,9 +194,13 @@ async def _follow(line: Connection, view: View, write_history: Callable[[bytes],
     return ExitCode.INTERRUPTED if line.outcome is None else code_of(line.outcome)
 
 
-def _resume(job: str, store: Path | None) -> str:
-    """The command that follows a job on record."""
-    return shlex.join(["towline", "watch", job, *([] if store is None else ["--store", str(store)])])
+def _resume(job: str, store: Path | None, *, allow_insecure: bool) -> str:
+    """The command that follows a job on record, from any folder."""
+    options = ["--allow-insecure"] if allow_insecure else []
+    if store is not None:
+        options += ["--store", str(store.absolute())]
+    # After `--` a job is a job, whatever it begins with.
+    return shlex.join(["towline", "watch", *([*options, "--", job] if job.startswith("-") else [job, *options])])
 
 
 def _interrupted(what: Interruption, resume: str, window: float) -> str:

@@ -13,8 +13,9 @@ import msgspec
 import typer
 
 from .._exceptions import InvalidArgument
+from ..host._interrupts import heeded
 from ..storage import TokenStore
-from ._exit import ExitCode, expected_failures, fail
+from ._exit import ExitCode, fail
 from ._follow import BackendOption, InsecureOption, StoreOption, TokenFileOption, given_token
 from ._output_file import output_file
 
@@ -36,7 +37,7 @@ def rehearse(
     backend: BackendOption = "asyncio",
     allow_insecure: InsecureOption = False,
 ) -> None:
-    """Follow a job through the faults of a script, which a proxy on this machine makes; 0 if all held that must."""
+    """`towline rehearse`."""
     from ..testing import Rehearsal, StormScript
     from ..testing import rehearse as run_rehearsal
 
@@ -46,11 +47,11 @@ def rehearse(
         nonlocal broken_off
         if sys.platform == "win32":  # there Ctrl-C is a KeyboardInterrupt, which closes everything too
             await anyio.sleep_forever()
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with anyio.open_signal_receiver(*heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
             await anext(signals)
         broken_off = True
 
-    with expected_failures(), ExitStack() as files:
+    with ExitStack() as files:
         storm = StormScript.from_toml(_text_of(script))
         if seed is not None:
             storm = msgspec.structs.replace(storm, seed=seed)
@@ -92,5 +93,5 @@ def _text_of(script: Path) -> str:
 
 def _tell(entry: RehearsalEntry) -> None:
     what = f"{entry.state}{f': {entry.what}' if entry.what else ''}" if entry.state is not None else f"~ {entry.what}"
-    with suppress(BrokenPipeError):  # the report may be what is wanted; the last line tells
+    with suppress(OSError):  # the report may be what is wanted; the last line tells
         typer.echo(f"{entry.at:8.3f} s  {what}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._exit import ExitCode, expected_failures, fail
+from ._exit import ExitCode, fail
 
 
 def serve(
@@ -36,7 +36,7 @@ def serve(
         float, typer.Option("--row-delay", help="A pause after each row of a CSV file, in seconds.", min=0)
     ] = 0.0,
 ) -> None:
-    """Run a job hub: it takes CSV imports from this machine, and tells of their progress."""
+    """`towline serve`."""
     try:
         from ..server import serve as serve_hub
 
@@ -46,5 +46,4 @@ def serve(
         extra = "redis" if error.name == "redis" else "server"
         fail(ExitCode.USAGE, f"the hub needs its extra: pip install 'towline[{extra}]' ({error.name} is missing)")
     files = files or Path(f"{database}.files")
-    with expected_failures():
-        serve_hub(host, port, redis or database, files=files, workers=workers, row_delay=row_delay)
+    serve_hub(host, port, redis or database, files=files, workers=workers, row_delay=row_delay)

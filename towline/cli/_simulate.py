@@ -35,7 +35,7 @@ def simulate(
     svg: Annotated[Path | None, typer.Option(help="Draw dials a second over time to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Simulate many clients, side by side: Towline's presets and published algorithms. No sockets, virtual time."""
+    """`towline simulate`."""
     from ..testing import ALGORITHMS, Outcome, Scene, crowd
 
     flapping = scenario is Scenario.FLAP

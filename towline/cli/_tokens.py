@@ -48,9 +48,9 @@ ADVICE: Final[tuple[tuple[type[errors.TokenStoreError], str], ...]] = (
 app = typer.Typer(name="tokens", help="Look after the stored tokens.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.command("list")
+@app.command("list", help="List the jobs on record. No token is shown.")
 def list_jobs(store: StoreOption = None, json: JsonOption = False) -> None:
-    """List the jobs on record. No token is shown."""
+    """`towline tokens list`."""
     found = _run(store, lambda tokens: tokens.verify())
     for record in found.records:
         typer.echo(jsonlib.dumps(_facts(record)) if json else _line(record))
@@ -59,14 +59,14 @@ def list_jobs(store: StoreOption = None, json: JsonOption = False) -> None:
     _tell(found.findings)
 
 
-@app.command()
+@app.command(help="Show a job's record; its token only with --reveal.")
 def show(
     job: JobArgument,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show the token too.")] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show a job's record; its token only with --reveal."""
+    """`towline tokens show`."""
     record = _run(store, lambda tokens: tokens.read(job))
     if record is None:
         fail(ExitCode.TROUBLE, f"there is no record of the job {job!r}")
@@ -80,13 +80,13 @@ def show(
         typer.echo(f"{name:<8} {escape(str(value))}")
 
 
-@app.command()
+@app.command(help="Delete a job's record, or all. To make sure of it, `rotate` after it.")
 def delete(
     job: Annotated[str | None, typer.Argument(help="The job's id.", metavar="JOB")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every record, and the store's keys with them.")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Delete a job's record, or all. To make sure of it, `rotate` after it."""
+    """`towline tokens delete`."""
     if (job is None) is not every:
         fail(ExitCode.USAGE, "name one job, or say --all")
     if job is None:
@@ -95,16 +95,16 @@ def delete(
         _run(store, lambda tokens: tokens.delete(job))
 
 
-@app.command()
+@app.command(help="Seal every record with a new key and forget the old one.")
 def rotate(store: StoreOption = None) -> None:
-    """Seal every record with a new key and forget the old one."""
+    """`towline tokens rotate`."""
     count = _run(store, lambda tokens: tokens.rotate())
     typer.echo(f"{count} records sealed with a new key")
 
 
-@app.command()
+@app.command(help="Read every record, change nothing, and name what is damaged.")
 def verify(store: StoreOption = None) -> None:
-    """Read every record, change nothing, and name what is damaged."""
+    """`towline tokens verify`."""
     found, is_dated = _run(store, _verified)
     typer.echo(f"{len(found.records)} records are sound, {len(found.findings)} are not")
     for name in found.leftovers:
@@ -120,9 +120,9 @@ async def _verified(tokens: TokenStore) -> tuple[Verification, bool]:
     return await tokens.verify(), await tokens.needs_rewrap()
 
 
-@app.command()
+@app.command(help="Say where the store is and where its key comes from.")
 def where(store: StoreOption = None) -> None:
-    """Say where the store is and where its key comes from."""
+    """`towline tokens where`."""
     source = _run(store, lambda tokens: tokens.source(), key=False)
     typer.echo(f"folder   {escape(str(TokenStore(store).folder))}")
     typer.echo(f"key      {_named(source)}")

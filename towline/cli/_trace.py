@@ -15,7 +15,7 @@ def trace(
     file: Annotated[Path, typer.Argument(help="What `history()` of a connection gave, as JSON.")],
     svg: Annotated[Path | None, typer.Option(help="Draw states over time to this file.")] = None,
 ) -> None:
-    """Replay a recorded history, show the way it took, and where it first leaves the machine as it is now."""
+    """`towline trace`."""
     try:
         recording = Recording.from_json(file.read_bytes())
     except OSError as error:

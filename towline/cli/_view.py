@@ -1,15 +1,16 @@
-"""How following a job looks: a bar on a terminal, plain lines in a pipe, JSON lines for machines.
+"""How following a job looks: a bar on a terminal that can move its cursor, plain lines elsewhere, JSON for machines.
 
 All text from a server is escaped before it is shown; JSON escapes by itself.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -26,7 +27,14 @@ from .._updates import (
     StateChange,
 )
 from ..statemachine import State
+from ._streams import encodable
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+#: Room for the longest state.
+_STATE: Final = max(len(state.value) for state in State)
 #: A pipe is told of progress at most this often, in seconds: a log is to be read.
 _PLAIN_EVERY: Final = 1.0
 
@@ -92,59 +100,101 @@ class PlainView:
 
 
 class BarView:
-    """A progress bar with the state beside it; what is worth a line scrolls above it."""
+    """One line that is drawn again and again: how far the job is, the state, a bar, the item.
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    Other lines scroll above it.
+    """
 
-        self._progress = Progress(
-            TextColumn("{task.fields[state]:>13}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[item]:<40}", markup=False),
-            console=Console(highlight=False, markup=False),
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=1.0, state="idle", item="")
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live
+
+        self._console = console
+        self._share = 0.0
+        self._state = State.IDLE
+        self._item = ""
+        self._live = Live(console=console, get_renderable=self._line, transient=True, refresh_per_second=10)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show the bar while the block runs."""
-        with self._progress:
+        """Show the line while the block runs."""
+        self._live.start()
+        try:
             yield
+        finally:
+            with suppress(OSError):  # a terminal that was closed needs no tidying
+                self._live.stop()
 
     def state(self, change: StateChange) -> None:
-        self._progress.console.show_cursor(change.state is State.BACKGROUNDED)  # a shell may be next, by Ctrl-Z
-        self._progress.update(self._task, state=change.state.value)
-        self._progress.console.print(f"[{change.state.value}]{_because(change)}")
+        self._state = change.state
+        self._console.show_cursor(change.state is State.BACKGROUNDED)  # a shell may be next, by Ctrl-Z
+        self._print(f"[{change.state.value}]{_because(change)}")
 
     def update(self, update: AnyUpdate) -> None:
         if isinstance(update, Progress):
-            item = escape(update.current_item or update.status)
-            self._progress.update(self._task, completed=update.progress, item=item[:40])
+            self._share, self._item = update.progress, escape(update.current_item or update.status)
         else:
-            self._progress.console.print(in_words(update))
+            self._print(in_words(update))
 
     def say(self, kind: str, text: str) -> None:
-        self._progress.console.print(text, soft_wrap=True)  # a command in it is to be copied whole
+        self._console.print(encodable(text), soft_wrap=True)  # a command in it is to be copied whole
 
     def note(self, **facts: Any) -> None:
-        line = "  ".join(f"{name}: {escape(str(value))}" for name, value in facts.items() if name != "type")
-        self._progress.console.print(line)
+        self._print("  ".join(f"{name}: {escape(str(value))}" for name, value in facts.items() if name != "type"))
+
+    def _print(self, text: str) -> None:
+        self._console.print(encodable(text))
+
+    def _line(self) -> Text:
+        stroke = "━" if self._console.encoding.startswith("utf") else "-"
+        return bar_line(self._console.width, self._share, self._state, encodable(self._item), stroke)
+
+
+def bar_line(width: int, share: float, state: State, item: str, stroke: str = "━") -> Text:
+    """One line of at most `width` columns: the percentage first, then the state, a bar, and the item last.
+
+    Where there is little room, the bar goes first, then the item is cut, then the state goes.
+    """
+    from rich.text import Text
+
+    line = Text(no_wrap=True, overflow="crop").append(f"{share:4.0%}", style="magenta")
+    room = width - len(line)
+    if room > _STATE:
+        line.append(f" {state.value:<{_STATE}}")
+        room -= 1 + _STATE
+    bar = min(40, (room - 20) // 2)
+    if bar >= 10:
+        done = round(bar * share)
+        line.append(" ").append(stroke * done, style="green").append(stroke * (bar - done), style="bright_black")
+        room -= 1 + bar
+    if room > 4:
+        title = Text(item)
+        title.truncate(room - 1, overflow="ellipsis" if stroke == "━" else "crop")
+        line.append(" ").append_text(title)
+    return line
 
 
 @contextmanager
 def chosen_view(*, json: bool) -> Iterator[View]:
-    """JSON if asked for, else a bar on a terminal, else plain lines."""
+    """JSON if asked for, else a bar on a terminal that can move its cursor, else plain lines."""
+    console = None if json or not sys.stdout.isatty() else _console()
     if json:
         yield JsonView()
-    elif sys.stdout.isatty():
-        bar = BarView()
+    elif console is not None:
+        bar = BarView(console)
         with bar.shown():
             yield bar
     else:
         yield PlainView()
+
+
+def _console() -> Console | None:
+    """The terminal, if a line on it can be drawn again. `TERM` and rich's own variables decide that."""
+    from rich.console import Console
+
+    if sys.platform != "win32" and not os.environ.get("TERM"):
+        return None
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal and console.is_interactive and not console.is_dumb_terminal else None
 
 
 def in_words(update: AnyUpdate) -> str:
