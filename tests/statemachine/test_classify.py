@@ -281,7 +281,7 @@ def test_text_of_a_server_is_escaped() -> None:
 
 def test_a_fault_of_the_caller_is_not_charged_to_the_network() -> None:
     error = InvalidArgument("https_proxy", "must be a URL")
-    assert meaning(error, UPGRADE) == meaning(error, TOKEN) == "refused(usage)"
+    assert meaning(error, UPGRADE) == meaning(error, TOKEN) == "refused(usage) for good"
     assert meaning(error, STATUS) == "nothing"
     assert cause_of(error, UPGRADE).code == "argument"
     assert cause_of(error, UPGRADE).text == "https_proxy: must be a URL"
