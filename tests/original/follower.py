@@ -1,0 +1,89 @@
+"""Follows the stand-in's job with Towline as a program does, and keeps all that it is given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+from stand_in import JOB, URL, StandIn, background_tasks
+
+from towline import AnyUpdate, Connection, Exhausted, Outcome, Policy, Progress, Stalled
+
+#: What this backend needs: its state says `running` for ever, so a silence must have an end.
+STALL_LIMIT: Final = 3600.0
+
+
+class Follower:
+    """One connection with its updates, and how the following ended."""
+
+    def __init__(self, line: Connection) -> None:
+        self.line = line
+        self.updates: list[AnyUpdate] = []
+        self.end: Outcome | Exhausted | None = None
+        self.ended_at = 0.0
+
+    async def read(self) -> None:
+        """Take every update; to be run again after `Connection.connect`."""
+        try:
+            async for update in self.line:
+                self.updates.append(update)
+            self.end = self.line.outcome
+        except Exhausted as error:
+            self.end = error
+        self.ended_at = anyio.current_time()
+
+    async def wait_end(self) -> Outcome | Exhausted:
+        """Wait for the job's end, or for the error that tells of giving up."""
+        with anyio.fail_after(8 * 3600):
+            while self.end is None:
+                await anyio.sleep(1)
+        return self.end
+
+    async def wait_count(self, count: int) -> None:
+        """Wait for the progress with this count."""
+        with anyio.fail_after(3600):
+            while count not in self.counts:
+                await anyio.sleep(0.01)
+
+    @property
+    def progress(self) -> list[Progress]:
+        return [update for update in self.updates if isinstance(update, Progress)]
+
+    @property
+    def counts(self) -> list[int | None]:
+        """The counts in the updates of progress."""
+        return [update.processed_count for update in self.progress]
+
+    @property
+    def stalls(self) -> list[float]:
+        """The silences that were reported, in seconds."""
+        return [update.seconds for update in self.updates if isinstance(update, Stalled)]
+
+
+@asynccontextmanager
+async def following(server: StandIn, **options: Any) -> AsyncIterator[Follower]:
+    """Follow the stand-in's job until the block is left."""
+    defaults: dict[str, Any] = {
+        "token": server.token,
+        "token_in_query": True,
+        "policy": Policy(stall_limit=STALL_LIMIT),
+        "random": lambda: 0.5,
+    }
+    started = time.time()
+    async with (
+        background_tasks() as tasks,
+        Connection(
+            URL,
+            job=JOB,
+            network=server.network,
+            allow_insecure=True,
+            wall_time=lambda: started + anyio.current_time(),
+            **defaults | options,
+        ) as line,
+    ):
+        follower = Follower(line)
+        tasks.start_soon(follower.read)
+        yield follower
