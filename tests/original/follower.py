@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
-from stand_in import JOB, URL, StandIn, background_tasks
+from recordings import JOB
+from stand_in import URL, StandIn, background_tasks
 
 from towline import AnyUpdate, Connection, Exhausted, Outcome, Policy, Progress, Stalled
 
@@ -24,29 +25,36 @@ class Follower:
         self.updates: list[AnyUpdate] = []
         self.end: Outcome | Exhausted | None = None
         self.ended_at = 0.0
+        self._came = anyio.Event()
 
     async def read(self) -> None:
         """Take every update; to be run again after `Connection.connect`."""
         try:
             async for update in self.line:
                 self.updates.append(update)
+                self._wake()
             self.end = self.line.outcome
         except Exhausted as error:
             self.end = error
         self.ended_at = anyio.current_time()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._came.set()
+        self._came = anyio.Event()
 
     async def wait_end(self) -> Outcome | Exhausted:
         """Wait for the job's end, or for the error that tells of giving up."""
         with anyio.fail_after(8 * 3600):
             while self.end is None:
-                await anyio.sleep(1)
+                await self._came.wait()
         return self.end
 
     async def wait_count(self, count: int) -> None:
         """Wait for the progress with this count."""
         with anyio.fail_after(3600):
             while count not in self.counts:
-                await anyio.sleep(0.01)
+                await self._came.wait()
 
     @property
     def progress(self) -> list[Progress]:

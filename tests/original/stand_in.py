@@ -14,13 +14,12 @@ no client reads, or not given at all.
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -28,6 +27,7 @@ import anyio
 import h11
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
+from recordings import JOB, STATE_PATH, TERMINAL, Recording
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Event, Message, Ping, TextMessage
 from wsproto.events import Request as UpgradeRequest
@@ -36,80 +36,7 @@ from wsproto.utilities import LocalProtocolError
 from towline.testing import MemoryLink, MemoryNetwork, Reach, Unreachable
 
 URL: Final = "ws://backend/ws/progress"
-JOB: Final = "job-1"
 TOKEN_LIFE: Final = 7200.0
-
-_FOLDER: Final = Path(__file__).parent / "recorded"
-_STATE_PATH: Final = f"/api/job-state/{JOB}"
-_TERMINAL: Final = ("job_complete", "error")
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One file of `recorded/`. Times are in seconds since the job was started."""
-
-    name: str
-
-    @cached_property
-    def entries(self) -> tuple[dict[str, Any], ...]:
-        lines = (_FOLDER / f"{self.name}.jsonl").read_text(encoding="utf-8").splitlines()
-        return tuple(json.loads(line) for line in lines)
-
-    @property
-    def version(self) -> str:
-        """Which of the two backends it is of: `newest` or `first`."""
-        return self.name.partition("-")[0]
-
-    @property
-    def pipeline(self) -> str:
-        return self.name.split("-")[1]
-
-    @property
-    def began(self) -> float:
-        return float(self.entries[0]["t"])
-
-    @cached_property
-    def story(self) -> tuple[tuple[float, str], ...]:
-        """The job's own messages, those aside that only answer a client."""
-        answers = ("ready_ack", "reconnected")
-        return tuple((at, text) for at, text in self._received if json.loads(text)["type"] not in answers)
-
-    def answer_on_socket(self, kind: str) -> str:
-        """The message by which the server answered a client on the socket."""
-        return next(text for _, text in self._received if json.loads(text)["type"] == kind)
-
-    @property
-    def _received(self) -> Iterator[tuple[float, str]]:
-        return ((entry["t"] - self.began, entry["text"]) for entry in self.entries if entry["kind"] == "received")
-
-    @property
-    def closed(self) -> dict[str, Any]:
-        """How the last socket ended."""
-        return next(entry for entry in reversed(self.entries) if entry["kind"] == "closed")
-
-    @property
-    def ends(self) -> bool:
-        """Whether the job's end was told."""
-        return any(json.loads(text)["type"] in _TERMINAL for _, text in self.story)
-
-    def calls(self, method: str, path: str) -> list[dict[str, Any]]:
-        """The HTTP calls to one path."""
-        return [
-            entry
-            for entry in self.entries
-            if entry["kind"] == "http" and (entry["method"], entry["path"]) == (method, path)
-        ]
-
-    @cached_property
-    def states(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The answers to the state call: before the job's first message, and from then on."""
-        seen = [entry for entry in self.calls("GET", _STATE_PATH) if entry["status"] != 401]
-        if seen:
-            return seen[0], seen[-1]
-        like = Recording("newest-batch").states[1]  # all stories without such an answer are newest batches
-        total = json.loads(self.entries[0]["body"])["data"]["totalCount"]
-        state = {**like, "body": json.dumps({**json.loads(like["body"]), "totalCount": total})}
-        return state, state
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +78,7 @@ class Socket:
     protocol: WSConnection = field(repr=False)
     sent: list[str] = field(default_factory=list)
     received: list[str | bytes] = field(default_factory=list)
+    pings: int = 0
     client_close: int | None = None
     gone_at: float | None = None  # when the backend saw that it is gone
     over_at: float | None = None  # when its TCP connection ended
@@ -216,9 +144,15 @@ class StandIn(AsyncContextManagerMixin):
         return self._story[-1][0]
 
     @property
+    def overlaps(self) -> int:
+        """How often a socket was opened while the one before it still had its TCP connection."""
+        pairs = itertools.pairwise(self.sockets)
+        return sum(older.over_at is None or older.over_at > newer.opened_at for older, newer in pairs)
+
+    @property
     def told_end(self) -> bool:
         """Whether the job's end went to a socket."""
-        return any(json.loads(text)["type"] in _TERMINAL for text in self.told)
+        return any(json.loads(text)["type"] in TERMINAL for text in self.told)
 
     def kill(self) -> None:
         """End the process: every link breaks, and nothing takes a dial."""
@@ -350,10 +284,10 @@ class StandIn(AsyncContextManagerMixin):
     def _answer_state(self, path: str, bearer: str | None) -> Answer:
         if bearer is None:
             return self._refused("GET", "/api/job-state/none")
-        if path != _STATE_PATH:
+        if path != STATE_PATH:
             return self._refused("GET", "/api/job-state/none", bearer=True)
         if not self._token_is_good(bearer):
-            return Answer.recorded(Recording("newest-batch").calls("GET", _STATE_PATH)[-1])
+            return Answer.recorded(Recording("newest-batch").calls("GET", STATE_PATH)[-1])
         return Answer.recorded(self.recording.states[1 if self.told or self.lost else 0])
 
     def _cancel(self, body: bytes) -> Answer:
@@ -406,6 +340,7 @@ class StandIn(AsyncContextManagerMixin):
                 if isinstance(event, TextMessage | BytesMessage):
                     await self._hear(socket, event.data)
                 elif isinstance(event, Ping):
+                    socket.pings += 1
                     await socket.send(event.response())
                 elif isinstance(event, CloseConnection):
                     if socket.gone_at is None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import anyio
 import pytest
-from stand_in import URL, Recording, StandIn
+from recordings import Recording
+from stand_in import URL, StandIn
 
 from towline import ConnectionClosed, HandshakeRefused
 from towline.transport import Response, WebSocket, connect_websocket, request
