@@ -86,7 +86,7 @@ class Socket:
 
     async def send(self, event: Event) -> bool:
         """Whether it was put on the wire."""
-        with suppress(LocalProtocolError, anyio.BrokenResourceError):
+        with suppress(LocalProtocolError, anyio.BrokenResourceError, anyio.ClosedResourceError):
             async with self.lock:
                 await self.link.server.send(self.protocol.send(event))
             return True
@@ -154,12 +154,16 @@ class StandIn(AsyncContextManagerMixin):
         """Whether the job's end went to a socket."""
         return any(json.loads(text)["type"] in TERMINAL for text in self.told)
 
+    def cut(self, socket: Socket) -> None:
+        """Reset a link; the backend sees it at once."""
+        socket.link.cut("rst")
+        self._lose(socket)
+
     def kill(self) -> None:
         """End the process: every link breaks, and nothing takes a dial."""
         self._work.cancel()
-        self.current = None
         for socket in self.sockets:
-            socket.link.cut("rst")
+            self.cut(socket)
         self.network.weather = Unreachable()
 
     def restart(self) -> None:
@@ -187,7 +191,7 @@ class StandIn(AsyncContextManagerMixin):
         if sent:
             socket.sent.append(text)
             if socket is self.sockets[0] and len(socket.sent) - 1 == self._cut_after:
-                socket.link.cut("rst")
+                self.cut(socket)
         return sent
 
     async def _close(self, socket: Socket, code: int, reason: str = "") -> None:

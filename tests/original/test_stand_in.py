@@ -57,7 +57,7 @@ async def test_it_plays_the_recording(name: str) -> None:
                     with anyio.fail_after(0.01):
                         assert _timeless(await anext(socket)) == _timeless(entry["text"])
                 case "note" if "we cut" in entry["text"]:
-                    server.sockets[-1].link.cut("rst")
+                    server.cut(server.sockets[-1])
                 case "closed" if entry["code"] == 1006:
                     # The recorder closed with 1000 and waited for a second.
                     assert socket is not None
@@ -116,7 +116,7 @@ async def test_a_second_socket_makes_the_first_silent_and_its_end_the_second() -
         server.start()
         first, second = await _dial(server, _path(server)), await _dial(server, _path(server))
         assert json.loads(await anext(second))["payload"]["processedCount"] == 1
-        server.sockets[0].link.cut("rst")
+        server.cut(server.sockets[0])
         with anyio.move_on_after(60 * 10):
             await anext(second)
             pytest.fail("the second socket was not silent")
