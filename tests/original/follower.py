@@ -13,7 +13,7 @@ from stand_in import URL, StandIn, background_tasks
 
 from towline import AnyUpdate, Connection, Exhausted, Outcome, Policy, Progress, Stalled
 
-#: What this backend needs: its state says `running` for ever, so a silence must have an end.
+#: What this backend needs: its state says `running` even after the end, so a silence needs a limit.
 STALL_LIMIT: Final = 3600.0
 
 
@@ -44,7 +44,7 @@ class Follower:
         self._came = anyio.Event()
 
     async def wait_end(self) -> Outcome | Exhausted:
-        """Wait for the job's end, or for the error that tells of giving up."""
+        """Wait for the job's end, or for the error of giving up."""
         with anyio.fail_after(8 * 3600):
             while self.end is None:
                 await self._came.wait()

@@ -57,7 +57,7 @@ class Recording:
 
     @property
     def ends(self) -> bool:
-        """Whether the job's end was told."""
+        """Whether the job's end is in it."""
         return any(json.loads(text)["type"] in TERMINAL for _, text in self.story)
 
     def calls(self, method: str, path: str) -> list[dict[str, Any]]:

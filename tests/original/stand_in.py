@@ -111,10 +111,10 @@ class StandIn(AsyncContextManagerMixin):
         self.started_at = 0.0
         self.calls: list[Call] = []
         self.sockets: list[Socket] = []
-        #: The socket that hears of the job.
+        #: The socket that gets the job's messages.
         self.current: Socket | None = None
         #: The job's messages that went to a socket, and those that found none.
-        self.told: list[str] = []
+        self.sent: list[str] = []
         self.lost: list[str] = []
         self.ended = self.canceled = False
         #: What a client did that this backend punishes or that it must not rely on.
@@ -150,9 +150,9 @@ class StandIn(AsyncContextManagerMixin):
         return sum(older.over_at is None or older.over_at > newer.opened_at for older, newer in pairs)
 
     @property
-    def told_end(self) -> bool:
+    def end_was_sent(self) -> bool:
         """Whether the job's end went to a socket."""
-        return any(json.loads(text)["type"] in TERMINAL for text in self.told)
+        return any(json.loads(text)["type"] in TERMINAL for text in self.sent)
 
     def cut(self, socket: Socket) -> None:
         """Reset a link; the backend sees it at once."""
@@ -175,11 +175,11 @@ class StandIn(AsyncContextManagerMixin):
             for at, text in self._story:
                 await anyio.sleep_until(self.started_at + at)
                 if self.current is not None and await self._send(self.current, text):
-                    self.told.append(text)
+                    self.sent.append(text)
                 else:
                     self.lost.append(text)
             self.ended = self.recording.ends
-            if self.told_end:
+            if self.end_was_sent:
                 closed = self.recording.closed
                 await anyio.sleep(closed["t"] - self.recording.began - self.recording.story[-1][0])
                 if self.current is not None:
@@ -292,7 +292,7 @@ class StandIn(AsyncContextManagerMixin):
             return self._refused("GET", "/api/job-state/none", bearer=True)
         if not self._token_is_good(bearer):
             return Answer.recorded(Recording("newest-batch").calls("GET", STATE_PATH)[-1])
-        return Answer.recorded(self.recording.states[1 if self.told or self.lost else 0])
+        return Answer.recorded(self.recording.states[1 if self.sent or self.lost else 0])
 
     def _cancel(self, body: bytes) -> Answer:
         try:
@@ -342,16 +342,16 @@ class StandIn(AsyncContextManagerMixin):
             socket.protocol.receive_data(await socket.link.server.receive())
             for event in socket.protocol.events():
                 if isinstance(event, TextMessage | BytesMessage):
-                    await self._hear(socket, event.data)
+                    await self._receive_message(socket, event.data)
                 elif isinstance(event, Ping):
                     socket.pings += 1
                     await socket.send(event.response())
                 elif isinstance(event, CloseConnection):
                     if socket.gone_at is None:
-                        await self._hear_close(socket, event.code)
+                        await self._receive_close(socket, event.code)
                     return
 
-    async def _hear(self, socket: Socket, message: str | bytes | bytearray) -> None:
+    async def _receive_message(self, socket: Socket, message: str | bytes | bytearray) -> None:
         socket.received.append(message if isinstance(message, str) else bytes(message))
         try:
             is_ready = isinstance(message, str) and json.loads(message)["type"] == "ready"
@@ -364,13 +364,13 @@ class StandIn(AsyncContextManagerMixin):
             self.token_deleted = True
             await self._close(socket, 1002)
 
-    async def _hear_close(self, socket: Socket, code: int) -> None:
+    async def _receive_close(self, socket: Socket, code: int) -> None:
         """A client's close is not answered: the link stays open until the client ends it."""
         socket.client_close = code
         self._lose(socket)
         self.token_deleted = self.token_deleted or code == 1000
-        if code != 1001 and not (self.told_end or self.canceled):
-            self.complaints.append(f"closed with {code} before the job's end was told")
+        if code != 1001 and not (self.end_was_sent or self.canceled):
+            self.complaints.append(f"closed with {code} before the job's end was sent")
         while True:
             await socket.link.server.receive()
 

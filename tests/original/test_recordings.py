@@ -33,7 +33,7 @@ FOLLOWED = [
     "newest-csv",
     "newest-scan",
 ]
-#: Those that tell how the job ended.
+#: Those with the end of the job.
 ENDED = [name for name in FOLLOWED if name != "newest-batch-ended-while-away"]
 
 
@@ -50,7 +50,7 @@ async def test_followed_undisturbed(name: str, backend: Callable[..., StandIn]) 
             # An accepted cancel is no end: the following ends when the server no longer takes the token.
             end_of_job = server.duration if name != "newest-batch-canceled" else server.duration + 4
             assert follower.ended_at == pytest.approx(server.started_at + end_of_job, abs=0.5)
-            assert shown(follower) == told(server)
+            assert shown(follower) == sent(server)
             assert server.lost == []
             assert follower.stalls == []
             statistics = follower.line.statistics()
@@ -72,7 +72,7 @@ async def test_cut_after_a_message_of_a_long_job(name: str, cut_after: int, back
                 assert_right_end(name, follower.end)
             else:
                 assert_stalled(follower)
-            assert shown(follower) == told(server)
+            assert shown(follower) == sent(server)
             assert server.lost == []
         assert server.overlaps == 0
 
@@ -88,11 +88,11 @@ async def test_cut_after_a_message_in_recorded_time(name: str, cut_after: int, b
         async with following(server, templates=TEMPLATES, policy=SILENCE) as follower:
             await _cancel_as_recorded(server, follower)
             await follower.wait_end()
-            if server.told_end or server.canceled:
+            if server.end_was_sent or server.canceled:
                 assert_right_end(name, follower.end)
             else:
                 assert_stalled(follower)
-            assert shown(follower) == told(server)
+            assert shown(follower) == sent(server)
         assert server.overlaps == 0
 
 
@@ -173,16 +173,16 @@ def assert_right_end(name: str, end: Outcome | Exhausted | None) -> None:
 
 
 def assert_stalled(follower: Follower) -> None:
-    """The end was told while nobody listened: the silence is reported, and the following ends with this reason."""
+    """The end was sent while no client was there: the silence is reported, and the following ends with this reason."""
     assert isinstance(follower.end, Exhausted)
     assert follower.end.reason == "stalled"
     assert follower.stalls
     assert 600 <= follower.ended_at <= 700
 
 
-def told(server: StandIn) -> list[tuple[float, str, int, str | None]]:
+def sent(server: StandIn) -> list[tuple[float, str, int, str | None]]:
     """The progress that the server put on the wire. An item that is no text is not shown."""
-    payloads = [json.loads(text)["payload"] for text in server.told]
+    payloads = [json.loads(text)["payload"] for text in server.sent]
     return [
         (payload["progress"], payload["status"], payload["processedCount"], _text_or_none(payload.get("currentItem")))
         for payload in payloads

@@ -34,10 +34,10 @@ NAMES = [
 async def test_it_plays_the_recording(name: str) -> None:
     recording = Recording(name)
     socket: WebSocket | None = None
-    begun = anyio.current_time()
+    began = anyio.current_time()
     async with StandIn(name if not name.endswith("refused") else f"{recording.version}-csv") as server:
         for entry in recording.entries:
-            await anyio.sleep_until(begun + entry["t"] - recording.began)
+            await anyio.sleep_until(began + entry["t"] - recording.began)
             match entry["kind"]:
                 case "http":
                     answer = await _call(server, entry)
@@ -62,7 +62,7 @@ async def test_it_plays_the_recording(name: str) -> None:
                     # The recorder closed with 1000 and waited for a second.
                     assert socket is not None
                     await socket.aclose(1000, timeout=1)
-                    assert anyio.current_time() == pytest.approx(begun + entry["t"] - recording.began + 1)
+                    assert anyio.current_time() == pytest.approx(began + entry["t"] - recording.began + 1)
                 case "closed":
                     assert socket is not None
                     with pytest.raises(ConnectionClosed) as closed, anyio.fail_after(0.01):

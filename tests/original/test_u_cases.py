@@ -12,7 +12,7 @@ import anyio
 import pytest
 from follower import STALL_LIMIT, Follower, following
 from recordings import JOB, STATE_PATH
-from stand_in import StandIn
+from stand_in import StandIn, background_tasks
 
 from towline import (
     Connection,
@@ -129,6 +129,21 @@ async def test_u4_an_unanswered_close_is_bounded_and_there_are_never_two_links(p
         assert old.client_close == 1001
         assert old.over_at is not None
         assert old.over_at - closed_at <= NUMBERS.close_wait
+        assert server.overlaps == 0
+
+
+@pytest.mark.anyio
+async def test_u4_a_connect_while_the_close_is_not_answered_yet_opens_no_second_link(backend: Backend) -> None:
+    async with backend("newest-batch", spacing=20) as server:
+        server.start()
+        async with following(server) as follower, background_tasks() as tasks:
+            await follower.wait_count(2)
+            tasks.start_soon(follower.line.aclose)
+            await anyio.sleep(0.1)
+            assert server.sockets[0].client_close == 1001
+            follower.line.connect()
+            assert isinstance(await follower.line.result(), JobComplete)
+        assert len(server.sockets) == 2
         assert server.overlaps == 0
 
 
