@@ -641,7 +641,7 @@ def test_for_any_bytes_as_well(data: Any) -> None:
 
 # --- what the original backend sent -------------------------------------------------------------------------------
 
-RECORDED = Path(__file__).parent.parent / "recorded" / "original_backend"
+RECORDED = Path(__file__).parent.parent / "original" / "recorded"
 
 
 def recorded(name: str) -> list[dict[str, Any]]:
