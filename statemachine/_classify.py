@@ -7,7 +7,7 @@ for HTTP status codes; what real servers send was looked at, and 1000 from a ser
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -202,23 +202,28 @@ _CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
 )
 
 
-class _Spread(Struct):
-    retry_in: float
-    spread: float
-
-
 def close_advice(code: int, reason: str) -> Advice | None:
     """Read when to come back from the reason of a close for everybody; anything else in a reason is text.
 
-    The reason is `{"retry_in": seconds, "spread": seconds}` as JSON; both must be finite and not negative.
+    The reason is `{"retry_in": seconds, "spread": seconds}` as JSON. `retry_in` decides; a spread that is missing or no
+    number of seconds costs only itself.
     """
     if code not in _SHARED_CLOSES or not reason.startswith("{"):
         return None
     try:
-        told = msgspec.json.decode(reason, type=_Spread)
+        fields = msgspec.json.decode(reason, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
         return None
-    # JSON has no infinity, but a number too large for a float becomes one.
-    if not (0 <= told.retry_in < float("inf") and 0 <= told.spread < float("inf")):
+    retry_in = _seconds(fields.get("retry_in"))
+    return None if retry_in is None else Advice(retry_in=retry_in, spread=_seconds(fields.get("spread")))
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, bool):
         return None
-    return Advice(retry_in=told.retry_in, spread=told.spread)
+    try:
+        seconds = msgspec.convert(value, float, strict=False)
+    except msgspec.ValidationError:
+        return None
+    # JSON has no infinity, but a number too large for a float becomes one.
+    return seconds if 0 <= seconds < float("inf") else None

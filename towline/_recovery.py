@@ -225,12 +225,10 @@ class Recovery:
 
     def _plain(self, item: _Held) -> Finding:
         """A frame that ends nothing: held back, handed on, dropped as a duplicate, or the sign of a gap."""
-        if item.epoch is None:
-            self._unplaced = True
-        elif item.epoch in self._over and self._socket_epoch is not None:
+        if item.epoch is not None and item.epoch in self._over and self._socket_epoch is not None:
             self.duplicates += 1
             return None
-        elif item.epoch != self._socket_epoch:
+        if item.epoch is not None and item.epoch != self._socket_epoch:
             if self._socket_epoch is not None and self.phase is Phase.HOLDING:
                 # The log began anew while frames of the old one were held back: they join nothing any more.
                 self._held.clear()
@@ -315,6 +313,8 @@ class Recovery:
 
     def _item_of(self, frame: _Plain) -> _Held:
         update = self._update_of(frame)
+        if frame.epoch is None:
+            self._unplaced = True
         if frame.seq is None or frame.epoch is None:
             return _Held(update, None, 0, 0)
         return _Held(update, frame.epoch, frame.seq, frame.seq)

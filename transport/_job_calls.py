@@ -277,8 +277,9 @@ class JobCalls:
     def _result_url(self, job: str, result_url: str | None) -> URL:
         if result_url is None:
             return self._base.at(fill_template(self._templates.result, job))
-        if result_url.startswith("/") and not result_url.startswith("//"):
-            return self._base.at(result_url)
+        if result_url and not re.match("//|[A-Za-z][A-Za-z0-9+.-]*:", result_url):
+            # A path, as some servers write it without its slash: below the origin, not below the call that named it.
+            return self._base.at("/" + result_url.removeprefix("/"))
         url = parse_url(result_url, schemes=("https", "http", "wss", "ws"), allow_insecure=True)
         if url.origin != self._base.origin:
             raise InvalidArgument("result_url", "leads to another origin, which the token is not for")

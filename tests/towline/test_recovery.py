@@ -305,6 +305,15 @@ def test_frames_without_a_place_are_not_dropped_for_a_state_that_has_one() -> No
     assert follower.resynced[0].missed is None
 
 
+def test_one_place_that_cannot_be_read_does_not_discredit_the_states_places() -> None:
+    follower = Follower()
+    follower.join(state(0))
+    follower.take(progress(1, 1), message("job_progress", "?", progress=0.5, status="s", processedCount=2))  # type: ignore[arg-type]
+    follower.reopen()
+    assert follower.join(state(9, 9)) is None
+    assert follower.recovery.applied == Cursor("e1", 9)
+
+
 def test_a_log_whose_states_have_no_place_is_taken_up_where_the_socket_goes_on() -> None:
     follower = Follower()
     follower.join(state(None, 5))
