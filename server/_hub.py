@@ -20,12 +20,12 @@ from typing import Final, Literal, Self
 import anyio
 import anyio.to_thread
 from anyio import AsyncContextManagerMixin
-from anyio.abc import TaskGroup
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from .._exceptions import ForbiddenRequest, HubStorageError, InvalidArgument
 from .._secret import Secret
+from .._tasks import Tasks
 from ..transport._messages import CanceledPayload
 from ._access import Authorize, loopback_only
 from ._files import (
@@ -139,7 +139,7 @@ class Hub(AsyncContextManagerMixin):
         self._starts = Rate(self.limits.starts, 60)
         self._calls = Rate(self.limits.calls, 60)
         self._starting: Counter[str] = Counter()
-        self._tasks: TaskGroup | None = None
+        self._tasks: Tasks | None = None
         self._draining = False
         self._application: Starlette | None = None
         self.tokens: Final = Tokens(self.log, self._lifetimes, self.now)
@@ -258,12 +258,12 @@ class Hub(AsyncContextManagerMixin):
         if self._draining:
             raise ForbiddenRequest("entering", "closed", "a hub is entered once; make another")
         await self.check_files()
-        async with self.log, anyio.create_task_group() as tasks:
+        async with self.log, Tasks() as tasks:
             await self._tidy_up()
             await self._runner.resume(tasks)
-            tasks.start_soon(self._keep_house)
+            tasks.start_soon(self._keep_house, name="hub")
             if self.log.shared:
-                tasks.start_soon(self._take_up_orphans, tasks)
+                tasks.start_soon(self._take_up_orphans, tasks, name="hub")
             self._tasks = tasks
             try:
                 yield self
@@ -272,7 +272,6 @@ class Hub(AsyncContextManagerMixin):
                     await self.drain()
                 # Jobs stop where they are; the next hub takes them up there.
                 self._tasks = None
-                tasks.cancel_scope.cancel()
 
     @asynccontextmanager
     async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
@@ -300,7 +299,7 @@ class Hub(AsyncContextManagerMixin):
             elif not job.running:
                 await anyio.to_thread.run_sync(clear_job_folder, self.files / name)
 
-    async def _take_up_orphans(self, tasks: TaskGroup) -> None:
+    async def _take_up_orphans(self, tasks: Tasks) -> None:
         """Look every now and then for jobs whose hub is gone."""
         while True:
             await anyio.sleep(self._lifetimes.lease / 2)

@@ -24,10 +24,10 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import msgspec
-from anyio.abc import TaskGroup
 from msgspec import UNSET, Struct
 
 from .._exceptions import HubStorageError, JobFailure
+from .._tasks import Tasks
 from ._files import UPLOAD_FILE, UPLOAD_NAME_FILE, clear_job_folder, keep_result
 from ._log import Entry, EventLog, Job
 from ._settings import Limits
@@ -211,7 +211,7 @@ class Runner:
         """The job's own folder."""
         return self._files / job_id
 
-    async def resume(self, tasks: TaskGroup) -> None:
+    async def resume(self, tasks: Tasks) -> None:
         """Take up every unfinished job that nobody runs: those of a hub before this one, or of one that is gone."""
         for job in await self._log.unfinished():
             if job.pipeline in self._functions or job.pipeline in self._dispatches:
@@ -219,7 +219,7 @@ class Runner:
             else:
                 logger.error("job %s waits: this hub has no pipeline %r", job.id, job.pipeline)
 
-    def start(self, tasks: TaskGroup, job_id: str) -> None:
+    def start(self, tasks: Tasks, job_id: str) -> None:
         """Run a job in a task of its own, unless it has one here."""
         if job_id not in self._here:
             self._here.add(job_id)

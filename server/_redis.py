@@ -29,6 +29,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from .._exceptions import HubStorageError, InvalidArgument
+from .._tasks import Tasks
 from ._clients import Arrival, Clients
 from ._log import ENDS, Bell, Bells, Change, Entry, Event, Job, Missing, Request, RequestMismatch, Token
 from ._tails import Tails
@@ -409,8 +410,8 @@ class RedisLog(AsyncContextManagerMixin):
         try:
             await self._call(self._store.check)
             self._listening = True
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._listen)
+            async with Tasks(finish=True) as tasks:
+                tasks.start_soon(self._listen, name="towline log")
                 try:
                     yield self
                 finally:

@@ -24,6 +24,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from msgspec import UNSET
 
 from .._exceptions import HubStorageError
+from .._tasks import Tasks
 from ._clients import Arrival, Clients
 from ._log import ENDS, Bell, Bells, Change, Entry, Event, Job, Missing, Request, RequestMismatch, Token
 from ._tails import Tails
@@ -108,8 +109,8 @@ class SqliteLog(AsyncContextManagerMixin):
         owner, writer = await anyio.to_thread.run_sync(self._open)
         try:
             self._queue, waiting = anyio.create_memory_object_stream[_Write[Any]](_MAX_WAITING)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._write_all, writer, waiting)
+            async with Tasks(finish=True) as tasks:
+                tasks.start_soon(self._write_all, writer, waiting, name="towline log")
                 try:
                     yield self
                 finally:

@@ -30,11 +30,14 @@ from ._exceptions import (
     TokenRefused,
     TokenStoreError,
     TowlineError,
+    UnexpectedFailure,
 )
 from ._handlers import Handler
 from ._recovery import Cursor
 from ._secret import Secret
 from ._settings import Classifier, Settings
+from ._steps import Levels, Steps
+from ._tasks import Tasks, failure_of
 from ._tokens import Token, TokenProvider, is_usable
 from ._updates import Outcome, Progress, StateChange, load_outcome
 from .statemachine import (
@@ -204,8 +207,9 @@ class Connection(AsyncContextManagerMixin):
         self._thread: int | None = None
         self._event_loop: anyio.lowlevel.EventLoopToken | None = None
         self._entered = self._left = False
-        # `cancel()` came before there was an engine to tell.
-        self._cancelled_early = False
+        # From the start, so that `cancel()` finds it at any moment, and before there is an engine.
+        self._steps = Steps(policy or Policy())
+        self._tasks: Tasks | None = None
         self._opening: anyio.CancelScope | None = None
         pipelines = dict(pipelines or {})
         self._options: dict[str, Any] = {
@@ -242,52 +246,49 @@ class Connection(AsyncContextManagerMixin):
         self._entered = True
         self._thread = threading.get_ident()
         self._event_loop = anyio.lowlevel.current_token()
-        failure: BaseException | None = None
         try:
-            settings, record = await self._open()
-            async with anyio.create_task_group() as tasks:
-                engine = Engine(settings, tasks)
+            async with Tasks() as self._tasks:
+                settings, record = await self._open()
+                tasks = self._tasks
+                engine = Engine(settings, tasks, self._steps)
+                tasks.unforeseen = engine.broke
                 self._engine = engine
                 try:
                     self._begin(engine, record)
                     yield self
-                except (Exception, KeyboardInterrupt, SystemExit) as error:
-                    # Carried past the task group, which would wrap it: the body's own errors come out as they are.
-                    failure = error
                 finally:
                     await self._end(engine, leave=True)
-                    tasks.cancel_scope.cancel()
         finally:
             self._left, self._thread = True, None
-            if failure is not None:
-                try:
-                    raise failure
-                finally:
-                    failure = None  # it holds this frame, which held it
 
     async def _open(self) -> tuple[Settings, Record | None]:
         with anyio.CancelScope() as self._opening:
-            if not self._cancelled_early:
-                found = await self._resume()
-        self._opening = None
-        if self._cancelled_early:
-            raise Cancelled(
-                "entering", State.CANCELLED.value, "it was cancelled, which is final: make a new Connection"
-            )
+            self._raise_if_cancelled("entering")
+            found = await self._resume()
+        self._raise_if_cancelled("entering")
         return found
+
+    def _take_turn(self) -> None:
+        """Make felt what was requested meanwhile."""
+        if self._engine is not None:
+            self._engine.pump()
+        elif self._opening is not None and self.state is State.CANCELLED:
+            self._opening.cancel()
 
     async def _resume(self) -> tuple[Settings, Record | None]:
         """What is on record of the job, and the settings with what the record adds to them."""
         store, record = self._store, None
         if self._token is None or self._url is None:
             store = store or TokenStore()
-            record = await store.read(self._job)
-        elif store is not None:
+        if store is not None:
             try:
                 record = await store.read(self._job)
-            except TokenStoreError:
-                # The token is at hand: the connection goes on without the store. The first save says what is wrong.
-                record = None
+            except BaseException as error:
+                failure = await failure_of(error, "the store")
+                # With the token at hand the connection goes on without the store. The first save says what is wrong.
+                at_hand = self._token is not None and self._url is not None
+                if not (at_hand and isinstance(failure, TokenStoreError | UnexpectedFailure)):
+                    raise failure  # noqa: B904 - it has its cause
         text = self._url
         if text is None:
             if record is None:
@@ -325,7 +326,7 @@ class Connection(AsyncContextManagerMixin):
         engine.start(None if cursor is None else Cursor(*cursor))
         if given is not None and (record is None or record.token != given.secret):
             engine.journal.token_changed(given)
-        engine.request(Connect())
+        engine.take(Connect())
 
     async def _end(self, engine: Engine, *, leave: bool) -> None:
         policy = engine.settings.policy
@@ -353,23 +354,18 @@ class Connection(AsyncContextManagerMixin):
             return call()
 
     def _request(self, event: AnyEvent) -> None:
-        engine = self._engine_of(event.trigger.value)
-        self._on_loop(lambda: engine.request(event))
+        self._engine_of(event.trigger.value).request(event)
 
     def _begin_anew(self, event: Connect | Retry, token: Token | None = None) -> None:
         engine = self._engine_of(event.trigger.value)
-
-        def begin() -> None:
-            if self._left:
-                self._raise_if_cancelled(event.trigger.value)
-                raise ForbiddenRequest(event.trigger.value, "left", "its block was left: make a new Connection")
-            if token is not None:
-                engine.tokens.give(token)
-            engine.request(event)
-            if token is not None:
-                engine.journal.token_changed(token)
-
-        self._on_loop(begin)
+        if self._left:
+            self._raise_if_cancelled(event.trigger.value)
+            raise ForbiddenRequest(event.trigger.value, "left", "its block was left: make a new Connection")
+        if token is not None:
+            engine.tokens.give(token)
+        engine.request(event)
+        if token is not None:
+            engine.soon(lambda: engine.journal.token_changed(token))
 
     # --- updates ---------------------------------------------------------------------------------------------------
 
@@ -388,9 +384,7 @@ class Connection(AsyncContextManagerMixin):
     @property
     def state(self) -> State:
         """Where the connection stands."""
-        if self._engine is None:
-            return State.CANCELLED if self._cancelled_early else State.IDLE
-        return self._engine.snapshot.state
+        return self._steps.snapshot.state
 
     @property
     def job(self) -> str:
@@ -408,6 +402,7 @@ class Connection(AsyncContextManagerMixin):
         Raises `Exhausted` when the engine gives up, `Cancelled` after `cancel()`, `StateUnreachable` after `aclose()`.
         """
         engine = self._engine_of("result")
+        engine.pump()
         while engine.outcome is None:
             self._raise_if_out_of_reach(engine, "the job's end")
             await engine.wait_changed()
@@ -424,6 +419,7 @@ class Connection(AsyncContextManagerMixin):
         if not states:
             raise InvalidArgument("states", "name at least one")
         engine = self._engine_of("wait_for")
+        engine.pump()
         visits = {state: engine.visits[state] for state in states}
         name = " or ".join(state.value for state in visits)
         with anyio.move_on_after(timeout):
@@ -473,17 +469,10 @@ class Connection(AsyncContextManagerMixin):
         Returns True, or False if the job's end came first: `outcome` then holds it. Each call gives the same answer.
         """
 
-        def cancel() -> bool:
-            engine = self._engine
-            if engine is None:
-                self._cancelled_early = True
-                if self._opening is not None:
-                    self._opening.cancel()
-                return True
-            engine.request(Cancel())
-            return engine.snapshot.state is State.CANCELLED
-
-        return self._on_loop(cancel)
+        stepped = self._steps.add(Cancel())
+        if self._tasks is not None:
+            self._tasks.call_soon(self._take_turn)
+        return stepped.after.state is State.CANCELLED
 
     async def cancel_job(self) -> CancelAnswer:
         """Ask the server to stop the job; following goes on, and tells of the end as of any other.
@@ -512,32 +501,29 @@ class Connection(AsyncContextManagerMixin):
         A lost path holds dials back and doubts the socket; another one doubts the socket. Told twice the same, nothing
         happens, nor when the identity of a path that was taken to be up is told for the first time.
         """
-        engine = self._engine_of("report_path")
 
-        def report() -> None:
-            was_up, before = engine.path_up, engine.path_identity
-            engine.path_up, engine.path_identity = up, identity
-            if up != was_up:
-                engine.request(PathRestored() if up else PathLost())
-            elif up and before is not None and identity != before:
-                engine.request(PathChanged())
+        def report(levels: Levels) -> tuple[Levels, AnyEvent | None]:
+            event: AnyEvent | None = None
+            if up != levels.path_up:
+                event = PathRestored() if up else PathLost()
+            elif up and levels.path_identity is not None and identity != levels.path_identity:
+                event = PathChanged()
+            return levels._replace(path_up=up, path_identity=identity), event
 
-        self._on_loop(report)
+        self._engine_of("report_path").change(report)
 
     def report_wake(self) -> None:
         """Tell that the host was suspended and has woken."""
         self._request(Woke())
 
     def _set_foreground(self, foreground: bool, event: AnyEvent) -> None:
-        engine = self._engine_of(event.trigger.value)
-
-        def change() -> None:
+        def change(levels: Levels) -> tuple[Levels, AnyEvent | None]:
             # Told twice of the background, the grace does not begin anew.
-            if engine.foreground or not isinstance(event, Background) or event.grace is not None:
-                engine.foreground = foreground
-                engine.request(event)
+            if levels.foreground or not isinstance(event, Background) or event.grace is not None:
+                return levels._replace(foreground=foreground), event
+            return levels, None
 
-        self._on_loop(change)
+        self._engine_of(event.trigger.value).change(change)
 
     async def aclose(self) -> None:
         """Stop watching; the job goes on, and `connect()` follows it again. Waits, bounded, for the close."""
@@ -586,7 +572,9 @@ class Connection(AsyncContextManagerMixin):
 
     def history(self) -> Recording:
         """The last events and what became of them: JSON through `to_json()`, and replayable. Holds no token."""
-        return self._engine_of("history").recorder.recording()
+        engine = self._engine_of("history")
+        engine.take_up_steps()
+        return engine.recorder.recording()
 
 
 def _check_token(token: Secret) -> None:

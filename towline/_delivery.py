@@ -49,6 +49,7 @@ class Subscription(AsyncIterator[AnyUpdate]):
         return self
 
     async def __anext__(self) -> AnyUpdate:
+        self._delivery.catch_up()
         inbox = self._inbox
         while inbox is None or not inbox.waiting:
             await self._wait_for_more(inbox)
@@ -207,19 +208,21 @@ class Inbox:
 class Delivery:
     """All subscribers of one connection.
 
-    `moved` is called when a consumer may have come further, `end_taken` when one took the end, `overflowed` when one
-    claims an inbox that has lost something. `handled`: handlers are consumers too, so updates are delivered though
-    nobody ever iterates.
+    `catch_up` performs what was requested meanwhile: so nothing is delivered after `cancel()`. `moved` is called when a
+    consumer may have come further, `end_taken` when one took the end, `overflowed` when one claims an inbox that has
+    lost something. `handled`: handlers are consumers too, so updates are delivered though nobody ever iterates.
     """
 
     def __init__(
         self,
         *,
+        catch_up: Callable[[], None],
         moved: Callable[[], None],
         end_taken: Callable[[], None],
         overflowed: Callable[[], None],
         handled: bool = False,
     ) -> None:
+        self.catch_up = catch_up
         self.moved = moved
         self.end_taken = end_taken
         self.outcome: Outcome | None = None
@@ -233,6 +236,8 @@ class Delivery:
         # The inbox that waits for the next consumer, and those that have one.
         self._unclaimed: Inbox | None = None
         self._claimed: dict[Inbox, weakref.ref[Subscription]] = {}
+        # The inboxes whose consumers were dropped, which may happen at any moment and in any thread.
+        self._dropped: deque[Inbox] = deque()
 
     # --- consumers -------------------------------------------------------------------------------------------------
 
@@ -243,6 +248,8 @@ class Delivery:
 
     def subscribe(self, *, wait: bool) -> Subscription:
         """A subscription: to what waits for the next consumer, else from now on; after the end it has the end."""
+        self.catch_up()
+        self._sweep()
         if self.stopped:
             return Subscription(self, None, wait=wait)
         inbox, self._unclaimed = self._unclaimed, None
@@ -252,7 +259,7 @@ class Delivery:
             if self.outcome is not None:
                 inbox.put_end(self.outcome)
         subscription = Subscription(self, inbox, wait=wait)
-        self._claimed[inbox] = weakref.ref(subscription, lambda _: self.leave(inbox))
+        self._claimed[inbox] = weakref.ref(subscription, lambda _: self._dropped.append(inbox))
         if inbox.lost is not None:
             self._overflowed()
         return subscription
@@ -263,6 +270,10 @@ class Delivery:
         took_the_end = inbox.in_hand is not None and inbox.in_hand is self.outcome
         if was_claimed and not took_the_end and not self._claimed and self._unclaimed is None:
             self._unclaimed = inbox
+
+    def _sweep(self) -> None:
+        while self._dropped:
+            self.leave(self._dropped.popleft())
 
     def stop(self) -> None:
         """Following stops: every iteration ends."""
@@ -281,6 +292,7 @@ class Delivery:
 
     def publish(self, updates: list[AnyUpdate], applied: Cursor | None) -> bool:
         """Hand updates on; False where they overflowed an inbox. `applied` is the watermark after them."""
+        self._sweep()
         self.applied = applied
         if self._unclaimed is not None:
             # Whoever claims it is told then what it has lost.
@@ -293,6 +305,7 @@ class Delivery:
 
     def end(self, applied: Cursor | None) -> None:
         """Hand on `outcome`; nothing follows it."""
+        self._sweep()
         self.applied = applied
         if self.outcome is not None:
             for inbox in (*self._claimed, *filter(None, [self._unclaimed])):
@@ -301,6 +314,7 @@ class Delivery:
 
     def position(self) -> Cursor | None:
         """How far every consumer has come."""
+        self._sweep()
         applied = self.applied
         inboxes = list(self._claimed)
         if self._unclaimed is not None and not self._handled:

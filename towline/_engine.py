@@ -2,9 +2,10 @@
 
 With its parts (`_links`, `_data_path`, `_fetches`, `_requests`) the only async code that knows the machine. Its rules:
 
-- Run to completion. An event raised while effects are performed or a handler runs is queued, never nested. A user's
-  request steps at once, before it returns; effects that an older generation had left are then skipped, unless they
-  give something back.
+- Run to completion. An event raised while effects are performed or a handler runs is queued, never nested.
+- A request may come between any two bytecodes of any thread. It steps at once, before it returns, and touches nothing
+  else: the loop is woken and performs its effects. Effects that an older generation had left are then skipped, unless
+  they give something back.
 - Whatever runs asynchronously carries the generation it was begun in; what comes of it later is stale.
 - One socket. A socket that is left is closed before the next attempt opens one.
 - Data frames go from the socket to the subscribers and never pass the machine; only what they mean for the lifecycle
@@ -21,19 +22,21 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import anyio
-from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from ._data_path import DataPath
 from ._delivery import Delivery
-from ._exceptions import Exhausted, ForbiddenRequest, TowlineError
+from ._exceptions import Exhausted, TowlineError, UnexpectedFailure
 from ._fetches import Fetches
 from ._handlers import Handlers
 from ._journal import Journal
 from ._links import Links
+from ._loop import Loop
 from ._recovery import Cursor, End, Recovery
 from ._requests import JobRequests
 from ._settings import Settings
+from ._steps import Levels, Steps
+from ._tasks import Tasks, failure_of, is_failure, unexpected
 from ._text import escape
 from ._timers import Timers
 from ._tokens import RENEW_BEFORE, TokenSource
@@ -46,12 +49,12 @@ from .statemachine import (
     Arm,
     AskState,
     CancelFetch,
+    Cause,
     Close,
     CloseSocket,
     Deliver,
     Dial,
     Disarm,
-    Entry,
     Facts,
     FetchState,
     Greet,
@@ -70,7 +73,6 @@ from .statemachine import (
     Unavailable,
     Verdict,
     classify,
-    step,
 )
 
 _LOG: Final = logging.getLogger("towline")
@@ -91,15 +93,13 @@ _TRYING: Final = frozenset({State.CONNECTING, State.RECONNECTING, State.BACKGROU
 class Engine:
     """Drives one connection. Made and entered by `Connection`, whose public methods it serves."""
 
-    def __init__(self, settings: Settings, tasks: TaskGroup) -> None:
+    def __init__(self, settings: Settings, tasks: Tasks, steps: Steps) -> None:
         self.settings = settings
         self.tasks = tasks
-        self.snapshot = Snapshot()
+        self.clock = Loop().time
+        self.steps = steps
         self.recorder = Recorder(settings.policy)
         self.counts: Counter[str] = Counter()
-        self.path_up = True
-        self.path_identity: str | None = None
-        self.foreground = True
         self.last_error: BaseException | None = None
         #: How often each state was entered: so that a wait for one does not miss a short visit.
         self.visits: Counter[State] = Counter()
@@ -113,6 +113,7 @@ class Engine:
         self.requests = JobRequests(self)
         self.handlers = Handlers(tasks)
         self.delivery = Delivery(
+            catch_up=self.pump,
             moved=self._moved,
             end_taken=self._end_taken,
             overflowed=self.data.overflowed,
@@ -131,88 +132,135 @@ class Engine:
             changed=self.journal.token_changed,
             wall_time=settings.wall_time,
         )
-        self._events: deque[AnyEvent] = deque()
+        steps.facts = self.facts
+        # The step that was taken up last; what to perform of it and what else waits for its turn.
+        self._taken = steps.first
         self._effects: deque[tuple[int, AnyEffect | StateChange]] = deque()
+        self._events: deque[AnyEvent] = deque()
+        self._calls: deque[Callable[[], object]] = deque()
         self._pumping = False
         self._renewal: anyio.CancelScope | None = None
-        # When the block was left: there may be no loop to ask for the time after that.
-        self._left_at: float | None = None
 
     # --- events in -------------------------------------------------------------------------------------------------
 
-    def post(self, event: AnyEvent) -> None:
-        """Take an event up when its turn comes."""
-        self._events.append(event)
-        self._pump()
+    @property
+    def snapshot(self) -> Snapshot:
+        """How the machine stands now."""
+        return self.steps.snapshot
 
-    def request(self, event: AnyEvent) -> None:
-        """Take a user's request up at once; raises `ForbiddenRequest` where the state does not allow it."""
-        self._take(event)
-        self._pump()
+    @property
+    def path_up(self) -> bool:
+        """Whether the host has a network path, as far as it said."""
+        return self.steps.last.levels.path_up
 
-    def facts(self) -> Facts:
-        """How the world stands now."""
+    def facts(self, levels: Levels | None = None) -> Facts:
+        """How the world stands now, or would if this were what the host says of itself."""
+        levels = self.steps.last.levels if levels is None else levels
         return Facts(
-            now=anyio.current_time() if self._left_at is None else self._left_at,
-            path_up=self.path_up,
-            foreground=self.foreground,
+            now=self.clock(),
+            path_up=levels.path_up,
+            foreground=levels.foreground,
             token_id=self.tokens.token_id,
             renewable=self.tokens.renewable,
             last_sign=self.data.last_sign,
             state_required=self.settings.strict_sync,
         )
 
-    def _take(self, event: AnyEvent) -> None:
-        before, facts = self.snapshot, self.facts()
+    def post(self, event: AnyEvent) -> None:
+        """Take an event when its turn comes. For the engine's own tasks."""
+        self._events.append(event)
+        self.pump()
+
+    def take(self, event: AnyEvent) -> None:
+        """Take a request at once, on the loop; raises `ForbiddenRequest` where the state does not allow it."""
         try:
-            after, effects, verdict = step(before, event, facts, self.settings.policy)
-        except ForbiddenRequest:
-            self._record(before, event, facts, before.state, None)
-            raise
-        self._record(before, event, facts, after.state, verdict)
-        self.snapshot = after
-        for effect in effects:
-            self._effects.append((after.generation, effect))
-        if after.state is not before.state:
-            self.visits[after.state] += 1
-            # A cause is told with the change it brought about; giving up always says why.
-            news = after.cause is not before.cause or after.state is State.EXHAUSTED
-            cause = after.cause if news else None
-            change = StateChange(previous=before.state, state=after.state, cause=cause, at=facts.now)
-            self._effects.append((after.generation, change))
+            self.steps.add(event)
+        finally:
+            self.pump()
 
-    def _record(self, before: Snapshot, event: AnyEvent, facts: Facts, target: State, verdict: Verdict | None) -> None:
-        entry = Entry(event=event, facts=facts, source=before.state, target=target, verdict=verdict)
-        self.recorder.record(before, entry)
-        if verdict in (Verdict.STALE, Verdict.IGNORED):
-            self.counts[f"{verdict.value}_events"] += 1
+    def request(self, event: AnyEvent) -> None:
+        """Take a request at once; its effects follow. From any thread, signal handler or finalizer.
 
-    def _pump(self) -> None:
+        Raises `ForbiddenRequest` where the state does not allow it.
+        """
+        self.change(lambda levels: (levels, event))
+
+    def change(self, news: Callable[[Levels], tuple[Levels, AnyEvent | None]]) -> None:
+        """The same for what the host says of itself."""
+        try:
+            self.steps.change(news)
+        finally:
+            self.tasks.call_soon(self.pump)
+
+    def soon(self, call: Callable[[], object]) -> None:
+        """Have the loop make a call at its next turn. From any thread, signal handler or finalizer."""
+        self._calls.append(call)
+        self.tasks.call_soon(self.pump)
+
+    def pump(self) -> None:
+        """Perform what waits: calls, the effects of steps, events. On the loop, between two of its turns."""
         if self._pumping:
             return
         self._pumping = True
         try:
-            while self._effects or self._events:
-                if not self._effects:
-                    self._take(self._events.popleft())
-                    continue
-                generation, effect = self._effects.popleft()
-                if generation == self.snapshot.generation or isinstance(effect, _GIVES_BACK):
-                    _PERFORM[type(effect)](self, effect)
+            while True:
+                if self._calls:
+                    self._perform(self._calls.popleft())
+                elif self._effects:
+                    generation, effect = self._effects.popleft()
+                    if generation == self.snapshot.generation or isinstance(effect, _GIVES_BACK):
+                        self._perform(_PERFORM[type(effect)], self, effect)
+                elif not self.take_up_steps():
+                    if not self._events:
+                        break
+                    self.steps.add(self._events.popleft())
         finally:
             self._pumping = False
 
+    def take_up_steps(self) -> bool:
+        """Record the steps that were added, and put their effects in line; False if there are none."""
+        before = self._taken
+        while (stepped := self._taken.following) is not None:
+            self._taken = stepped
+            entry, after = stepped.entry, stepped.after
+            if entry is None:
+                continue
+            self.recorder.record(stepped.before, entry)
+            if entry.verdict in (Verdict.STALE, Verdict.IGNORED):
+                self.counts[f"{entry.verdict.value}_events"] += 1
+            self._effects.extend((after.generation, effect) for effect in stepped.effects)
+            if after.state is not stepped.before.state:
+                self.visits[after.state] += 1
+                # A cause is told with the change it brought about; giving up always says why.
+                news = after.cause is not stepped.before.cause or after.state is State.EXHAUSTED
+                cause = after.cause if news else None
+                change = StateChange(previous=entry.source, state=after.state, cause=cause, at=entry.facts.now)
+                self._effects.append((after.generation, change))
+        return self._taken is not before
+
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Within it a program's functions are called: what they ask for is stepped at once and performed after it."""
+        """Within it a program's functions are called: what they ask for is performed after it."""
         outer, self._pumping = self._pumping, True
         try:
             yield
         finally:
             self._pumping = outer
-        self._pump()
+        self.pump()
+
+    def _perform(self, call: Callable[..., object], *args: Any) -> None:
+        try:
+            call(*args)
+        except Exception as error:
+            self.broke(unexpected(error, "the engine"))
 
     # --- failures --------------------------------------------------------------------------------------------------
+
+    def broke(self, failure: UnexpectedFailure) -> None:
+        """Give up: something failed that no part of the engine expected."""
+        self.last_error = failure
+        cause = Cause(code="unexpected", text=str(failure))
+        self.post(Refused(generation=self.snapshot.generation, reason="protocol", cause=cause))
 
     async def failed(self, error: TowlineError, place: Place, generation: int, fetch: int | None = None) -> None:
         """Turn an error into the event it means."""
@@ -237,7 +285,9 @@ class Engine:
         if place is not Place.STATUS and not isinstance(meaning, AskState):
             try:
                 meaning = settings.reclassified(error, place, meaning)
-            except Exception as raised:
+            except BaseException as raised:
+                if not is_failure(raised):
+                    raise
                 self.handlers.report(raised)
         if isinstance(meaning, AskState):
             answer = await self.fetches.ask_state(meaning)
@@ -288,10 +338,9 @@ class Engine:
         why = "" if cause is None else f" ({escape(cause.text)})"
         _LOG.info("%s -> %s%s", change.previous.value, state.value, why)
         self._follow_state(state)
-        with self.turn():
-            if lost_link:
-                self.handlers.call(self.settings.on_disconnected, change)
-            self.handlers.call(self.settings.on_state, change)
+        if lost_link:
+            self.handlers.call(self.settings.on_disconnected, change)
+        self.handlers.call(self.settings.on_state, change)
         if state is State.CANCELLED:
             self.handlers.give_up_after(HANDLERS_WAIT)
         self._look_again()
@@ -357,8 +406,9 @@ class Engine:
         with scope:
             try:
                 await self.tokens.get()
-            except TowlineError as error:
-                _LOG.warning("the token could not be renewed: %s", escape(str(error)))
+            except BaseException as error:
+                failure = await failure_of(error, "renewing the token")
+                _LOG.warning("the token could not be renewed: %s", escape(str(failure)))
             if self.snapshot.state is State.CONNECTED:
                 self._await_renewal()
 
@@ -382,7 +432,8 @@ class Engine:
 
     def start_ended(self, outcome: Outcome) -> None:
         """Hold an end that is on record: nothing is dialled."""
-        self.snapshot = Snapshot(outcome=OUTCOME_KINDS[type(outcome)])
+        if not self.steps.begin_with(Snapshot(outcome=OUTCOME_KINDS[type(outcome)])):
+            return
         self.delivery.begin(None)
         self.delivery.outcome = outcome
         self.delivery.end(None)
@@ -390,11 +441,10 @@ class Engine:
 
     async def stop(self, *, leave: bool) -> None:
         """Close what is open and write what is due. With `leave` nothing of it runs any more after that."""
-        self.request(Close())
+        self.take(Close())
         await self.links.all_gone()
         if leave:
             await self.handlers.settle(HANDLERS_WAIT)
-            self._left_at = anyio.current_time()
         await self.journal.settle(last=leave)
 
 

@@ -28,6 +28,7 @@ The tree says who is at fault::
     │   ├── ProxyFailed
     │   └── CertificateRejected    the peer's certificate could not be verified
     ├── DeadlineExceeded           (a TimeoutError) nobody answered in time
+    ├── UnexpectedFailure          code outside Towline raised something else: `network=`, `store=`, a library
     ├── Exhausted                  the engine has given up; `reason` says why
     ├── HubStorageError            the job hub's log cannot be used, or did not take a write
     ├── JobFailure                 raised by a job's own function: how that job failed
@@ -340,6 +341,21 @@ class DeadlineExceeded(TowlineError, TimeoutError):
 
     def __str__(self) -> str:
         return f"{self.what} did not happen within {self.seconds:g} s"
+
+
+class UnexpectedFailure(TowlineError):
+    """Code that Towline called raised an error that is none of these; the error is the cause, and was logged.
+
+    `who` names what was called (an attempt to connect, the store), `problem` the kind of the error.
+    """
+
+    def __init__(self, who: str, problem: str) -> None:
+        super().__init__(who, problem)
+        self.who = who
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.who} raised {self.problem}"
 
 
 class Exhausted(TowlineError):

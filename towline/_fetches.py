@@ -8,6 +8,7 @@ import anyio
 
 from ._exceptions import StateUnreachable, TowlineError, UnexpectedResponse
 from ._recovery import End, Phase
+from ._tasks import failure_of
 from .statemachine import AskState, CancelFetch, FetchState, Lost, Place, Purpose, Refused
 from .transport import JobState
 
@@ -53,7 +54,8 @@ class Fetches:
             )
         except UnexpectedResponse as error:
             return meaning.gone if meaning.gone is not None and error.status in (404, 410) else meaning.otherwise
-        except TowlineError:
+        except BaseException as error:
+            await failure_of(error, "a state call")
             return meaning.otherwise
         self.answered = True
         if not state.ended:
@@ -62,13 +64,15 @@ class Fetches:
         return finding if isinstance(finding, End) else meaning.otherwise
 
     async def _run(self, effect: FetchState, scope: anyio.CancelScope) -> None:
-        with scope:
-            await anyio.sleep(effect.delay)
-            state = await self._fetched(effect)
-            if effect.purpose is Purpose.SYNC:
-                await self._sync(effect, state)
-            else:
-                await self._look(effect, state)
+        try:
+            with scope:
+                await anyio.sleep(effect.delay)
+                state = await self._fetched(effect)
+                if effect.purpose is Purpose.SYNC:
+                    await self._sync(effect, state)
+                else:
+                    await self._look(effect, state)
+        finally:
             if self._under_way is scope:
                 self._under_way = None
                 self._engine.settle()
@@ -100,8 +104,8 @@ class Fetches:
             )
             self.answered = True
             return state
-        except TowlineError as error:
-            return error
+        except BaseException as error:
+            return await failure_of(error, "a state call")
 
     async def _sync(self, effect: FetchState, state: JobState | TowlineError) -> None:
         """Bring the state and what the socket tells together."""

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, TypeVar
 
 import anyio
-from anyio.abc import TaskGroup
 
+from ._tasks import Tasks, failure_of, is_failure
 from ._updates import Progress, merge
 
 Told = TypeVar("Told")
@@ -25,7 +25,7 @@ WAITING_LIMIT: Final = 256
 class Handlers:
     """Calls handlers in the order of what happened; coroutines one after the other, in a task while there are any."""
 
-    def __init__(self, tasks: TaskGroup) -> None:
+    def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
         self._waiting: list[tuple[Handler[Any], Any]] = []
         self._scope: anyio.CancelScope | None = None
@@ -45,7 +45,9 @@ class Handlers:
             return
         try:
             answer = handler(told)
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             self.report(error)
             return
         if inspect.isawaitable(answer) and not self._closed:
@@ -79,7 +81,8 @@ class Handlers:
                         answer = handler(told)
                         if answer is not None:
                             await answer
-                    except Exception as error:
+                    except BaseException as error:
+                        await failure_of(error, "a handler", log=False)
                         self.report(error)
         finally:
             self._scope = self._done = None
@@ -97,7 +100,8 @@ class Handlers:
             await self._done.wait()
 
     def give_up_after(self, seconds: float) -> None:
-        """Let the calls that wait be made, for so long, without waiting for it."""
+        """Let the calls that wait be made, for so long, without waiting for it; but deliver no progress any more."""
+        self._waiting[:] = [(handler, told) for handler, told in self._waiting if not isinstance(told, Progress)]
         if self._scope is not None:
             self._scope.deadline = anyio.current_time() + seconds
 
@@ -106,7 +110,7 @@ class Handlers:
         if self._scope is not None:
             self._scope.cancel()
 
-    def report(self, error: Exception) -> None:
+    def report(self, error: BaseException) -> None:
         """A program's own function has raised."""
         self.errors += 1
         _LOG.error("a handler raised; the connection goes on", exc_info=error)

@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
-from anyio.abc import TaskGroup
 
-from ._exceptions import InvalidArgument, TokenStoreError, TowlineError
+from ._exceptions import TowlineError
 from ._recovery import Cursor
 from ._settings import Settings
+from ._tasks import Tasks, failure_of
 from ._text import escape
 from ._tokens import Token
 from ._updates import Outcome, dump_outcome
@@ -36,7 +36,7 @@ class Journal:
     time has come.
     """
 
-    def __init__(self, settings: Settings, tasks: TaskGroup, position: Callable[[], Cursor | None]) -> None:
+    def __init__(self, settings: Settings, tasks: Tasks, position: Callable[[], Cursor | None]) -> None:
         self._store = settings.store
         self._settings = settings
         self._tasks = tasks
@@ -128,24 +128,25 @@ class Journal:
             token = self._token
             if token is not None:
                 origin, context = str(settings.url.origin), settings.record_context()
-                await self._try(store.save(job, token.secret, origin, token.expires, context=context))
+                await self._try(lambda: store.save(job, token.secret, origin, token.expires, context=context))
                 self._token = None if self._token is token else self._token
             self._moved, cursor = False, self._position()
             if cursor is not None and cursor != self._saved:
-                await self._try(store.save_cursor(job, cursor.epoch, cursor.seq))
+                await self._try(lambda: store.save_cursor(job, cursor.epoch, cursor.seq))
                 # Saved or not, it is not tried again before it has moved: the next save says more.
                 self._saved = cursor
-            if self._outcome is not None:
-                await self._try(store.mark_ended(job, dump_outcome(self._outcome, OUTCOME_LIMIT)))
+            if (outcome := self._outcome) is not None:
+                await self._try(lambda: store.mark_ended(job, dump_outcome(outcome, OUTCOME_LIMIT)))
                 self._outcome = None
 
-    async def _try(self, call: Awaitable[object]) -> None:
+    async def _try(self, call: Callable[[], Awaitable[object]]) -> None:
         try:
-            await call
-        except (TokenStoreError, InvalidArgument) as error:
-            # `InvalidArgument`: the server's own words (an epoch, an outcome) are what cannot be kept.
+            await call()
+        except BaseException as error:
+            # Also `InvalidArgument`: the server's own words (an epoch, an outcome) are what cannot be kept.
+            problem = await failure_of(error, "the store", log=self.problem is None)
             if self.problem is None:
-                _LOG.warning("the store failed, the connection goes on without it: %s", escape(str(error)))
-            self.problem = error
+                _LOG.warning("the store failed, the connection goes on without it: %s", escape(str(problem)))
+            self.problem = problem
         else:
             self.problem = None

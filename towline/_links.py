@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from ._exceptions import DeadlineExceeded, TowlineError
+from ._tasks import failure_of
 from .statemachine import AbandonDial, CloseSocket, Dial, Greet, Opened, Place, Probe
 from .transport import Liveness, Ready, WebSocket, connect_websocket, encode
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 #: How long after the closing handshake's own bound a dial still waits for the attempts before it.
 LEAVING_MARGIN: Final = 1.0
+
+
+_WORK: Final = {
+    Place.TOKEN: "getting a token",
+    Place.UPGRADE: "an attempt to connect",
+    Place.SOCKET: "the open socket",
+}
 
 
 class Link:
@@ -124,6 +132,8 @@ class Links:
                 await websocket.aclose(effect.code, timeout=effect.wait)
             else:
                 await websocket.abandon(effect.code)
+        except BaseException as error:
+            await failure_of(error, "closing a socket")  # it is gone in any case
         finally:
             self._is_gone(link)
 
@@ -135,9 +145,13 @@ class Links:
             link.left.set()
             if link in self._leaving and not link.closing:
                 # It was given up as an attempt; should it have opened in that very moment, nobody else closes it.
-                if link.websocket is not None:
-                    await link.websocket.abandon()
-                self._is_gone(link)
+                try:
+                    if link.websocket is not None:
+                        await link.websocket.abandon()
+                except BaseException as error:
+                    await failure_of(error, "closing a socket")
+                finally:
+                    self._is_gone(link)
 
     async def _follow(self, link: Link, dial: Dial) -> None:
         """One attempt, and the socket's whole life."""
@@ -164,8 +178,9 @@ class Links:
             place = Place.SOCKET
             self._engine.post(Opened(generation=link.generation))
             await self._read(link, link.websocket)
-        except TowlineError as error:
-            await self._engine.failed(error, place, link.generation)
+        except BaseException as error:
+            failure = await failure_of(error, _WORK[place])
+            await self._engine.failed(failure, place, link.generation)
 
     async def _read(self, link: Link, websocket: WebSocket) -> None:
         if link.greeting is not None:

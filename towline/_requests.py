@@ -11,6 +11,7 @@ import anyio
 
 from ._exceptions import Cancelled, StateUnreachable, TowlineError, UnexpectedResponse
 from ._secret import Secret
+from ._tasks import failure_of
 from ._updates import JobComplete, JobFailed
 from .statemachine import CancelAccepted, State
 from .transport import CancelAnswer
@@ -97,6 +98,12 @@ class JobRequests:
 
     async def _authorised(self, call: Callable[[Secret], Awaitable[T]]) -> T:
         """Make a call; with a fresh token again, if the server does not take the one in use."""
+        try:
+            return await self._with_fresh_token(call)
+        except BaseException as error:
+            raise await failure_of(error, "a call about the job")  # noqa: B904 - it has its cause
+
+    async def _with_fresh_token(self, call: Callable[[Secret], Awaitable[T]]) -> T:
         try:
             return await call(await self._engine.tokens.get())
         except UnexpectedResponse as error:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import anyio
-from anyio.abc import TaskGroup
 
+from ._tasks import Tasks
 from .statemachine import Timer
 
 
@@ -19,7 +19,7 @@ class _Armed(NamedTuple):
 class Timers:
     """Deadlines on the loop's clock. `expired(timer, ticket)` is called once for each that is reached."""
 
-    def __init__(self, tasks: TaskGroup, expired: Callable[[Timer | str, int], None]) -> None:
+    def __init__(self, tasks: Tasks, expired: Callable[[Timer | str, int], None]) -> None:
         self._tasks = tasks
         self._expired = expired
         self._armed: dict[Timer | str, _Armed] = {}

@@ -11,6 +11,7 @@ import anyio
 
 from ._exceptions import DeadlineExceeded, TokenProviderFailed, TokenRefused, TowlineError
 from ._secret import Secret
+from ._tasks import failure_of
 from .transport import JobCalls
 
 
@@ -47,6 +48,11 @@ def is_usable(token: Secret) -> bool:
     return _TOKEN.fullmatch(token.reveal()) is not None
 
 
+class _Given(NamedTuple):
+    token: Token | None
+    number: int
+
+
 class TokenSource:
     """Gives the token to use now. Single-flight: callers that come meanwhile share one answer.
 
@@ -75,23 +81,29 @@ class TokenSource:
         self._wall_time = wall_time
         # Made when a token is renewed: one caller at a time does that, the others wait for what comes of it.
         self._renewing: anyio.Lock | None = None
-        self._token: Token | None = None
-        self._given = 0
+        self._given = _Given(None, 0)
+        # What a given token was replaced by; another one that is given counts for more.
+        self._renewed: tuple[_Given, Token] | None = None
 
     def give(self, token: Token | None) -> None:
-        """Use this token from now on."""
-        self._token = token
-        self._given += 1
+        """Use this token from now on. From any thread, signal handler or finalizer."""
+        self._given = _Given(token, self._given.number + 1)
+
+    @property
+    def _token(self) -> Token | None:
+        given, renewed = self._given, self._renewed
+        return renewed[1] if renewed is not None and renewed[0] is given else given.token
 
     @property
     def held(self) -> Secret | None:
         """The token in use, however old: for a question that must not bother the provider."""
-        return None if self._token is None else self._token.secret
+        token = self._token
+        return None if token is None else token.secret
 
     @property
     def token_id(self) -> str | None:
         """Tells one given token from the next; None where tokens are made on demand."""
-        return None if self.renewable else str(self._given)
+        return None if self.renewable else str(self._given.number)
 
     @property
     def renewable(self) -> bool:
@@ -101,7 +113,8 @@ class TokenSource:
     @property
     def expires(self) -> float | None:
         """When the token in use expires: seconds since 1970."""
-        return None if self._token is None else self._token.expires
+        token = self._token
+        return None if token is None else token.expires
 
     async def get(self, *, fresh: bool = False) -> Secret:
         """The token to use. `fresh`: another one than is held now.
@@ -134,10 +147,10 @@ class TokenSource:
             if old is None or demanded:
                 raise
             return old
-        if given != self._given and self._token is not None:
+        self._renewed = given, token
+        if given is not self._given and self._given.token is not None:
             # The user gave another one meanwhile, which counts for more.
-            return self._token
-        self._token = token
+            return self._given.token
         self._changed(token)
         return token
 
@@ -160,9 +173,10 @@ class TokenSource:
                     del answer  # a token, by all appearances
                     raise TokenProviderFailed("is no async function: make it one")
                 given = await answer
-            except TowlineError:
-                raise
-            except Exception as error:
+            except BaseException as error:
+                # Not logged with its text, which may quote the token.
+                if await failure_of(error, "the token provider", log=False) is error:
+                    raise
                 raise TokenProviderFailed(f"raised {type(error).__name__}") from error
             return as_token(given)
         raise DeadlineExceeded("an answer of the token provider", self._deadline)

@@ -13,6 +13,9 @@ The event loop runs in a thread of its own while the block lasts. Every method m
 that wait block the calling thread only. Handlers (`on_state` and so on) run on the loop's thread: they must not call
 what waits, and a GUI must hand on to its own thread what they are told.
 
+Under gevent's monkey patching such a thread is a greenlet, and one thread of the system can run one loop only: there
+all connections share a loop, and none can be opened beside a loop of the program's own in that thread.
+
 A process that is forked off has no such thread: there an open connection raises `ForbiddenRequest`, and its block is
 left without a word to the server. Make a new one.
 """
@@ -22,11 +25,12 @@ from __future__ import annotations
 import atexit
 import inspect
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -46,6 +50,49 @@ from .transport import CancelAnswer
 __all__ = ["Connection", "Updates", "attach"]
 
 T = TypeVar("T")
+
+
+class _SharedPortal:
+    """One loop for all connections with this backend: where threads are greenlets, a second one cannot run."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._users = 0
+        self._open = ExitStack()
+        self._portal: BlockingPortal | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[BlockingPortal]:
+        with self._lock:
+            if self._portal is None:
+                try:
+                    self._portal = self._open.enter_context(start_blocking_portal(self._backend))
+                except RuntimeError as error:
+                    why = "gevent has made threads greenlets, so only one loop can run: use `towline.Connection` in it"
+                    raise ForbiddenRequest("entering", "another event loop runs", why) from error
+            portal = self._portal
+            self._users += 1
+        try:
+            yield portal
+        finally:
+            with self._lock:  # held until the loop has ended, for the next one must not begin before
+                self._users -= 1
+                if not self._users:
+                    self._portal = None
+                    self._open.close()
+
+
+#: By process and backend: a process that is forked off has none of its parent's loops.
+_SHARED: Final[dict[tuple[int, str], _SharedPortal]] = {}
+
+
+def _portal(backend: str) -> AbstractContextManager[BlockingPortal]:
+    """An event loop in a thread, while the block lasts."""
+    gevent: Any = sys.modules.get("gevent.monkey")
+    if gevent is None or not gevent.is_module_patched("threading"):
+        return start_blocking_portal(backend)
+    return _SHARED.setdefault((os.getpid(), backend), _SharedPortal(backend))()
 
 
 class Updates(Iterator[AnyUpdate]):
@@ -106,7 +153,7 @@ class Connection:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            portal = stack.enter_context(start_blocking_portal(self._backend))
+            portal = stack.enter_context(_portal(self._backend))
             stack.enter_context(portal.wrap_async_context_manager(self._line))
             self._portal = portal
             self._open = stack.pop_all()

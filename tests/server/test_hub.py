@@ -16,6 +16,7 @@ import anyio.to_process
 import pytest
 
 import towline.blocking
+from towline import ForbiddenRequest
 from towline.server import Hub, HubStorageError, JobContext, JobFailure, Lifetimes, Limits, Upload, read_events
 from towline.server._csv_import import MEDIA_TYPES, csv_import
 
@@ -875,3 +876,16 @@ def test_too_many_watchers(tmp_path: Path, gate: Gate, serving: Any) -> None:
                 start(client, "waiting", gate)
                 path = f"/ws/progress?jobId={client.job}"
                 assert client.refusal(path, additional_headers=client.auth).status_code == 503
+
+
+def test_left_in_another_task_it_stops_and_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        hub = make_hub(tmp_path)
+        await asyncio.create_task(hub.__aenter__())
+        with pytest.raises(ForbiddenRequest, match="one task"):
+            await asyncio.create_task(hub.__aexit__(None, None, None))
+        assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() in ("hub", "towline log")] == []
+        async with Hub(tmp_path / "hub.db"):  # its files are free again
+            pass
+
+    asyncio.run(main())

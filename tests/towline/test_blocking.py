@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 
 import anyio
 import anyio.from_thread
@@ -212,3 +213,46 @@ if not child:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_forked_process_is_told_and_leaves_and_the_parent_goes_on(backend: str) -> None:
     assert run_alone(FORKED, backend) == (0, "7 True\n", "")
+
+
+GREENLETS = """
+import gevent.monkey
+gevent.monkey.patch_all()
+import subprocess, sys, threading
+from towline import ForbiddenRequest, State
+from towline.blocking import Connection
+
+left = []
+
+def follow(number):
+    with Connection(sys.argv[1], job="j1", token="t1") as line:
+        line.wait_for(State.CONNECTED, timeout=10)
+        gevent.sleep(0.5)
+        left.append((number, line.state.value))
+
+for _ in range(2):  # the loop ends with the last of them, and another can begin
+    threads = [threading.Thread(target=follow, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+print(sorted(left))
+
+import asyncio
+
+async def beside_a_loop():
+    try:
+        with Connection(sys.argv[1], job="j1", token="t1"):
+            pass
+    except ForbiddenRequest as error:
+        print("gevent" in str(error))
+
+asyncio.run(beside_a_loop())
+"""
+
+
+@pytest.mark.skipif(find_spec("gevent") is None, reason="gevent is not installed")
+def test_under_gevent_connections_share_a_loop() -> None:
+    code, printed, errors = run_alone(GREENLETS, "asyncio")
+    assert printed == f"{[(n, 'connected') for n in (0, 0, 1, 1, 2, 2)]}\nTrue\n", errors
+    assert code == 0

@@ -10,8 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import anyio
-from anyio.abc import TaskGroup
 
+from .._tasks import Tasks, failure_of
 from ..statemachine import State
 from ..transport._path import Path, PathMonitor, PathSource
 from ..transport._url import is_loopback
@@ -73,24 +73,26 @@ class Host:
         self._return("a stop")
 
     def _rest(self, reason: str, grace: float | None) -> None:
-        def rest() -> None:
-            # Told again by a second reason, for its grace may be the shorter.
-            self._reasons.add(reason)
-            self.connection.background(grace=grace)
-
-        self.connection._on_loop(rest)
+        # Told again by a second reason, for its grace may be the shorter.
+        self._reasons.add(reason)
+        self.connection.background(grace=grace)
+        if not self._reasons:  # taken back meanwhile, by another thread or a signal handler
+            self.connection.foreground()
 
     def _wake(self, reason: str) -> None:
-        def wake() -> None:
-            if reason in self._reasons:
-                self._reasons.remove(reason)
-                if not self._reasons:
-                    self.connection.foreground()
-                    if self._shown is not None:
-                        self._shown.set()
-                        self._shown = None
+        if reason not in self._reasons:
+            return
+        self._reasons.discard(reason)
+        if not self._reasons:
+            self.connection.foreground()
+            self.connection._engine_of("foreground").soon(self._show)
+        if self._reasons:  # hidden again meanwhile, by another thread or a signal handler
+            self.connection.background()
 
-        self.connection._on_loop(wake)
+    def _show(self) -> None:
+        if self._shown is not None:
+            self._shown.set()
+            self._shown = None
 
     async def _part(self, reason: str) -> None:
         """Go to the background at once; return when the server has been told, or after `_PARTING`."""
@@ -108,11 +110,12 @@ class Host:
     async def _run(self, source: Source, watch: _Watch) -> None:
         try:
             await watch()
-        except Exception as error:
+        except BaseException as error:
             # What the system does not give us is no error of the user's: the connection does without, as before.
+            await failure_of(error, source, log=False)
             self._lose(source, error)
 
-    def _lose(self, source: Source, error: Exception) -> None:
+    def _lose(self, source: Source, error: BaseException) -> None:
         self.sources.discard(source)
         self.missing[source] = str(error) or type(error).__name__
         trace = None if isinstance(error, OSError) else error  # the system's own failures need none
@@ -154,16 +157,24 @@ class Host:
 class _Beginning:
     """Begins the watchers of a host; what they hold open is closed with `open_things`, after `tasks`."""
 
-    def __init__(self, host: Host, open_things: AsyncExitStack, tasks: TaskGroup) -> None:
+    def __init__(self, host: Host, open_things: AsyncExitStack, tasks: Tasks) -> None:
         self._host = host
         self._open_things = open_things
         self._tasks = tasks
 
     def begin(self, source: Source, watch: _Watch) -> None:
         self._host.sources.add(source)
-        self._tasks.start_soon(self._host._run, source, watch)
+        self._tasks.start_soon(self._host._run, source, watch, name=f"towline {source}")
 
-    def _miss(self, source: Source, error: Exception) -> None:
+    async def attempt(self, source: Source, begin: _Watch) -> None:
+        """Begin a watcher, or do without it."""
+        try:
+            await begin()
+        except BaseException as error:
+            await failure_of(error, source, log=False)
+            self._miss(source, error)
+
+    def _miss(self, source: Source, error: BaseException) -> None:
         self._host.missing[source] = str(error) or type(error).__name__
         logger.info("the host does not tell of %s: %s", source, self._host.missing[source])
 
@@ -255,24 +266,18 @@ async def attach(
     """
     connection._engine_of("attaching")
     host = Host(connection)
-    failure: Exception | None = None
-    async with AsyncExitStack() as open_things, anyio.create_task_group() as tasks:
+    async with AsyncExitStack() as open_things, Tasks() as tasks:
         open_things.callback(host._leave)
         beginning = _Beginning(host, open_things, tasks)
         async with anyio.create_task_group() as beginnings:  # together, for a bus or a resolver may take its time
             if path:
-                beginnings.start_soon(lambda: beginning.begin_path(monitor, connectivity=connectivity))
+                beginnings.start_soon(
+                    beginning.attempt, "path", lambda: beginning.begin_path(monitor, connectivity=connectivity)
+                )
             if sleep:
-                beginnings.start_soon(beginning.begin_sleep)
+                beginnings.start_soon(beginning.attempt, "sleep", beginning.begin_sleep)
         if suspension:
             beginning.begin("suspension", host._watch_suspension)
         if job_control:
             beginning.begin_job_control()
-        try:
-            yield host
-        except Exception as error:
-            # Carried past the task group, which would wrap it: the body's own errors come out as they are.
-            failure = error
-        tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield host

@@ -260,7 +260,7 @@ class _Visit:
                 if reaching.cancelled_caught or self.line.state is not self.stop.state:
                     return set(), [f"the state was not reached, it is {self.line.state.value}"]
                 await self._raise_event()
-                recorded = coverage(engine.recorder.recording())
+                recorded = coverage(self.line.history())
             await self._look_for_what_is_left()
         return recorded, self.findings
 
@@ -323,14 +323,17 @@ class _Visit:
         if self.setting.cancelled:
             self.engine.post(CancelAccepted())
         # What the host says is a level: set it, without the event that would report it.
-        self.engine.foreground, self.engine.path_up = self.setting.foreground, self.setting.path_up
+        setting = self.setting
+        self.engine.change(
+            lambda levels: (levels._replace(foreground=setting.foreground, path_up=setting.path_up), None)
+        )
 
     # --- the event -------------------------------------------------------------------------------------------------
 
     async def _raise_event(self) -> None:
         stop, engine = self.stop, self.engine
         branch = LIFECYCLE.cell(stop.event, stop.state)[stop.place]
-        seen = len(engine.recorder.recording().entries)
+        seen = len(self.line.history().entries)
         before = engine.snapshot
         try:
             await self._raise()
@@ -344,7 +347,7 @@ class _Visit:
             if self._happened(seen):
                 break
             await anyio.sleep(0.1)
-        for entry in engine.recorder.recording().entries[seen:]:
+        for entry in self.line.history().entries[seen:]:
             if entry.event.trigger is stop.event:
                 expected = branch.target if branch.kind is Kind.MOVED else stop.state
                 if (entry.source, entry.target) != (stop.state, expected):
@@ -352,7 +355,7 @@ class _Visit:
                 return
 
     def _happened(self, seen: int) -> bool:
-        entries = self.engine.recorder.recording().entries[seen:]
+        entries = self.line.history().entries[seen:]
         return any(entry.event.trigger is self.stop.event for entry in entries)
 
     async def _raise(self) -> None:
@@ -376,8 +379,7 @@ class _Visit:
             case Trigger.WOKE:
                 line.report_wake()
             case Trigger.PATH_LOST:
-                engine.path_up = False
-                engine.post(PathLost())
+                engine.change(lambda levels: (levels._replace(path_up=False), PathLost()))
             case Trigger.PATH_RESTORED:
                 engine.post(PathRestored())
             case Trigger.PATH_CHANGED:

@@ -1,0 +1,200 @@
+"""The tasks of a block, and what an error means that nobody expected.
+
+One net for every task: an error that is none of Towline's own never leaves the block as an exception group. Whoever
+knows what a failure means (an attempt is lost, a handler failed) asks `failure_of`; what nobody asked about reaches
+`Tasks`, which hands it to the block's owner.
+
+A cancellation is ours if a cancel scope around the task was cancelled, or the program cancelled this very task. Any
+other comes out of something that a program's code waited for, and is a failure of that code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Final, Self, TypeVarTuple
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+
+from ._exceptions import ForbiddenRequest, TowlineError, UnexpectedFailure
+from ._loop import Loop
+
+Ts = TypeVarTuple("Ts")
+
+_LOG: Final = logging.getLogger("towline")
+
+#: How long a block that is left in the wrong task waits for its tasks to end.
+_ENDING: Final = 5.0
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an error out of a plain function is a failure of that function, and not the end of the process.
+
+    A cancellation that it raises is one: only code that waits can be cancelled.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_failure(each) for each in error.exceptions)
+    return isinstance(error, Exception) or _is_cancellation(error)
+
+
+async def failure_of(error: BaseException, who: str, *, log: bool = True) -> TowlineError:
+    """Return an error that an awaited call raised, as one of Towline's own; `who` names what was called.
+
+    Raises it again if it is no failure: a cancellation of this task, or the end of the process. An error that is not
+    Towline's own is logged with its traceback, unless `log` says otherwise.
+    """
+    if isinstance(error, TowlineError):
+        return error
+    if not is_failure(error):
+        raise error
+    if _is_cancellation(error) and _is_cancelled():
+        # A cancellation of something else may have come at the same time: the scope knows only its own.
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        raise error
+    return unexpected(error, who, log=log)
+
+
+def unexpected(error: BaseException, who: str, *, log: bool = True) -> UnexpectedFailure:
+    """Wrap an error that nobody expected, and log it with its traceback."""
+    failure = UnexpectedFailure(who, _described(error))
+    failure.__cause__ = error
+    if log:
+        _LOG.error("%s", failure, exc_info=error)
+    return failure
+
+
+def _described(error: BaseException) -> str:
+    # Not the error's own text: it may quote a token. The operating system's words do not.
+    problem = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__} ({problem})" if problem else type(error).__name__
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    return isinstance(error, asyncio.CancelledError | anyio.get_cancelled_exc_class())
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task is to stop."""
+    if anyio.current_effective_deadline() == -math.inf:
+        return True
+    if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _make(call: Callable[[], object]) -> None:
+    call()
+
+
+class Tasks:
+    """A task group whose errors leave the block as they are, and that can be left in another task, with an error.
+
+    Errors of the body come out as they are. Leaving the block cancels the tasks, or with `finish` waits for them.
+    """
+
+    def __init__(self, *, finish: bool = False) -> None:
+        self._finish = finish
+        #: Gets the failures that no task expected; without it they leave the block as from any task group.
+        self.unforeseen: Callable[[UnexpectedFailure], None] | None = None
+        self._group: TaskGroup = anyio.create_task_group()
+        self._owner = 0
+        self._loop: Loop | None = None
+        self._open = False
+        # A scope for each task: the group's own cannot be cancelled once its owner has gone, for it would go on
+        # cancelling a task that has ended.
+        self._scopes: set[anyio.CancelScope] = set()
+        self._running = 0
+        self._all_ended: anyio.Event | None = None
+        # What is no failure and ends the block: the end of the process, a task that the program cancelled.
+        self._ending: BaseException | None = None
+
+    async def __aenter__(self) -> Self:
+        self._owner = anyio.get_current_task().id
+        self._loop = Loop()
+        await self._group.__aenter__()
+        self._open = True
+        return self
+
+    def start_soon(self, call: Callable[[*Ts], Awaitable[object]], *args: *Ts, name: str) -> None:
+        """Start a task; once the block is left, none is started any more."""
+        if self._open:
+            self._running += 1
+            self._group.start_soon(self._run, call, args, name, name=name)
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Wake the loop and have a task make a call. From any thread, signal handler or finalizer."""
+        # In a task, for what the loop calls by itself must not raise.
+        if self._loop is not None:
+            self._loop.soon(lambda: self.start_soon(_make, call, name="towline requests"))
+
+    async def _run(self, call: Callable[[*Ts], Awaitable[object]], args: tuple[*Ts], name: str) -> None:
+        scope = anyio.CancelScope()
+        self._scopes.add(scope)
+        try:
+            with scope:
+                if not self._open and not self._finish:
+                    scope.cancel()  # it runs to where it waits, to close what it was given
+                try:
+                    await call(*args)
+                except BaseException as error:
+                    if self.unforeseen is None:
+                        raise
+                    failure = await failure_of(error, name)
+                    self.unforeseen(failure if isinstance(failure, UnexpectedFailure) else unexpected(error, name))
+        except (KeyboardInterrupt, SystemExit) as error:
+            self._end_with(error)
+        except asyncio.CancelledError as error:
+            if anyio.current_effective_deadline() != -math.inf and self._open:
+                # The program cancelled a task that is not its own, as a loop over `asyncio.all_tasks()` does.
+                self._end_with(unexpected(error, name))
+            raise
+        finally:
+            self._scopes.discard(scope)
+            self._running -= 1
+            if not self._running and self._all_ended is not None:
+                self._all_ended.set()
+
+    def _end_with(self, error: BaseException) -> None:
+        self._ending = self._ending or error
+        self._group.cancel_scope.cancel()
+
+    def cancel(self) -> None:
+        """Cancel every task."""
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        self._open = False
+        if not self._finish:
+            self.cancel()
+        if anyio.get_current_task().id != self._owner:
+            await self._wait_ended()
+            raise ForbiddenRequest(
+                "leaving",
+                "in another task than the one that entered",
+                "everything was stopped; enter and leave the block in one task",
+            ) from error
+        if error is not None and not isinstance(error, anyio.get_cancelled_exc_class()):
+            # Past the group, which would wrap it.
+            await self._group.__aexit__(None, None, None)
+            return None
+        swallowed = await self._group.__aexit__(kind, error, traceback)
+        if self._ending is not None:
+            raise self._ending
+        return swallowed
+
+    async def _wait_ended(self) -> None:
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + _ENDING):
+            if self._running:
+                self._all_ended = anyio.Event()
+                await self._all_ended.wait()
+            await anyio.lowlevel.checkpoint()  # the last one is about to return
+        self.cancel()
