@@ -17,6 +17,7 @@ import anyio
 import pytest
 
 import towline
+import towline.host
 from towline import (
     Backoff,
     Connection,
