@@ -134,7 +134,7 @@ class Engine:
         )
         steps.facts = self.facts
         # The step that was taken up last; what to perform of it and what else waits for its turn.
-        self._taken = steps.first
+        self._taken = steps.take_first()
         self._effects: deque[tuple[int, AnyEffect | StateChange]] = deque()
         self._events: deque[AnyEvent] = deque()
         self._calls: deque[Callable[[], object]] = deque()
@@ -432,7 +432,7 @@ class Engine:
 
     def start_ended(self, outcome: Outcome) -> None:
         """Hold an end that is on record: nothing is dialled."""
-        if not self.steps.begin_with(Snapshot(outcome=OUTCOME_KINDS[type(outcome)])):
+        if not self.steps.begin_with(self._taken, Snapshot(outcome=OUTCOME_KINDS[type(outcome)])):
             return
         self.delivery.begin(None)
         self.delivery.outcome = outcome

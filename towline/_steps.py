@@ -56,10 +56,9 @@ class Steps:
     def __init__(self, policy: Policy) -> None:
         self._policy: Final = policy
         self.facts: Callable[[Levels], Facts] = _facts_before_entering
-        #: Begin here to perform the steps.
-        self.first: Final = Stepped(Snapshot(), Snapshot(), Levels(), None, ())
+        self._first: Stepped | None = Stepped(Snapshot(), Snapshot(), Levels(), None, ())
         # The last step, or one before it: the rest of the way is walked.
-        self._near_last = self.first
+        self._near_last = self._first
 
     @property
     def last(self) -> Stepped:
@@ -90,9 +89,16 @@ class Steps:
                     raise forbidden
                 return stepped
 
-    def begin_with(self, snapshot: Snapshot) -> bool:
+    def take_first(self) -> Stepped:
+        """Return the step to begin with, once: each step keeps all that follow, so this one must not be kept here."""
+        first, self._first = self._first, None
+        if first is None:
+            raise RuntimeError("the first step was taken already")
+        return first
+
+    def begin_with(self, first: Stepped, snapshot: Snapshot) -> bool:
         """Begin with a snapshot that is on record; False where a request came first."""
-        return self.first.follow_with(Stepped(snapshot, snapshot, Levels(), None, ()))
+        return first.follow_with(Stepped(snapshot, snapshot, Levels(), None, ()))
 
     def _step(
         self, before: Snapshot, levels: Levels, event: AnyEvent | None

@@ -131,7 +131,8 @@ class BarView:
 
     def update(self, update: AnyUpdate) -> None:
         if isinstance(update, Progress):
-            self._share, self._item = update.progress, escape(update.current_item or update.status)
+            self._share = self._share if update.progress is None else update.progress
+            self._item = escape(update.current_item or update.status)
         else:
             self._print(in_words(update))
 

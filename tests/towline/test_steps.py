@@ -1,0 +1,73 @@
+"""The row of steps: each request has its place and a true answer, whoever comes in between."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from towline import ForbiddenRequest, State
+from towline._steps import Levels, Stepped, Steps
+from towline.statemachine import AnyEvent, Cancel, Close, Connect, Facts, Policy, Retry, Snapshot
+
+
+def steps() -> Steps:
+    row = Steps(Policy())
+    row.facts = lambda levels: Facts(now=1.0, path_up=levels.path_up, foreground=levels.foreground)
+    return row
+
+
+def test_a_step_has_changed_the_state_when_it_returns() -> None:
+    row = steps()
+    assert row.add(Connect()).after.state is State.CONNECTING
+    assert row.snapshot.state is State.CONNECTING
+    with pytest.raises(ForbiddenRequest):
+        steps().add(Retry())
+
+
+def test_a_request_in_the_middle_of_a_step_comes_first_and_the_step_is_computed_again() -> None:
+    row = steps()
+    interrupted = []
+
+    def facts(levels: Levels) -> Facts:
+        if not interrupted:
+            interrupted.append(True)
+            assert row.add(Cancel()).after.state is State.CANCELLED
+        return Facts(now=1.0)
+
+    row.facts = facts
+    first = row.take_first()
+    stepped = row.add(Close())
+    assert stepped.after.state is State.CANCELLED
+    events: list[AnyEvent] = []
+    step: Stepped | None = first
+    while (step := step.following) is not None:
+        assert step.entry is not None
+        events.append(step.entry.event)
+    assert [type(event) for event in events] == [Cancel, Close]
+
+
+def test_what_is_on_record_comes_first_or_not_at_all() -> None:
+    ended = Snapshot(outcome="complete")
+    row = steps()
+    assert row.begin_with(row.take_first(), ended)
+    assert row.snapshot is ended
+    late = steps()
+    late.add(Cancel())
+    assert not late.begin_with(late.take_first(), ended)
+    assert late.snapshot.state is State.CANCELLED
+
+
+def test_steps_that_were_performed_are_not_kept() -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(each, Stepped) for each in gc.get_objects())
+
+    before = kept()
+    row = steps()
+    taken = row.take_first()
+    for _ in range(100):
+        row.add(Connect())
+        assert taken.following is not None
+        taken = taken.following
+    assert kept() - before < 10
