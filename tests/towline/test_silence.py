@@ -113,6 +113,17 @@ async def test_a_message_that_cannot_be_read_is_a_sign_of_the_job(follow: Follow
             assert not any(isinstance(update, Stalled) for update in [update async for update in line.updates()])
 
 
+async def test_a_state_that_repeats_what_the_messages_said_is_no_sign(follow: Follow) -> None:
+    async with scripted(numbered=False) as (server, job):
+        async with follow(server) as line:
+            await line.wait_for(State.CONNECTED)
+            job.progress(0.5, processed=5)
+            await anyio.sleep(200)
+            job.complete(RESULT)
+            kinds = [type(update) async for update in line]
+            assert kinds == [Resynced, Progress, Stalled, JobComplete]
+
+
 async def test_time_without_a_path_is_no_silence(follow: Follow) -> None:
     async with scripted(numbered=False) as (server, job):
         server.always("state", Answer(404))
