@@ -200,7 +200,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.CONNECTED: _REFUSED_WITH_SOCKET,
         S.RECONNECTING: (_REFUSED[0], go(S.EXHAUSTED, do.give_up_as_refused)),
         S.BACKGROUNDED: NOTHING_ASKED,
-        S.EXHAUSTED: (_REFUSED[0], stay(reason="it has given up already, for a reason that stays the first")),
+        S.EXHAUSTED: (_REFUSED[0], *ignore("it has given up already, for a reason that stays the first")),
         S.CANCELLED: FINAL,
     },
     T.JOB_ENDED: {

