@@ -62,5 +62,5 @@ def test_the_command_line_alone_pulls_in_no_server() -> None:
 def test_without_its_extra_the_command_line_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None; from towline.cli import main; main()"
     answer = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=50)
-    assert answer.returncode == 1
+    assert answer.returncode == 2
     assert answer.stderr == "the command line needs its extra: pip install 'towline[cli]'\n"
