@@ -63,4 +63,4 @@ def test_without_its_extra_the_command_line_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None; from towline.cli import main; main()"
     answer = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=50)
     assert answer.returncode == 2
-    assert answer.stderr == "the command line needs its extra: pip install 'towline[cli]'\n"
+    assert answer.stderr == "towline: the command line needs its extra: pip install 'towline[cli]'\n"
