@@ -1,4 +1,4 @@
-"""Sans-IO WebSocket and HTTP, and what drives them over anyio.
+"""WebSocket and HTTP without I/O, and the code that runs them over anyio.
 
 As a plain client::
 
@@ -6,19 +6,22 @@ As a plain client::
         async for message in ws:
             await ws.send(message)
 
-To integrate it into a loop of your own, as the engine does:
+To integrate a WebSocket into your own loop, as the engine does:
 
-1. check the URL once with `parse_url`; `URL` knows its origin, its HTTP twin (`at`) and a text without the query;
-2. `connect_websocket` dials and shakes hands within one deadline; a refusal is a `HandshakeRefused` with its facts;
-3. let one task call `receive_batch` for ever: it answers pings, and its errors tell how the socket ended. Messages
-   that came before the end are given first;
-4. send from any task with `send`; a send that is cancelled half-way ends the socket;
-5. call `probe` when the network has changed: it pings, and the receiving task raises if no byte answers in time;
-6. part with `aclose` (waits for the peer, bounded), `abandon` (says so, waits for nobody) or `aclose_forcefully`.
+1. Check the URL once with `parse_url`. `URL` gives its origin, other paths there over HTTP (`at`), and a text without
+   the query.
+2. Call `connect_websocket`. It connects and makes the handshake within one deadline; a refusal raises
+   `HandshakeRefused`.
+3. Let one task call `receive_batch` in a loop. It answers pings, and its errors say how the connection ended. Messages
+   that arrived before the end come first.
+4. Send from any task with `send`. Cancelling a send half-way ends the connection.
+5. Call `probe` when the network has changed. It pings, and the receiving task raises if no byte arrives in time.
+6. End with `aclose` (waits for the peer, bounded), `abandon` (sends a close frame, does not wait) or
+   `aclose_forcefully`.
 
-`JobCalls` makes the HTTP calls about a job; `request` and `stream_response` make any. A `Network` of your own replaces
-the dialling: give memory streams to test without sockets. To go without anyio altogether, drive `ClientHandshake` and
-`WebSocketProtocol` yourself: bytes in, messages out; their docstrings give the order of calls.
+`JobCalls` makes the HTTP calls about a job; `request` and `stream_response` make any HTTP call. Your own `Network`
+replaces the code that connects: use memory streams to test without sockets. To work without anyio, drive
+`ClientHandshake` and `WebSocketProtocol` yourself: bytes in, messages out. Their docstrings give the order of calls.
 """
 
 from ._codec import CancelAnswer, Codec, Result

@@ -1,9 +1,9 @@
 """A connected socket as a byte stream, on asyncio.
 
-Why this file knows asyncio: anyio has no timer but a cancel scope, and no wait for a socket that stays registered. A
-scope, a timer and two changes of the selector a read cost more than all the rest of a round trip, and a ping every
-fifteen seconds through them is most of what an idle connection costs. Here the socket stays registered, one timer is
-moved only when it fires, and a read costs one future.
+This file uses asyncio because anyio's only timer is a cancel scope, and its wait for a socket does not stay registered.
+A scope, a timer and two changes of the selector per read cost more than the rest of a round trip. For an idle
+connection, a ping every fifteen seconds through them is most of its cost. Here the socket stays registered, one timer
+is moved only when it fires, and a read costs one future.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ._socket_stream import SocketStream
 
 
 def is_supported() -> bool:
-    """Whether the running task is asyncio's, on a loop that watches sockets: on Windows the usual one does not.
+    """Whether the running task belongs to an asyncio loop that can watch sockets (on Windows the default cannot).
 
-    A running loop alone says too little: trio may run inside a task of asyncio's, or as its guest.
+    A running loop alone is not enough: trio may run inside an asyncio task, or as its guest.
     """
     loop = current_token().native_token
     if not isinstance(loop, asyncio.AbstractEventLoop):
@@ -30,7 +30,7 @@ def is_supported() -> bool:
 
 
 class AsyncioSocketStream(SocketStream):
-    """A `SocketStream` of the loop of the task that makes it."""
+    """A `SocketStream` bound to the loop of the task that creates it."""
 
     def __init__(self, connected: socket.socket) -> None:
         super().__init__(connected)
@@ -38,13 +38,14 @@ class AsyncioSocketStream(SocketStream):
         self.time = self._loop.time
         self._descriptor = connected.fileno()
         self._waiter: asyncio.Future[None] | None = None
-        # What came for whoever waits, kept if that one was cancelled in the same moment.
+        # The result for the waiting task, kept if that task was cancelled at the same moment.
         self._came: bytes | Exception | None = None
         self._max_bytes = 0
         self._registered = False
         self._deadline = inf
         self._timer: asyncio.Handle | None = None
-        # When the timer fires, inf without one. Not every loop's handle knows it: uvloop's for a time that has come.
+        # When the timer fires, inf without one. The handle cannot be asked on every loop: uvloop's does not know a time
+        # that has passed.
         self._timer_at = inf
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
@@ -71,38 +72,38 @@ class AsyncioSocketStream(SocketStream):
         came, self._came = self._came, None
         if isinstance(came, bytes):
             if len(came) > max_bytes:
-                # It was taken for a receiver that wanted more, and was cancelled.
+                # A cancelled receiver with a larger `max_bytes` left more than this one may take.
                 came, self._came = came[:max_bytes], came[max_bytes:]
             return came
-        assert came is not None, "a waiter is woken only after something came"
+        assert came is not None, "a waiter is woken only with a result"
         try:
             raise came
         finally:
-            # Its traceback holds this frame, which would hold it.
+            # Break the cycle: the traceback refers to this frame, and the frame to the exception.
             del came
 
     def wake(self) -> None:
         """See `TimedStream.wake`."""
-        self._tell(b"")
+        self._deliver(b"")
 
-    def _tell(self, came: bytes | Exception) -> None:
+    def _deliver(self, came: bytes | Exception) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._came = came
             self._waiter.set_result(None)
 
     def _readable(self) -> None:
         if self._waiter is None or self._waiter.done():
-            # Nobody takes what comes: the peer is held back by TCP.
+            # No task is receiving: stop reading, and TCP slows the peer down.
             self._registered = False
             self._loop.remove_reader(self._descriptor)
             return
         try:
             data = self._take(self._max_bytes)
         except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
-            self._tell(error)
+            self._deliver(error)
         else:
             if data is not None:
-                self._tell(data)
+                self._deliver(data)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -116,10 +117,10 @@ class AsyncioSocketStream(SocketStream):
         if self._waiter is None or self._deadline == inf:
             return
         if self._loop.time() < self._deadline:
-            # It was put off since.
+            # The deadline was extended meanwhile.
             self._set_timer()
         else:
-            self._tell(b"")
+            self._deliver(b"")
 
     def close(self) -> None:
         """See `SocketStream.close`."""
@@ -128,5 +129,5 @@ class AsyncioSocketStream(SocketStream):
         if self._registered:
             self._registered = False
             self._loop.remove_reader(self._descriptor)
-        self._tell(anyio.ClosedResourceError())
+        self._deliver(anyio.ClosedResourceError())
         super().close()

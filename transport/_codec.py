@@ -1,10 +1,10 @@
 """Reads everything that a server says about a job: messages, states, results, tokens, answers to a cancel.
 
-The typed decoders of `_messages` come first, because nearly every message fits them. What does not is read again field
-by field (`_lenient`). Only the field that decides is checked: a message needs its type, a state its status, an answer
-with a token the token. The words that mean an end always mean it, whatever else can be read.
+The typed decoders of `_messages` run first, because nearly every message fits them. A message that does not fit is read
+again field by field (`_lenient`). Only the required field is checked: a message's type, a state's status, a token
+answer's token. The words for an end always mean an end, even if the rest is unreadable.
 
-The pipeline named in the envelope chooses the type of a result. Nothing is guessed from a payload's looks.
+The pipeline named in the envelope selects the type of a result. It is never guessed from the payload.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import asdict
 
 from .._exceptions import MalformedMessage
-from ._lenient import UNFIT, build, load, said, unwrapped
+from ._lenient import UNFIT, as_text, build, load, unwrapped
 from ._messages import (
     PIPELINES,
     CanceledPayload,
@@ -44,11 +44,10 @@ from ._messages import (
 
 T = TypeVar("T", bound=Struct)
 
-#: How a request to stop a job was answered: it will stop, it had ended, or the server does not say.
+#: The answer to a cancel request: the job will stop, it had ended already, or the server does not say.
 CancelAnswer: TypeAlias = Literal["accepted", "too_late", "unknown"]
 
-#: The words for an end, in types of messages and in a state's status. Case, separators and a leading "job" make no
-#: difference.
+#: The words for an end, in message types and in a state's status. Case, separators and a leading "job" do not matter.
 _END_WORDS: Final[Mapping[str, Status]] = {
     "complete": "complete",
     "completed": "complete",
@@ -69,10 +68,10 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Result(NamedTuple):
-    """What a message, a state or a call holds of a result.
+    """A result as read from a message, a state or a call.
 
-    With `url`, the result is to be fetched there, and `value` is what stands beside the URL, if anything. With
-    `problem`, the value is plain JSON because it does not fit the type of its pipeline.
+    With `url`, fetch the result there; `value` then holds any other fields of the message. With `problem`, the value is
+    plain JSON because it does not fit its pipeline's type.
     """
 
     value: Any = None
@@ -81,7 +80,7 @@ class Result(NamedTuple):
 
 
 class Codec:
-    """Reads frames, states and results. `pipelines` adds result types of the application's own, by pipeline name."""
+    """Reads frames, states and results. `pipelines` adds the application's result types, by pipeline name."""
 
     def __init__(self, pipelines: Mapping[str, type] | None = None) -> None:
         self._results: dict[str, Callable[[Raw | bytes], Any]] = {
@@ -95,8 +94,8 @@ class Codec:
     def decode(self, data: str | bytes) -> Frame:
         """Read one frame.
 
-        Raises `MalformedMessage` for what is not JSON, has no type, or is a progress that shows nothing. A type that
-        means an end never raises.
+        Raises `MalformedMessage` if it is not JSON, has no type, or is a progress message without anything to show. A
+        type that means an end never raises.
         """
         try:
             return _decode_known(data)
@@ -108,10 +107,10 @@ class Codec:
         try:
             fields = load(data, unfit)
         except ValueError:
-            raise MalformedMessage(None, "$", "not JSON") from error
+            raise MalformedMessage(None, "$", "it is not JSON") from error
         type_ = fields.get("type") if isinstance(fields, dict) else None
         if not isinstance(type_, str):
-            raise MalformedMessage(None, "$.type", "a message needs a type") from error
+            raise MalformedMessage(None, "$.type", "it has no type") from error
         try:
             return _frame(type_, fields, unfit)
         finally:
@@ -120,7 +119,7 @@ class Codec:
     # --- states and answers ----------------------------------------------------------------------------------------
 
     def decode_state(self, data: bytes) -> JobState:
-        """Read the answer of the state call; raises `MalformedMessage` where it has no status."""
+        """Read the answer of the state call; raises `MalformedMessage` if it has no status."""
         error: Exception | None = None
         try:
             state = _decode_state(data)
@@ -132,8 +131,8 @@ class Codec:
         fields = self._load_answer("job_state", data, "status", error)
         word = fields.get("status")
         if not isinstance(word, str):
-            raise MalformedMessage("job_state", "$.status", "a state needs a status") from error
-        # What the end needs may stand beside the status.
+            raise MalformedMessage("job_state", "$.status", "it has no status") from error
+        # The result or error may be in the same object as the status.
         results, failure = fields.get("results"), fields.get("error")
         if results is None and (url := _reference(fields)) is not None:
             results = {"resultUrl": url}
@@ -148,9 +147,9 @@ class Codec:
         )
 
     def decode_token(self, data: bytes) -> TokenAnswer:
-        """Read an answer with a token; raises `MalformedMessage` where there is none.
+        """Read an answer with a token; raises `MalformedMessage` if there is none.
 
-        The error has no cause: a decoder may quote what stands there, and a token stands there.
+        The error has no cause, because a decoder's text may quote the token.
         """
         answer = self._build(TokenAnswer, self._load_answer("token", data, "token"))
         if not answer.token:
@@ -158,13 +157,13 @@ class Codec:
         return answer
 
     def decode_cancel(self, data: bytes) -> CancelAnswer:
-        """Read the body of a success that answers a request to stop a job.
+        """Read the body of a successful answer to a cancel request.
 
-        `result` decides where it is there, else `status`. A body without both, or without JSON, is a success like any
-        other. Raises `MalformedMessage` for a page.
+        `result` decides if present, otherwise `status`. A body without both, or without JSON, counts as accepted.
+        Raises `MalformedMessage` for an HTML page.
         """
         if data.lstrip().startswith(b"<"):
-            raise MalformedMessage("cancel", "$", "a page, not the answer to a request to stop")
+            raise MalformedMessage("cancel", "$", "it is an HTML page: check the path of the cancel call (templates=)")
         try:
             value = unwrapped(self._load(data), "result", "status")
         except ValueError:
@@ -182,7 +181,9 @@ class Codec:
         with suppress(ValueError):
             value = unwrapped(self._load(data), deciding)
         if not isinstance(value, dict):
-            path, problem = ("$", f"not an answer with a {deciding}") if error is None else _path_and_problem(error)
+            path, problem = (
+                ("$", f"it is not an answer with a {deciding}") if error is None else _path_and_problem(error)
+            )
             raise MalformedMessage(kind, path, problem) from error
         return value
 
@@ -201,12 +202,12 @@ class Codec:
     # --- ends ------------------------------------------------------------------------------------------------------
 
     def decode_result(self, pipeline: str, payload: Raw | bytes) -> Result:
-        """Read what a message or a state holds of a result: a reference, or else the result.
+        """Read the result in a message or a state: a reference to it, or the result itself.
 
-        Raises `MalformedMessage` for what is not JSON.
+        Raises `MalformedMessage` if it is not JSON.
         """
-        payload = self._sound(payload)
-        # A reference may stand in the place of any pipeline's result, so it is looked for first.
+        payload = self._readable(payload)
+        # A reference may replace any pipeline's result, so check for it first.
         with suppress(*UNFIT):
             url = _reference(asdict(msgspec.json.decode(payload, type=_References)))
             if url is not None:
@@ -216,30 +217,30 @@ class Codec:
         return self._typed(pipeline, payload)
 
     def decode_whole_result(self, pipeline: str, data: bytes) -> Result:
-        """Read a fetched result, taken out of an envelope `{data, metadata}`.
+        """Read a fetched result, without its envelope `{data, metadata}` if it has one.
 
-        Raises `MalformedMessage` for what is not JSON.
+        Raises `MalformedMessage` if it is not JSON.
         """
-        sound = self._sound(data)
+        sound = self._readable(data)
         with suppress(*UNFIT):
             top = msgspec.json.decode(sound, type=dict[str, Raw])
             if "data" in top and _RESULT_ENVELOPE >= top.keys() != {"data"}:
                 sound = top["data"]
         return self._typed(pipeline, sound)
 
-    def _sound(self, data: Raw | bytes) -> Raw | bytes:
-        """The same JSON as a typed decoder can read it."""
+    def _readable(self, data: Raw | bytes) -> Raw | bytes:
+        """The same JSON in a form that a typed decoder can read."""
         try:
             msgspec.json.decode(data, type=Raw)
         except UNFIT:
             try:
                 return _encode(self._load(data))
             except ValueError as error:
-                raise MalformedMessage("job_complete", "$", "not JSON") from error
+                raise MalformedMessage("job_complete", "$", "it is not JSON") from error
         return data
 
     def _typed(self, pipeline: str, data: Raw | bytes) -> Result:
-        """The result as the type of its pipeline, or as plain JSON where there is no type or it does not fit."""
+        """Decode the result as its pipeline's type, or as plain JSON if there is no type or it does not fit."""
         decode = self._results.get(pipeline)
         if decode is not None:
             with suppress(*UNFIT):
@@ -253,10 +254,10 @@ class Codec:
             return Result(decode(_encode(plain)))
         except UNFIT as error:
             path, problem = _path_and_problem(error)
-            return Result(plain, problem=f"the result does not fit the type of its pipeline at {path}: {problem}")
+            return Result(plain, problem=f"the result does not fit its pipeline's type at {path}: {problem}")
 
     def decode_error(self, payload: Raw | bytes) -> ErrorPayload:
-        """Read how a job failed, whatever stands there."""
+        """Read how a job failed, from a payload of any shape."""
         unfit: list[str] = []
         try:
             return _failure(load(payload, unfit), unfit)
@@ -273,7 +274,7 @@ def _frame(type_: str, fields: Mapping[str, Any], unfit: list[str]) -> Frame:
     payload = fields.get("payload")
     flat = {name: value for name, value in fields.items() if name not in _ENVELOPE}
     if payload is None and flat:
-        # A message without a payload may have the payload's fields beside its type.
+        # A message without a payload may have the payload's fields next to its type.
         payload = flat
     inner = payload if isinstance(payload, dict) else {}
     match _end_of(type_):
@@ -284,7 +285,7 @@ def _frame(type_: str, fields: Mapping[str, Any], unfit: list[str]) -> Frame:
             return build(ErrorFrame, fields, unfit, payload=_failure(payload, unfit))
         case "canceled":
             if payload is not inner:
-                inner = {"reason": said(payload) or None}
+                inner = {"reason": as_text(payload) or None}
             return build(JobCanceledFrame, fields, unfit, payload=build(CanceledPayload, inner, unfit))
     match type_:
         case "job_started":
@@ -306,7 +307,7 @@ def _progress(fields: Mapping[str, Any], payload: ProgressPayload, unfit: list[s
         raise MalformedMessage(
             "job_progress",
             "$.payload",
-            "nothing in it can be shown",
+            "it holds nothing to show",
             job_id=frame.job_id,
             epoch=frame.epoch,
             seq=frame.seq,
@@ -318,9 +319,9 @@ _NOTHING: Final = ProgressPayload(progress=None, status="")
 
 
 def _failure(value: Any, unfit: list[str]) -> ErrorPayload:
-    """How a job failed: `{code, message}`, the same within `error`, or anything else as text."""
+    """Read a failure: `{code, message}`, the same within `error`, or anything else as text."""
     if not isinstance(value, dict):
-        return ErrorPayload(code="", message=said(value))
+        return ErrorPayload(code="", message=as_text(value))
     fields = _present(value)
     inner = fields.get("error")
     if isinstance(inner, dict):
@@ -329,9 +330,9 @@ def _failure(value: Any, unfit: list[str]) -> ErrorPayload:
         fields.setdefault("code" if "message" in fields else "message", inner)
     message = fields.get("message")
     if fields.keys().isdisjoint(("code", "message", "details")):
-        # No name is known here: all of it is shown, if there is anything.
+        # No field is known: show all of them, if there are any.
         message = {name: each for name, each in fields.items() if name != "type"} or None
-    return build(ErrorPayload, fields, unfit, message=said(message))
+    return build(ErrorPayload, fields, unfit, message=as_text(message))
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,7 +340,7 @@ def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_type(result: Any) -> Any:
-    """A result without the type that a message repeats in its payload, and a state does not."""
+    """A result without its type: a message repeats the type in the payload, a state does not."""
     if isinstance(result, dict) and isinstance(type_ := result.get("type"), str) and _end_of(type_) == "complete":
         return {name: value for name, value in result.items() if name != "type"}
     return result
@@ -357,7 +358,7 @@ def _plain_word(word: str) -> str:
 
 
 def _end_of(word: str) -> Status | None:
-    """How a job ended that a word says has ended; None for any other word."""
+    """The end that a word stands for; None for any other word."""
     return _END_WORDS.get(_plain_word(word).removeprefix("job"))
 
 
@@ -367,7 +368,7 @@ _CANCEL_RESULTS: Final[Mapping[str, CancelAnswer]] = {
     "cancelled": "accepted",
     "toolate": "too_late",
 }
-# "success" may speak of this call and not of the job: it is no end here.
+# "success" may mean this call and not the job: here it is not an end.
 _CANCEL_STATUS: Final[Mapping[str, CancelAnswer]] = {
     "complete": "too_late",
     "completed": "too_late",
@@ -396,8 +397,10 @@ def _reference(fields: Mapping[str, Any]) -> str | None:
 
 
 def _path_and_problem(error: Exception) -> tuple[str, str]:
-    """Split msgspec's sentence into where and what. It names fields and types; of a value it quotes only what is not
-    in an enumeration, and that is the server's text, so it is left out."""
+    """Split msgspec's error into a path and a problem.
+
+    Its text names fields and types. For an enumeration it also quotes the server's value, which is left out.
+    """
     problem, found, path = str(error).rpartition(" - at `")
     if not found:
         problem, path = path, "$"

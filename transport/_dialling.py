@@ -1,4 +1,4 @@
-"""From a host to a connected socket: names looked up anew each time, and happy eyeballs (RFC 8305, without history)."""
+"""Connects a socket to a host: a fresh name lookup each time, and happy eyeballs (RFC 8305, without history)."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ import anyio
 from ._asyncio_stream import AsyncioSocketStream, is_supported
 from ._socket_stream import SocketStream
 
-#: RFC 8305 section 5: how long one address is waited for before the next is tried beside it, in seconds.
+#: Seconds to wait for one address before the next is tried in parallel (RFC 8305 section 5).
 ATTEMPT_DELAY: Final = 0.25
 
-# How often a Unix socket whose queue is full is asked again, in seconds.
+# Seconds between attempts on a Unix socket whose queue is full.
 _QUEUE_WAIT: Final = 0.05
 
-# connect() goes on in the background: POSIX's word, and what Windows says for it.
+# connect() continues in the background: the errors of POSIX, and the one of Windows.
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", errno.EAGAIN)})
 
 
 class Address(NamedTuple):
-    """What `socket` needs to connect: a family and an address in that family's own form."""
+    """A socket address: a family, and the address in that family's form."""
 
     family: int
     place: Any
 
 
 def literal(address: str, port: int, zone: str | None = None) -> Address:
-    """The address of an IP literal. Raises `OSError` if `zone` is no interface of this machine."""
+    """The address of an IP literal. Raises `OSError` if this machine has no interface `zone`."""
     if zone is not None:
         try:
             number = int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
-        except OSError as error:  # its own words are not where `strerror` is looked for
+        except OSError as error:  # its text is not in `strerror`
             raise OSError(errno.ENXIO, f"this machine has no interface {zone}") from error
         return Address(socket.AF_INET6, (address, port, 0, number))
     return Address(socket.AF_INET6 if ":" in address else socket.AF_INET, (address, port))
 
 
 async def dial_name(host: str, port: int) -> SocketStream:
-    """Look a name up and connect to the first of its addresses that answers.
+    """Resolve a name and connect to the first of its addresses that answers.
 
-    Raises `OSError`, with the words of every address that failed, and `socket.gaierror` for the name.
+    Raises `OSError` with the reason of every failed address, and `socket.gaierror` if the name does not resolve.
     """
     addresses = await _look_up(host, port)
     if len(addresses) == 1:
@@ -54,7 +54,7 @@ async def dial_name(host: str, port: int) -> SocketStream:
 
 
 async def dial_address(address: Address) -> SocketStream:
-    """Connect to one address: nothing to race against, so no task group and no timers. Raises `OSError`."""
+    """Connect to one address, without a task group or timers. Raises `OSError`."""
     dialling = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         dialling.setblocking(False)
@@ -65,10 +65,10 @@ async def dial_address(address: Address) -> SocketStream:
         if problem and problem not in _UNDER_WAY:
             raise OSError(problem, os.strerror(problem))
         if dialling.getsockname() == dialling.getpeername():
-            # A port of this machine on which nobody listens may be the very one that the system gave to us: then we
-            # have met ourselves (RFC 9293 section 3.5, simultaneous open).
+            # If nothing listens on a local port, the system may give us that very port, and the socket connects to
+            # itself (RFC 9293 section 3.5, simultaneous open).
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        # Without it a small frame may wait for an acknowledgement.
+        # Without this, a small frame may wait for an acknowledgement.
         dialling.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:
         dialling.close()
@@ -77,7 +77,7 @@ async def dial_address(address: Address) -> SocketStream:
 
 
 def _is_connected(dialling: socket.socket) -> bool:
-    # On the machine itself the connection stands before connect() returns, which is worth a turn of the loop.
+    # A local connection is established before connect() returns; noticing it saves a turn of the loop.
     try:
         dialling.getpeername()
     except OSError:
@@ -94,7 +94,7 @@ async def dial_unix(path: str | PathLike[str]) -> SocketStream:
             try:
                 dialling.connect(os.fspath(path))
             except BlockingIOError:
-                # Its queue of connections is full, and nothing tells when it is not (connect(2), EAGAIN).
+                # Its queue of connections is full, and no event says when it has room (connect(2), EAGAIN).
                 await anyio.sleep(_QUEUE_WAIT)
             else:
                 break
@@ -109,7 +109,7 @@ def _stream_of(connected: socket.socket) -> SocketStream:
 
 
 async def _look_up(host: str, port: int) -> list[Address]:
-    """All addresses of a name, in the resolver's order (RFC 6724) with the families in turn (RFC 8305 section 4)."""
+    """All addresses of a name, in the resolver's order (RFC 6724) with alternating families (RFC 8305 section 4)."""
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = list(dict.fromkeys(_address(family, *place) for family, _, _, _, place in found))
     if not addresses:
@@ -120,13 +120,13 @@ async def _look_up(host: str, port: int) -> list[Address]:
 
 
 def _address(family: int, host: str, port: int) -> Address:
-    # anyio puts a link-local address's zone behind it; `socket` wants it as a number of its own.
+    # anyio appends the zone of a link-local address; `socket` wants it as a separate number.
     host, _, zone = host.partition("%")
     return Address(family, (host, port, 0, int(zone)) if zone else (host, port))
 
 
 async def _race(addresses: list[Address]) -> SocketStream:
-    """Try one after the other, the next when the one before has failed or is slow; the first to connect wins."""
+    """Try the addresses in order, the next when one fails or is slow; the first to connect wins."""
     won: SocketStream | None = None
     failures: list[OSError] = []
 
@@ -139,7 +139,7 @@ async def _race(addresses: list[Address]) -> SocketStream:
             failed.set()
             return
         if won is not None:
-            await stream.aclose()  # two have answered in the same moment
+            await stream.aclose()  # two connected at the same moment
         else:
             won = stream
             tasks.cancel_scope.cancel()

@@ -1,12 +1,12 @@
-"""Frames of a WebSocket client (RFC 6455 section 5): a short cut in front of wsproto, and nothing beside it.
+"""Reads a WebSocket client's frames (RFC 6455 section 5): a fast path in front of wsproto.
 
-A complete, final, unmasked text or binary frame without a reserved bit, outside a fragmented message and within the
-size limit, is cut and decoded right in the read buffer; so is a compressed one, if that was agreed on. A whole ping or
-pong stands for itself. Every other byte goes to `wsproto.Connection`, in order, which judges it. wsproto alone makes
-some thirty Python calls a frame; the short cut makes one or two.
+The fast path cuts a frame from the read buffer and decodes it in place. It takes a complete, final, unmasked text or
+binary frame without reserved bits, outside a fragmented message and within the size limit. It also takes compressed
+frames if compression was negotiated, and complete pings and pongs. All other bytes go to `wsproto.Connection`, in
+order. wsproto alone makes some thirty Python calls per frame; the fast path makes one or two.
 
-Close frames and broken ones are always wsproto's. Ours are the bounds wsproto does not have: bytes and fragments of a
-message, and frames taken at one turn.
+wsproto always handles close frames and broken frames. We add the limits that wsproto lacks: bytes and fragments of a
+message, and frames per turn.
 """
 
 from __future__ import annotations
@@ -34,22 +34,23 @@ _FIN_PONG: Final = 0x8A
 _PING_AND_PONG: Final = frozenset({_FIN_PING, _FIN_PONG})
 _NEVER: Final = -1  # no byte equals it
 
-# First bytes that may take the short cut: text, binary, and with RSV1 the same compressed (RFC 7692 section 6).
+# First bytes that may take the fast path: text, binary, and with RSV1 the same compressed (RFC 7692 section 6).
 _ALL_HEADS: Final = (_FIN_TEXT, _FIN_BINARY, _FIN_TEXT | 0x40, _FIN_BINARY | 0x40)
 _PLAIN_HEADS: Final = (_FIN_TEXT, _FIN_BINARY, _NEVER, _NEVER)
 _NO_HEADS: Final = (_NEVER, _NEVER, _NEVER, _NEVER)
 
-# How many pieces of one message are kept before they are joined: a peer that sends a byte at a time must not make
-# each of them cost an object for long.
+# How many pieces of one message are kept before they are joined, so that a peer that sends single bytes does not cost
+# an object for each.
 _PIECES: Final = 4096
 
-# Pings that wait for their pong: past this only the newest are answered, as section 5.5.3 allows.
+# Pings waiting for their pong: beyond this, only the newest are answered, as section 5.5.3 allows.
 _PENDING_PINGS: Final = 16
 
-# From here on four table look-ups in C over every fourth byte, wsproto's way, beat one XOR of two big integers.
+# From this size on, wsproto's four table look-ups in C over every fourth byte are faster than one XOR of two big
+# integers.
 _LARGE: Final = 2048
 
-# What wsproto says of a failure that its extension, our deflate, reports.
+# wsproto's text for a failure in our deflate extension.
 _IN_EXTENSION: Final = "error in extension"
 
 _unpack_header: Final = Struct("!BBH").unpack_from
@@ -57,23 +58,22 @@ _utf8: Final = getincrementaldecoder("utf-8")
 
 
 class Failure(NamedTuple):
-    """Why reading ended: the close code to send (RFC 6455 section 7.4.1) and the error to raise."""
+    """The reason reading ended: the close code to send (RFC 6455 section 7.4.1) and the error to raise."""
 
     close_code: int
     error: ProtocolViolation | MessageTooBig
 
 
 class FrameReader:
-    """Bytes in, messages out.
+    """Turns bytes into messages.
 
-    After each call of `receive`: messages are its result; `pings` are the payloads of the newest pings that were not
-    taken out yet; `close` is the peer's close frame; `failure` says that the peer broke a rule. After
-    either of the last two every further byte is ignored. While `has_more`, frames wait in the buffer: call
-    `receive(b"")`.
+    `receive` returns the messages. After each call, check the attributes: `pings` are the payloads of the newest pings
+    not taken out yet; `close` is the peer's close frame; `failure` says that the peer broke a rule. After `close` or
+    `failure`, further bytes are ignored. While `has_more`, frames wait in the buffer: call `receive(b"")`.
     """
 
     def __init__(self, limits: Limits, deflate: DeflateExtension | None = None) -> None:
-        # wsproto is there only while something of it is under way: most sockets are idle, or take the short cut.
+        # wsproto exists only while it handles a frame or message: most sockets are idle or use the fast path.
         self._wsproto: Connection | None = None
         self.pings: list[bytes] = []
         self.close: tuple[int, str] | None = None
@@ -81,27 +81,27 @@ class FrameReader:
         self.has_more = False
         self._limits = limits
         self._buffer = b""
-        # A length byte up to this is a whole length, unmasked and within the limit.
+        # A length byte up to this is the complete length, unmasked and within the limit.
         self._short = min(125, limits.max_message)
         self._medium = min(65535, limits.max_message)
         self._deflate = deflate
-        # The heads that may take the short cut; none may inside a fragmented message.
+        # The heads that may take the fast path; none may inside a fragmented message.
         self._all_heads = _PLAIN_HEADS if deflate is None else _ALL_HEADS
         self._heads = self._all_heads
-        # A frame of the short cut that reaches past the buffer: its pieces, and the bytes still to come.
+        # A frame of the fast path that continues past the buffer: its pieces, and the bytes still missing.
         self._pieces: list[str] | list[bytes] = []
         self._decode: Callable[[bytes, bool], str] | None = None
         self._missing = 0
-        # A frame that went to wsproto: its payload bytes still to come, and whether it ends its message.
+        # The payload bytes still missing of a frame that wsproto handles.
         self._rest = 0
-        # The fragmented message under way.
+        # The current fragmented message.
         self._fragments = 0
         self._message_size = 0
         self._message_room = limits.max_message
         self._parts: list[str] | list[bytes] = []
 
     def receive(self, data: bytes) -> list[Message]:
-        """Take bytes, give the messages they complete. Raises nothing: see `failure`."""
+        """Feed bytes; returns the messages they complete. Never raises: check `failure`."""
         messages: list[Message] = []
         if self._over():
             return messages
@@ -112,7 +112,7 @@ class FrameReader:
         end = len(buffer)
         position = 0
         if self._missing or self._rest:
-            position = self._go_on(buffer, messages)
+            position = self._continue_frame(buffer, messages)
             if self._over():
                 return messages
         short, medium = self._short, self._medium
@@ -121,7 +121,7 @@ class FrameReader:
         append = messages.append
         for _ in repeat(None, self._limits.frames_per_turn):
             if position <= last:
-                # One call reads a header of either of the two short forms (section 5.2).
+                # One call reads a header in either of the two short forms (section 5.2).
                 head, length, extended = _unpack_header(buffer, position)
                 if length <= short:
                     start = position + 2
@@ -145,7 +145,7 @@ class FrameReader:
                         position = stop
                         continue
                     if head == deflated_text or head == deflated_binary:  # noqa: SIM109 - faster than a tuple
-                        assert deflate is not None, "its heads are there only with it"
+                        assert deflate is not None, "compressed heads need deflate"
                         if not self._inflate(deflate, head, buffer[start:stop], messages):
                             break
                         position = stop
@@ -155,7 +155,7 @@ class FrameReader:
             elif position + 2 > end:
                 break
             if messages and buffer[position] not in self._heads and buffer[position] not in _PING_AND_PONG:
-                # Whoever takes these messages may answer them before a frame that may end it all is looked at.
+                # Return these messages first, so that they can be answered before a frame that may end the connection.
                 self.has_more = True
                 self._buffer = buffer[position:]
                 return messages
@@ -170,11 +170,11 @@ class FrameReader:
             self.has_more = True
             self._buffer = buffer[position:]
             return messages
-        # A read may hold hundreds of messages that inflate to the limit each: they are not all held at once.
+        # A read may hold hundreds of messages that each inflate to the limit; never hold them all at once.
         self.has_more = deflate is not None and deflate.turn_room <= 0 and position < end and not self._over()
         if not self._rest and not self._fragments:
             self._wsproto = None
-        # The beginning of one header is left, unless reading has ended: then it does not matter any more.
+        # Keep the start of an incomplete header. If reading has ended, it no longer matters.
         self._buffer = buffer[position:]
         return messages
 
@@ -182,12 +182,15 @@ class FrameReader:
         return self.failure is not None or self.close is not None
 
     def _take(self, buffer: bytes, position: int, end: int, messages: list[Message]) -> int:
-        """Take one frame, or what there is of it, the long way; gives the bytes taken, 0 if the header is not whole."""
+        """Process one frame, or the available part, without the fast path.
+
+        Returns the number of bytes consumed, 0 if the header is incomplete.
+        """
         head, length = buffer[position], buffer[position + 1] & 0x7F
         opcode = head & 0x0F
         size = 2
         if (opcode in _CONTROL and (length > 125 or not head & 0x80)) or opcode not in _KNOWN:
-            # Wrong whatever follows: wsproto says so from two bytes on, and so it shall.
+            # Invalid whatever follows: wsproto reports it from the first two bytes.
             self._feed(buffer[position:end], messages)
             self._refuse_if_accepted()
             return end - position
@@ -198,7 +201,7 @@ class FrameReader:
             length = int.from_bytes(buffer[position + 2 : position + size], "big")
         available = min(end - position - size, length)
         if head in _PING_AND_PONG and available == length == buffer[position + 1]:
-            # Whole, unmasked and without reserved bits: it touches nothing but itself, wherever it stands.
+            # Complete, unmasked and without reserved bits: it affects no other frame, even between fragments.
             if head == _FIN_PING:
                 self._ping(buffer[position + 2 : position + 2 + length])
             return 2 + length
@@ -221,7 +224,7 @@ class FrameReader:
             if self._fragments > self._limits.max_fragments:
                 self.failure = Failure(1009, MessageTooBig("fragments of a message", self._limits.max_fragments))
                 return 0
-            # Until the message ends, every frame goes the long way.
+            # Until the message ends, no frame takes the fast path.
             self._heads = _NO_HEADS
         self._rest = length - available
         self._feed(buffer[position : position + size + available], messages)
@@ -231,8 +234,8 @@ class FrameReader:
         self.pings.append(payload)
         del self.pings[:-_PENDING_PINGS]
 
-    def _go_on(self, buffer: bytes, messages: list[Message]) -> int:
-        """The buffer begins inside a frame; gives where the next one begins."""
+    def _continue_frame(self, buffer: bytes, messages: list[Message]) -> int:
+        """Continue the frame that the buffer starts in; returns where the next frame starts."""
         if self._rest:
             taken = min(self._rest, len(buffer))
             self._rest -= taken
@@ -244,7 +247,7 @@ class FrameReader:
         return taken
 
     def _inflate(self, deflate: DeflateExtension, head: int, payload: bytes, messages: list[Message]) -> bool:
-        """A compressed message of one frame; gives whether reading goes on."""
+        """Decode a compressed message that has one frame; returns whether reading continues."""
         inflated = deflate.inflate(payload)
         if not isinstance(inflated, bytes):
             self._fail_protocol(int(inflated), _IN_EXTENSION)
@@ -256,10 +259,10 @@ class FrameReader:
             return False
         return True
 
-    # --- a frame of the short cut that reaches past the buffer: collected once, joined once ---------------------
+    # --- a frame of the fast path that continues past the buffer: collected in pieces, joined once --------------
 
     def _begin(self, head: int, payload: bytes, length: int, messages: list[Message]) -> None:
-        # Text is decoded as it comes, so that bytes which are no UTF-8 are refused at once.
+        # Text is decoded as it arrives, so that invalid UTF-8 is refused at once.
         self._decode = _utf8().decode if head == _FIN_TEXT else None
         self._pieces = []
         self._missing = length - len(payload)
@@ -283,10 +286,10 @@ class FrameReader:
         elif len(pieces) >= _PIECES:
             self._pieces = [_joined(pieces)]  # type: ignore[assignment]
 
-    # --- the long way -------------------------------------------------------------------------------------------
+    # --- without the fast path ----------------------------------------------------------------------------------
 
     def _feed(self, data: bytes, messages: list[Message]) -> None:
-        """The one place where bytes of the peer meet wsproto. Its events are drained at once."""
+        """Feed the peer's bytes to wsproto, here only, and drain its events at once."""
         if self._wsproto is None:
             self._wsproto = Connection(ConnectionType.CLIENT, [] if self._deflate is None else [self._deflate])
         connection = self._wsproto
@@ -306,7 +309,7 @@ class FrameReader:
                     self._ping(bytes(event.payload))
                 elif isinstance(event, CloseConnection):
                     if connection.state is ConnectionState.OPEN:
-                        # wsproto reports a broken frame as an event and leaves its state as it was.
+                        # wsproto reports a broken frame as an event and does not change its state.
                         self._fail_protocol(int(event.code), event.reason or "")
                     else:
                         self.close = int(event.code), event.reason or ""
@@ -322,7 +325,9 @@ class FrameReader:
 
     def _fail_protocol(self, code: int, problem: str) -> None:
         if code == 1007:
-            problem = "data that does not inflate" if problem == _IN_EXTENSION else "text that is not UTF-8"
+            problem = (
+                "compressed data that cannot be inflated" if problem == _IN_EXTENSION else "text that is not UTF-8"
+            )
         if code == 1009:
             self._fail_size()
         else:
@@ -340,7 +345,7 @@ _KNOWN: Final = frozenset({0x0, 0x1, 0x2}) | _CONTROL
 
 
 def _is_minimal(header_size: int, length: int) -> bool:
-    """RFC 6455 section 5.2: the minimal number of bytes must be used, and the top bit of the longest form is 0."""
+    """Check RFC 6455 section 5.2: a length uses the fewest bytes, and the top bit of the longest form is 0."""
     if header_size == 2:
         return True
     return length > 125 if header_size == 4 else 65535 < length < 1 << 63
@@ -353,7 +358,7 @@ def _joined(parts: list[str] | list[bytes]) -> Message:
 
 
 def encode_frame(head: int, payload: bytes, mask: bytes) -> bytes:
-    """A client's frame: `head` is FIN, reserved bits and opcode; `mask` four fresh random bytes (section 5.3)."""
+    """Encode a client's frame: `head` is FIN, reserved bits and opcode; `mask` is four random bytes (section 5.3)."""
     length = len(payload)
     if length < 126:
         header = bytes((head, 0x80 | length))

@@ -1,8 +1,8 @@
-"""From a thread of the system's to a task of an event loop.
+"""Hands values from any thread to a task of an event loop.
 
-A callback that the system makes on a thread of its own may come at any time: while the loop is busy, as it ends, after
-it has ended. So nothing of the loop is touched from there. What is handed over lies in a queue, and a byte on a socket
-pair wakes whoever waits, as every event loop can wait for a socket.
+The system may call a callback on its own thread at any time: while the loop is busy, while it ends, or after it has
+ended. So `put` touches nothing of the loop. It appends to a queue and writes a byte to a socket pair, because every
+event loop can wait for a socket.
 """
 
 from __future__ import annotations
@@ -19,28 +19,31 @@ T = TypeVar("T")
 
 
 class Handover(Generic[T]):
-    """Things put by any thread, taken by one task. With `only_newest`, a thing nobody took gives way to the next."""
+    """A queue that any thread puts into and one task takes from.
+
+    With `only_newest`, a new value replaces one that was not taken yet.
+    """
 
     def __init__(self, *, only_newest: bool = False) -> None:
         self._things: deque[T] = deque(maxlen=1 if only_newest else None)
         self._ear, self._bell = socket.socketpair()
         self._ear.setblocking(False)
         self._bell.setblocking(False)
-        # Holds `close` back while a byte is on its way: else it might go to another file that got the same number.
+        # `close` must not run during a send: another file might have got the same descriptor by then.
         self._ringing = threading.Lock()
 
     def put(self, thing: T) -> bool:
-        """Hand a thing over. From any thread, at any time; returns at once. False if nobody will take it: closed."""
+        """Append a value and return at once; safe from any thread, at any time. Returns False after `close`."""
         with self._ringing:
             if self._bell.fileno() < 0:
                 return False
             self._things.append(thing)
-            with suppress(BlockingIOError):  # full of bytes that nobody has heard yet: one more says nothing new
+            with suppress(BlockingIOError):  # the buffer is full of unread bytes: the task will wake anyway
                 self._bell.send(b"\0")
         return True
 
     async def take(self) -> T:
-        """Wait for the next thing, in the order in which they were put. When cancelled, nothing is lost."""
+        """Wait for the next value, in the order of `put`. Cancellation loses nothing."""
         while not self._things:
             await anyio.wait_readable(self._ear)
             with suppress(BlockingIOError):
@@ -48,7 +51,7 @@ class Handover(Generic[T]):
         return self._things.popleft()
 
     def close(self) -> list[T]:
-        """Let nothing in any more; returns what nobody took."""
+        """Refuse further values, and return those that were not taken."""
         with self._ringing:
             self._bell.close()
             self._ear.close()

@@ -1,7 +1,7 @@
-"""The opening handshake of a WebSocket client (RFC 6455 section 4.1): bytes in, an answer out. No I/O, no clock.
+"""The opening handshake of a WebSocket client (RFC 6455 section 4.1): bytes in, a result out. No I/O, no clock.
 
-It stands on h11 rather than on wsproto's own handshake, which takes a 1xx answer for a rejection, accepts an HTTP/1.0
-101 and one of two Upgrade values, and keeps a rejection's body without bound. It does not know how its bytes travel.
+It uses h11 and not wsproto's own handshake. That one treats a 1xx response as a rejection, accepts an HTTP/1.0 101 and
+one of two Upgrade values, and buffers a rejection's body without a bound.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Entropy: TypeAlias = Callable[[int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The server agreed. `trailing` holds frames that came in the same read; `extensions` is its header, joined."""
+    """The server accepted the upgrade. `trailing` holds frames from the same read, `extensions` the joined header."""
 
     subprotocol: str | None = field(repr=False)  # it may hold the token
     extensions: str
@@ -52,7 +52,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The server answered with another status than 101; `body` is what came of it, up to the limit."""
+    """The server responded with a status other than 101. `body` is what arrived of the body, up to the limit."""
 
     status: int
     retry_after: bytes | None
@@ -60,9 +60,9 @@ class Refused:
 
 
 class ClientHandshake:
-    """One upgrade. Send `request`, feed what comes to `receive` (and the end to `receive_eof`) until it answers.
+    """One WebSocket upgrade. Send `request`, then feed bytes to `receive` (the end to `receive_eof`) until it returns.
 
-    `refusal` holds a refused upgrade from its head on, before its body is whole: what to report when time runs out.
+    `refusal` holds a refusal from its head on, before the body is complete: report it when the time runs out.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class ClientHandshake:
             own.append((b"Sec-WebSocket-Protocol", ", ".join(map(revealed, subprotocols)).encode("ascii")))
         if extensions:
             own.append((b"Sec-WebSocket-Extensions", extensions.encode("ascii")))
-        #: The request, whole: it is to be sent before anything is received.
+        #: The complete request; send it before receiving anything.
         self.request: Final[bytes] = (
             self._http.send(h11.Request(method=b"GET", target=url.target.encode("ascii"), headers=[*own, *headers]))
             or b""
@@ -104,18 +104,18 @@ class ClientHandshake:
 
     @property
     def refusal(self) -> Refused | None:
-        """The refusal as far as it is known now, or None while no refusing head has come."""
+        """The refusal as known so far, None if no refusing head has arrived."""
         return None if self._head is None else Refused(*self._head, bytes(self._body))
 
     def receive(self, data: bytes) -> Accepted | Refused | None:
-        """Take bytes; None means that more are needed. Raises `ProtocolViolation`; after it, hang up."""
+        """Feed bytes; returns None if it needs more. Raises `ProtocolViolation`; close the stream then."""
         problem = None
         if not data:
-            return None  # h11 would take it for the end of the stream
+            return None  # h11 reads empty data as the end of the stream
         try:
             while True:
-                # h11 looks at its bound only while an event is incomplete, so a head that comes in one piece would
-                # pass however large: it is given no more than the bound has room for.
+                # h11 checks its bound only while an event is incomplete, so a head in one piece would pass at any size.
+                # Feed it no more than the bound allows.
                 room = len(data) if self._head is not None else head_room(self._http, self._limits.max_response_head)
                 piece, data = data[:room], data[room:]
                 self._http.receive_data(piece)
@@ -125,18 +125,18 @@ class ClientHandshake:
                 if answer is not None or not data:
                     return answer
                 if not room:
-                    raise ProtocolViolation(f"the head of its answer is over {self._limits.max_response_head} bytes")
+                    raise ProtocolViolation(f"the head of its response is over {self._limits.max_response_head} bytes")
         except ProtocolViolation:
             raise
         except Exception as error:
             # h11 raises more than its own errors on hostile bytes, and their texts quote the bytes.
             problem = type(error).__name__
         if self.refusal is not None:
-            return self.refusal  # the body is broken, the status was not
-        raise ProtocolViolation(f"its answer to the upgrade is not HTTP ({problem})")
+            return self.refusal  # the body is broken, but the status was valid
+        raise ProtocolViolation(f"its response to the upgrade is not HTTP ({problem})")
 
     def receive_eof(self) -> Refused:
-        """The stream ended. Gives the refusal if there is one; raises `ConnectionBroken` if there is not."""
+        """Handle the end of the stream: return the refusal, or raise `ConnectionBroken` if there is none."""
         if self.refusal is None:
             raise ConnectionBroken("the stream ended before the upgrade was answered")
         return self.refusal
@@ -151,7 +151,7 @@ class ClientHandshake:
                     return self._check(event)
                 self._informational += 1
                 if self._informational > self._limits.max_informational:
-                    raise ProtocolViolation(f"more than {self._limits.max_informational} 1xx answers")
+                    raise ProtocolViolation(f"more than {self._limits.max_informational} 1xx responses")
             elif isinstance(event, h11.Response):
                 self._head = event.status_code, _only(event.headers, b"retry-after")
             elif isinstance(event, h11.Data):
@@ -159,13 +159,13 @@ class ClientHandshake:
                 self._body += event.data[:room]
                 if len(event.data) >= room:
                     return self.refusal
-            else:  # EndOfMessage, PAUSED or ConnectionClosed: nothing more will come
+            else:  # EndOfMessage, PAUSED or ConnectionClosed: no more events will come
                 return self.receive_eof()
 
     def _check(self, answer: h11.InformationalResponse) -> Accepted:
         headers = list(answer.headers)
         if answer.http_version != b"1.1":
-            raise ProtocolViolation("it switched protocols in another HTTP version than 1.1")
+            raise ProtocolViolation("it switched protocols in an HTTP version other than 1.1")
         if [value.lower() for value in _tokens(headers, b"upgrade")] != [b"websocket"]:
             raise ProtocolViolation("its Upgrade header is not exactly one websocket")
         if b"upgrade" not in [value.lower() for value in _tokens(headers, b"connection")]:
@@ -185,7 +185,7 @@ class ClientHandshake:
     def _chosen_subprotocol(self, values: list[bytes]) -> str | None:
         if not values:
             if self._require_subprotocol:
-                raise ProtocolViolation("it chose none of the subprotocols, and one is required")
+                raise ProtocolViolation("it chose no subprotocol, and one is required")
             return None
         chosen = values[0].decode("latin-1")
         if len(values) > 1 or chosen not in map(revealed, self._subprotocols):

@@ -1,4 +1,4 @@
-"""HTTP calls over an anyio byte stream: `HTTPExchange` driven, one connection a call, one deadline a call."""
+"""HTTP calls over an anyio byte stream: drives `HTTPExchange`, with one connection and one deadline per call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _READ_SIZE = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole answer. `retry_after` is the server's advice in seconds from now, None where it gave none."""
+    """A complete response. `retry_after` is the server's advice in seconds from now, None if it gave none."""
 
     status: int
     headers: Head = field(repr=False)
@@ -32,14 +32,14 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A body that is sent piece by piece. `length` is its size in bytes; None sends it chunked."""
+    """A body sent piece by piece. `length` is its size in bytes; None sends it chunked."""
 
     pieces: AsyncIterable[bytes] = field(repr=False)
     length: int | None = None
 
 
 class Download:
-    """An answer whose body is still coming: iterate over it once, inside the block that gave it."""
+    """A response whose body is still arriving: iterate over it once, inside its block."""
 
     def __init__(self, head: Head, retry_after: float | None, pieces: AsyncIterator[bytes]) -> None:
         self.status = head.status
@@ -65,10 +65,10 @@ async def stream_response(
     allow_insecure: bool = False,
     wall_time: Callable[[], float] = time.time,
 ) -> AsyncIterator[Download]:
-    """Make a call; the block begins when the answer's head is there, and its body is read inside.
+    """Make a call. The block starts when the response's head is there; read the body inside it.
 
-    `deadline` (seconds) covers all up to the head, and each wait for more of the body by itself: a large body may take
-    its time, a silent peer may not. Raises as `request`; a body past `max_body` raises in the iteration.
+    `deadline` (seconds) covers everything up to the head, and then each wait for more of the body. So a large body may
+    take long, but a silent peer may not. Raises as `request`; the iteration raises if the body exceeds `max_body`.
     """
     if not isinstance(url, URL):
         url = parse_url(url, schemes=("https", "http"), allow_insecure=allow_insecure)
@@ -85,9 +85,9 @@ async def stream_response(
         first: list[bytes] = []
         with anyio.CancelScope(deadline=anyio.current_time() + deadline) as scope:
             stream = await (network or SystemNetwork()).connect(endpoint_of(url, ssl))
-            first = await _converse(stream, exchange, body, scope, deadline)
+            first = await _exchange(stream, exchange, body, scope, deadline)
         if stream is None or exchange.head is None:
-            raise DeadlineExceeded("an answer to the HTTP call", deadline)
+            raise DeadlineExceeded("a response to the HTTP call", deadline)
         retry_after = parse_retry_after(exchange.head.header(b"retry-after"), wall_time())
         async with aclosing(_body(stream, exchange, first, deadline, max_body)) as pieces:
             yield Download(exchange.head, retry_after, pieces)
@@ -109,13 +109,13 @@ async def request(
     allow_insecure: bool = False,
     wall_time: Callable[[], float] = time.time,
 ) -> Response:
-    """Make a call and give the whole answer, whatever its status. Redirects are not followed.
+    """Make a call and return the complete response, whatever its status. Redirects are not followed.
 
-    `deadline` (seconds) covers the whole call; with an `Upload` it starts anew with each piece that is sent. `max_body`
-    is in bytes. `http` URLs need loopback or `allow_insecure=True`.
+    `deadline` (seconds) covers the whole call; with an `Upload` it restarts with each piece sent. `max_body` is in
+    bytes. `http` URLs need loopback or `allow_insecure=True`.
 
-    Raises `InvalidArgument` before anything is dialled; `NetworkError`, `DeadlineExceeded`, `ProtocolViolation`,
-    `MessageTooBig`. Nothing is left open.
+    Raises `InvalidArgument` before it connects; then `NetworkError`, `DeadlineExceeded`, `ProtocolViolation` or
+    `MessageTooBig`. No connection stays open.
     """
     ends = anyio.current_time() + deadline
     async with stream_response(
@@ -136,13 +136,13 @@ async def request(
         with anyio.CancelScope(deadline=ends):
             pieces = [piece async for piece in download]
             return Response(download.status, download.headers, b"".join(pieces), download.retry_after)
-    raise DeadlineExceeded("the whole answer to the HTTP call", deadline)
+    raise DeadlineExceeded("the whole response to the HTTP call", deadline)
 
 
-async def _converse(
+async def _exchange(
     stream: ByteStream, exchange: HTTPExchange, body: bytes | Upload | None, scope: anyio.CancelScope, deadline: float
 ) -> list[bytes]:
-    """Send the request and read up to the answer's head; gives the first pieces of the answer's body."""
+    """Send the request and read up to the response's head; returns the first pieces of the response's body."""
     first: list[bytes] = []
 
     async def read_head() -> None:
@@ -151,7 +151,7 @@ async def _converse(
 
     if not isinstance(body, Upload):
         head = exchange.request_head + (exchange.body_chunk(body) if body else b"") + exchange.body_end()
-        with suppress(*STREAM_ERRORS):  # a server may refuse and hang up early: its answer says more than our error
+        with suppress(*STREAM_ERRORS):  # a server may refuse and close early: its response says more than our error
             await stream.send(head)
         await read_head()
         return first
@@ -168,7 +168,7 @@ async def _converse(
         except STREAM_ERRORS:
             pass
 
-    # A server that refuses a large upload answers before it has read it, so both directions run at once.
+    # A server that refuses a large upload responds before reading all of it, so both directions run at once.
     problems: list[BaseException] = []
     async with anyio.create_task_group() as tasks:
 
@@ -195,7 +195,7 @@ async def _converse(
 
 @asynccontextmanager
 async def _closing(pieces: AsyncIterable[bytes]) -> AsyncIterator[AsyncIterable[bytes]]:
-    """A generator that is left half-way is closed here, in its own task, not by the garbage collector."""
+    """Close an unfinished generator in this task, so that the garbage collector need not."""
     try:
         yield pieces
     finally:
@@ -207,14 +207,14 @@ def _piece(exchange: HTTPExchange, piece: bytes) -> bytes:
     try:
         return exchange.body_chunk(piece)
     except h11.LocalProtocolError:
-        raise InvalidArgument("body", "is longer than its length says") from None
+        raise InvalidArgument("body", "is longer than the declared length") from None
 
 
 def _end(exchange: HTTPExchange) -> bytes:
     try:
         return exchange.body_end()
     except h11.LocalProtocolError:
-        raise InvalidArgument("body", "is shorter than its length says") from None
+        raise InvalidArgument("body", "is shorter than the declared length") from None
 
 
 async def _read(stream: ByteStream, exchange: HTTPExchange) -> list[bytes]:
@@ -236,11 +236,11 @@ async def _body(
         for piece in pieces:
             size += len(piece)
             if size > max_body:
-                raise MessageTooBig("bytes in an HTTP answer", max_body)
+                raise MessageTooBig("bytes in an HTTP response", max_body)
             yield piece
         if exchange.complete:
             return
         with anyio.CancelScope(deadline=anyio.current_time() + deadline) as scope:
             pieces = await _read(stream, exchange)
         if scope.cancelled_caught:
-            raise DeadlineExceeded("more of the HTTP answer", deadline)
+            raise DeadlineExceeded("more of the HTTP response", deadline)

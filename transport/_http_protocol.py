@@ -1,8 +1,7 @@
-"""One HTTP/1.1 request and its answer, without I/O: bytes in, events out. One exchange a connection.
+"""One HTTP/1.1 request and its response, without I/O: bytes in, events out. One exchange per connection.
 
-The request says `Connection: close` and `Accept-Encoding: identity`; the answer may be chunked. Nothing is
-redirected. Whoever drives it sends `request_head`, then each `body_chunk` and `body_end` if there is a body, and feeds
-what comes to `receive`.
+The request says `Connection: close` and `Accept-Encoding: identity`; the response may be chunked. Redirects are not
+followed. The driver sends `request_head`, then each `body_chunk` and `body_end`, and feeds received bytes to `receive`.
 """
 
 from __future__ import annotations
@@ -26,28 +25,28 @@ _MAX_INFORMATIONAL: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The answer's status and headers, names in lower case. Its repr shows the status alone."""
+    """The response's status and headers, with lower-case names. Its repr shows the status alone."""
 
     status: int
     headers: Sequence[tuple[bytes, bytes]] = field(repr=False)
 
     def header(self, name: bytes) -> bytes | None:
-        """The value of a header that came exactly once."""
+        """The value of a header that occurs exactly once, else None."""
         values = [value for key, value in self.headers if key == name]
         return values[0] if len(values) == 1 else None
 
 
 class HTTPExchange:
-    """One request, one answer.
+    """One request and its response.
 
-    `content_length` is the size of the body in bytes, None for no body; -1 sends it chunked, its size unknown.
+    `content_length` is the size of the request body in bytes: None for no body, -1 for a chunked body of unknown size.
     """
 
     def __init__(
         self, method: str, url: URL, headers: Iterable[tuple[bytes, bytes]] = (), *, content_length: int | None = None
     ) -> None:
         self.head: Head | None = None
-        #: Whether the answer is whole.
+        #: Whether the response is complete.
         self.complete = False
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
         self._informational = 0
@@ -68,7 +67,7 @@ class HTTPExchange:
     # --- send ---------------------------------------------------------------------------------------------------
 
     def body_chunk(self, data: bytes) -> bytes:
-        """The bytes of a piece of the body. Raises `h11.LocalProtocolError` past the length that was told."""
+        """The bytes of a piece of the body. Raises `h11.LocalProtocolError` past the declared length."""
         return self._http.send(h11.Data(data=data)) or b""
 
     def body_end(self) -> bytes:
@@ -78,9 +77,9 @@ class HTTPExchange:
     # --- receive ------------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> list[bytes]:
-        """Take bytes (empty: the stream ended); give pieces of the body. Then look at `head` and `complete`.
+        """Feed bytes (empty: the stream ended) and return pieces of the body. Then check `head` and `complete`.
 
-        Raises `ProtocolViolation`, and `ConnectionBroken` if the stream ended before the answer did.
+        Raises `ProtocolViolation`, and `ConnectionBroken` if the stream ended before the response did.
         """
         problem = None
         pieces: list[bytes] = []
@@ -95,18 +94,18 @@ class HTTPExchange:
                     if not rest:
                         return pieces
                     if not room:
-                        problem = "a head without end"
+                        problem = "a head that does not end"
         except Exception as error:
             # h11 raises more than its own errors on hostile bytes, and their texts quote the bytes.
             problem = type(error).__name__
         if self.complete:
             return pieces
         if not data:
-            raise ConnectionBroken("the stream ended before the answer did")
-        raise ProtocolViolation(f"its answer is not HTTP ({problem})")
+            raise ConnectionBroken("the stream ended before the response did")
+        raise ProtocolViolation(f"its response is not HTTP ({problem})")
 
     def _advance(self, pieces: list[bytes]) -> str | None:
-        """Take the events there are; gives what is wrong, None if nothing is."""
+        """Process h11's events; returns the problem, None if there is none."""
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA or event is h11.PAUSED:
@@ -114,7 +113,7 @@ class HTTPExchange:
             if isinstance(event, h11.InformationalResponse):
                 self._informational += 1
                 if self._informational > _MAX_INFORMATIONAL or event.status_code == 101:
-                    return "1xx answers without end"
+                    return "too many 1xx responses"
             elif isinstance(event, h11.Response):
                 self.head = Head(event.status_code, list(event.headers))
             elif isinstance(event, h11.Data):
@@ -127,14 +126,14 @@ class HTTPExchange:
 
 
 def head_room(http: h11.Connection, limit: int) -> int:
-    """How many bytes of a head may still be fed to h11."""
+    """How many more bytes of a head may be fed to h11."""
     return limit - len(http.trailing_data[0])
 
 
 def parse_retry_after(value: bytes | None, wall_time: float) -> float | None:
-    """`Retry-After` (RFC 9110 section 10.2.3) in seconds from now, never negative; None where it says nothing usable.
+    """Read `Retry-After` (RFC 9110 section 10.2.3) as seconds from now, never negative; None if it is unusable.
 
-    `wall_time` is the current time in seconds since 1970, against which a date is read.
+    `wall_time` is the current time in seconds since 1970; a date is measured against it.
     """
     if value is None or len(value) > 64:
         return None
@@ -146,5 +145,5 @@ def parse_retry_after(value: bytes | None, wall_time: float) -> float | None:
         moment = parsed.timestamp()
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    # A date without a zone would be read in the local one; HTTP dates are always GMT.
+    # Python would read a date without a zone as local time; HTTP dates are always GMT.
     return None if parsed.tzinfo is None else max(0.0, moment - wall_time)

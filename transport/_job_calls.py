@@ -1,4 +1,4 @@
-"""The HTTP calls that speak of one job: its state, its token, its end on request, its result, its start."""
+"""The HTTP calls about one job: start, state, token refresh, cancel, result."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from ._messages import JobState
 from ._network import Network
 from ._url import URL, Headers, bearer, fill_template, parse_origin, parse_url
 
-#: Statuses that speak of a passing trouble: asking again is of use.
+#: Statuses of temporary failures, worth a retry.
 RETRIED: Final = frozenset({408, 425, 429}) | frozenset(range(500, 600))
 
 
-#: Where a job's progress is told, below the path that a server may be mounted under.
+#: The path of a job's progress, below the prefix that a server may be mounted under.
 PROGRESS_PATH: Final = "/ws/progress"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Templates:
-    """Where the calls live. `{job}` is the job id, percent-encoded.
+    """The paths of the calls. `{job}` stands for the job id, percent-encoded.
 
-    `job_state` and `result` need it. `cancel` may be a fixed path, because the id is also in the body.
+    `job_state` and `result` require it. `cancel` may be a fixed path, because the id is also in the body.
     """
 
     job_state: str = "/api/job-state/{job}"
@@ -54,7 +54,7 @@ class Templates:
 
     @classmethod
     def beside(cls, url: URL) -> Templates:
-        """The usual places, below the path that stands before `/ws/progress` in a socket's URL."""
+        """The default paths below the prefix of a socket's URL, the part before `/ws/progress`."""
         prefix, progress_path, rest = url.path.rpartition(PROGRESS_PATH)
         if not progress_path or rest or not prefix or re.search("[{}]", prefix):
             return cls()
@@ -63,7 +63,7 @@ class Templates:
 
 @dataclass(frozen=True, slots=True)
 class RefreshedToken:
-    """A new token and how long it is good for, in seconds (None: the server does not say)."""
+    """A new token and its lifetime in seconds (None: the server does not say)."""
 
     token: Secret
     expires_in: float | None = None
@@ -71,7 +71,7 @@ class RefreshedToken:
 
 @dataclass(frozen=True, slots=True)
 class StartedJob:
-    """A job that was started, its token, and how long that is good for, in seconds."""
+    """A started job, its token, and the token's lifetime in seconds (None: the server does not say)."""
 
     job: str
     token: Secret
@@ -79,10 +79,10 @@ class StartedJob:
 
 
 class JobCalls:
-    """The calls to one origin. Holds no connection and no token: each call dials, and is told the token.
+    """Makes HTTP calls to one origin. Each call opens its own connection and is given the token.
 
-    `origin` is an `https` or `wss` URL without path, or a checked `URL` of which only the origin is used. Tokens go
-    out as `Authorization: Bearer` and nowhere else; redirects are never followed. May be used by many tasks at once.
+    `origin` is an `https` or `wss` URL without a path, or a checked `URL`, of which only the origin is used. Tokens are
+    sent only as `Authorization: Bearer`; redirects are never followed. Many tasks may use it at once.
     """
 
     def __init__(
@@ -117,12 +117,12 @@ class JobCalls:
         waits: Sequence[float] = (1.0, 2.0, 4.0),
         deadline: float = 10.0,
     ) -> JobState:
-        """The job's state. `deadline` and `waits` are in seconds, a deadline each try, a wait after each failed one.
+        """Fetch the job's state. `deadline` (each try) and `waits` (after each failed try) are in seconds.
 
-        5xx, 408, 425, 429, timeouts and network errors are tried again, after the server's `Retry-After` where that is
-        longer; every other answer raises at once. Raises `UnexpectedResponse` (its `status`, 401 and 404 among them),
-        `MalformedMessage`, `MessageTooBig` past 16 MiB, `ProtocolViolation`, and after the last try `DeadlineExceeded`
-        or `NetworkError`.
+        5xx, 408, 425, 429, timeouts and network errors are retried, after the server's `Retry-After` if that is longer.
+        Every other failure raises at once. Raises `UnexpectedResponse` (its `status`, such as 401 and 404),
+        `MalformedMessage`, `MessageTooBig` past 16 MiB, and `ProtocolViolation`. After the last try it raises
+        `DeadlineExceeded` or `NetworkError`.
         """
         url = self._base.at(fill_template(self._templates.job_state, job))
         attempt = 0
@@ -133,7 +133,7 @@ class JobCalls:
                 response = await self._call("GET", url, token=token, deadline=deadline, max_body=self._max_state)
                 if response.status == 200:
                     return self._codec.decode_state(response.body)
-                raise self._unexpected(response, "no state of the job")
+                raise self._unexpected(response, "the job's state was not sent")
             except UnexpectedResponse as error:
                 if error.status not in RETRIED or attempt >= tries:
                     raise
@@ -145,7 +145,9 @@ class JobCalls:
             await anyio.sleep(max(planned, advice))
 
     async def refresh_token(self, job: str, old: Secret, *, deadline: float = 10.0) -> RefreshedToken:
-        """A new token for the old one; one try. Raises `UnexpectedResponse` (401, 425 and 429 with `retry_after`)."""
+        """Exchange the old token for a new one, in one try. Raises `UnexpectedResponse` (401, 425, 429 with
+        `retry_after`).
+        """
         response = await self._call(
             "POST",
             self._base.at(self._templates.token_refresh),
@@ -153,17 +155,17 @@ class JobCalls:
             deadline=deadline,
         )
         if not 200 <= response.status < 300:
-            raise self._unexpected(response, "no new token")
+            raise self._unexpected(response, "no new token was sent")
         answer = self._codec.decode_token(response.body)
         return RefreshedToken(Secret(answer.token), answer.expires_in)
 
     async def cancel_job(
         self, job: str, token: Secret, idempotency_key: str, *, deadline: float = 10.0
     ) -> CancelAnswer:
-        """Ask the server to stop the job; one try, which may be repeated with the same key.
+        """Ask the server to cancel the job, in one try; you may repeat it with the same key.
 
-        A success that says nothing else is "accepted". Raises `UnexpectedResponse` (401, 404 among them),
-        `MalformedMessage` for a page, and as `request`.
+        A successful response without details counts as "accepted". Raises `UnexpectedResponse` (such as 401 and 404),
+        `MalformedMessage` for an HTML page, and as `request`.
         """
         response = await self._call(
             "POST",
@@ -174,16 +176,16 @@ class JobCalls:
             deadline=deadline,
         )
         if not 200 <= response.status < 300:
-            hint = ": no such job, or `templates=` name another place" if response.status == 404 else ""
-            raise self._unexpected(response, f"no answer to the request to stop{hint}")
+            hint = ": the job does not exist, or `templates=` must name another path" if response.status == 404 else ""
+            raise self._unexpected(response, f"the cancel request was not accepted{hint}")
         return self._codec.decode_cancel(response.body)
 
     async def fetch_result(
         self, job: str, result_url: str | None, token: Secret, *, max_body: int, deadline: float = 30.0
     ) -> bytes:
-        """A result that was too large for its message. `max_body` bounds it, in bytes; `deadline` each wait for more.
+        """Fetch a result too large for its message. `max_body` limits its bytes, `deadline` each wait for more.
 
-        `result_url` may be absolute or a path; None means the template. The token is shown to no other origin: an URL
+        `result_url` may be absolute or a path; None means the template. The token is sent to no other origin: a URL
         elsewhere raises `InvalidArgument`. Raises `UnexpectedResponse`, `MessageTooBig`, and as `request`.
         """
         url = self._result_url(job, result_url)
@@ -198,10 +200,10 @@ class JobCalls:
             wall_time=self._wall_time,
         ) as download:
             if download.status != 200:
-                raise UnexpectedResponse(download.status, "no result", retry_after=download.retry_after)
+                raise UnexpectedResponse(download.status, "the result was not sent", retry_after=download.retry_after)
             size = download.headers.header(b"content-length")
             if size is not None and int(size) > max_body:
-                raise MessageTooBig("bytes in an HTTP answer", max_body)
+                raise MessageTooBig("bytes in an HTTP response", max_body)
             return b"".join([piece async for piece in download])
 
     async def start_job(
@@ -215,11 +217,11 @@ class JobCalls:
         headers: Headers = (),
         deadline: float = 30.0,
     ) -> StartedJob:
-        """Start a job by uploading what it works on; an `Upload` goes in bounded memory, whatever its size.
+        """Start a job by uploading its input. An `Upload` of any size is sent in bounded memory.
 
-        `path` is the pipeline's own, `token` what it wants of a caller, if anything. `job` is the id that the caller
-        chose, for a server whose answer does not repeat it. `deadline` restarts with each piece sent. Raises
-        `UnexpectedResponse` for any status but 200, 201 and 202, `MalformedMessage`, and as `request`.
+        `path` belongs to the pipeline; `token` authenticates the caller if the server requires it. `job` is the id that
+        the caller chose, for a server whose response does not repeat it. `deadline` restarts with each piece sent.
+        Raises `UnexpectedResponse` for any status but 200, 201 and 202, `MalformedMessage`, and as `request`.
         """
         response = await self._call(
             "POST",
@@ -234,10 +236,10 @@ class JobCalls:
         answer = self._codec.decode_token(response.body)
         job_id = answer.job_id or job
         if not job_id:
-            raise MalformedMessage("start", "$.jobId", "missing: pass job=, if the server takes the id from the caller")
+            raise MalformedMessage("start", "$.jobId", "missing: pass job= if the server takes the id from the caller")
         return StartedJob(job_id, Secret(answer.token), answer.expires_in)
 
-    # --- what the calls share -----------------------------------------------------------------------------------
+    # --- shared by the calls ------------------------------------------------------------------------------------
 
     async def _call(
         self,
@@ -282,5 +284,5 @@ class JobCalls:
             return self._base.at("/" + result_url.removeprefix("/"))
         url = parse_url(result_url, schemes=("https", "http", "wss", "ws"), allow_insecure=True)
         if url.origin != self._base.origin:
-            raise InvalidArgument("result_url", "leads to another origin, which the token is not for")
+            raise InvalidArgument("result_url", "is at another origin, and the token must not be sent there")
         return self._base.at(url.target)

@@ -1,7 +1,7 @@
-"""Reads JSON as servers write it: each field by itself, so that a field that does not fit costs only itself.
+"""Reads a server's JSON field by field, so that one unusable field does not cost the whole message.
 
-The typed decoders come first, because they are fast and nearly every message fits them. This reader is for all the
-rest. It knows kinds of fields (a count, a fraction, a time), not messages: which field decides is the caller's.
+The typed decoders run first, because they are fast and fit nearly every message. This reader handles the rest. It knows
+kinds of fields (a count, a fraction, a time), not messages: the caller knows which field is required.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from msgspec import NODEFAULT, Meta, Raw, Struct
 
 T = TypeVar("T", bound=Struct)
 
-#: The largest number that the store keeps, and that JSON readers of other languages can hold.
+#: The largest number that the store keeps, and that JSON readers in other languages can hold.
 MAX_WHOLE: Final = 2**63 - 1
 
-#: Values nested deeper than this are left out where a message must be read field by field.
+#: Values nested deeper than this are left out when a message is read field by field.
 MAX_DEPTH: Final = 200
 
-#: How far outside 0 to 1 a sum of floats may land and still be 0 or 1.
+#: How far outside 0 to 1 a sum of floats may land and still count as 0 or 1.
 _ROUNDING: Final = 1e-6
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_WHOLE)]
 Sequence: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_WHOLE)]
 Fraction: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
-#: Milliseconds since 1970. The description tells this kind of number from others.
+#: Milliseconds since 1970. The description distinguishes this kind of number from others.
 Timestamp: TypeAlias = Annotated[float, Meta(description="milliseconds since 1970")]
 
-#: What a typed decoder raises for JSON that does not fit. Deep nesting exhausts its stack, lone surrogates its codec:
-#: both are the sender's doing.
+#: Errors of a typed decoder for JSON that does not fit. Deep nesting exhausts its stack, lone surrogates break its
+#: codec; the sender is at fault in both cases.
 UNFIT: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
@@ -45,10 +45,10 @@ UNFIT: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 def load(data: str | bytes | Raw, unfit: list[str]) -> Any:
-    """Read JSON as plain values. Raises `ValueError` for text that is not JSON.
+    """Parse JSON into plain values. Raises `ValueError` for text that is not JSON.
 
-    A byte order mark is skipped. NaN, infinite numbers and values nested deeper than `MAX_DEPTH` become None, and lone
-    surrogates U+FFFD: `unfit` then gets the entry `$`.
+    A byte order mark is skipped. NaN, infinite numbers and values nested deeper than `MAX_DEPTH` become None; lone
+    surrogates become U+FFFD. Then `unfit` gets the entry `$`.
     """
     text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
     text = text.removeprefix("\ufeff")
@@ -66,7 +66,7 @@ _STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.
 
 
 def _pruned(text: str) -> str:
-    """The same text with `null` in place of what is nested too deep; a parser would exhaust its stack there."""
+    """The text with `null` in place of values nested too deep, which would exhaust a parser's stack."""
     kept: list[str] = []
     depth = start = 0
     for match in _STRING_OR_BRACKET.finditer(text):
@@ -82,12 +82,12 @@ def _pruned(text: str) -> str:
 
 
 def _parsed_int(digits: str) -> float:
-    # Python refuses to convert very long texts. As a float such a number is infinite, and left out.
+    # Python refuses to convert very long texts. As a float such a number is infinite, and is left out.
     return int(digits) if len(digits) < 300 else math.inf
 
 
 def _cleaned(value: Any) -> Any:
-    """A value without what JSON cannot write: infinite numbers, NaN, lone surrogates."""
+    """The value without anything JSON cannot represent: infinite numbers, NaN, lone surrogates."""
     match value:
         case str():
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -101,7 +101,7 @@ def _cleaned(value: Any) -> Any:
 
 
 def unwrapped(value: Any, *deciding: str) -> Any:
-    """The `data` of an answer in an envelope `{data, metadata}`, where one of the deciding fields is in it."""
+    """The `data` of an envelope `{data, metadata}` if it holds a deciding field, otherwise the value itself."""
     data = value.get("data") if isinstance(value, dict) else None
     return data if isinstance(data, dict) and any(name in data for name in deciding) else value
 
@@ -166,7 +166,7 @@ def _flag(value: Any) -> bool | None:
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
-def _as_it_is(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
@@ -178,13 +178,13 @@ _CONVERTERS: Final[Mapping[Any, Callable[[Any], Any]]] = {
     float: _number,
     str: _text,
     bool: _flag,
-    Any: _as_it_is,
+    Any: _unchanged,
 }
 
 
 @cache
 def _plan(struct: type[Struct]) -> tuple[tuple[str, str, Callable[[Any], Any], Any], ...]:
-    """For each field that can be read: its name, its name on the wire, its converter, and its value where absent."""
+    """Each readable field: its name, its name on the wire, its converter, and its value if absent."""
     plan = []
     for field in msgspec.structs.fields(struct):
         kinds = get_args(field.type) if get_origin(field.type) in (Union, UnionType) else (field.type,)
@@ -196,10 +196,10 @@ def _plan(struct: type[Struct]) -> tuple[tuple[str, str, Callable[[Any], Any], A
 
 
 def build(struct: type[T], fields: Mapping[str, Any], unfit: list[str], **given: Any) -> T:
-    """Make a struct of what fits in `fields`; `given` are fields that are known already.
+    """Build a struct from the fields that fit; `given` are fields that are known already.
 
-    Null is absent. An absent or unfit field has its default, else "" where it is text, else None. `unfit` gets the
-    names of the fields that do not fit.
+    Null counts as absent. An absent or unusable field gets its default, otherwise "" for text and None for the rest.
+    `unfit` collects the names of unusable fields.
     """
     values = given
     for name, key, convert, absent in _plan(struct):
@@ -216,8 +216,8 @@ def build(struct: type[T], fields: Mapping[str, Any], unfit: list[str], **given:
     return struct(**values)
 
 
-def said(value: Any) -> str:
-    """A value as text for people: text as it is, None as "", all else as JSON."""
+def as_text(value: Any) -> str:
+    """A value as text for people: text unchanged, None as "", everything else as JSON."""
     if value is None:
         return ""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()

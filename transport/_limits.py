@@ -1,4 +1,4 @@
-"""What a peer may cost us, and how long its silence may last."""
+"""Limits on what a peer may cost us, and on its silence."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from .._exceptions import InvalidArgument
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one WebSocket may cost; each limit is met at its value and refused one past it.
+    """Limits of one WebSocket. A value equal to the limit is accepted; one more is refused.
 
-    `max_message`: bytes of one message (of its UTF-8 form where it is text), counted while they come; past it we
-    close with 1009. `max_fragments`: frames of one message, empty ones too. `max_rejection_body`: bytes kept of the
-    body of a refused upgrade. `max_response_head`: bytes of an HTTP status line with its headers.
-    `max_informational`: 1xx answers before the real one. `read_size`: bytes asked of the socket at once,
-    while much comes.
-    `frames_per_turn`: frames taken from the read buffer before other tasks get their turn.
+    `max_message`: bytes of one message (as UTF-8 if it is text), counted while they arrive. Past it we close with 1009.
+    `max_fragments`: frames of one message, empty ones too. `max_rejection_body`: bytes kept of the body of a refused
+    upgrade. `max_response_head`: bytes of an HTTP status line with its headers. `max_informational`: 1xx responses
+    before the final one. `read_size`: bytes requested per read while much data arrives. `frames_per_turn`: frames
+    processed before other tasks get their turn.
     """
 
     max_message: int = 1 << 20
@@ -40,10 +39,10 @@ DEFAULT_LIMITS: Final = Limits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Liveness:
-    """When silence means death, in seconds since the last inbound byte; outbound bytes never count.
+    """How long a peer may be silent, in seconds since the last received byte. Sent bytes never count.
 
-    After `ping_after` a protocol ping goes out (RFC 6455 section 5.5.2: the peer must answer it); at `lost_after`
-    the socket is given up with `DeadlineExceeded`. A task must be receiving for either to happen.
+    After `ping_after` we send a protocol ping (RFC 6455 section 5.5.2: the peer must answer it). At `lost_after` we
+    give up with `DeadlineExceeded`. Both need a task that receives.
     """
 
     ping_after: float = 15.0

@@ -1,7 +1,7 @@
-"""The messages of the wire, typed, for both ends; `Codec` reads them.
+"""The typed messages of the wire, for both ends; `Codec` reads them.
 
 A frame is one WebSocket message: an envelope that names its type, and a payload. Frames and payloads are msgspec
-structs: snake_case here, camelCase on the wire. Unknown fields are ignored, as the protocol asks.
+structs, with snake_case names here and camelCase on the wire. Unknown fields are ignored, as the protocol requires.
 """
 
 from __future__ import annotations
@@ -16,27 +16,29 @@ from ._lenient import Count, Fraction, Sequence, Timestamp
 
 VERSION: Final = "1.0.0"
 
-#: The types after which a job sends nothing more.
+#: The message types after which a job sends nothing more.
 TERMINAL_TYPES: Final = frozenset({"job_complete", "error", "job_canceled"})
 
 
 class _Wire(Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What all structs of the wire share."""
+    """Settings that all structs of the wire share."""
 
 
 # --- payloads --------------------------------------------------------------------------------------------------
 
 
 class StartedPayload(_Wire, frozen=True):
-    """`estimated_duration` is in seconds."""
+    """The start of a job. `estimated_duration` is in seconds."""
 
     total_count: Count | None = None
     estimated_duration: float | None = None
 
 
 class ProgressPayload(_Wire, frozen=True, gc=False):
-    """`progress` is a share of 1, None where only a count is known. `keep_alive` marks a heartbeat: it counts as alive
-    and is not shown."""
+    """The progress of a job. `progress` is a share of 1, None if only a count is known.
+
+    `keep_alive` marks a heartbeat: it proves that the job is alive and is not shown.
+    """
 
     progress: Fraction | None
     status: str
@@ -46,7 +48,7 @@ class ProgressPayload(_Wire, frozen=True, gc=False):
 
 
 class ErrorPayload(_Wire, frozen=True):
-    """How a job failed. `retryable` speaks of a new job, never of this one."""
+    """How a job failed. `retryable` is about a new job, never about this one."""
 
     code: str
     message: str
@@ -55,17 +57,17 @@ class ErrorPayload(_Wire, frozen=True):
 
 
 class CanceledPayload(_Wire, frozen=True):
-    """How far a canceled job had come, and who stopped it."""
+    """How far a canceled job got, and who stopped it."""
 
     processed_count: Count | None = None
     reason: str | None = None
 
 
-# --- results, one a pipeline -----------------------------------------------------------------------------------
+# --- results, one per pipeline ---------------------------------------------------------------------------------
 
 
 class EnrichedBook(_Wire, frozen=True):
-    """One book of a batch enrichment; a failing item is a result, not a failed job."""
+    """One book of a batch enrichment. An item that fails is a result; the job does not fail."""
 
     title: str
     success: bool
@@ -86,7 +88,7 @@ class BatchEnrichmentResult(_Wire, frozen=True):
 
 
 class ImportedBook(_Wire, frozen=True):
-    """One good row of a CSV import."""
+    """One valid row of a CSV import."""
 
     title: str
     author: str
@@ -98,7 +100,7 @@ class ImportedBook(_Wire, frozen=True):
 
 
 class RejectedRow(_Wire, frozen=True):
-    """One bad row of a CSV import."""
+    """One invalid row of a CSV import."""
 
     title: str
     error: str
@@ -113,7 +115,7 @@ class CsvImportResult(_Wire, frozen=True):
 
 
 class BoundingBox(_Wire, frozen=True, rename=None):
-    """Two corners, in pixels of the photo (or shares of it: the server says)."""
+    """Two corners, in pixels of the photo, or shares of it: the server decides."""
 
     x1: float
     y1: float
@@ -145,12 +147,12 @@ class AiScanResult(_Wire, frozen=True):
 
 
 class ResultReference(_Wire, frozen=True):
-    """A result too large for a message (over 256 KiB): `result_url` has it whole."""
+    """A reference to a result too large for a message (over 256 KiB): `result_url` has the complete result."""
 
     result_url: str
 
 
-#: The pipelines whose results have types of their own. Any other name may be used and gives plain JSON values.
+#: The pipelines with typed results. Any other name may be used; its results are plain JSON values.
 PIPELINES: Final[Mapping[str, type]] = {
     "batch_enrichment": BatchEnrichmentResult,
     "csv_import": CsvImportResult,
@@ -162,8 +164,10 @@ PIPELINES: Final[Mapping[str, type]] = {
 
 
 class _Frame(_Wire, frozen=True, tag_field="type", kw_only=True):
-    """The envelope. `timestamp` is in milliseconds since 1970; `seq` and `epoch` come from servers that keep a
-    log. `version` is written by the sender (`VERSION`)."""
+    """The envelope of a frame. `timestamp` is in milliseconds since 1970.
+
+    `seq` and `epoch` come from servers that keep a log. The sender writes `version` (`VERSION`).
+    """
 
     job_id: str = ""
     pipeline: str = ""
@@ -174,21 +178,21 @@ class _Frame(_Wire, frozen=True, tag_field="type", kw_only=True):
 
 
 class JobStartedFrame(_Frame, frozen=True, tag="job_started"):
-    """The job has begun."""
+    """The job has started."""
 
     payload: StartedPayload
 
 
 class JobProgressFrame(_Frame, frozen=True, gc=False, tag="job_progress"):
-    """The job has come further, or (`payload.keep_alive`) is still alive."""
+    """The job has progressed, or (`payload.keep_alive`) is still alive."""
 
     payload: ProgressPayload
 
 
 class JobCompleteFrame(_Frame, frozen=True, tag="job_complete"):
-    """The job has ended well; `Codec.decode_result` reads the payload, whose shape the pipeline decides.
+    """The job has completed. The pipeline decides the payload's shape; `Codec.decode_result` reads it.
 
-    UNSET: the message holds no result.
+    UNSET: the message has no result.
     """
 
     payload: Raw | UnsetType
@@ -207,14 +211,14 @@ class JobCanceledFrame(_Frame, frozen=True, tag="job_canceled"):
 
 
 class ReadyAckFrame(_Frame, frozen=True, tag="ready_ack"):
-    """Answer to `ready`. With `epoch`, `from_` and `to` the server replays those events now (`from_` > `to`: none)."""
+    """The answer to `ready`. With `epoch`, the server now replays the events `from_` to `to` (`from_` > `to`: none)."""
 
     from_: Sequence | None = msgspec.field(default=None, name="from")
     to: Count | None = None
 
 
 class PingFrame(_Frame, frozen=True, tag="ping"):
-    """An application-level ping. It is not answered: some servers close on any message they do not know."""
+    """An application-level ping. We do not answer it: some servers close on any message they do not know."""
 
 
 class PongFrame(_Frame, frozen=True, tag="pong"):
@@ -222,7 +226,7 @@ class PongFrame(_Frame, frozen=True, tag="pong"):
 
 
 class UnknownFrame(_Wire, frozen=True):
-    """A frame of a type this version does not know; tolerated and counted."""
+    """A frame of a type this version does not know; it is counted and otherwise ignored."""
 
     type: str
     job_id: str = ""
@@ -245,7 +249,7 @@ Frame: TypeAlias = KnownFrame | UnknownFrame
 
 
 class Ready(_Wire, frozen=True, tag_field="type", tag="ready"):
-    """What the client says after each open: its cursor, where it has one, who it is, and the number of this socket."""
+    """The client's message after each open: its cursor if it has one, its client id, and the number of this socket."""
 
     timestamp: float
     epoch: str | None = None
@@ -254,12 +258,12 @@ class Ready(_Wire, frozen=True, tag_field="type", tag="ready"):
     socket: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
 
 
-#: How a job stands.
+#: The status of a job.
 Status: TypeAlias = Literal["running", "complete", "failed", "canceled"]
 
 
 class JobState(_Wire, frozen=True):
-    """Answer of the state call. `results` and `error` are the terminal payloads less their type."""
+    """The answer of the state call. `results` and `error` are the terminal payloads without their type."""
 
     status: Status
     pipeline: str = ""
@@ -277,12 +281,12 @@ class JobState(_Wire, frozen=True):
 
     @property
     def ended(self) -> bool:
-        """Whether the job has ended, however."""
+        """Whether the job has ended, in any way."""
         return self.status != "running"
 
 
 class TokenAnswer(_Wire, frozen=True):
-    """Answer of the calls that give a token: the start of a job and the exchange of an old token."""
+    """The answer of the calls that return a token: starting a job, and exchanging an old token."""
 
     token: str
     job_id: str = ""
@@ -295,10 +299,10 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 def encode(message: Struct) -> bytes:
-    """Write a frame, a state or a `Ready` as JSON."""
+    """Encode a frame, a state or a `Ready` as JSON."""
     return _encode(message)
 
 
 def encode_payload(type: str, payload: Struct | Mapping[str, Any]) -> Raw:  # noqa: A002 - the wire's own word
-    """Write a payload with its type repeated in it, as the original's readers expect."""
+    """Encode a payload with its type repeated in it, as the original's readers expect."""
     return Raw(_encode({"type": type, **msgspec.to_builtins(payload)}))

@@ -1,7 +1,7 @@
-"""The seam to the network: how a byte stream to an endpoint comes to be.
+"""The interface to the network: opens a byte stream to an endpoint.
 
-`Network` is the whole of it. `SystemNetwork` dials for real; a test passes an object of its own that gives memory
-streams. Errors of the operating system, of anyio and of TLS get our names here and nowhere else.
+`SystemNetwork` opens real connections; a test passes its own `Network`, which returns memory streams. Errors of the
+operating system, of anyio and of TLS become our errors here and nowhere else.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from ._url import URL, is_address, is_localhost
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to dial. `host` is an A-label or an IP literal.
+    """Where to connect. `host` is an A-label or an IP literal.
 
-    `tls` is the context to wrap the stream with, None for a plain one; `server_name` is what the certificate must
-    say. `zone` is an IPv6 literal's zone. An `absolute` name is looked up as it stands, without a search list.
+    `tls` is the context for TLS, None for a plain connection. The certificate must be valid for `server_name`. `zone`
+    is an IPv6 literal's zone. An `absolute` name is looked up as it is, without a search list.
     """
 
     host: str
@@ -53,24 +53,26 @@ class Endpoint:
 
 
 class Network(Protocol):
-    """Opens byte streams. Each call looks the name up anew."""
+    """Opens byte streams. Each call resolves the name again."""
 
     async def connect(self, endpoint: Endpoint) -> ByteStream:
-        """Open a stream, through TLS where the endpoint says so.
+        """Open a stream, with TLS if the endpoint asks for it.
 
-        Raises `NetworkError`: `NameNotResolved`, `ConnectFailed`, `CertificateRejected`. Has no deadline of its own;
-        the caller's cancel scope ends it, and then nothing is left open.
+        Raises `NetworkError`: `NameNotResolved`, `ConnectFailed`, `CertificateRejected`. Has no deadline: the caller's
+        cancel scope ends it, and no connection stays open then.
         """
         ...
 
 
 class SystemNetwork:
-    """The real network: happy eyeballs (RFC 8305, without its history), TLS 1.2 or later, a proxy where there is one.
+    """The real network: happy eyeballs (RFC 8305, without history), TLS 1.2 or later, and a proxy if one is set.
 
-    `proxy` is a URL such as `http://user:password@proxy:3128` or `socks5://proxy` (the extra `socks`); without it,
-    `https_proxy`, `all_proxy` and `no_proxy` of the environment count, unless `trust_environment=False`. Lines without
-    TLS never go through a proxy, loopback never through the environment's. `proxy_tls` is the context for an `https`
-    proxy. `unix_socket` is a path that is dialled in place of every host, directly; names and certificates stay.
+    `proxy` is a URL such as `http://user:password@proxy:3128` or `socks5://proxy` (the extra `socks`). Without it, the
+    environment's `https_proxy`, `all_proxy` and `no_proxy` apply, unless `trust_environment=False`. Connections without
+    TLS never use a proxy; loopback never uses the environment's. `proxy_tls` is the context for an `https` proxy.
+
+    `unix_socket` is a path to connect to instead of every host, without a proxy. Host names and certificates stay the
+    same.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class SystemNetwork:
         self._unix_socket = unix_socket
 
     async def connect(self, endpoint: Endpoint) -> ByteStream:
-        """See `Network.connect`; raises `ProxyFailed` besides."""
+        """See `Network.connect`; also raises `ProxyFailed`."""
         if endpoint.tls is None:
             return await self._dial(endpoint)
         proxy = self._proxy_for(endpoint)
@@ -124,7 +126,7 @@ class SystemNetwork:
             if self._unix_socket is not None:
                 return await dial_unix(self._unix_socket)
             if is_localhost(host):
-                # RFC 6761 section 6.3: the name is the machine itself, whatever a resolver would say.
+                # RFC 6761 section 6.3: the name is this machine, so no resolver is asked.
                 try:
                     return await dial_address(literal("::1", endpoint.port))
                 except OSError:
@@ -135,7 +137,7 @@ class SystemNetwork:
 
 
 async def start_tls(stream: ByteStream, endpoint: Endpoint) -> ByteStream:
-    """Wrap a stream with TLS as the endpoint says; closes it if that fails."""
+    """Wrap a stream with TLS as the endpoint asks; closes it on failure."""
     try:
         with _renamed_tls_errors(endpoint):
             return await TLSStream.wrap(
@@ -143,7 +145,7 @@ async def start_tls(stream: ByteStream, endpoint: Endpoint) -> ByteStream:
                 server_side=False,
                 hostname=endpoint.server_name or endpoint.host,
                 ssl_context=endpoint.tls,
-                # WebSocket and HTTP know by themselves when they are complete (RFC 8446 section 6.1 leaves it to them).
+                # WebSocket and HTTP mark their own end (RFC 8446 section 6.1 leaves it to them).
                 standard_compatible=False,
             )
     except BaseException:
@@ -153,37 +155,46 @@ async def start_tls(stream: ByteStream, endpoint: Endpoint) -> ByteStream:
 
 @functools.cache
 def default_tls() -> ssl.SSLContext:
-    """The context used where the caller gives none: verified, TLS 1.2 or later, resuming sessions.
+    """The default TLS context: verifies certificates, needs TLS 1.2 or later, resumes sessions.
 
-    Made once: it loads every root certificate. Raises `InvalidArgument` with the name of the variable where
-    `SSLKEYLOGFILE`, `SSL_CERT_FILE` or `SSL_CERT_DIR` names what cannot be used.
+    Cached, because it loads every root certificate. Raises `InvalidArgument` with the variable's name if
+    `SSLKEYLOGFILE`, `SSL_CERT_FILE` or `SSL_CERT_DIR` cannot be used.
     """
     try:
         context = ssl.create_default_context()
     except OSError as error:
-        raise InvalidArgument("SSLKEYLOGFILE", f"the file cannot be opened for writing: {_says(error)}") from error
-    # OpenSSL passes silently over a file that it cannot read, and then no certificate is good.
+        raise InvalidArgument(
+            "SSLKEYLOGFILE",
+            f"the file cannot be opened for writing ({_reason(error)}): change the variable or unset it",
+        ) from error
+    # OpenSSL silently skips a file that it cannot read; then every certificate is rejected.
     if file := os.environ.get("SSL_CERT_FILE"):
         try:
             context.load_verify_locations(cafile=file)
         except OSError as error:
-            raise InvalidArgument("SSL_CERT_FILE", f"no certificates can be read from it: {_says(error)}") from error
+            raise InvalidArgument(
+                "SSL_CERT_FILE",
+                f"no certificates can be read from the file ({_reason(error)}): change the variable or unset it",
+            ) from error
     folders = os.environ.get("SSL_CERT_DIR")
     nothing_loaded = not context.cert_store_stats()["x509_ca"]
     if folders and nothing_loaded and not any(Path(folder).is_dir() for folder in folders.split(os.pathsep)):
-        raise InvalidArgument("SSL_CERT_DIR", "there is no such folder, and no certificate is known without it")
+        raise InvalidArgument(
+            "SSL_CERT_DIR",
+            "there is no such folder, and no other certificates are installed: change the variable or unset it",
+        )
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return resume_sessions(context)
 
 
-def _says(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
 def resume_sessions(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Have a client's context resume TLS sessions (RFC 8446 section 2.2): a redial then costs less. Returns it.
+    """Make a client's context resume TLS sessions (RFC 8446 section 2.2), so that reconnecting costs less. Returns it.
 
-    A session is remembered for its host name, the newest of each, 64 names at most, and used once.
+    It keeps the newest session of each host name, for at most 64 names, and uses each session once.
     """
     sessions: dict[str, ssl.SSLSession] = {}
 
@@ -200,11 +211,11 @@ def resume_sessions(context: ssl.SSLContext) -> ssl.SSLContext:
 
         def read(self, *arguments: Any, **options: Any) -> Any:
             data = super().read(*arguments, **options)
-            # In TLS 1.3 the ticket comes after the handshake, ahead of what the server says first.
+            # In TLS 1.3 the ticket arrives after the handshake, before the server's first data.
             if not self._remembered and self.server_hostname is not None and self.session is not None:
                 self._remembered = True
                 while len(sessions) >= _MAX_SESSIONS:
-                    sessions.pop(next(iter(sessions)), None)  # loops of several threads may share the context
+                    sessions.pop(next(iter(sessions)), None)  # loops in several threads may share the context
                 sessions[self.server_hostname] = self.session
             return data
 
@@ -213,7 +224,7 @@ def resume_sessions(context: ssl.SSLContext) -> ssl.SSLContext:
 
 
 def endpoint_of(url: URL, tls: ssl.SSLContext | None) -> Endpoint:
-    """Where a URL is dialled. A plain URL never takes a context; a secure one always has one."""
+    """The endpoint of a URL. A plain URL never gets a TLS context; a secure one always has one."""
     origin = url.origin
     return Endpoint(
         origin.host,
@@ -226,12 +237,12 @@ def endpoint_of(url: URL, tls: ssl.SSLContext | None) -> Endpoint:
 
 
 async def close_now(stream: ByteStream | TimedStream) -> None:
-    """Close a stream without a farewell, even in a cancelled task. What `SystemNetwork` opens never waits here."""
+    """Close a stream at once, even in a cancelled task. Never waits for a stream that `SystemNetwork` opened."""
     if isinstance(stream, SocketStream):
         stream.close()
         return
     with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 0.5):
-        with suppress(*STREAM_ERRORS):  # it was broken already, which is what closing wants
+        with suppress(*STREAM_ERRORS):  # it was broken already: closing is all we want
             await stream.aclose()
 
 
@@ -239,12 +250,12 @@ _MAX_SESSIONS: Final = 64
 
 # --- names of errors -------------------------------------------------------------------------------------------
 
-#: What a broken byte stream may raise, other than its plain end. `ssl.SSLError` is an `OSError`.
+#: Errors of a broken byte stream, other than its normal end. `ssl.SSLError` is an `OSError`.
 STREAM_ERRORS: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.BusyResourceError, OSError)
 
 
 def broken(error: BaseException) -> ConnectionBroken:
-    """Our name for an error of an established stream; raise it `from` that error."""
+    """Translate an error of an established stream; raise the result `from` it."""
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     if isinstance(cause, ssl.SSLError):
         return ConnectionBroken(f"TLS: {cause.reason or 'broken'}")

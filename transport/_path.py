@@ -1,8 +1,9 @@
-"""The network path: whether there is a way out of this machine, and which one.
+"""The network path: whether this machine can reach the network, and by which route.
 
-A `PathSource` knows the level: what the path is now, and when it may have changed. `PathMonitor` makes from it the few
-observations worth acting on: it waits for a lull (one removed address makes nine kernel events), reads the level, and
-tells it if it differs from what it told before. A change says "probe", never "drop": sockets often survive it.
+A `PathSource` reads the current path and says when it may have changed. `PathMonitor` turns that into the few changes
+worth acting on. It waits until no hint arrives for a while (removing one address makes nine kernel events), reads the
+path, and reports it if it differs from the last report. A change means "probe the connection", never "drop it": sockets
+often survive.
 """
 
 from __future__ import annotations
@@ -14,44 +15,44 @@ from typing import Final, Protocol, Self
 
 import anyio
 
-#: How long no change may be hinted before the level is read, and for how long hints can put that off, in seconds. The
-#: late ones are noise, and a change is to be told within a second.
+#: `SETTLE`: how long no hint may arrive before the path is read. `_PATIENCE`: how long hints can postpone that. Both
+#: are in seconds. Late hints are noise, and a change must be reported within a second.
 SETTLE: Final = 0.5
 _PATIENCE: Final = 0.8
 
-#: Addresses that only the way out leads to: a root name server's. They are looked up in routing tables, and nothing is
-#: sent to them. (Addresses reserved for documentation are often routed nowhere on purpose.)
+#: Addresses that only the default route leads to: a root name server's. They are only looked up in routing tables;
+#: nothing is sent to them. (Addresses reserved for documentation often have no route on purpose.)
 ANYWHERE: Final = ("198.41.0.4", "2001:503:ba3e::2:30")
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The way out. `identity` tells one way from another (interface and source address); None when there is none."""
+    """Whether there is a route out, and which: `identity` is its interface and source address, None without a route."""
 
     up: bool
     identity: str | None = None
 
 
 class PathSource(Protocol):
-    """What knows the path on one system."""
+    """Reads the network path on one operating system."""
 
     def read(self) -> Path:
-        """The path as it is now. Returns at once."""
+        """The current path. Returns at once."""
         ...
 
     async def wait_hint(self) -> None:
-        """Wait until the path may have changed; waking for nothing is lawful. Loses no hint between two calls."""
+        """Wait until the path may have changed; false alarms are allowed. Loses no hint between two calls."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Release its resources."""
         ...
 
 
 class PathMonitor:
-    """Tells of the path: as it is at first, then at each change. A context manager, which closes the source.
+    """Yields the network path: the current one, then each change. A context manager that closes the source.
 
-    Without a `source` it takes the best of this system. `settle` is in seconds.
+    Without a `source` it uses the best one for this system. `settle` is in seconds.
     """
 
     def __init__(self, source: PathSource | None = None, *, settle: float = SETTLE) -> None:
@@ -65,21 +66,20 @@ class PathMonitor:
         self._source.close()
 
     async def changes(self, *, wait_awake: Callable[[], Awaitable[object]] | None = None) -> AsyncGenerator[Path, None]:
-        """Yield the present path at once, then each one that differs from the one before. Never ends by itself.
+        """Yield the current path at once, then each path that differs from the one before. Never ends by itself.
 
-        `wait_awake` is awaited after each hint: while it does not return, nothing more is waited for or told, and then
-        the path is told as it is by that time.
+        `wait_awake` is awaited after each hint. Until it returns, nothing is reported; then the path is read again.
         """
-        told = self._source.read()
-        yield told
+        last = self._source.read()
+        yield last
         while True:
             await self._source.wait_hint()
             await self._wait_lull()
             if wait_awake is not None:
                 await wait_awake()
             path = self._source.read()
-            if path != told:
-                told = path
+            if path != last:
+                last = path
                 yield path
 
     async def _wait_lull(self) -> None:
@@ -92,9 +92,9 @@ class PathMonitor:
 
 
 def system_path_source(towards: Iterable[str] = ANYWHERE) -> PathSource:
-    """The best source there is here: the system's own events where they can be had, else a look every few seconds.
+    """The best source for this system: its own events if available, otherwise a check every few seconds.
 
-    `towards` are IP literals; the first that has a route decides. macOS and Windows know only of the way to anywhere.
+    `towards` are IP literals; the first one with a route decides. macOS and Windows only know the default route.
     """
     from ._path_polling import PollingPathSource
 
@@ -115,6 +115,6 @@ def system_path_source(towards: Iterable[str] = ANYWHERE) -> PathSource:
             source = NetworkInformationPathSource()
         else:
             source = PollingPathSource(towards)
-    except (ImportError, OSError):  # the extra is not installed, or a sandbox has no such events
+    except (ImportError, OSError):  # the extra is not installed, or a sandbox blocks the events
         source = PollingPathSource(towards)
     return source

@@ -1,4 +1,4 @@
-"""The path on macOS, from the Network framework (nw_path_monitor). **Not run on that system by the test suite.**
+"""The network path on macOS, from the Network framework (nw_path_monitor). **The test suite does not run it.**
 
 It needs pyobjc-framework-Network and pyobjc-framework-libdispatch (the extra `host`).
 """
@@ -14,15 +14,15 @@ from ._handover import Handover
 from ._path import ANYWHERE, Path
 from ._path_polling import source_address
 
-_UNSATISFIED: Final = 2  # nw_path_status_t; "satisfiable" (3) is a way that a dial would open
+_UNSATISFIED: Final = 2  # nw_path_status_t; "satisfiable" (3) means that connecting would open the path
 
 
 class NetworkFrameworkPathSource:
-    """What the system's own monitor says, which comes on a queue of the system's."""
+    """Follows the system's path monitor, which calls back on a dispatch queue."""
 
     def __init__(self) -> None:
         self._handover: Handover[Path] = Handover(only_newest=True)
-        # As the socket library sees it, until the monitor has spoken; that is soon after its start.
+        # The socket library's answer, used until the monitor reports, soon after its start.
         self._path = Path(up=_source() is not None)
         self._monitor = Network.nw_path_monitor_create()
         self._queue = libdispatch.dispatch_queue_create(b"towline.path", None)
@@ -39,7 +39,7 @@ class NetworkFrameworkPathSource:
         self._path = await self._handover.take()
 
     def close(self) -> None:
-        """Stop the monitor; what it still says is let go."""
+        """Stop the monitor and drop its pending reports."""
         Network.nw_path_monitor_cancel(self._monitor)
         self._handover.close()
 
@@ -51,7 +51,7 @@ class NetworkFrameworkPathSource:
 
         def take_first(interface: Any) -> bool:
             names.append(Network.nw_interface_get_name(interface).decode("ascii", "replace"))
-            return False  # they come in order of preference
+            return False  # interfaces come in order of preference; one is enough
 
         Network.nw_path_enumerate_interfaces(path, take_first)
         self._handover.put(Path(up=True, identity=" ".join([*names, _source() or ""])))

@@ -1,7 +1,7 @@
-"""The path on Linux, from the kernel's routing events (rtnetlink(7)). It needs no privilege.
+"""The network path on Linux, from the kernel's routing events (rtnetlink(7)). It needs no privileges.
 
-The level is the route that the kernel would take now: its interface, its source address, and whether that interface
-has a carrier. Only the last tells of an unplugged cable, whose address and route stay.
+The path is the route that the kernel would use now: its interface, its source address, and whether that interface has a
+carrier. Only the carrier shows an unplugged cable, because the address and the route stay.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RTA_DST: Final = 1
 _RTA_OIF: Final = 4
 _RTA_PREFSRC: Final = 7
 _IFLA_IFNAME: Final = 3
-_RUNNING: Final = 0x1 | 0x10000  # IFF_UP and IFF_LOWER_UP: switched on, and with a carrier
+_RUNNING: Final = 0x1 | 0x10000  # IFF_UP and IFF_LOWER_UP: enabled, with a carrier
 _RTN_UNICAST: Final = 1
 _RTN_LOCAL: Final = 2
 _RTMGRP: Final = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000  # links; IPv4, IPv6 addresses, routes and rules
@@ -40,7 +40,7 @@ _ATTRIBUTE: Final = struct.Struct("=HH")  # length, type
 
 
 class NetlinkPathSource:
-    """See the module's text. `towards` are IP literals; the first that has a route decides. Raises `OSError`."""
+    """Reads the path from the kernel. `towards` are IP literals; the first with a route decides. Raises `OSError`."""
 
     def __init__(self, towards: Iterable[str] = ANYWHERE) -> None:
         self._towards = tuple(map(ipaddress.ip_address, towards))
@@ -50,7 +50,7 @@ class NetlinkPathSource:
             self._events.setblocking(False)
             self._events.bind((0, _RTMGRP))
             self._questions = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-            self._questions.settimeout(1)  # the kernel answers within the call that asks; this is for a broken one
+            self._questions.settimeout(1)  # the kernel answers during the call that asks; this is for a broken one
             self._questions.bind((0, 0))
         except BaseException:
             self._events.close()
@@ -77,7 +77,7 @@ class NetlinkPathSource:
         except BlockingIOError:
             pass
         except OSError as error:
-            if error.errno != errno.ENOBUFS:  # events were lost: a hint like any other, since levels are read
+            if error.errno != errno.ENOBUFS:  # events were lost: that is a hint too, because the path is read again
                 raise
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class NetlinkPathSource:
             self._questions.send(_HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST, self._sequence, 0) + body)
             while True:
                 answers = list(messages(self._questions.recv(65_536)))
-                # An answer that came too late for an earlier question is not one for this.
+                # Skip late answers to an earlier question.
                 if any(sequence == self._sequence for _, sequence, _ in answers):
                     break
         except OSError:
@@ -125,7 +125,7 @@ class NetlinkPathSource:
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Split what a netlink socket gave into (type, sequence, body)."""
+    """Split the data of a netlink socket into (type, sequence, body)."""
     at = 0
     while at + _HEADER.size <= len(data):
         size, kind, _, sequence, _ = _HEADER.unpack_from(data, at)

@@ -1,4 +1,4 @@
-"""The path by asking for it every few seconds: works on every system, and needs nothing but the socket library."""
+"""The network path by polling: works on every system with the socket library alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ._path import ANYWHERE, Path
 
 
 class PollingPathSource:
-    """Looks which source address the system would use. It sees no carrier: an unplugged cable may keep its address.
+    """Checks which source address the system would use. Cannot see an unplugged cable that keeps its address.
 
-    `towards` are IP literals; the first that has a route decides. `interval` is in seconds.
+    `towards` are IP literals; the first one with a route decides. `interval` is in seconds.
     """
 
     def __init__(self, towards: Iterable[str] = ANYWHERE, *, interval: float = 5.0) -> None:
@@ -33,11 +33,11 @@ class PollingPathSource:
         await anyio.sleep(self._interval)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 def source_address(address: str) -> str | None:
-    """Connecting a datagram socket sends nothing; it makes the system choose a route and a source address."""
+    """The source address for a destination, None without a route. Connecting a datagram socket sends nothing."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

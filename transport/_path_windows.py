@@ -1,8 +1,8 @@
-"""The path on Windows, from NetworkInformation (NetworkStatusChanged). **Not run on that system by the test suite.**
+"""The network path on Windows, from NetworkInformation (NetworkStatusChanged). **The test suite does not run it.**
 
-It needs winrt-Windows.Networking.Connectivity (the extra `host`). Windows asks a server of its own whether the way
-leads anywhere; its levels are taken as NetworkManager's are (`towline.host`): behind a portal the path is down, and
-without reach of the internet it is another path than the same one with it.
+It needs winrt-Windows.Networking.Connectivity (the extra `host`). Windows checks with its own server whether the
+internet is reachable. Its levels mean the same as NetworkManager's (`towline.host`). Behind a captive portal the path
+is down. A path without internet access differs from the same path with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._path_polling import source_address
 
 
 class NetworkInformationPathSource:
-    """Asks for the level when the system hints, which it does on a thread of its own."""
+    """Reads the connectivity level when the system reports a change, on its own thread."""
 
     def __init__(self) -> None:
         self._handover: Handover[None] = Handover(only_newest=True)
@@ -28,7 +28,7 @@ class NetworkInformationPathSource:
         profile = NetworkInformation.get_internet_connection_profile()
         source = next(filter(None, map(source_address, ANYWHERE)), None)
         if profile is None or source is None:
-            # No network that Windows would call one; a virtual adapter may still lead out, as on Linux.
+            # Windows sees no network; a virtual adapter may still have a route, as on Linux.
             return Path(up=source is not None, identity=source)
         level = profile.get_network_connectivity_level()
         if level == NetworkConnectivityLevel.CONSTRAINED_INTERNET_ACCESS:
@@ -43,7 +43,7 @@ class NetworkInformationPathSource:
         await self._handover.take()
 
     def close(self) -> None:
-        """Be told no more."""
+        """Stop listening for changes."""
         NetworkInformation.remove_network_status_changed(self._registered)
         self._handover.close()
 

@@ -1,7 +1,7 @@
 """A connected socket as a byte stream, on any backend.
 
-It waits by `anyio.wait_readable` and `anyio.wait_writable` and moves the bytes itself: no transport, no queue and no
-turn of the loop lies between the kernel and whoever reads or writes.
+It waits with `anyio.wait_readable` and `anyio.wait_writable` and moves the bytes itself. No transport, queue or extra
+turn of the loop lies between the kernel and the caller.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
 
-# A sender whose peer takes everything at once would keep the loop to itself: this often it lets others run.
+# A sender whose peer reads fast would keep the loop to itself: after this many sends, other tasks run.
 _SENDS_A_TURN: Final = 16
 
 
@@ -32,7 +32,7 @@ class SocketStream(ByteStream):
         self.time: Callable[[], float] = anyio.current_time
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
-        """See `TimedStream.receive_before`. Always waits, also for what is there."""
+        """See `TimedStream.receive_before`. Always waits, even if bytes are already there."""
         if self._waiting is not None:
             raise anyio.BusyResourceError("reading from")
         self._check_open()
@@ -53,7 +53,7 @@ class SocketStream(ByteStream):
             self._waiting.deadline = -inf
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """At least one byte, at most `max_bytes`. Always waits, and takes nothing if it is cancelled.
+        """Receive between 1 and `max_bytes` bytes. Always waits, and takes nothing if it is cancelled.
 
         Raises `EndOfStream`, `BrokenResourceError`, `ClosedResourceError`, and `BusyResourceError` while another task
         receives.
@@ -64,7 +64,7 @@ class SocketStream(ByteStream):
         return data
 
     def _take(self, max_bytes: int) -> bytes | None:
-        """What the kernel has, None if there is nothing yet."""
+        """The bytes the kernel has, None if there are none yet."""
         self._sends = 0
         try:
             data = self._socket.recv(max_bytes)
@@ -78,9 +78,9 @@ class SocketStream(ByteStream):
         return data
 
     async def send(self, item: bytes) -> None:
-        """Hand all bytes to the kernel. Waits, and can be cancelled, where that takes none, and every so often.
+        """Pass all bytes to the kernel. Waits, and can be cancelled, when its buffer is full and after many sends.
 
-        If it is cancelled, some may have been sent. Raises `BrokenResourceError`, `ClosedResourceError`, and
+        If it is cancelled, some bytes may have been sent. Raises `BrokenResourceError`, `ClosedResourceError`, and
         `BusyResourceError` while another task sends.
         """
         await self.send_before(inf, item)
@@ -107,20 +107,20 @@ class SocketStream(ByteStream):
             raise TimeoutError
 
     async def let_others_run(self) -> None:
-        """Wait a turn where much was sent without one; whoever is cancelled in it has sent nothing."""
+        """Yield to other tasks after many sends without a wait. A cancellation here has sent nothing."""
         if self._sends >= _SENDS_A_TURN:
             self._sends = 0
             await checkpoint()
 
     @property
     def may_send_now(self) -> bool:
-        """Whether `send_nowait` may be called: nobody sends, and the other tasks have had their turn."""
+        """Whether `send_nowait` is allowed: no other task is sending, and other tasks have had their turn."""
         return not self._sending and self._sends < _SENDS_A_TURN
 
     def send_nowait(self, data: bytes | memoryview) -> int:
-        """Hand over what the kernel takes at once, and say how many bytes that is.
+        """Send the bytes that the kernel takes at once, and return how many.
 
-        The rest must follow by `send_before`, ahead of anything else. Raises `BrokenResourceError`,
+        The rest must follow with `send_before`, ahead of anything else. Raises `BrokenResourceError`,
         `ClosedResourceError`.
         """
         self._sends += 1
@@ -133,7 +133,7 @@ class SocketStream(ByteStream):
             raise anyio.BrokenResourceError from error
 
     async def send_eof(self) -> None:
-        """Tell the peer that no more bytes come. Raises `BrokenResourceError`, `ClosedResourceError`."""
+        """Signal the end of our bytes to the peer. Raises `BrokenResourceError`, `ClosedResourceError`."""
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError as error:
@@ -141,11 +141,11 @@ class SocketStream(ByteStream):
             raise anyio.BrokenResourceError from error
 
     async def aclose(self) -> None:
-        """See `close`; it waits for nothing."""
+        """Close the stream, as `close`; never waits."""
         self.close()
 
     def close(self) -> None:
-        """Close at once; whoever waits for this socket gets `ClosedResourceError`."""
+        """Close at once; tasks waiting for this socket get `ClosedResourceError`."""
         if not self._closed:
             self._closed = True
             if self._sending or self._waiting is not None:

@@ -1,4 +1,4 @@
-"""A byte stream whose every wait ends at a deadline: what a WebSocket needs of the stream beneath it."""
+"""A byte stream whose waits all end at a deadline, as a WebSocket needs."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from anyio.abc import ByteStream
 
 
 class TimedStream(Protocol):
-    """A byte stream, of which one task at a time receives and one sends."""
+    """A byte stream with deadlines. One task at a time may receive, and one may send."""
 
-    #: Gives the seconds on the clock of the deadlines.
+    #: The clock of the deadlines, in seconds.
     time: Callable[[], float]
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
-        """Some bytes, or none once `deadline` has passed or `wake` was called. Takes nothing if it is cancelled.
+        """Receive some bytes, or none once `deadline` has passed or `wake` was called. Takes nothing if it is
+        cancelled.
 
         Raises as `ByteStream.receive`.
         """
         ...
 
     def wake(self) -> None:
-        """Have the task that waits in `receive_before` return; without one, nothing happens."""
+        """Make a waiting `receive_before` return; does nothing if no task waits there."""
         ...
 
     async def send_before(self, deadline: float, data: bytes) -> None:
-        """Send all of it. If it is cancelled or `deadline` passes, nobody knows how much was sent.
+        """Send all bytes. After a cancellation or `deadline`, it is unknown how many were sent.
 
         Raises as `ByteStream.send`, and `TimeoutError`.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close it."""
+        """Close the stream."""
         ...
 
 
 class ScopedStream:
-    """A `TimedStream` from any byte stream, by cancel scopes."""
+    """A `TimedStream` made from any byte stream, with cancel scopes."""
 
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
@@ -71,7 +72,7 @@ class ScopedStream:
             try:
                 await self.stream.send(data)
             except TimeoutError as error:
-                # ETIMEDOUT: the system gave the peer up, which is no deadline of ours.
+                # ETIMEDOUT: the operating system gave up on the peer; our deadline has not passed.
                 raise anyio.BrokenResourceError from error
         if scope.cancelled_caught:
             raise TimeoutError

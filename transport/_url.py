@@ -1,8 +1,8 @@
-"""URLs, origins and headers, checked once, before anything is dialled.
+"""Checks URLs, origins and headers once, before connecting.
 
-What passes here needs no second look: the host is an A-label (RFC 5890) or an IP literal, the target and every header
-are printable ASCII without line breaks. What does not pass raises `InvalidArgument`, whose text never quotes a query
-or a header's value: a token may stand there.
+A checked value needs no further check. The host is an A-label (RFC 5890) or an IP literal; the target and every header
+are printable ASCII without line breaks. Anything else raises `InvalidArgument`. Its text never quotes a query or a
+header's value, because either may hold a token.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ _LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _UNPRINTABLE: Final = re.compile(r"[\x00- \x7f]")
 _TARGET: Final = re.compile(r"[!-~]*")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
-_FIELD_VALUE: Final = re.compile(r"[!-~]([\t -~]*[!-~])?|")  # RFC 9110 section 5.5, its ASCII part
+_FIELD_VALUE: Final = re.compile(r"[!-~]([\t -~]*[!-~])?|")  # the ASCII part of RFC 9110 section 5.5
 _ZONE: Final = re.compile(r"[0-9A-Za-z._~-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Whom a token may be shown to: whether the line is secure, the host as A-label, the port.
+    """The scope of a token: whether the connection is encrypted, the host as an A-label, and the port.
 
-    `ws` and `http` are one, `wss` and `https` too. As text: `https://api.example:443`, the port always there.
+    `ws` and `http` are the same, and so are `wss` and `https`. As text: `https://api.example:443`, always with the
+    port.
     """
 
     secure: bool
@@ -52,11 +53,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class URL:
-    """An absolute URL that has been checked; make it with `parse_url`. As text it has no query, so it may be logged.
+    """A checked absolute URL; make one with `parse_url`. Its text has no query, so it may be logged.
 
-    `target` is the request target, path and query, as it goes onto the wire. `zone` is an IPv6 literal's zone
-    (RFC 6874): it chooses the interface to dial from and is told to nobody. `absolute`: the host was written with its
-    final dot (RFC 1034 section 3.1), so it is looked up as it stands, without a search list; its origin is the same.
+    `target` is the request target (path and query) as sent. `zone` is an IPv6 literal's zone (RFC 6874): it selects the
+    interface to connect from and is never sent. `absolute`: the host was written with its final dot (RFC 1034 section
+    3.1), so it is resolved as it is, without a search list. Its origin is the same.
     """
 
     scheme: str
@@ -70,7 +71,7 @@ class URL:
 
     @property
     def whole(self) -> str:
-        """All of it as text, which `parse_url` reads as the same URL. A token may stand in its query."""
+        """The complete URL as text, which `parse_url` reads as the same URL. Its query may hold a token."""
         host = _bracketed(self.origin.host if self.zone is None else f"{self.origin.host}%25{self.zone}")
         port = "" if self.origin.port == _DEFAULT_PORT[self.origin.secure] else f":{self.origin.port}"
         return f"{self.scheme}://{host}{'.' * self.absolute}{port}{self.target}"
@@ -82,17 +83,17 @@ class URL:
 
     @property
     def host_header(self) -> str:
-        """The host, with its port where that is not the scheme's own (RFC 9110 section 7.2)."""
+        """The host, with the port if it is not the scheme's default (RFC 9110 section 7.2)."""
         host = _bracketed(self.origin.host)
         return host if self.origin.port == _DEFAULT_PORT[self.origin.secure] else f"{host}:{self.origin.port}"
 
     def at(self, target: str) -> URL:
-        """The URL of another path (and query) at the same origin over HTTP: `ws` becomes `http`, `wss` `https`."""
+        """The URL of another path (and query) at this origin over HTTP: `ws` becomes `http`, `wss` `https`."""
         _check_target(target)
         return replace(self, scheme=_TWIN[self.scheme], target=target)
 
     def with_query(self, name: str, value: str) -> URL:
-        """This URL with one more query parameter, percent-encoded."""
+        """This URL with an additional query parameter, percent-encoded."""
         mark = "&" if "?" in self.target else "?"
         pair = f"{quote(name, safe='')}={quote(value, safe='')}"
         return replace(self, target=f"{self.target}{mark}{pair}")
@@ -101,14 +102,14 @@ class URL:
 def parse_url(text: str, *, schemes: Iterable[str] = ("wss", "ws"), allow_insecure: bool = False) -> URL:
     """Check an absolute URL.
 
-    A line without TLS (`ws`, `http`) is lawful to a loopback address or `localhost`; `allow_insecure=True` allows it
-    to any host. Raises `InvalidArgument`.
+    An unencrypted URL (`ws`, `http`) is allowed only to a loopback address or `localhost`; `allow_insecure=True` allows
+    it to any host. Raises `InvalidArgument`.
     """
     if not isinstance(text, str):
         raise _wrong_url("must be text")
-    # urlsplit removes line breaks and tabs silently; a URL that holds them is a mistake or an attack.
+    # urlsplit silently removes line breaks and tabs; a URL that holds them is a mistake or an attack.
     if _UNPRINTABLE.search(text):
-        raise _wrong_url("holds a space or a control character")
+        raise _wrong_url("holds a space or a control character: percent-encode it")
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -120,28 +121,28 @@ def parse_url(text: str, *, schemes: Iterable[str] = ("wss", "ws"), allow_insecu
     if scheme not in schemes or scheme not in _SECURE:
         raise _wrong_url(f"the scheme must be {' or '.join(schemes)}")
     if userinfo or at_sign:
-        raise _wrong_url("holds credentials; pass them as a header")
+        raise _wrong_url("holds credentials: pass them as a header")
     if parts.fragment or text.endswith("#"):
-        raise _wrong_url("holds a fragment (RFC 6455 section 3 forbids it)")
+        raise _wrong_url("holds a fragment, which RFC 6455 section 3 forbids: remove it, or write # as %23")
     if port == 0:
-        raise _wrong_url("port 0 cannot be dialled")
+        raise _wrong_url("port 0 cannot be connected to")
     if not parts.hostname:
         raise _wrong_url("has no host")
     host, zone = parse_host(parts.hostname)
     absolute = parts.hostname.endswith(".") and not is_address(host)
     secure = _SECURE[scheme]
     if not secure and not allow_insecure and not is_loopback(host):
-        raise _wrong_url(f"{scheme} is not encrypted: use {scheme}s, or allow_insecure=True")
+        raise _wrong_url(f"{scheme} is not encrypted: use {scheme}s, or pass allow_insecure=True")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     _check_target(target)
     return URL(scheme, Origin(secure, host, port or _DEFAULT_PORT[secure]), target, zone, absolute)
 
 
 def parse_origin(text: str, *, allow_insecure: bool = False) -> URL:
-    """Check an origin, such as `https://api.example`, given as an http(s) or ws(s) URL without path and query."""
+    """Check an origin such as `https://api.example`: an http(s) or ws(s) URL without path and query."""
     url = parse_url(text, schemes=("https", "http", "wss", "ws"), allow_insecure=allow_insecure)
     if url.target != "/":
-        raise InvalidArgument("origin", "must have neither path nor query")
+        raise InvalidArgument("origin", "must not have a path or a query")
     return url
 
 
@@ -149,40 +150,40 @@ def _wrong_url(problem: str) -> InvalidArgument:
     return InvalidArgument("url", problem)
 
 
-@lru_cache(64)  # a redial asks again, and most of the answer is looking at each label
+@lru_cache(64)  # every reconnect asks again, and checking the labels is most of the work
 def parse_host(text: str) -> tuple[str, str | None]:
     """The host as A-label or canonical IP literal, and an IPv6 literal's zone; raises `InvalidArgument`.
 
-    A final dot is not part of it: with or without, the name and its certificate are the same.
+    A final dot is removed: the name and its certificate are the same with and without it.
     """
     if ":" in text:
         address, percent, zone = text.partition("%")
-        zone = zone.removeprefix("25")  # RFC 6874 writes the sign as %25; a bare one is common
+        zone = zone.removeprefix("25")  # RFC 6874 writes the sign as %25; a plain one is common
         if percent and not _ZONE.fullmatch(zone):
-            raise _wrong_url("the zone of the IPv6 address is not usable")
+            raise _wrong_url("the zone of the IPv6 address holds a character that is not allowed")
         try:
             return IPv6Address(address).compressed, zone or None
         except ValueError:
-            raise _wrong_url("the IPv6 address is not one") from None
+            raise _wrong_url("the host is not a valid IPv6 address") from None
     try:
         return str(IPv4Address(text.removesuffix("."))), None
     except ValueError:
         pass
     if text.isascii() and "xn--" not in text.lower():
-        # Underscores are no hostname by RFC 1123, yet service names in private networks have them.
+        # RFC 1123 does not allow underscores, but service names in private networks have them.
         host = text.lower()
     else:
         try:
             host = idna.encode(text, uts46=True, transitional=False).decode("ascii")
         except (idna.IDNAError, UnicodeError):
-            raise _wrong_url("the host is not a name that IDNA (UTS 46) knows") from None
+            raise _wrong_url("the host is not a valid name (IDNA, UTS 46)") from None
     host = host.removesuffix(".")
     labels = host.split(".")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise _wrong_url("the host is not a name: labels of 1 to 63 letters, digits and hyphens")
+        raise _wrong_url("the host is not a valid name: it needs labels of 1 to 63 letters, digits and hyphens")
     if labels[-1].isdigit() or labels[-1].startswith("0x"):
-        # The system's resolver would read 127.1 or 0x7f000001 as an address that no rule of ours has seen.
-        raise _wrong_url("the host ends in a number but is no IPv4 address")
+        # The system's resolver would read 127.1 or 0x7f000001 as an address, which our checks have not seen.
+        raise _wrong_url("the host ends in a number but is not an IPv4 address")
     return host, None
 
 
@@ -196,13 +197,13 @@ def _check_target(target: str) -> None:
 
 
 def is_localhost(host: str) -> bool:
-    """Whether the name is `localhost` or below it, which by RFC 6761 section 6.3 never leaves the machine."""
+    """Whether the name is `localhost` or below it, which never leaves the machine (RFC 6761 section 6.3)."""
     return host == "localhost" or host.endswith(".localhost")
 
 
 def is_address(host: str) -> bool:
-    """Whether a host that was checked is an IP literal."""
-    return ":" in host or host.rpartition(".")[2].isdigit()  # the last label of a checked name is no number
+    """Whether a checked host is an IP literal."""
+    return ":" in host or host.rpartition(".")[2].isdigit()  # the last label of a checked name is not a number
 
 
 @lru_cache(64)
@@ -217,13 +218,13 @@ def is_loopback(host: str) -> bool:
 
 
 def encode_job_id(job: str) -> str:
-    """A job id as one path segment, with no character left as it is but letters, digits, `-._~`.
+    """Encode a job id as one path segment; every character but letters, digits and `-._~` is percent-encoded.
 
-    Raises `InvalidArgument` for what no segment can carry: the empty text, `.` and `..` (RFC 3986 section 5.2.4
+    Raises `InvalidArgument` for an id that no segment can carry: the empty text, `.` and `..` (RFC 3986 section 5.2.4
     removes them from a path), and a lone surrogate.
     """
     if not isinstance(job, str) or job in {"", ".", ".."}:
-        raise InvalidArgument("job", "must be text, and neither empty nor . nor ..")
+        raise InvalidArgument("job", "must be text other than the empty string, . and ..")
     try:
         return quote(job, safe="")
     except UnicodeEncodeError:
@@ -231,38 +232,38 @@ def encode_job_id(job: str) -> str:
 
 
 def fill_template(template: str, job: str, *, fixed: bool = False) -> str:
-    """A target from a template such as `/api/job-state/{job}`; the one field is `{job}`, the job id, encoded.
+    """Insert a job id into a template such as `/api/job-state/{job}`, percent-encoded.
 
-    With `fixed` the field may be left out: the job is named elsewhere in the request.
+    With `fixed`, the template may leave `{job}` out, because the request names the job elsewhere.
     """
     fields = template.count("{job}")
     if not (fields == 1 or (fixed and fields == 0)) or re.search(r"[{}]", template.replace("{job}", "")):
-        raise InvalidArgument("template", "must hold {job} once, and no other field")
+        raise InvalidArgument("template", "must hold {job} once and no other field")
     target = template.replace("{job}", encode_job_id(job))
     _check_target(target)
     return target
 
 
 def check_headers(headers: Headers, *, reserved: frozenset[str]) -> list[tuple[bytes, bytes]]:
-    """Check headers of the caller's own and turn them into bytes; `reserved` names (lower case) are refused.
+    """Check the caller's headers and encode them; names in `reserved` (lower case) are refused.
 
-    Raises `InvalidArgument` naming the header, never its value.
+    Raises `InvalidArgument` with the header's name, never its value.
     """
     pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
     for name, value in pairs:
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
             raise InvalidArgument("headers", "a name is not a token (RFC 9110 section 5.6.2)")
         if name.lower() in reserved:
-            raise InvalidArgument("headers", f"{name} is set by the protocol itself")
+            raise InvalidArgument("headers", f"{name} is set by the protocol: leave it out")
         if not isinstance(value, str | Secret) or not _FIELD_VALUE.fullmatch(revealed(value)):
             raise InvalidArgument("headers", f"the value of {name} is not printable ASCII on one line")
     return [(name.encode("ascii"), revealed(value).encode("ascii")) for name, value in pairs]
 
 
 def check_subprotocols(subprotocols: Iterable[str | Secret]) -> tuple[str | Secret, ...]:
-    """Check the subprotocols to offer: tokens, each once. One may hold a credential, so none is quoted."""
+    """Check the subprotocols to offer: each a token, without repeats. Errors quote none: one may hold a credential."""
     if isinstance(subprotocols, str):
-        raise InvalidArgument("subprotocols", "must be a sequence of names, not one text")
+        raise InvalidArgument("subprotocols", "must be a sequence of names, not a single text")
     offered = tuple(subprotocols)
     if not all(isinstance(name, str | Secret) and _TOKEN.fullmatch(revealed(name)) for name in offered):
         raise InvalidArgument("subprotocols", "a name is not a token (RFC 6455 section 4.1)")
@@ -272,7 +273,7 @@ def check_subprotocols(subprotocols: Iterable[str | Secret]) -> tuple[str | Secr
 
 
 def revealed(text: str | Secret) -> str:
-    """The text, for the wire alone: no frame that may raise shall hold it in a variable."""
+    """The text as sent. A frame that may raise must not hold it in a variable."""
     return text.reveal() if isinstance(text, Secret) else text
 
 

@@ -1,8 +1,8 @@
-"""A WebSocket over an anyio byte stream: `WebSocketProtocol` driven by the task that receives.
+"""A WebSocket over an anyio byte stream; the receiving task drives `WebSocketProtocol`.
 
-No task is started here. The receiving task reads, answers pings and watches over silence; a send happens in the task
-that sends. Bytes are made and written in one go, where the kernel takes them all, or else under one lock: so frames go
-out whole and in order.
+This module starts no task. The receiving task reads, answers pings and measures silence; `send` runs in the task that
+calls it. A frame is made and written in one step if the kernel takes it all, otherwise under a lock. So frames are sent
+complete and in order.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from ._timed_stream import ScopedStream, TimedStream
 from ._url import URL, Headers, check_headers, check_subprotocols, parse_url
 from ._websocket_protocol import WebSocketProtocol, check_close
 
-# Who comes back to an overdue socket gets this long to find what the kernel has kept for it.
+# Seconds to look for bytes that the kernel has kept, if nothing was receiving when the peer became overdue.
 _SECOND_LOOK = 1.0
 
-# Asked of the socket while little comes: memory allocators map and unmap pages for each larger buffer (glibc from
-# 128 KiB on, mallopt(3)), which costs more than the read.
+# Bytes to request while little arrives. Memory allocators map and unmap pages for a larger buffer (glibc from 128 KiB
+# on, mallopt(3)), which costs more than the read.
 _SMALL_READ = 64 << 10
 _LITTLE = 4 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class WebSocketStatistics:
-    """Counts since the upgrade; bytes include the framing, not TLS."""
+    """Counts since the upgrade; bytes include the framing, but not TLS."""
 
     messages_received: int
     messages_sent: int
@@ -60,11 +60,11 @@ class WebSocketStatistics:
 
 
 class WebSocket:
-    """An open WebSocket; made by `open_websocket` and `connect_websocket`.
+    """An open WebSocket; `open_websocket` and `connect_websocket` make one.
 
-    One task receives, any number may send. **While no task receives, pings are not answered, silence is not noticed
-    and the peer's close is not seen**: receiving is what keeps it alive. When nobody takes messages, reading stops and
-    the peer is held back by TCP.
+    One task receives, any number may send. **While no task receives, pings are not answered, and neither silence nor
+    the peer's close is noticed**: keep a task receiving. If messages are not taken, reading stops and TCP slows the
+    peer down.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class WebSocket:
         deflate: DeflateExtension | None = None,
         trailing: bytes = b"",
     ) -> None:
-        """Take over a stream whose upgrade is done; `trailing` are the bytes read past it."""
+        """Use a stream whose upgrade is done; `trailing` are the bytes read after the upgrade."""
         limits = limits or DEFAULT_LIMITS
         #: The subprotocol the server chose, or None.
         self.subprotocol = subprotocol
-        #: `anyio.current_time()` when bytes last came in.
+        #: `anyio.current_time()` when bytes last arrived.
         self.last_received = anyio.current_time()
         self._socket = stream if isinstance(stream, SocketStream) else None
         self._stream: TimedStream = self._socket or ScopedStream(stream)
@@ -95,11 +95,11 @@ class WebSocket:
         self._receiving = False
         self._pinged_at: float | None = None
         self._overdue_since: float | None = None
-        self._probe: tuple[float, float] | None = None  # when it ends, and how long it was
+        self._probe: tuple[float, float] | None = None  # when it ends, and how many seconds it was given
         self._ping_wanted = False
         self._receiver_left: anyio.Event | None = None
         self._ready: list[Message] = self._protocol.receive_data(trailing)
-        # What an iteration has not given yet of the newest batch. Its bound method saves a call a message.
+        # The rest of the newest batch during iteration. Keeping its bound method saves a call per message.
         self._iterated: Iterator[Message] = iter(())
         self._next_message = self._iterated.__next__
 
@@ -111,19 +111,21 @@ class WebSocket:
     # --- receive ------------------------------------------------------------------------------------------------
 
     async def receive_batch(self) -> list[Message]:
-        """All complete messages of the next read, at least one: `str` for text, `bytes` for binary.
+        """Return all complete messages of the next read, at least one: `str` for text, `bytes` for binary.
 
-        May be cancelled at any time and called again: nothing is lost. (Where a full socket has just kept it from
-        answering a ping, the WebSocket is dead then, as with `send`.) What came before the end is given first, then
-        each call raises how it ended: `ConnectionClosed`, `ConnectionBroken`, `ProtocolViolation`, `MessageTooBig`, or
-        `DeadlineExceeded` for silence. Raises `ForbiddenRequest` while another task receives.
+        It may be cancelled at any time and called again without losing messages. One exception, as with `send`: a
+        cancellation while a pong waits for a full socket ends the WebSocket.
+
+        Messages received before the end come first. Then each call raises how it ended: `ConnectionClosed`,
+        `ConnectionBroken`, `ProtocolViolation`, `MessageTooBig`, or `DeadlineExceeded` for silence. Raises
+        `ForbiddenRequest` while another task receives.
         """
         if self._receiving:
-            raise ForbiddenRequest("receive", "receiving", "another task is at it")
+            raise ForbiddenRequest("receive", "receiving", "another task is receiving; let one task receive")
         self._receiving = True
         try:
             if rest := list(self._iterated):
-                # An iteration was left in the middle of a batch.
+                # An iteration stopped in the middle of a batch.
                 self._ready[:0] = rest
             while not self._ready:
                 await self._step()
@@ -141,11 +143,11 @@ class WebSocket:
             self._receiver_left = None
 
     def __aiter__(self) -> Self:
-        """The messages, one by one, until the peer closes with 1000 or 1001, or we did; raises as `receive_batch`.
+        """Yield messages until the peer closes with 1000 or 1001, or we close; raises as `receive_batch`.
 
-        An iteration that is left goes on where it was, by another one or by `receive_batch`.
+        After a break, another iteration or `receive_batch` continues with the next message.
         """
-        # The socket is its own iterator: a generator left half-way would be work for the garbage collector.
+        # The socket is its own iterator, so a break leaves no generator to the garbage collector.
         return self
 
     async def __anext__(self) -> Message:
@@ -164,7 +166,7 @@ class WebSocket:
         return self._next_message()
 
     async def _step(self) -> None:
-        """Do the next thing there is: raise the end, take what is buffered, or read."""
+        """Do the next step: raise the error that ended it, process buffered bytes, or read."""
         protocol = self._protocol
         if protocol.end is not None:
             if protocol.wants_to_send:
@@ -204,9 +206,9 @@ class WebSocket:
     # --- liveness -----------------------------------------------------------------------------------------------
 
     def probe(self, seconds: float = 5.0) -> None:
-        """Ping now; unless bytes come in within `seconds`, receiving raises `DeadlineExceeded`.
+        """Ping now; if no bytes arrive within `seconds`, receiving raises `DeadlineExceeded`.
 
-        Returns at once, and may be called from any task of the loop: the receiving task does it.
+        Returns at once; any task of the loop may call it. The receiving task sends the ping.
         """
         ends = self._time() + seconds
         if self._probe is None or ends < self._probe[0]:
@@ -215,12 +217,12 @@ class WebSocket:
         self._stream.wake()
 
     def _lost_at(self) -> float:
-        """When silence means death."""
+        """When silence counts as a lost connection."""
         lost = inf
         if self._liveness is not None:
             lost = self.last_received + self._liveness.lost_after
             if self._pinged_at is not None:
-                # Who was not receiving for a while pings late, and waits as long for the answer as others.
+                # If nothing was receiving for a while, the ping is late; its answer gets the usual time.
                 lost = max(lost, self._pinged_at + self._liveness.lost_after - self._liveness.ping_after)
         if self._probe is not None:
             lost = min(lost, self._probe[0])
@@ -229,18 +231,18 @@ class WebSocket:
         return lost
 
     def _next_deadline(self) -> float:
-        """Until when to wait for bytes."""
+        """How long the next read may wait for bytes."""
         if self._ping_wanted:
             return -inf
         if self._liveness is not None and self._pinged_at is None:
             return self.last_received + self._liveness.ping_after
         if self._overdue_since is None and self._lost_at() <= self._time():
-            # Nobody was receiving when the time came: what the kernel has kept is heard before the verdict.
+            # Nothing was receiving at the deadline: read what the kernel has kept before giving up.
             self._overdue_since = self._time()
         return self._lost_at()
 
     def _look_at_silence(self) -> None:
-        """The reader's deadline has passed without bytes: ping, or give up."""
+        """React to a read without bytes: ping, or give up."""
         now = self._time()
         if self._ping_wanted:
             return
@@ -263,14 +265,15 @@ class WebSocket:
     # --- send ---------------------------------------------------------------------------------------------------
 
     async def send(self, message: Message) -> None:
-        """Send one message, `str` as text, `bytes` as binary; returns once it is handed to the system.
+        """Send one message, `str` as text, `bytes` as binary; returns when the operating system has taken it.
 
-        If it is cancelled while it waits for the socket, the peer may have half a frame: the WebSocket is then dead,
-        and says so. Raises `InvalidArgument` (nothing was sent, it lives on), and how it ended, as `receive_batch`.
+        If it is cancelled while it waits for the socket, the peer may have half a frame: then the WebSocket ends with
+        an error. Raises `InvalidArgument` (nothing was sent, it stays open), and the error that ended it, as
+        `receive_batch`.
         """
         socket = self._socket
         if socket is not None and socket.may_send_now and not self._send_lock.locked():
-            # Whatever the kernel takes whole needs no lock: no other task runs meanwhile.
+            # If the kernel takes the complete frame, no lock is needed: no other task runs meanwhile.
             data = self._protocol.send_message(message)
             try:
                 sent = socket.send_nowait(data)
@@ -295,21 +298,21 @@ class WebSocket:
             self._send_lock.release()
 
     async def ping(self) -> None:
-        """Send a ping. The answer counts as inbound bytes; nothing waits for it (see `probe`)."""
+        """Send a ping. Nothing waits for the pong, which counts as received bytes (see `probe`)."""
         self._protocol.queue_ping()
         async with self._send_lock:
             await self._drain()
 
     async def _flush_in_time(self) -> None:
-        """`_flush_before` silence means death, but for a second at the least."""
+        """Write queued frames until the connection counts as lost, but try for at least a second."""
         await self._flush_before(max(self._lost_at(), self._time() + 1))
 
     async def _flush_before(self, deadline: float) -> None:
-        """Write what the protocol wants to say, for no longer than silence may last: the link may be stuck."""
+        """Write queued frames until `deadline`: a stuck link must not block longer than silence may last."""
         try:
             self._send_lock.acquire_nowait()
         except anyio.WouldBlock:
-            return  # whoever holds the lock does it on its way out
+            return  # the task that holds the lock writes them before it releases
         try:
             await self._drain(deadline)
         finally:
@@ -317,21 +320,21 @@ class WebSocket:
 
     async def _drain(self, deadline: float = inf) -> None:
         while self._protocol.wants_to_send:
-            # A pending cancellation strikes here, where nothing is taken out yet and nothing is lost.
+            # A pending cancellation must raise here, before bytes are taken out and could be lost.
             await checkpoint_if_cancelled()
             await self._let_others_run()
             try:
                 await self._write(self._protocol.data_to_send(), deadline)
             except TowlineError:
-                return  # what the peer said before is still to be read; the reader will see the end
+                return  # the peer's earlier data is still to be read; the reader will see the end
 
     async def _let_others_run(self) -> None:
-        """The turn that who sends much gives to the others, taken before bytes are made: a cancellation costs none."""
+        """Yield after many sends, before bytes are made, so that a cancellation loses none."""
         if self._socket is not None:
             await self._socket.let_others_run()
 
     async def _write(self, data: bytes, deadline: float = inf) -> None:
-        """Hand bytes to the stream, whole or never again. The lock is held."""
+        """Write bytes to the stream. If that fails half-way, nothing is ever sent again. The caller holds the lock."""
         protocol = self._protocol
         try:
             await self._stream.send_before(deadline, data)
@@ -351,17 +354,18 @@ class WebSocket:
             self._stream.wake()
             await self._close_stream()
             raise
-        # We hung up meanwhile, and that is the reason.
+        # We closed the stream meanwhile; that is the reason.
         assert protocol.end is not None
         raise protocol.end.with_traceback(None)
 
     # --- end ----------------------------------------------------------------------------------------------------
 
     async def aclose(self, code: int = 1000, reason: str = "", timeout: float = 2.0) -> None:
-        """Say goodbye, wait at most `timeout` seconds for the peer's close frame, hang up.
+        """Send a close frame, wait at most `timeout` seconds for the peer's, then close the stream.
 
-        The peer's frame ends the wait, not the end of TCP, which some servers delay by seconds. Cancellation waits for
-        it too, hence the bound. Messages that come in meanwhile are dropped, unless another task receives them.
+        The wait ends with the peer's close frame, not with the end of TCP, which some servers delay by seconds.
+        Cancellation does not shorten it, so it is bounded. Messages that arrive meanwhile are dropped, unless another
+        task receives them.
         """
         check_close(code, reason)
         with anyio.CancelScope(shield=True, deadline=self._time() + timeout):
@@ -378,20 +382,20 @@ class WebSocket:
         await self._hang_up()
 
     async def abandon(self, code: int = 1001, reason: str = "") -> None:
-        """Write the close frame if the socket takes it within 0.1 s, and hang up without waiting for the peer.
+        """Send a close frame if the socket takes it within 0.1 s, then close the stream without waiting for the peer.
 
-        For a socket that is thought dead. It is async because a write is; it is shielded.
+        Use it for a connection that is probably dead. It is async because a write is; it is shielded from cancellation.
         """
         check_close(code, reason)
         with anyio.CancelScope(shield=True, deadline=self._time() + 0.1):
-            # A ping may be on its way in this very moment; a close frame in the middle of it would be none.
+            # A ping may be half written at this moment; a close frame inside it would be unreadable.
             async with self._send_lock:
                 if data := self._protocol.send_close(code, reason):
                     await self._try_write(data)
         await self._hang_up()
 
     async def aclose_forcefully(self) -> None:
-        """Hang up without a word; never waits."""
+        """Close the stream without a close frame; never waits."""
         await self._hang_up()
 
     async def _try_write(self, data: bytes) -> None:
@@ -401,13 +405,13 @@ class WebSocket:
             self._protocol.fail(error)
 
     async def _discard(self) -> None:
-        """Read on for the peer's close frame, as the receiver."""
+        """Receive until the peer's close frame and drop messages."""
         self._receiving = True
         try:
             await self._step()
             self._ready.clear()
         except TowlineError:
-            pass  # it is the end, which `end` holds
+            pass  # the WebSocket has ended, and `end` says how
         finally:
             self._leave_receiving()
 
@@ -444,15 +448,15 @@ async def connect_websocket(
     deadline: float = 10.0,
     wall_time: Callable[[], float] = time.time,
 ) -> WebSocket:
-    """Open a WebSocket; the caller must end it (`aclose`, `abandon` or `aclose_forcefully`).
+    """Open a WebSocket; the caller must end it with `aclose`, `abandon` or `aclose_forcefully`.
 
-    `url` is a `wss` URL, or a `ws` one to loopback (to anywhere with `allow_insecure=True`). `headers` go with the
-    upgrade; a header's value and a subprotocol may be a `Secret`. `ssl` replaces the default context; `liveness=None`
-    switches the heartbeat off; `deadline` is in seconds, over name, TCP, TLS and upgrade together; `deflate=Deflate()`
-    offers compression. `wall_time` gives seconds since 1970, to read a `Retry-After` date.
+    `url` is a `wss` URL, or a `ws` URL to loopback (to any host with `allow_insecure=True`). `headers` are added to the
+    upgrade; a header's value and a subprotocol may be a `Secret`. `ssl` replaces the default context. `liveness=None`
+    turns the heartbeat off. `deadline` (seconds) covers name, TCP, TLS and upgrade together. `deflate=Deflate()` offers
+    compression. `wall_time` gives seconds since 1970, to read a `Retry-After` date.
 
-    Raises `InvalidArgument` before anything is dialled; then `NetworkError`, `DeadlineExceeded`, `HandshakeRefused` for
-    another answer than 101, `ProtocolViolation`. Nothing is left open then.
+    Raises `InvalidArgument` before it connects; then `NetworkError`, `DeadlineExceeded`, `ProtocolViolation`, or
+    `HandshakeRefused` for a status other than 101. After an error nothing stays open.
     """
     if not isinstance(url, URL):
         url = parse_url(url, allow_insecure=allow_insecure)
@@ -496,7 +500,7 @@ async def connect_websocket(
 
 
 async def _shake_hands(stream: ByteStream, handshake: ClientHandshake) -> Accepted | Refused:
-    # A server may refuse and hang up before it has read everything: its answer says more than our error.
+    # A server may refuse and close before it has read everything: its response says more than our error.
     with suppress(*STREAM_ERRORS):
         await stream.send(handshake.request)
     answer: Accepted | Refused | None = None
@@ -529,7 +533,7 @@ async def open_websocket(
     allow_insecure: bool = False,
     deadline: float = 10.0,
 ) -> AsyncIterator[WebSocket]:
-    """`connect_websocket` as a block: closes with 1000 at its end, with 1001 and less patience if it raises."""
+    """Open a WebSocket for the length of a block; `aclose` it with 1000, or with 1001 and 0.5 s if the block raises."""
     websocket = await connect_websocket(
         url,
         headers=headers,

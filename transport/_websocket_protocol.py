@@ -1,13 +1,13 @@
 """An open WebSocket, client side, without I/O: bytes in, messages out; messages in, bytes out.
 
-It begins where `ClientHandshake` ends. Whoever drives it does, in this order:
+It begins where `ClientHandshake` ends. The driver does, in this order:
 
-1. feed what was read to `receive_data` (and the end of the stream to `receive_eof`), take the messages it returns;
-2. while `has_more`, let other tasks run and call `receive_data(b"")`;
-3. write `data_to_send()` if `wants_to_send`: pongs, and the close frame that answers the peer's or blames it;
-4. when `end` is set, nothing more comes: raise it, hang up;
-5. bytes made by `send_message`, `send_close` and `data_to_send` must be written whole and in the order in which they
-   were made; if a write fails or is cancelled, call `send_failed`, because nobody knows what the peer got.
+1. Feed received bytes to `receive_data` (the end of the stream to `receive_eof`), and take the messages it returns.
+2. While `has_more`, let other tasks run and call `receive_data(b"")`.
+3. Write `data_to_send()` if `wants_to_send`: pongs, and the close frame that answers the peer or reports its error.
+4. When `end` is set, no more messages come: raise it and close the stream.
+5. Write bytes from `send_message`, `send_close` and `data_to_send` completely and in the order in which they were made.
+   If a write fails or is cancelled, call `send_failed`, because it is unknown what the peer received.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ._framing import FrameReader, Message, encode_frame
 from ._handshake import Entropy
 from ._limits import DEFAULT_LIMITS, Limits
 
-#: Close codes a client may send (RFC 6455 section 7.4): the registered ones, and those of libraries and applications.
+#: Close codes a client may send (RFC 6455 section 7.4): registered ones, and those of libraries and applications.
 _SENDABLE = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 
 
 class WebSocketProtocol:
-    """The state of one open WebSocket. `end` is None while it lives, then the error that tells how it ended."""
+    """The state of one open WebSocket. `end` is None while it is open, then the error that says how it ended."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class WebSocketProtocol:
     # --- receive ------------------------------------------------------------------------------------------------
 
     def receive_data(self, data: bytes) -> list[Message]:
-        """Take bytes; give the complete messages, in order. After it, look at `wants_to_send`, `has_more`, `end`."""
+        """Feed bytes; returns the complete messages, in order. Then check `wants_to_send`, `has_more` and `end`."""
         if self.end is not None:
             return []
         self.bytes_received += len(data)
@@ -58,7 +58,7 @@ class WebSocketProtocol:
         self.messages_received += len(messages)
         if reader.failure is not None:
             close_code, error = reader.failure
-            # RFC 6455 section 7.1.7: say why, then hang up.
+            # RFC 6455 section 7.1.7: send the reason, then close.
             self._queue_close(close_code)
             self.end = error
         elif reader.close is not None:
@@ -70,11 +70,11 @@ class WebSocketProtocol:
         return messages
 
     def receive_eof(self) -> None:
-        """The stream ended: without a close frame, that is a broken connection."""
+        """Handle the end of the stream: without a close frame, the connection is broken."""
         self.fail(ConnectionBroken("the stream ended without a close frame"))
 
     def fail(self, error: TowlineError) -> None:
-        """The stream broke, or was given up; the first end told stays. Once we have closed, it is only that."""
+        """Record how it ended; the first error stays. After our own close frame, it ends as `ConnectionClosed`."""
         if self.end is None:
             if self._sent_close is not None:
                 self.end = ConnectionClosed(1006, sent_code=self._sent_close, by_us=True)
@@ -84,14 +84,14 @@ class WebSocketProtocol:
 
     @property
     def has_more(self) -> bool:
-        """Whether frames wait in the read buffer because one turn may take only so many."""
+        """Whether the buffer has more frames; one turn handles only so many."""
         return self._reader.has_more
 
     # --- send ---------------------------------------------------------------------------------------------------
 
     @property
     def closing(self) -> bool:
-        """Whether a close frame was made by us, first or in answer; nothing may follow it."""
+        """Whether we have made a close frame; no frame may follow it."""
         return self._sent_close is not None
 
     def send_message(self, message: Message) -> bytes:
@@ -101,7 +101,7 @@ class WebSocketProtocol:
             try:
                 payload, head = message.encode(), 0x81
             except UnicodeEncodeError:
-                raise InvalidArgument("message", "holds a lone surrogate, which UTF-8 cannot say") from None
+                raise InvalidArgument("message", "holds a lone surrogate, which UTF-8 cannot encode") from None
         elif isinstance(message, bytes | bytearray | memoryview):
             payload, head = bytes(message), 0x82
         else:
@@ -112,12 +112,12 @@ class WebSocketProtocol:
         return self._frame(head, payload)
 
     def queue_ping(self) -> None:
-        """Have `data_to_send` give a ping; after our close or the end it does nothing."""
+        """Queue a ping for `data_to_send`; does nothing after our close or the end."""
         if self.end is None and not self.closing:
             self._out.append(self._frame(0x89, b""))
 
     def send_close(self, code: int = 1000, reason: str = "") -> bytes:
-        """The bytes of a close frame and of what waited before it; empty if one was sent or the end has come.
+        """The bytes of a close frame, after any queued ones; empty if one was sent already or the WebSocket has ended.
 
         Raises `InvalidArgument`.
         """
@@ -129,9 +129,9 @@ class WebSocketProtocol:
         return waiting + self._frame(0x88, code.to_bytes(2, "big") + reason.encode())
 
     def send_failed(self) -> None:
-        """Bytes handed out were not written whole: what the peer got is unknown, so nothing more can be said.
+        """Stop sending: a write failed, so it is unknown what the peer received.
 
-        What the peer said before may still be read; only sending has ended.
+        Data from the peer may still be read.
         """
         self._send_failed = True
         self._out.clear()
@@ -148,12 +148,12 @@ class WebSocketProtocol:
 
     @property
     def wants_to_send(self) -> bool:
-        """Whether `data_to_send` has something."""
+        """Whether `data_to_send` would return bytes."""
         return not self._send_failed and (bool(self._out) or (bool(self._reader.pings) and not self.closing))
 
     def data_to_send(self) -> bytes:
-        """Pongs for the newest pings (RFC 6455 section 5.5.3 allows to skip older ones), and a close frame."""
-        # Nothing may follow a close frame (section 5.5.1).
+        """Pongs for the newest pings (RFC 6455 section 5.5.3 allows skipping older ones), and a close frame."""
+        # No frame may follow a close frame (section 5.5.1).
         pong = b"" if self.closing else b"".join([self._frame(0x8A, ping) for ping in self._reader.pings])
         self._reader.pings.clear()
         data = pong + b"".join(self._out)
@@ -163,7 +163,7 @@ class WebSocketProtocol:
     def _queue_close(self, code: int) -> None:
         if self._sent_close is None:
             self._sent_close = code
-            # 1005 is no code to send: it stands for a close frame without one.
+            # 1005 must not be sent: it stands for a close frame without a code.
             self._out.append(self._frame(0x88, b"" if code == 1005 else code.to_bytes(2, "big")))
 
     def _frame(self, head: int, payload: bytes) -> bytes:
@@ -173,12 +173,12 @@ class WebSocketProtocol:
 
 
 def check_close(code: int, reason: str) -> None:
-    """Check a close code and reason of the caller's own; raises `InvalidArgument`."""
+    """Check the caller's close code and reason; raises `InvalidArgument`."""
     if not isinstance(code, int) or (code not in _SENDABLE and not 3000 <= code <= 4999):
         raise InvalidArgument("code", "must be a close code that a client may send (RFC 6455 section 7.4)")
     try:
         size = len(reason.encode())
     except UnicodeEncodeError:
-        raise InvalidArgument("reason", "holds a lone surrogate, which UTF-8 cannot say") from None
+        raise InvalidArgument("reason", "holds a lone surrogate, which UTF-8 cannot encode") from None
     if size > 123:
         raise InvalidArgument("reason", "must be at most 123 bytes of UTF-8")

@@ -246,7 +246,7 @@ async def test_a_result_of_another_shape_is_plain_json(follow: Follow) -> None:
             assert isinstance(outcome, JobComplete)
             assert outcome.result == {"summary": {"totalProcessed": 3}}
             assert outcome.problem is not None
-            assert outcome.problem.startswith("the result does not fit the type of its pipeline at $")
+            assert outcome.problem.startswith("the result does not fit its pipeline's type at $")
             assert await line.fetch_result() == outcome.result
 
 

@@ -345,7 +345,7 @@ def test_a_result_that_does_not_fit_is_plain() -> None:
         result = CODEC.decode_whole_result("csv_import", data)
         assert result.value == {"books": 7}
         assert result.problem is not None
-        assert result.problem.startswith("the result does not fit the type of its pipeline at $")
+        assert result.problem.startswith("the result does not fit its pipeline's type at $")
     with pytest.raises(MalformedMessage):
         CODEC.decode_whole_result("csv_import", b"<html>")
 
@@ -684,7 +684,7 @@ def test_each_end_that_was_recorded() -> None:
     assert len(end("first-scan").result.books) == 5
     batch = end("newest-batch")
     assert (batch.result["summary"]["successCount"], batch.result_url) == (6, None)
-    assert "does not fit the type" in batch.problem
+    assert "does not fit its pipeline's type" in batch.problem
     csv = end("newest-csv")
     assert (csv.code, csv.message, csv.retryable) == ("E_CSV_PROCESSING_FAILED", "startTime is not defined", True)
     scan = end("newest-scan")

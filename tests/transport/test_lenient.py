@@ -17,9 +17,9 @@ from towline.transport._lenient import (
     Fraction,
     Sequence,
     Timestamp,
+    as_text,
     build,
     load,
-    said,
     unwrapped,
 )
 
@@ -170,6 +170,6 @@ def test_an_envelope() -> None:
 
 
 def test_a_value_for_people() -> None:
-    assert [said(value) for value in (None, "a", 7, ["a"], {"a": None}, False)] == [
+    assert [as_text(value) for value in (None, "a", 7, ["a"], {"a": None}, False)] == [
         *("", "a", "7", '["a"]', '{"a":null}', "false"),
     ]

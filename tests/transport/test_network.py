@@ -523,7 +523,7 @@ def test_a_file_without_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyP
     file = tmp_path / "ca.pem"
     file.write_text("<html>")
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    with pytest.raises(InvalidArgument, match=r"^SSL_CERT_FILE: no certificates can be read from it"):
+    with pytest.raises(InvalidArgument, match=r"^SSL_CERT_FILE: no certificates can be read from the file"):
         default_tls()
 
 

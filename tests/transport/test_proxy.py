@@ -133,9 +133,9 @@ def test_the_environment(environment: dict[str, str], host: str, proxied: str | 
         ("http://", "must be a URL"),
         ("//", "must be a URL"),
         ("socks4://p", "http, https or socks5"),
-        ("http://u:hunter2@pro xy", "blank"),
-        ("http://u:hunter2@-p-", "host is not a name"),
-        ("http://u:hunter2%0d%0a@p", "credentials"),
+        ("http://u:hunter2@pro xy", "without spaces"),
+        ("http://u:hunter2@-p-", "host is not a valid name"),
+        ("http://u:hunter2%0d%0a@p", "user name or password"),
     ],
 )
 def test_a_variable_that_cannot_be_used_is_named(variable: str, value: str, words: str) -> None:
@@ -148,9 +148,9 @@ def test_a_variable_that_cannot_be_used_is_named(variable: str, value: str, word
 
 def test_socks_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "socksio", None)
-    with pytest.raises(InvalidArgument, match=r"^proxy: SOCKS5 needs the extra: pip install 'towline\[socks\]'$"):
+    with pytest.raises(InvalidArgument, match=r"^proxy: SOCKS5 needs an extra: pip install 'towline\[socks\]'$"):
         SystemNetwork(proxy="socks5://p")
-    with pytest.raises(InvalidArgument, match=r"^all_proxy: SOCKS5 needs the extra"):
+    with pytest.raises(InvalidArgument, match=r"^all_proxy: SOCKS5 needs an extra"):
         proxy_from_environment("api.example", 443, {"all_proxy": "socks://p"})
 
 
