@@ -84,7 +84,7 @@ async def test_closing_lets_go_whom_nobody_heard_and_nobody_is_held_after_it() -
     thread = threading.Thread(target=announcer.will_sleep)
     thread.start()
     with anyio.fail_after(20):
-        while not announcer._words._things:  # noqa: ASYNC110 - the thread's own word is what is waited for
+        while not announcer._announcements._things:  # noqa: ASYNC110 - the thread's own word is what is waited for
             await anyio.sleep(0.001)
         announcer.close()
     thread.join(20)

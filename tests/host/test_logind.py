@@ -115,7 +115,7 @@ async def test_the_lock_is_held_until_the_work_is_done(bus: str, logind: FakeLog
         async with connect_logind(bus) as conversation, anyio.create_task_group() as tasks:
             tasks.start_soon(conversation.watch_sleep, before_sleep, after_sleep)
             asked = await anyio.to_thread.run_sync(logind.locks.get)
-            assert asked == ("sleep", "Towline", "part from the server in good order", "delay")
+            assert asked == ("sleep", "Towline", "close connections cleanly", "delay")
             logind.tell(sleeping=True)
             assert await anyio.to_thread.run_sync(logind.take_back)
             assert story == ["parted"]
@@ -172,7 +172,7 @@ async def test_something_else_than_a_bus_is_told(tmp_path: Path) -> None:
                 await stream.send(b"REJECTED\r\n")
 
         tasks.start_soon(listener.serve, refuse)
-        with anyio.fail_after(20), pytest.raises(BusUnavailable, match="let us in"):
+        with anyio.fail_after(20), pytest.raises(BusUnavailable, match="rejected the login"):
             async with connect_logind(f"unix:path={tmp_path / 'x'}"):
                 pass
         tasks.cancel_scope.cancel()

@@ -223,7 +223,7 @@ async def test_the_bus_goes_away_and_the_kernels_path_is_left(private_bus: Any) 
                 private_bus.stop()
 
             tasks.start_soon(go)
-            with anyio.fail_after(10), pytest.raises(BusUnavailable, match="gone"):
+            with anyio.fail_after(10), pytest.raises(BusUnavailable, match="lost"):
                 await source.watch(conversation)
         with anyio.fail_after(1):
             await source.wait_hint()
@@ -277,7 +277,7 @@ async def test_attached_it_is_a_source_and_the_end_of_the_bus_is_told_once(
             with anyio.fail_after(10):
                 while "connectivity" in host.sources:  # noqa: ASYNC110 - a set has nothing to wait for
                     await anyio.sleep(0.01)
-            assert host.missing["connectivity"] == "the bus is gone"
+            assert host.missing["connectivity"] == "the connection to the bus was lost"
             assert host.sources == {"path", "suspension"}
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["the host tells of connectivity no more: the bus is gone"]
+    assert warnings == ["the host tells of connectivity no more: the connection to the bus was lost"]

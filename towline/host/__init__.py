@@ -1,11 +1,11 @@
-"""The machine around a connection: its network path, its sleep, its background.
+"""Reports the machine's state to a connection: network path, sleep, and background.
 
     async with towline.Connection(url, job="j1", token=token) as line, towline.host.attach(line) as host:
         ...
-        host.background()       # the window is hidden; host.foreground() when it is seen again
+        host.background()       # the window is hidden; call host.foreground() when it is visible again
 
-Nothing here is needed to follow a job. It makes the connection quicker to notice and quieter when nobody looks. Import
-it by its name: `import towline.host`.
+You can follow a job without it. It lets the connection notice changes sooner and use less power in the background.
+Import it explicitly: `import towline.host`.
 """
 
 from ..transport._path import Path, PathMonitor, PathSource, system_path_source

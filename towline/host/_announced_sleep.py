@@ -1,4 +1,4 @@
-"""Sleep that the system announces by calling us on a thread of its own, and holds back while we do not return."""
+"""Sleep that the system announces by a callback on its own thread; the system delays the sleep until it returns."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from ..transport._handover import Handover
 
 
 class AnnouncedSleep:
-    """Carries the word from that thread to the loop, and back that the work is done.
+    """Passes each announcement from the system's thread to the loop, and waits until the loop is done.
 
-    `patience` is how long the system waits for us at most, in seconds.
+    `patience` is the longest that the system waits for us, in seconds.
     """
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
-        self._words: Handover[tuple[bool, threading.Event]] = Handover()
+        self._announcements: Handover[tuple[bool, threading.Event]] = Handover()
 
     def will_sleep(self) -> None:
-        """For the system's thread: returns when the loop has done its work, and at most `patience` seconds later."""
+        """Announce sleep, on the system's thread: returns when the loop is done, or after `patience` seconds."""
         done = threading.Event()
-        if self._words.put((True, done)):
+        if self._announcements.put((True, done)):
             done.wait(self._patience)
 
     def woke(self) -> None:
-        """For the system's thread: returns at once."""
-        self._words.put((False, threading.Event()))
+        """Announce waking, on the system's thread: returns at once."""
+        self._announcements.put((False, threading.Event()))
 
     async def watch_sleep(
         self, before_sleep: Callable[[], Awaitable[object]], after_sleep: Callable[[], object]
     ) -> None:
-        """Await `before_sleep()` before each sleep, while it is held back; call `after_sleep()` on waking."""
+        """Await `before_sleep()` before each sleep, which waits for it; call `after_sleep()` after waking."""
         while True:
-            sleeping, done = await self._words.take()
+            sleeping, done = await self._announcements.take()
             if sleeping:
                 try:
                     await before_sleep()
@@ -43,6 +43,6 @@ class AnnouncedSleep:
                 after_sleep()
 
     def close(self) -> None:
-        """Hold no sleep back any more."""
-        for _, done in self._words.close():
+        """Stop delaying sleep."""
+        for _, done in self._announcements.close():
             done.set()

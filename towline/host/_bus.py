@@ -1,6 +1,6 @@
-"""A conversation with a message bus (D-Bus specification, "Message Protocol").
+"""A connection to a message bus (D-Bus specification, "Message Protocol").
 
-The protocol is jeepney's, which does no I/O of its own here; the bytes go over anyio.
+jeepney implements the protocol, without I/O; the bytes are sent and received with anyio.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from jeepney.bus import get_bus
 from jeepney.fds import FileDescriptor
 from jeepney.low_level import Parser
 
-#: How long a bus may take to let us in and to answer for itself, in seconds; our user waits for it.
+#: Seconds that a bus may take to authenticate us and to answer calls to itself; our user waits meanwhile.
 PATIENCE: Final = 5.0
-#: How long a service on it may take to answer, in seconds: what D-Bus's own libraries wait.
+#: Seconds that a service on the bus may take to answer; D-Bus's own libraries use the same timeout.
 ANSWER: Final = 25.0
 
 
 class BusUnavailable(OSError):
-    """There is no such bus, it will not talk to us, or it went away. The conversation is over."""
+    """The bus does not exist, rejected us, or closed the connection. The connection cannot be used any more."""
 
 
 class CallRefused(BusUnavailable):
-    """A call was answered with an error, of which this is the name. The conversation may go on."""
+    """A call was answered with an error; the text is the error's name. The connection can still be used."""
 
 
 class Bus:
-    """One conversation, for one task; `open_bus` begins it. Every method raises `BusUnavailable`."""
+    """A connection to a bus, for one task; `open_bus` opens it. Every method raises `BusUnavailable`."""
 
     def __init__(self, stream: UNIXSocketStream) -> None:
         self._stream = stream
@@ -43,8 +43,9 @@ class Bus:
         self._signals: list[Message] = []
 
     async def call(self, message: Message) -> Any:
-        """Make a call and return the body of its answer. No service is started by it. Raises `CallRefused`, and
-        `BusUnavailable` too if there is no answer within `ANSWER` seconds.
+        """Make a call and return the body of its answer. It starts no service.
+
+        Raises `CallRefused`, and `BusUnavailable` if no answer arrives within `ANSWER` seconds.
         """
         message.header.flags |= MessageFlag.no_auto_start
         with within(ANSWER):
@@ -55,28 +56,28 @@ class Bus:
         try:
             await self._stream.send(message.serialise(serial))
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
-            raise BusUnavailable("the bus is gone") from error
+            raise BusUnavailable("the connection to the bus was lost") from error
         while True:
             answer = await self._receive()
             if answer.header.fields.get(HeaderFields.reply_serial) != serial:
-                self._keep(answer)
+                self._store_signal(answer)
             elif answer.header.message_type is MessageType.error:
                 raise CallRefused(str(answer.header.fields.get(HeaderFields.error_name)))
             else:
                 return answer.body
 
     async def next_signal(self) -> Message:
-        """Wait for a signal that was asked for (`AddMatch`), or take one that came during a call."""
+        """Wait for a signal subscribed to with `AddMatch`, or return one that arrived during a call."""
         while not self._signals:
-            self._keep(await self._receive())
+            self._store_signal(await self._receive())
         return self._signals.pop(0)
 
     def forget_signals(self) -> None:
-        """Drop the signals that have come already."""
+        """Drop the signals that have arrived already."""
         self._signals.clear()
 
-    def _keep(self, message: Message) -> None:
-        # The bus itself tells us the name that we were given; nobody asked for that.
+    def _store_signal(self, message: Message) -> None:
+        # The bus sends NameAcquired without a subscription.
         if (
             message.header.message_type is MessageType.signal
             and message.header.fields.get(HeaderFields.member) != "NameAcquired"
@@ -88,15 +89,15 @@ class Bus:
             try:
                 data, descriptors = await self._receive_fds(self._parser.bytes_desired())
             except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
-                raise BusUnavailable("the bus is gone") from error
+                raise BusUnavailable("the connection to the bus was lost") from error
             if not data:
-                raise BusUnavailable("the bus is gone")
+                raise BusUnavailable("the connection to the bus was lost")
             self._parser.add_data(data, [FileDescriptor(one) for one in descriptors])
         return message
 
     async def _receive_fds(self, size: int) -> tuple[bytes, list[int]]:
-        # Not the stream's own `receive_fds`: on asyncio, when it is cancelled as data comes in, its callback finds a
-        # future that is done, and the loop reports that as an error. `wait_readable` is ready for it.
+        # Do not use the stream's own `receive_fds`. On asyncio, if it is cancelled as data arrives, its callback finds
+        # a finished future, and the loop reports an error. `wait_readable` handles this.
         raw = self._stream.extra(SocketAttribute.raw_socket)
         while True:
             try:
@@ -107,14 +108,14 @@ class Bus:
                 return data, descriptors
 
     def close_descriptors(self) -> None:
-        """Close those that came with a message of which the rest did not."""
+        """Close the file descriptors of a message that was not received completely."""
         for one in self._parser.fds:
             one.close()
 
 
 @asynccontextmanager
 async def open_bus(address: str = "SYSTEM") -> AsyncIterator[Bus]:
-    """Begin a conversation on a bus (a D-Bus address, or the system's). Raises `BusUnavailable`."""
+    """Open a connection to a bus (a D-Bus address, or the system's). Raises `BusUnavailable`."""
     with within(PATIENCE):
         stream = await _open(address)
     async with stream:
@@ -129,7 +130,7 @@ async def open_bus(address: str = "SYSTEM") -> AsyncIterator[Bus]:
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise `BusUnavailable` if what the block waits for takes longer."""
+    """Raise `BusUnavailable` if the block takes longer than `seconds`."""
     with anyio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
@@ -152,6 +153,6 @@ async def _open(address: str) -> UNIXSocketStream:
     except BaseException as error:
         await anyio.aclose_forcefully(stream)
         if isinstance(error, Exception):
-            raise BusUnavailable("the bus did not let us in") from error
+            raise BusUnavailable("the bus rejected the login") from error
         raise
     return stream

@@ -1,4 +1,4 @@
-"""Ctrl-C for people: once stops following and leaves the job alone, twice also asks the server to cancel it."""
+"""Ctrl-C for command lines: once stops following and leaves the job running, twice also cancels the job."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from ..transport import CancelAnswer
 if TYPE_CHECKING:
     from .._connection import Connection
 
-#: How long a second Ctrl-C is waited for, in seconds.
+#: Seconds to wait for a second Ctrl-C.
 WINDOW: Final = 3.0
 
-#: What came of a signal: following stopped, by Ctrl-C or by SIGTERM or SIGHUP; how the request to cancel the job
-#: was answered; why it was not.
+#: The result of a signal: following stopped, by Ctrl-C ("stopped") or by SIGTERM or SIGHUP ("terminated"), the answer
+#: to the cancel request, or the error of that request.
 Interruption: TypeAlias = Literal["stopped", "terminated"] | CancelAnswer | TowlineError
 
 
 def heeded(*numbers: signal.Signals) -> list[signal.Signals]:
-    """The signals among these that the process does not ignore."""
+    """The given signals that the process does not ignore."""
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 async def watch_interrupts(
     connection: Connection, told: Callable[[Interruption], object], *, window: float = WINDOW
 ) -> None:
-    """Let Ctrl-C stop an entered connection, and cancel its job if it is pressed again. Never returns.
+    """Let Ctrl-C stop an entered connection, and cancel its job if pressed again. Never returns.
 
-    - The first SIGINT puts the connection to rest, and `told` is called with "stopped". `window` seconds later it is
-      `cancel()`: final, and the job goes on. With a window of 0, where nobody can be told, that is so at once.
-    - A second one within the window is `cancel_job()`: `told` gets the answer or the error. If the job stops, or had
-      ended, the connection follows on to tell of that end; else, and at one more SIGINT, it is cancelled.
-    - SIGTERM, and SIGHUP of a terminal that was closed, are the first one without the wait, and `told` is called with
-      "terminated": no second one does more.
-    - A signal that this process was started to ignore stays ignored, as shells want it for `command &` and `nohup`.
+    - The first SIGINT sends the connection to the background, and `told` is called with "stopped". `window` seconds
+      later follows `cancel()`, which is final; the job keeps running. With a window of 0 that happens at once: use it
+      if no one can see a message.
+    - A second SIGINT within the window calls `cancel_job()`, and `told` gets the answer or the error. If the job stops
+      or had ended, the connection keeps following until the end. Otherwise, and at one more SIGINT, it is cancelled.
+    - SIGTERM, and SIGHUP from a closed terminal, cancel without the wait, and `told` is called with "terminated". A
+      second signal then changes nothing.
+    - A signal that this process was started to ignore stays ignored, as shells expect for `command &` and `nohup`.
 
-    For the main thread, on systems with these signals.
+    Call it in the main thread, on systems with these signals.
     """
     with anyio.open_signal_receiver(*heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
         first = await anext(signals)
@@ -51,16 +52,16 @@ async def watch_interrupts(
             with anyio.move_on_after(window):
                 second = await anext(signals)
             if second == signal.SIGINT:
-                await _ask_to_cancel(connection, told, signals)
+                await _request_cancel(connection, told, signals)
         connection.cancel()
         async for _ in signals:
-            pass  # it is stopping as fast as it can
+            pass  # it is stopping already, as fast as possible
 
 
-async def _ask_to_cancel(
+async def _request_cancel(
     connection: Connection, told: Callable[[Interruption], object], signals: AsyncIterator[signal.Signals]
 ) -> None:
-    """Ask, and return when the connection is to be cancelled: the job goes on, or somebody has had enough."""
+    """Ask the server to cancel. Returns if the connection must be cancelled: the job goes on, or a SIGINT came."""
     async with anyio.create_task_group() as tasks:
 
         async def ask() -> None:

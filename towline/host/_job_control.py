@@ -1,4 +1,4 @@
-"""Ctrl-Z and `fg`: a stopped process cannot answer pings, so the connection is put to rest before it stops."""
+"""Ctrl-Z and `fg`: a stopped process cannot answer pings, so the connection is closed before it stops."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import anyio
 
 from ._interrupts import heeded
 
-#: How long after the stop its SIGCONT is waited for, in seconds of a process that runs: they come together.
+#: Seconds of running time to wait for the SIGCONT that ends the stop; the two come together.
 _CONTINUED: Final = 1.0
 
 
 async def watch_job_control(suspend: Callable[[], Awaitable[object]], resume: Callable[[], object]) -> None:
-    """On SIGTSTP await `suspend()` and stop the process; call `resume()` when it goes on. Never returns.
+    """On SIGTSTP await `suspend()` and stop the process; call `resume()` when it continues. Never returns.
 
-    A SIGTSTP that is ignored stays ignored. For the main thread, on systems with these signals.
+    An ignored SIGTSTP stays ignored. Call it in the main thread, on systems with these signals.
     """
     with anyio.open_signal_receiver(*heeded(signal.SIGTSTP), signal.SIGCONT) as signals:
         async for number in signals:
             if number == signal.SIGTSTP:
                 await suspend()
                 _stop_process()
-                # Without one it was not stopped: the first process of a container cannot be. Pressed again while the
-                # connection parted, Ctrl-Z has had its stop with this one.
+                # Without a SIGCONT the process was not stopped: the first process of a container cannot be. If Ctrl-Z
+                # was pressed again during `suspend()`, this stop answers that one too.
                 with anyio.move_on_after(_CONTINUED):
                     while await anext(signals) != signal.SIGCONT:
                         pass
@@ -34,5 +34,5 @@ async def watch_job_control(suspend: Callable[[], Awaitable[object]], resume: Ca
 
 
 def _stop_process() -> None:
-    # The handler took the place of the default action; only SIGSTOP still does what was asked for.
+    # Our handler replaced SIGTSTP's default action; only SIGSTOP still stops the process.
     os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,14 +1,14 @@
-"""NetworkManager's judgement of the network, laid over the kernel's path (D-Bus: org.freedesktop.NetworkManager).
+"""NetworkManager's connectivity check, combined with the kernel's path (D-Bus: org.freedesktop.NetworkManager).
 
-The kernel says which way out there is; only NetworkManager asks a server of its own whether it leads anywhere. How the
-two are taken together:
+The kernel knows which route leads out. Only NetworkManager checks with a server of its own whether the route reaches
+the internet. They are combined like this:
 
-- Full, unknown, none, not running, or itself without a connection: the path is as the kernel says. What NetworkManager
-  does not manage (a VPN, a container's bridge) may well lead out.
-- Portal: the path is down. Something answers in the server's place until somebody signs in, and a dial would end in a
-  wrong certificate, which is final. It is a hold like any other, with its trial.
-- Limited: the path is up, but another one than the same path in full reach. A firewall that hides NetworkManager's
-  server looks the same for ever, so no dial is held back; but the change to it, and from it, is worth a probe.
+- Full, unknown, none, not running, or without an active connection: the kernel's path counts. Networks that
+  NetworkManager does not manage (a VPN, a container's bridge) may well lead out.
+- Portal: the path is down. A captive portal answers instead of the server until the user signs in. Connecting then
+  would end with a wrong certificate, which is final. Like any path that is down, it is still tried now and then.
+- Limited: the path is up, but differs from the same path with full connectivity. A firewall that hides NetworkManager's
+  server looks the same permanently, so connecting stays allowed. A change to or from it is worth a probe.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _CAME_OR_WENT = MatchRule(
 )
 _CAME_OR_WENT.add_arg_condition(0, _NAME)
 
-#: NMState: from here on NetworkManager has a connection of its own, of which its connectivity speaks.
+#: NMState: from here on NetworkManager has an active connection, which its connectivity describes.
 _CONNECTED_LOCAL = 50
 
 
 class Connectivity(IntEnum):
-    """NMConnectivityState."""
+    """The values of NMConnectivityState."""
 
     UNKNOWN = 0
     NONE = 1
@@ -52,16 +52,16 @@ class Connectivity(IntEnum):
 
 
 class NetworkManagerPathSource:
-    """A path source over another one, which it closes with itself. Without `watch` running it is that other one."""
+    """A path source on top of another one, which it closes too. Unless `watch` runs, it gives the other's path."""
 
-    def __init__(self, beneath: PathSource) -> None:
+    def __init__(self, kernel: PathSource) -> None:
         self.connectivity = Connectivity.UNKNOWN
-        self._beneath = beneath
+        self._kernel = kernel
         self._changed = anyio.Event()
 
     def read(self) -> Path:
         """See `PathSource.read`."""
-        path = self._beneath.read()
+        path = self._kernel.read()
         if path.up and self.connectivity is Connectivity.PORTAL:
             return Path(up=False)
         if path.up and self.connectivity is Connectivity.LIMITED:
@@ -73,15 +73,15 @@ class NetworkManagerPathSource:
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
 
-            async def wait_beneath() -> None:
+            async def wait_kernel() -> None:
                 nonlocal failure
                 try:
-                    await self._beneath.wait_hint()
+                    await self._kernel.wait_hint()
                 except Exception as error:
-                    failure = error  # carried past the task group, which would wrap it
+                    failure = error  # raised after the task group, which would wrap it
                 tasks.cancel_scope.cancel()
 
-            tasks.start_soon(wait_beneath)
+            tasks.start_soon(wait_kernel)
             await self._changed.wait()
             tasks.cancel_scope.cancel()
         if failure is not None:
@@ -90,23 +90,23 @@ class NetworkManagerPathSource:
             self._changed = anyio.Event()
 
     def close(self) -> None:
-        """Close what is beneath."""
-        self._beneath.close()
+        """Close the other source."""
+        self._kernel.close()
 
     async def watch(self, bus: Bus) -> None:
-        """Keep `connectivity` as NetworkManager has it, through its restarts. Raises `BusUnavailable` at the end."""
+        """Keep `connectivity` up to date, across restarts of NetworkManager. Raises `BusUnavailable` at the end."""
         try:
             await bus.call(message_bus.AddMatch(_CAME_OR_WENT))
             await bus.call(message_bus.AddMatch(_CHANGED))
             while True:
-                # A signal is a hint and what came before the question is answered by it: levels are read, never edges.
+                # A signal is only a hint. The query reads the current value, so earlier signals can be dropped.
                 bus.forget_signals()
-                self._judge(await _ask(bus))
+                self._set_connectivity(await _ask(bus))
                 await bus.next_signal()
         finally:
-            self._judge(Connectivity.UNKNOWN)
+            self._set_connectivity(Connectivity.UNKNOWN)
 
-    def _judge(self, connectivity: Connectivity) -> None:
+    def _set_connectivity(self, connectivity: Connectivity) -> None:
         if connectivity is not self.connectivity:
             self.connectivity = connectivity
             self._changed.set()
@@ -116,13 +116,13 @@ async def _ask(bus: Bus) -> Connectivity:
     try:
         (properties,) = await bus.call(Properties(_MANAGER).get_all())
     except CallRefused:
-        return Connectivity.UNKNOWN  # it is not running, or keeps its properties to itself
+        return Connectivity.UNKNOWN  # it is not running, or does not show its properties
     if _number(properties, "State") < _CONNECTED_LOCAL:
         return Connectivity.UNKNOWN
     try:
         return Connectivity(_number(properties, "Connectivity"))
     except ValueError:
-        return Connectivity.UNKNOWN  # one that a later version has added
+        return Connectivity.UNKNOWN  # a value from a later version
 
 
 def _number(properties: dict[str, tuple[str, Any]], name: str) -> int:

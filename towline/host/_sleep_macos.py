@@ -1,7 +1,8 @@
-"""Sleep on macOS, from IOKit (IORegisterForSystemPower). **Not run on that system by the test suite.**
+"""Sleep on macOS, from IOKit (IORegisterForSystemPower). **The test suite does not run it.**
 
-NSWorkspace tells the same, but only to programs whose main thread runs a Cocoa run loop, as no program of anyio's does.
-IOKit calls on a dispatch queue, and needs nothing that the system does not have. It waits 30 s for whoever it told.
+NSWorkspace reports the same, but only if the main thread runs a Cocoa run loop, which programs on anyio do not. IOKit
+calls back on a dispatch queue, and needs only what the system has. It waits up to 30 s for each program that it
+notified.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 
 from ._announced_sleep import AnnouncedSleep
 
-#: Longer than parting from a server takes, and well below the system's 30 s.
+#: Longer than closing a connection takes, and well below the system's 30 s.
 _PATIENCE: Final = 5.0
 
 # IOKit/IOMessage.h: iokit_common_msg(0x270), (0x280), (0x300)
@@ -49,12 +50,12 @@ def _load() -> tuple[ctypes.CDLL, ctypes.CDLL]:
 
 @contextmanager
 def announced_sleep() -> Iterator[AnnouncedSleep]:
-    """Be told of sleep while the block lasts. Raises `OSError`."""
+    """Receive sleep announcements while the block lasts. Raises `OSError`."""
     iokit, dispatch = _load()
     announcer = AnnouncedSleep(_PATIENCE)
     port, notifier = ctypes.c_void_p(), ctypes.c_uint32()
 
-    def told(_: int | None, __: int, message: int, argument: int | None) -> None:
+    def on_power_event(_: int | None, __: int, message: int, argument: int | None) -> None:
         if message == _HAS_POWERED_ON:
             announcer.woke()
         elif message in (_CAN_SLEEP, _WILL_SLEEP):
@@ -62,11 +63,11 @@ def announced_sleep() -> Iterator[AnnouncedSleep]:
                 announcer.will_sleep()
             iokit.IOAllowPowerChange(root, argument or 0)
 
-    callback = _Callback(told)
+    callback = _Callback(on_power_event)
     root = iokit.IORegisterForSystemPower(None, ctypes.byref(port), callback, ctypes.byref(notifier))
     if not root:
         announcer.close()
-        raise OSError("IOKit tells of no sleep here")
+        raise OSError("IOKit does not report sleep here")
     queue = dispatch.dispatch_queue_create(b"towline.sleep", None)
     iokit.IONotificationPortSetDispatchQueue(port, queue)
     try:
@@ -74,7 +75,7 @@ def announced_sleep() -> Iterator[AnnouncedSleep]:
     finally:
         announcer.close()
         iokit.IODeregisterForSystemPower(ctypes.byref(notifier))
-        # The queue is serial: when this was done on it, no callback runs any more, and ours may go.
+        # The queue is serial: after this call no callback can run any more, and ours may be freed.
         dispatch.dispatch_sync_f(queue, None, _Work(lambda _: None))
         iokit.IOServiceClose(root)
         iokit.IONotificationPortDestroy(port)

@@ -1,4 +1,4 @@
-"""Noticing that the machine was asleep: a clock that runs on through suspension, against one that does not."""
+"""Detects that the machine was suspended: compares a clock that counts suspended time with one that does not."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Final
 
 import anyio
 
-#: How often the clocks are compared, and how far the one must have run ahead since, in seconds.
+#: `INTERVAL`: seconds between comparisons. `THRESHOLD`: how many seconds one clock must have gained meanwhile.
 INTERVAL: Final = 2.0
 THRESHOLD: Final = 5.0
 
 
 def suspended_seconds() -> float:
-    """How long the machine has been suspended, counted from any fixed moment: only differences mean something.
+    """How long the machine has been suspended, counted from an arbitrary moment: only differences are meaningful.
 
-    Linux and macOS have two clocks for it. Elsewhere the wall clock stands in: setting it forward looks like a sleep,
-    which costs one needless probe.
+    Linux and macOS have two clocks for it. Elsewhere the wall clock is used: setting it forward looks like a
+    suspension, which costs one needless probe.
     """
     if sys.platform == "linux":
         through, awake = time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_MONOTONIC)
@@ -39,7 +39,7 @@ async def watch_suspension(
 ) -> None:
     """Call `woke` within `interval` seconds after each suspension of more than `threshold` seconds. Never returns.
 
-    `wait_awake` is awaited before each wait: while it does not return, there is no timer and no wake-up.
+    `wait_awake` is awaited before each wait. Until it returns there is no timer, so the machine is not woken for it.
     """
     while True:
         if wait_awake is not None:
