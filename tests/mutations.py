@@ -231,7 +231,7 @@ MUTATIONS = (
     Mutation(
         "a state behind what was shown is believed",
         "towline/_recovery.py",
-        "refused = told.seq < applied.seq",
+        "refused = reported.seq < applied.seq",
         "refused = False",
         ("tests/towline", "tests/testing/test_simulated_storm.py"),
     ),

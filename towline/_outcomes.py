@@ -1,6 +1,6 @@
-"""How a job ended, read from a terminal frame or from the job's state.
+"""Reads how a job ended, from a terminal frame or from the job's state.
 
-An end is always delivered, with everything that can be read. `problem` names what is missing or does not fit.
+An end is always delivered, with everything that can be read. `problem` says what is missing or does not fit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .transport import Codec, ErrorFrame, ErrorPayload, JobCanceledFrame, JobCom
 
 
 def outcome_of_frame(job: str, frame: TerminalFrame, codec: Codec) -> Outcome:
-    """Read the end from a terminal frame."""
+    """Read the outcome from a terminal frame."""
     common = _common(job, frame.pipeline, frame.timestamp, frame.seq, frame.epoch)
     match frame:
         case JobCompleteFrame():
@@ -27,7 +27,7 @@ def outcome_of_frame(job: str, frame: TerminalFrame, codec: Codec) -> Outcome:
 
 
 def outcome_of_state(job: str, state: JobState, codec: Codec) -> Outcome:
-    """Read the end from the state of a job that has ended."""
+    """Read the outcome from the state of a job that has ended."""
     common = _common(job, state.pipeline, state.end_time or state.last_update or 0, state.seq, state.epoch)
     if state.status == "canceled":
         return JobCanceled(**common, processed_count=state.processed_count)
@@ -37,7 +37,7 @@ def outcome_of_state(job: str, state: JobState, codec: Codec) -> Outcome:
 
 
 class _Common(TypedDict):
-    """What every end has in common."""
+    """The fields that all outcomes share."""
 
     job: str
     pipeline: str
@@ -47,7 +47,7 @@ class _Common(TypedDict):
 
 
 def _common(job: str, pipeline: str, timestamp: float, seq: int | None, epoch: str | None) -> _Common:
-    # An end at place 0 of a log has no place: a log counts from 1.
+    # A log counts from 1, so position 0 means that the end has no position.
     return _Common(job=job, pipeline=pipeline, timestamp=timestamp, seq=seq or None, epoch=epoch)
 
 

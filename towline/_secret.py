@@ -1,4 +1,4 @@
-"""A string that must not be shown. Like `_exceptions`, a leaf that each layer may import."""
+"""A string that must not be shown. Like `_exceptions`, this module imports no other, so each layer may import it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _HIDDEN: Final = "Secret(hidden)"
 
 
 class Secret:
-    """Holds a token. repr, str, format, JSON and pickle show nothing; only `reveal()` gives it out.
+    """A token or other secret text. repr, str, format, JSON and pickle hide it; only `reveal()` returns it.
 
-    The text is kept in a closure, not in a field: `vars()`, dataclass dumps and tracebacks that print locals
-    find no attribute to follow. No method can raise while a frame of it, or its exception, holds the text. Equality
-    takes the same time wherever two secrets differ. A secret never changes, so a copy of it is the same one.
+    The text is kept in a closure and not in an attribute, so that `vars()`, dataclass dumps and tracebacks with locals
+    cannot show it. No method can raise while its frame or exception holds the text. Comparing takes the same time
+    wherever two secrets differ. A secret never changes, so a copy is the same object.
     """
 
     __slots__ = ("reveal",)
@@ -25,7 +25,7 @@ class Secret:
             raise TypeError(f"a Secret holds a str, not {kind.__name__}")
 
         def reveal() -> str:
-            """Give the secret out: only where it goes onto the wire or into the sealed record."""
+            """Return the secret text. Use it only to send the text or to write it into the encrypted record."""
             return text
 
         self.reveal = reveal
@@ -57,5 +57,5 @@ class Secret:
 
 
 def _bytes(secret: Secret) -> bytes:
-    """Any text, half surrogate pairs too: the exception for those would carry the whole of it."""
+    """Encode any text, even lone surrogates: the exception for those would hold the complete text."""
     return secret.reveal().encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""What a connection was told at its making, checked and frozen."""
+"""The settings of a connection, checked and frozen."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .transport import URL, Codec, JobCalls, Limits, Network, Templates, bearer
 
 Meaning: TypeAlias = Lost | TokenRejected | Refused | Unavailable | None
 
-#: An application's own word on what an error means; None leaves it as it is.
+#: The application's own classification of an error; None keeps the built-in one.
 Classifier: TypeAlias = Callable[[BaseException], Literal["lost", "token_rejected", "refused"] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One connection's settings. `url` is where the job is followed, without the job's id."""
+    """The settings of one connection. `url` is the WebSocket's URL without the job's id."""
 
     url: URL
     api: URL
@@ -52,17 +52,17 @@ class Settings:
     wall_time: Callable[[], float]
 
     def record_context(self) -> dict[str, str]:
-        """What another process must know to follow the job, beside its id and token."""
+        """The data another process needs to follow the job, besides its id and token."""
         url = self.url.whole
         return {"url": url} if self.api.origin == self.url.origin else {"url": url, "api_origin": str(self.api.origin)}
 
     def url_with(self, token: Secret) -> URL:
-        """Where to dial: with the job's id, and with the token only where that was asked for by name."""
+        """The URL to connect to: with the job's id, and with the token only if `token_in_query` is set."""
         url = self.url.with_query("jobId", self.job)
         return url.with_query("token", token.reveal()) if self.token_in_query else url
 
     def headers_with(self, token: Secret) -> list[tuple[str, str | Secret]]:
-        """The headers of the upgrade."""
+        """The headers of the upgrade, with the token unless it is sent elsewhere."""
         if self.token_in_query or self.token_subprotocol is not None:
             return list(self.headers)
         return [*self.headers, bearer(token)]
@@ -74,7 +74,7 @@ class Settings:
         return [*self.subprotocols, Secret(f"{self.token_subprotocol}.{token.reveal()}")]
 
     def job_calls(self) -> JobCalls:
-        """The HTTP calls about the job."""
+        """The client for HTTP calls about the job."""
         return JobCalls(
             self.api,
             templates=self.templates,
@@ -86,10 +86,10 @@ class Settings:
         )
 
     def reclassified(self, error: BaseException, place: Place, meaning: Meaning) -> Meaning:
-        """What the application says that an error means, or what it was taken for."""
-        word = None if self.classify is None else self.classify(error)
+        """The application's classification of an error, or the built-in one."""
+        answer = None if self.classify is None else self.classify(error)
         cause = cause_of(error, place)
-        match word:
+        match answer:
             case None:
                 return meaning
             case "lost":
@@ -98,4 +98,4 @@ class Settings:
                 return Refused(reason="protocol", cause=cause, final=True)
             case "token_rejected":
                 return TokenRejected(cause=cause, by_fetch=place is Place.SYNC)
-        raise InvalidArgument("classify", "must answer lost, token_rejected, refused or None")
+        raise InvalidArgument("classify", "must return lost, token_rejected, refused or None")

@@ -1,4 +1,4 @@
-"""Text from a server is data: what a terminal or a log would obey is escaped before it sees it."""
+"""Escapes a server's text, so that no terminal or log interprets it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _OBEYED: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def escape(text: str) -> str:
-    """`text` with every character that a terminal, a log or a reader's eye would obey written as an escape."""
+    """Return `text` with every character escaped that a terminal or log interprets, or that misleads a reader."""
     if text.isprintable():
-        # Printable by Python's rule: none of those categories, and cheap to ask.
+        # Printable in Python's sense: none of those categories, and a cheap test.
         return text
     return "".join(
         character.encode("unicode_escape").decode() if unicodedata.category(character) in _OBEYED else character

@@ -1,8 +1,8 @@
-"""What a program that follows a job is told, as frozen values.
+"""The updates that a program receives while it follows a job, as frozen values.
 
-Every update is JSON with a `type` through `msgspec.json.encode`. `seq` and `epoch` place it in the server's log where
-the server keeps one; `timestamp` is the server's, in milliseconds since 1970. Text in an update is the server's: escape
-it before a terminal or a page shows it (`towline.escape`).
+`msgspec.json.encode` writes every update as JSON with a `type`. `seq` and `epoch` are the position in the server's log,
+if it keeps one. `timestamp` is the server's, in milliseconds since 1970. Text in an update comes from the server:
+escape it before a terminal or a page shows it (`towline.escape`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .transport import PIPELINES
 
 
 class Update(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
-    """What all updates share."""
+    """The fields that all updates share."""
 
     job: str
     pipeline: str = ""
@@ -29,17 +29,17 @@ class Update(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=
 
 
 class JobStarted(Update, frozen=True, kw_only=True, tag="job_started"):
-    """The job has begun; `estimated_duration` is in seconds."""
+    """The job has started; `estimated_duration` is in seconds."""
 
     total_count: int | None = None
     estimated_duration: float | None = None
 
 
 class Progress(Update, frozen=True, kw_only=True, gc=False, tag="progress"):
-    """The job has come further; `progress` is a share of 1, None where the server gives only a count or a text.
+    """The job has made progress; `progress` is a share of 1, None if the server gives only a count or a text.
 
-    A consumer that is slow gets several of them merged into the newest: `first_seq` to `seq` is then what it stands
-    for. Without a log `first_seq` is None, and `merged` alone tells how many there were.
+    A slow consumer gets several updates merged into the newest; it then stands for `first_seq` to `seq`. Without a log
+    `first_seq` is None, and only `merged` says how many there were.
     """
 
     progress: float | None
@@ -51,13 +51,18 @@ class Progress(Update, frozen=True, kw_only=True, gc=False, tag="progress"):
 
 
 class Resynced(Update, frozen=True, kw_only=True, tag="resynced"):
-    """The follower came back into step, or (after the last attempt) learnt what it had missed.
+    """The follower is up to date again, or (after the last attempt) has learned what it missed.
 
-    `kind`: `replay` (the server sends again all that was missed), `snapshot` (it told where the job stands now),
-    `unavailable` (it keeps no state of this job), `end` (the end came before what lies between). `from_seq` to
-    `to_seq` is what the re-sync covers; `missed` of these events are not delivered one by one, None where the server
-    keeps no log. `refused`: the snapshot was older than what had been shown, and was not used. `first`: nothing was
-    shown before, so this is the beginning and no interruption. The other fields are the snapshot's.
+    `kind` is one of:
+
+    - `replay`: the server resends everything missed.
+    - `snapshot`: the server sent the job's current state.
+    - `unavailable`: the server keeps no state of this job.
+    - `end`: the end arrived before the events between.
+
+    The re-sync covers `from_seq` to `to_seq`. Of these events `missed` are not delivered one by one (None if the server
+    keeps no log). `refused`: the snapshot was older than updates shown before, and was not used. `first`: nothing was
+    shown before, so this is the start and not an interruption. The other fields come from the snapshot.
     """
 
     kind: Literal["replay", "snapshot", "unavailable", "end"]
@@ -72,21 +77,21 @@ class Resynced(Update, frozen=True, kw_only=True, tag="resynced"):
 
 
 class Stalled(Update, frozen=True, kw_only=True, tag="stalled"):
-    """The link is alive, and the job gave no sign for `seconds`: no message, and no state that differs from the last.
+    """The connection works, but the job has been silent for `seconds`: no message, and no change of its state.
 
-    Reported at each look into a silence: after 120 s, 360 s, then every 600 s (`Policy.stall_after`).
+    Reported at each check during a silence: after 120 s, 360 s, then every 600 s (`Policy.stall_after`).
     """
 
     seconds: float
 
 
 class JobComplete(Update, frozen=True, kw_only=True, tag="job_complete"):
-    """The job ended well.
+    """The job completed.
 
-    `result` is of the pipeline's type, or plain JSON values where it has none. Where the result does not fit that type
-    it is plain JSON as well, and `problem` says why. A large result is not in the message: then `result_url` is set,
-    `Connection.fetch_result()` gets it, and `result` is what the message says beside the URL, if anything. Where the
-    server sent no result at all, `problem` says so.
+    `result` has the pipeline's type, or is plain JSON values if the pipeline has none. A result that does not fit its
+    type is plain JSON too, and `problem` says why. For a large result `result_url` is set and
+    `Connection.fetch_result()` fetches it; `result` then holds any other fields of the message. If the server sent no
+    result, `problem` says so.
     """
 
     result: Any = None
@@ -95,7 +100,7 @@ class JobComplete(Update, frozen=True, kw_only=True, tag="job_complete"):
 
 
 class JobFailed(Update, frozen=True, kw_only=True, tag="job_failed"):
-    """The job failed; `retryable` speaks of a new job. `problem` says so where the server gave no reason."""
+    """The job failed; `retryable` is about a new job. `problem` says so if the server gave no reason."""
 
     code: str = ""
     message: str = ""
@@ -105,9 +110,10 @@ class JobFailed(Update, frozen=True, kw_only=True, tag="job_failed"):
 
 
 class JobCanceled(Update, frozen=True, kw_only=True, tag="job_canceled"):
-    """The job was stopped on request.
+    """The job was canceled on request.
 
-    `assumed`: no message said so. The server had agreed to stop the job, and then no longer knew it or its token.
+    `assumed`: no message confirmed it. The server had accepted the cancel request, and then no longer knew the job or
+    its token.
     """
 
     processed_count: int | None = None
@@ -117,7 +123,7 @@ class JobCanceled(Update, frozen=True, kw_only=True, tag="job_canceled"):
 
 
 class StateChange(Struct, frozen=True, kw_only=True, tag_field="type", tag="state"):
-    """The connection went from one state to another; `cause` where a failure led to it, `at` on the loop's clock."""
+    """A change of the connection's state. `cause` is the failure behind it, if any; `at` is on the loop's clock."""
 
     previous: State
     state: State
@@ -125,11 +131,11 @@ class StateChange(Struct, frozen=True, kw_only=True, tag_field="type", tag="stat
     at: float
 
 
-#: How a job ended.
+#: The end of a job.
 Outcome: TypeAlias = JobComplete | JobFailed | JobCanceled
 AnyUpdate: TypeAlias = JobStarted | Progress | Resynced | Stalled | JobComplete | JobFailed | JobCanceled
 
-#: The machine's word for each end.
+#: The state machine's name for each end.
 OUTCOME_KINDS: Final[dict[type[Update], Literal["complete", "failed", "canceled"]]] = {
     JobComplete: "complete",
     JobFailed: "failed",
@@ -138,15 +144,15 @@ OUTCOME_KINDS: Final[dict[type[Update], Literal["complete", "failed", "canceled"
 
 
 def merge(older: Progress, newer: Progress) -> Progress | None:
-    """One progress that stands for both, or None where the newer does not come after the older in the same log.
+    """Merge two progress updates into one; None if the newer does not follow the older in the same log.
 
-    Numbers between them are those of events that show nothing (heartbeats): what is missing is told by a `Resynced`.
+    Events numbered between them had nothing to show (heartbeats): a `Resynced` reports events that were missed.
     """
     return _joined([older, newer]) if _follows(older, newer) else None
 
 
 def merge_runs(updates: Iterable[AnyUpdate]) -> list[AnyUpdate]:
-    """The same updates in order, with each run of progress as `merge` makes it of two: one that stands for all."""
+    """Merge each run of progress updates into one, as `merge` does; the order stays the same."""
     merged: list[AnyUpdate] = []
     run: list[Progress] = []
     for update in updates:
@@ -177,43 +183,43 @@ def _joined(run: list[Progress]) -> Progress:
     return msgspec.structs.replace(run[-1], progress=progress, first_seq=first, merged=merged)
 
 
-#: Most characters of a server's text in a record that would be too large otherwise.
+#: The most characters of a server's text to keep in a record that would otherwise be too large.
 _TEXT_KEPT: Final = 500
 
 
 def dump_outcome(outcome: Outcome, limit: int) -> str:
-    """An outcome as JSON text of at most `limit` bytes; a larger one without its result, and with a word about it."""
+    """Encode an outcome as JSON of at most `limit` bytes; if it is larger, drop the result and say so in `problem`."""
     try:
         text = msgspec.json.encode(outcome)
     except RecursionError:
-        text = b""  # it is nested too deep to be written here
+        text = b""  # nested too deep to be encoded
     if not 0 < len(text) <= limit:
         kept: dict[str, Any] = {name: None for name in ("result", "details") if hasattr(outcome, name)}
         for name in outcome.__struct_fields__:
             value = getattr(outcome, name)
             if isinstance(value, str):
                 kept.setdefault(name, value[:_TEXT_KEPT])
-        kept["problem"] = "the result was too large to be kept beside the token"
+        kept["problem"] = "the result was too large to be stored with the token"
         text = msgspec.json.encode(msgspec.structs.replace(outcome, **kept))
     return text.decode()
 
 
 def load_outcome(text: str, pipelines: Mapping[str, type]) -> Outcome:
-    """Read what `dump_outcome` wrote; the result gets its pipeline's type again, where it still fits that.
+    """Read the text of `dump_outcome`; the result gets its pipeline's type again if it still fits.
 
-    Raises `Damaged` for what is no outcome.
+    Raises `Damaged` if the text is not an outcome.
     """
     outcome: Outcome
     try:
         outcome = msgspec.json.decode(text, type=Outcome)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise Damaged("the end on record cannot be read") from error
+        raise Damaged("the stored end of the job cannot be read") from error
     if isinstance(outcome, JobComplete) and outcome.result is not None and outcome.result_url is None:
         shape = {**PIPELINES, **pipelines}.get(outcome.pipeline)
         if shape is not None:
             try:
                 outcome = msgspec.structs.replace(outcome, result=msgspec.convert(outcome.result, shape))
             except msgspec.ValidationError as error:
-                problem = f"the result on record does not fit its pipeline's type: {error}"
+                problem = f"the stored result does not fit its pipeline's type: {error}"
                 outcome = msgspec.structs.replace(outcome, problem=problem)
     return outcome

@@ -207,7 +207,7 @@ def test_an_outcome_that_is_nested_too_deep_fits_a_record() -> None:
     for _ in range(100_000):
         deep = [deep]
     loaded = load_outcome(dump_outcome(JobComplete(job="j", result=deep), 48 * 1024), {})
-    assert loaded == JobComplete(job="j", problem="the result was too large to be kept beside the token")
+    assert loaded == JobComplete(job="j", problem="the result was too large to be stored with the token")
 
 
 def test_what_came_with_a_reference_to_a_result_is_not_its_type() -> None:
