@@ -79,7 +79,7 @@ def test_ctrl_c_breaks_it_off_and_the_report_is_written(
         assert "no end after" in process.stdout.read()
         assert process.wait(20) == 130
     told = json.loads(report.read_text())
-    assert (told["outcome"], told["findings"]) == (None, ["broken off before the end"])
+    assert (told["outcome"], told["findings"]) == (None, ["stopped before the end of the job"])
     assert "connected" in [entry["state"] for entry in told["entries"]]
     ElementTree.parse(svg)
 
@@ -100,7 +100,7 @@ def test_messages_that_tls_hides_are_told_of_before_the_storm(run: Run, tmp_path
     script.write_text("[[step]]\ndo = 'message'\nfault = 'drop'\nnumber = 1\n")
     answer = run("rehearse", "wss://127.0.0.1:9/ws/progress", "--job", "j", "--script", str(script), TOWLINE_TOKEN="t")
     assert (answer.returncode, answer.stdout) == (2, "")
-    assert "`message` needs a line without TLS" in answer.stderr
+    assert "`message` needs a ws:// URL" in answer.stderr
 
 
 def test_a_bad_script_is_said_in_a_line(run: Run, hub: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_a_herd_is_shown_and_drawn(tmp_path: Path) -> None:
     lines = told.output.splitlines()
     assert [line[:24].strip() for line in lines[1:]][:3] == [
         "towline patient",
-        "towline patient, told",
+        "towline patient, spread",
         "towline original",
     ]
     assert "never" in lines[3]

@@ -49,13 +49,13 @@ def test_what_is_right(updates: list[Any]) -> None:
         ([STARTED, *MIDDLE, END, END], "2 ends"),
         ([STARTED, *MIDDLE, END, progress(5)], "Progress after the end"),
         ([STARTED, *MIDDLE, JobFailed(job="j", epoch="e1", seq=6)], "the end is error"),
-        ([STARTED, *MIDDLE[1:], END], "3 to 3 follows upon 1"),
-        ([STARTED, *MIDDLE[:2], *MIDDLE[1:], END], "3 to 3 follows upon 3"),
-        ([STARTED, progress(5, first=3), END], "3 to 5 follows upon 1"),
+        ([STARTED, *MIDDLE[1:], END], "3 to 3 follows 1"),
+        ([STARTED, *MIDDLE[:2], *MIDDLE[1:], END], "3 to 3 follows 3"),
+        ([STARTED, progress(5, first=3), END], "3 to 5 follows 1"),
         ([STARTED, resynced(4, 2), progress(5), END], "2 missed up to 4, but 1 were applied"),
         ([STARTED, progress(2, 9), progress(3, 8), *MIDDLE[2:], END], "shows 8 after 9"),
         ([progress(1), *MIDDLE, END], "at 1, where the server's log has job_started"),
-        ([STARTED, progress(1, epoch="e2"), progress(2)], "epoch 'e1', which was left"),
+        ([STARTED, progress(1, epoch="e2"), progress(2)], "of the former epoch 'e1'"),
     ],
 )
 def test_what_is_wrong(updates: list[Any], finding: str) -> None:

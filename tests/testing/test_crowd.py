@@ -34,7 +34,7 @@ def test_a_patient_herd_is_spread_and_comes_back_whole(outage: float) -> None:
 
 
 def test_a_told_spread_is_kept() -> None:
-    outcome = herd("towline patient, told")
+    outcome = herd("towline patient, spread")
     assert outcome.busiest <= 0.05
     assert outcome.gave_up == 0
     assert min(outcome.dials) >= 10

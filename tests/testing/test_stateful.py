@@ -38,4 +38,4 @@ def test_stories_told_by_hand(story: list[tuple[str, object]], backend: str) -> 
 
 def test_a_broken_promise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "cancel", lambda line: True)
-    assert play([("cancel", None)]) == ["cancel() answered True in connecting"]
+    assert play([("cancel", None)]) == ["cancel() returned True in connecting"]

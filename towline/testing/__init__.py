@@ -1,6 +1,6 @@
-"""What a program that embeds Towline needs for its own tests: virtual time, a network in memory, a scripted server.
+"""Test tools for programs that embed Towline: virtual time, an in-memory network, a scripted server.
 
-None of it is imported by `towline` itself.
+`towline` itself imports none of it.
 """
 
 from ._audit import audit_updates

@@ -1,7 +1,7 @@
-"""Were the updates of one job what they must be: complete, in order, each once, with one end?
+"""Checks that the updates of one job are complete, in order, without repeats, and have one end.
 
-The server's own log is the truth they are held against. Merged progress counts as the range it stands for, and what a
-re-sync says it skipped as skipped; heartbeats are not shown.
+The server's own log is the reference. Merged progress counts as the range it covers. Events that a re-sync reports as
+skipped count as skipped; heartbeats are not shown.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _ENDS: Final = (JobComplete, JobFailed, JobCanceled)
 def audit_updates(
     updates: Iterable[AnyUpdate], log: Sequence[LoggedEvent] | None = None, *, ended: bool = True
 ) -> list[str]:
-    """Hold the updates that a follower of a whole job was given against the server's log; returns what is wrong.
+    """Compare a follower's updates for a whole job with the server's log; returns the problems found.
 
-    Without a log only their own order is looked at. `ended=False` is for a follower that was told it has `Exhausted`
-    before the end: then no end is demanded.
+    Without a log only the order of the updates is checked. Use `ended=False` for a follower that got `Exhausted` before
+    the end: then no end is required.
     """
     auditor = _Auditor(log)
     for update in updates:
@@ -46,7 +46,7 @@ class _Auditor:
         self._hidden = {(event.epoch, event.seq) for event in events if not event.shown}
         self._end = events[-1].type if events and events[-1].terminal else None
         self._epochs: list[str] = []
-        self._applied: int | None = 0  # None: the server could not tell where the follower stands
+        self._applied: int | None = 0  # None: the follower's position is unknown, because the server keeps no state
         self._count = 0
         self._ends: list[str] = []
 
@@ -55,7 +55,7 @@ class _Auditor:
             self._find(f"{_name(update)} after the end")
         if update.epoch is not None and update.epoch not in self._epochs[-1:]:
             if update.epoch in self._epochs:
-                self._find(f"{_name(update)} of epoch {update.epoch!r}, which was left")
+                self._find(f"{_name(update)} of the former epoch {update.epoch!r}")
             self._epochs.append(update.epoch)
             self._applied, self._count = 0, 0
         if isinstance(update, Resynced):
@@ -83,14 +83,14 @@ class _Auditor:
         if self._applied is not None:
             applied = self._seen_before(update.epoch, first)
             if first != applied + 1:
-                self._find(f"{_name(update)} {first} to {seq} follows upon {applied}")
+                self._find(f"{_name(update)} {first} to {seq} follows {applied}")
         self._applied = seq
         logged = self._types.get((update.epoch or "", seq))
         if not self._blind and logged != _TYPES[type(update)]:
             self._find(f"{_name(update)} at {seq}, where the server's log has {logged}")
 
     def _seen_before(self, epoch: str | None, seq: int) -> int:
-        """Where the follower stood before event `seq`, counting the heartbeats that it saw on the way there."""
+        """The follower's position before event `seq`, including the heartbeats directly before it."""
         applied = self._applied or 0
         while applied + 1 < seq and (epoch, applied + 1) in self._hidden:
             applied += 1

@@ -1,6 +1,6 @@
-"""Virtual time for `anyio` programs: when nothing is left to do but wait, the clock jumps to the next timer.
+"""Virtual time for `anyio` programs: when every task waits, the clock jumps to the next timer.
 
-An hour of sleep then costs no time, and two runs of the same program take the same course::
+An hour of sleep then takes no time, and two runs of the same program behave the same::
 
     import pytest
     from towline.testing import virtual_time, virtual_time_backends
@@ -16,11 +16,11 @@ An hour of sleep then costs no time, and two runs of the same program take the s
 Outside pytest: `run_virtual(main, backend="trio")`, or `anyio.run(main, backend=name, backend_options=options)` with
 `name, options = virtual_time("trio")`.
 
-Limits. A jumping clock cannot know of what happens outside its loop, so it runs past worker threads
-(`anyio.to_thread`, name resolution) and past real sockets and processes: keep it to memory streams. Only the end of a
-run waits in real time, for the threads of asyncio's executor (they resolve names). A program in which every task waits
-and no timer is set waits for ever, as it would in real time. Only the loop's own clock is virtual
-(`anyio.current_time`, `sleep`, `fail_after`, deadlines); `time.monotonic()` is not.
+Limits: a jumping clock does not wait for anything outside its loop. It runs past worker threads (`anyio.to_thread`,
+name resolution) and past real sockets and processes, so use memory streams only. Only the end of a run waits in real
+time, for the threads of asyncio's executor (they resolve names). A program in which every task waits and no timer is
+set hangs, as it would in real time. Only the loop's own clock is virtual (`anyio.current_time`, `sleep`, `fail_after`,
+deadlines); `time.monotonic()` is not.
 """
 
 from __future__ import annotations
@@ -44,52 +44,52 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-#: What asyncio adds to the present when it asks which timers are due, in seconds.
+#: Seconds that asyncio adds to the current time when it checks which timers are due.
 _RESOLUTION: Final = time.get_clock_info("monotonic").resolution
 
 
 class _JumpingSelector(selectors.BaseSelector):
-    """The real selector, except that a wait which nothing ends at once moves `now` instead of passing time."""
+    """The real selector, but a wait that nothing ends at once advances `now` instead of passing time."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        #: False while the loop waits for threads: a wait passes real time then.
+        #: False while the loop waits for threads: then a wait passes real time.
         self.jumps = True
-        self._real = selectors.DefaultSelector()
+        self._selector = selectors.DefaultSelector()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            # No timer is set: only the outside (a signal, another thread) can wake the loop.
-            return self._real.select(None)
-        ready = self._real.select(0 if self.jumps else timeout)
+            # No timer is set: only a signal or another thread can wake the loop.
+            return self._selector.select(None)
+        ready = self._selector.select(0 if self.jumps else timeout)
         if not ready:
             self.now += timeout
-            # asyncio fires what is due before `now` plus the clock's resolution. Some months on, a float no longer
-            # holds that sum and a timer due exactly now would never fire: step past it.
+            # asyncio fires timers due before `now` plus the clock's resolution. After some months a float cannot
+            # represent that sum, and a timer due exactly now would never fire: step past it.
             if self.now + _RESOLUTION == self.now:
                 self.now = math.nextafter(self.now, math.inf)
         return ready
 
     def register(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._real.register(fileobj, events, data)
+        return self._selector.register(fileobj, events, data)
 
     def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
-        return self._real.unregister(fileobj)
+        return self._selector.unregister(fileobj)
 
     def modify(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._real.modify(fileobj, events, data)
+        return self._selector.modify(fileobj, events, data)
 
     def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
-        return self._real.get_map()
+        return self._selector.get_map()
 
     def close(self) -> None:
-        self._real.close()
+        self._selector.close()
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop whose `time()` begins at 0 and jumps to the next timer whenever nothing is ready.
+    """An asyncio event loop whose `time()` starts at 0 and jumps to the next timer when nothing is ready.
 
-    It is a selector loop in all else, so the order of callbacks is asyncio's own. Give the class as `loop_factory`.
+    Otherwise it is a selector loop, so the order of callbacks is asyncio's own. Pass the class as `loop_factory`.
     """
 
     def __init__(self) -> None:
@@ -97,13 +97,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jumping)
 
     def time(self) -> float:
-        """Virtual seconds since the loop was made."""
+        """Virtual seconds since the loop was created."""
         return self._jumping.now
 
     async def shutdown_default_executor(self, *args: Any, **kwargs: Any) -> None:
-        """Join the executor's threads as asyncio does, in real time: the threads cannot follow a clock that jumps.
+        """Join the executor's threads as asyncio does, in real time: threads cannot follow a clock that jumps.
 
-        From Python 3.12 asyncio takes a `timeout`, and a run that ends gives the threads 300 s.
+        From Python 3.12 on asyncio takes a `timeout`, and a run that ends gives the threads 300 s.
         """
         self._jumping.jumps = False
         try:
@@ -113,14 +113,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def virtual_time_backends() -> list[str]:
-    """Names of the installed backends that can have virtual time: `params` for an `anyio_backend` fixture."""
+    """Names of the installed backends with virtual time: `params` for an `anyio_backend` fixture."""
     return ["asyncio", *(["trio"] if find_spec("trio") else [])]
 
 
 def virtual_time(backend: str) -> tuple[str, dict[str, Any]]:
-    """Make one run's backend name and options, as anyio's pytest plugin and `anyio.run` take them.
+    """Make a backend name and options for one run, as anyio's pytest plugin and `anyio.run` take them.
 
-    Call it anew for each run: a clock belongs to one run. Raises `InvalidArgument` for another backend's name.
+    Call it for each run: a clock belongs to one run. Raises `InvalidArgument` for any other backend.
     """
     if backend == "asyncio":
         return "asyncio", {"loop_factory": VirtualTimeLoop}
@@ -128,10 +128,10 @@ def virtual_time(backend: str) -> tuple[str, dict[str, Any]]:
         from trio.testing import MockClock
 
         return "trio", {"clock": MockClock(autojump_threshold=0)}
-    raise InvalidArgument("backend", f"{backend!r} has no virtual clock; there are asyncio and trio")
+    raise InvalidArgument("backend", f"{backend!r} has no virtual clock: use asyncio or trio")
 
 
 def run_virtual(func: Callable[[*Ts], Awaitable[T]], *args: *Ts, backend: str = "asyncio") -> T:
-    """`anyio.run` under virtual time: runs `func(*args)` and returns what it returns."""
+    """Run `func(*args)` with `anyio.run` under virtual time, and return its result."""
     name, options = virtual_time(backend)
     return anyio.run(func, *args, backend=name, backend_options=options)

@@ -1,4 +1,4 @@
-"""Which branches of a table a set of situations takes: for an application's own lifecycle and its tests."""
+"""Measures which branches of a state table a set of situations takes, for an application's own lifecycle."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..statemachine import Table
 
 
 def cover(table: Table[Any, Any, Any, Any], situations: Iterable[tuple[Any, Any]]) -> set[tuple[str, str, int]]:
-    """Fire each event on its scratch, and say which branches were taken: event, state, place of the branch.
+    """Fire each event on its scratch and return the branches taken: event, state, position of the branch.
 
-    Raises `TableError` where guards do not exclude each other, and whatever an action raises; a forbidden request is a
-    branch like any other. Give the set to `markdown(describe(table), covered=...)` to see what is missing.
+    Raises `TableError` if several guards hold at once, and any error of an action. A forbidden request counts as a
+    branch. Pass the set to `markdown(describe(table), covered=...)` to see what is missing.
     """
     covered = set()
     for event, scratch in situations:

@@ -1,10 +1,12 @@
-"""Thousands of clients and one server, simulated: what a reconnect policy does to a server that restarts or flaps.
+"""Simulates thousands of clients and one server: how a reconnect policy loads a server that restarts or flaps.
 
-No sockets and no waiting: one queue of virtual time. Towline's clients are the real machine with real policies; the
-others follow the algorithm that their documentation or source publishes. The same seed gives the same run.
+There are no sockets and no waiting, only one queue of virtual time. Towline's clients are the real state machine with
+real policies; the others follow the algorithm that their documentation or source publishes. The same seed gives the
+same run.
 
-Two scenes. In the **herd** all clients are dropped at second 0, the server is gone for a while and then takes so many
-connections a second, answering 503 to the rest. The **flap** accepts every connection and closes it at once.
+There are two scenes. In the **herd** all clients are dropped at second 0. The server is down for a while, then accepts
+a number of connections per second and answers 503 to the rest. In the **flap** the server accepts every connection and
+closes it at once.
 """
 
 from __future__ import annotations
@@ -38,18 +40,18 @@ from ..statemachine import (
     step,
 )
 
-#: How long a dial takes to be answered, in seconds; also from the accept to the close of a flapping server.
+#: Seconds until a connection attempt is answered; a flapping server also closes this long after accepting.
 ROUND_TRIP: Final = 0.05
 
 REFUSED: Final = Cause(code="connect", text="refused")
-OVERLOAD: Final = Cause(code="http 503", text="too many at once", shared=True)
+OVERLOAD: Final = Cause(code="http 503", text="too many connections at once", shared=True)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What the server does: gone for `outage` seconds, then `accepts` connections a second; or it flaps.
+    """The server's behavior: down for `outage` seconds, then `accepts` connections per second; or it flaps.
 
-    `spread`: seconds that the restarting server tells its clients to spread over, which only Towline understands.
+    `spread`: seconds over which the restarting server asks clients to spread out; only Towline understands it.
     """
 
     outage: float = 10.0
@@ -62,15 +64,15 @@ class Scene:
         if self.accepts < 1:
             raise InvalidArgument("accepts", "must be at least 1")
         if self.outage < 0 or self.horizon <= 0 or (self.spread or 0.0) < 0:
-            raise InvalidArgument("scene", "times must not be negative")
+            raise InvalidArgument("scene", "outage and spread must not be negative, and horizon must be positive")
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A way to reconnect. `delays` gives the wait before each dial since the drop; where it ends, the client gives up.
+    """A reconnect algorithm. `delays` gives the wait before each attempt after a drop; when it ends, the client gives
+    up.
 
-    A success begins it anew at the next drop, as published clients do. `at_once` dials without a wait after a link
-    that was up. `policy` makes it Towline's machine instead.
+    It starts again at each drop, as published clients do. `policy` uses Towline's state machine instead.
     """
 
     name: str
@@ -116,7 +118,7 @@ def _full_jitter(draw: random.Random) -> Iterator[float]:
 
 ALGORITHMS: Final = (
     Algorithm("towline patient", "Backoff.patient()", 30.0, policy=Policy()),
-    Algorithm("towline patient, told", "and the server tells a spread", 30.0, policy=Policy(), spread=50.0),
+    Algorithm("towline patient, spread", "and the server tells a spread", 30.0, policy=Policy(), spread=50.0),
     Algorithm("towline original", "Policy.original()", 30.0, policy=Policy.original()),
     Algorithm("websockets", "at once, then 0 to 5 s, then 3.1 s × 1.618, cap 90", 90.0, _websockets),
     Algorithm("socket.io", "1 s × 2 ± 50 %, then cap 5", 5.0, _socket_io),
@@ -128,11 +130,12 @@ ALGORITHMS: Final = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a crowd did. `dials` counts them by second; `busiest` is the largest second's share of the clients.
+    """The result of a crowd's run. `dials` counts attempts per second; `busiest` is the largest second's share of
+    clients.
 
-    `at_cap` is the share of late delays (the sixth and on) that were exactly the cap, None where there were none.
-    `back_by` is when the last client was back, None if some were not. `dials_a_minute` is the 99th percentile over
-    clients of dials in each one's busiest minute.
+    `at_cap` is the share of late delays (from the sixth on) that were exactly the cap, None if there were none.
+    `back_by` is when the last client was connected again, None if some never were. `dials_a_minute` is the 99th
+    percentile, over all clients, of attempts in the client's busiest minute.
     """
 
     algorithm: str
@@ -237,17 +240,17 @@ class _Published:
 
 
 def _stable(policy: Policy) -> Snapshot:
-    """A machine whose link has long been stable."""
+    """A snapshot whose link has been stable for long."""
     snapshot, facts = Snapshot(), Facts(now=-1000.0)
     for event in (Connect(), Opened(), Synced()):
         snapshot = step(snapshot, event, facts, policy).snapshot
     ticket = snapshot.ticket(Timer.STABILITY)
-    assert ticket is not None, "a link that has just joined waits to be stable"
+    assert ticket is not None, "a link that has just synced waits to be stable"
     return step(snapshot, LinkStable(ticket=ticket), facts, policy).snapshot
 
 
 class _Towline:
-    """A client that is Towline's machine."""
+    """A client that runs Towline's state machine."""
 
     def __init__(self, crowd: _Crowd, policy: Policy, start: Snapshot, draw: random.Random) -> None:
         self._crowd = crowd
@@ -294,38 +297,38 @@ class _Towline:
 
 
 def crowd(algorithm: Algorithm, scene: Scene, *, clients: int = 10_000, seed: int = 1) -> Outcome:
-    """Let a crowd of clients go through a scene."""
+    """Run a crowd of clients through a scene."""
     if clients < 1:
         raise InvalidArgument("clients", "must be at least 1")
     draw = random.Random(seed)
     world = _Crowd(scene)
-    everybody: list[_Client]
+    crowd_clients: list[_Client]
     if algorithm.policy is not None:
         start = _stable(algorithm.policy)
-        everybody = [_Towline(world, algorithm.policy, start, draw) for _ in range(clients)]
+        crowd_clients = [_Towline(world, algorithm.policy, start, draw) for _ in range(clients)]
     else:
-        everybody = [_Published(world, algorithm, draw) for _ in range(clients)]
-    told = scene.spread if scene.spread is not None else algorithm.spread
-    advice = Advice(retry_in=scene.outage, spread=told) if told is not None and not scene.flapping else None
-    for client in everybody:
+        crowd_clients = [_Published(world, algorithm, draw) for _ in range(clients)]
+    spread = scene.spread if scene.spread is not None else algorithm.spread
+    advice = Advice(retry_in=scene.outage, spread=spread) if spread is not None and not scene.flapping else None
+    for client in crowd_clients:
         client.drop(0.0, Cause(code="close 1012", text="the server restarts", shared=True, advice=advice))
     waiting = dict.fromkeys(range(clients))
 
     def done() -> bool:
-        # Looked at from the front only: a client that is back or has given up stays so in this scene.
+        # Checked from the front only: a client that is connected again or has given up stays so in this scene.
         while waiting:
-            client = everybody[next(iter(waiting))]
+            client = crowd_clients[next(iter(waiting))]
             if client.back_at is None and not client.gave_up:
                 return False
             del waiting[next(iter(waiting))]
         return True
 
     world.run((lambda: False) if scene.flapping else done)
-    dials = Counter(int(at) for client in everybody for at in client.dialled)
-    late = [delay for client in everybody for delay in client.late]
-    gave_up = sum(client.gave_up for client in everybody)
-    back = [client.back_at for client in everybody]
-    minutes = sorted(_busiest_minute(client.dialled) for client in everybody)
+    dials = Counter(int(at) for client in crowd_clients for at in client.dialled)
+    late = [delay for client in crowd_clients for delay in client.late]
+    gave_up = sum(client.gave_up for client in crowd_clients)
+    back = [client.back_at for client in crowd_clients]
+    minutes = sorted(_busiest_minute(client.dialled) for client in crowd_clients)
     return Outcome(
         algorithm=algorithm.name,
         clients=clients,

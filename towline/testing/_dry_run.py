@@ -1,7 +1,7 @@
-"""The machine without an engine: events in, time moved by hand, every timer kept.
+"""The state machine without an engine: feed events, move time by hand, inspect timers.
 
-What an application, or a test, wants to know of the lifecycle alone (when would it dial, when would it give up) is
-answered here in microseconds, without sockets, tasks or a clock.
+It answers questions about the lifecycle alone (when does it connect, when does it give up) in microseconds, without
+sockets, tasks or a clock.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ F = TypeVar("F", bound=AnyEffect)
 class DryRun:
     """One connection's lifecycle, driven by hand.
 
-    `random` draws the delays: a number in 0..1 for each. `facts` is what the next event will be told of the world;
-    its `now` is virtual seconds. `log` holds every effect asked for so far, with the time.
+    `random` draws the delays: one number in 0..1 for each. `facts` describes the world for the next event; its `now` is
+    in virtual seconds. `log` holds every effect so far, with its time.
     """
 
     def __init__(self, policy: Policy | None = None, *, random: Callable[[], float] = lambda: 0.5) -> None:
@@ -45,15 +45,15 @@ class DryRun:
 
     @property
     def now(self) -> float:
-        """Virtual seconds since the beginning."""
+        """Virtual seconds since the start."""
         return self.facts.now
 
     def world(self, **changes: Any) -> None:
-        """Change what events are told of the world: `path_up`, `foreground`, `token_id`, `renewable`."""
+        """Change the facts of the following events: `path_up`, `foreground`, `token_id`, `renewable`."""
         self.facts = replace(self.facts, **changes)
 
     def take(self, event: AnyEvent) -> Step:
-        """Take one event up now; raises what `step` raises, and then nothing has changed."""
+        """Process one event now; raises what `step` raises, and then changes nothing."""
         taken = step(self.snapshot, event, self.facts, self.policy)
         self.snapshot = taken.snapshot
         for effect in taken.effects:
@@ -63,22 +63,22 @@ class DryRun:
         return taken
 
     def next_expiry(self) -> float | None:
-        """When the next timer runs out, or None where none runs."""
+        """The time of the next timer's expiry, or None if no timer is running."""
         while self._due and self.snapshot.ticket(self._due[0][2]) != self._due[0][1]:
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else None
 
     def expire(self) -> Step:
-        """Let time pass to the next expiry, and take that up; raises `LookupError` where no timer runs."""
+        """Advance to the next expiry and process it; raises `LookupError` if no timer is running."""
         due = self.next_expiry()
         if due is None:
-            raise LookupError("no timer runs")
+            raise LookupError("no timer is running")
         _, ticket, timer = heapq.heappop(self._due)
         self.world(now=max(self.now, due))
         return self.take(self._expiry(timer, ticket))
 
     def advance(self, seconds: float) -> list[Step]:
-        """Let time pass, and take up each expiry at its moment; returns their steps."""
+        """Advance by `seconds` and process each expiry at its time; returns the steps."""
         steps, until = [], self.now + seconds
         while (due := self.next_expiry()) is not None and due <= until:
             steps.append(self.expire())
@@ -89,5 +89,5 @@ class DryRun:
         return EXPIRIES[timer](ticket=ticket)
 
     def effects(self, kind: type[F]) -> list[F]:
-        """The effects of one kind asked for so far, oldest first."""
+        """The effects of one kind so far, oldest first."""
         return [effect for _, effect in self.log if isinstance(effect, kind)]

@@ -1,18 +1,19 @@
-"""A TCP proxy on loopback that makes a network misbehave, on real sockets, when it is told to.
+"""A TCP proxy on loopback that injects network faults on real sockets.
 
     async with FaultProxy("127.0.0.1", server_port) as proxy:
-        ... dial 127.0.0.1, proxy.port ...
+        ... connect to 127.0.0.1, proxy.port ...
         await proxy.cut("rst")                          # every link, now
-        await proxy.refuse()                            # and new dials with it
-        await proxy.heal()                              # fair weather again
+        await proxy.refuse()                            # refuse new connections too
+        await proxy.heal()                              # remove all faults
         proxy.black_hole("down")                        # nothing arrives from the server any more
         proxy.cut_after(1500, "down")                   # the next link to carry 1,500 bytes ends there
 
-Weather (latency, bandwidth, black holes, refusal) holds for all links, present and new, until `heal()`. An armed fault
-(`cut_after`, `flip_bit`) strikes once, or as often as asked. "up" is towards the server, "down" towards the client.
+Lasting faults (latency, bandwidth, black holes, refusal) affect all links, present and new, until `heal()`. An armed
+fault (`cut_after`, `flip_bit`) strikes once, or as often as requested. "up" is towards the server, "down" towards the
+client.
 
-It uses plain sockets and `anyio.wait_readable`, because anyio's own streams cannot end with a reset. Its time is real
-time: it is not for virtual clocks.
+It uses plain sockets and `anyio.wait_readable`, because anyio's own streams cannot end with a reset. It runs in real
+time and does not work with virtual clocks.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from ._proxy_link import ArmedFault, ArmedMessageFault, Link, Sky
 
 @dataclass(frozen=True, slots=True)
 class ProxyStatistics:
-    """`dials` seen and `links` open now, bytes passed on in each direction, links that a fault has ended."""
+    """Counts of a proxy: `dials` seen, `links` open now, bytes forwarded in each direction, links ended by a fault."""
 
     dials: int
     links: int
@@ -46,11 +47,11 @@ class ProxyStatistics:
 
 
 class FaultProxy(AsyncContextManagerMixin):
-    """See the module's text. `target` may be changed while it runs: it counts for the next dial.
+    """A proxy in front of `target` that injects faults. You may change `target`: it applies to the next connection.
 
-    `seed` decides what is random (jitter). `port` is the proxy's own on 127.0.0.1, the same for the proxy's whole life.
-    `dials` holds the time of each dial that was accepted; one that is refused by the system, or whose packets are
-    dropped, is never seen. If the target cannot be reached, the client sees a reset.
+    `seed` decides what is random (jitter). `port` is the proxy's own on 127.0.0.1 and stays the same. `dials` holds the
+    time of each accepted connection. The proxy cannot see connections that the system refuses or whose packets are
+    dropped. If the target cannot be reached, the client sees a reset.
     """
 
     def __init__(self, target_host: str, target_port: int, *, seed: int = 0) -> None:
@@ -75,7 +76,7 @@ class FaultProxy(AsyncContextManagerMixin):
                 try:
                     yield self
                 except Exception as error:
-                    # Carried past the task group, which would wrap it: a test's own errors come out as they are.
+                    # Raised after the task group, which would wrap it: a test's own errors stay as they are.
                     failure = error
                 tasks.cancel_scope.cancel()
         finally:
@@ -83,10 +84,10 @@ class FaultProxy(AsyncContextManagerMixin):
         if failure is not None:
             raise failure
 
-    # --- links, now ------------------------------------------------------------------------------------------------
+    # --- faults that act now ---------------------------------------------------------------------------------------
 
     async def cut(self, ending: Ending = "fin") -> int:
-        """End every present link, to both sides; returns how many there were. New dials are let in."""
+        """End every open link on both sides; returns how many there were. New connections are accepted."""
         links = list(self._sky.links)
         for link in links:
             link.end(ending)
@@ -94,15 +95,18 @@ class FaultProxy(AsyncContextManagerMixin):
             await link.ended.wait()
         return len(links)
 
-    # --- weather ---------------------------------------------------------------------------------------------------
+    # --- faults that last ------------------------------------------------------------------------------------------
 
     def black_hole(self, *directions: Direction) -> None:
-        """Carry nothing any more (both ways, if none is named), and tell nobody. Dials are accepted, as by a system
-        whose server is stopped. What was on its way arrives after `heal()`, as TCP would send it again."""
+        """Forward nothing any more (in both directions if none is named), without a sign of it.
+
+        Connections are accepted, as by a system whose server is stopped. Data on its way arrives after `heal()`, as TCP
+        would resend it.
+        """
         self._sky.set(directions, blocked=True)
 
     async def drop_dials(self) -> None:
-        """Leave new dials without any answer: they hang. Present links live on. (Linux: by a full accept queue.)"""
+        """Leave new connection attempts unanswered: they hang. Open links stay. (Linux: with a full accept queue.)"""
         self._close_door()
         self._door = "dropping"
         self._listener = self._bind()
@@ -110,19 +114,19 @@ class FaultProxy(AsyncContextManagerMixin):
         await self._fill_accept_queue(self._listener)
 
     async def refuse(self) -> None:
-        """Refuse new dials, as a system without the server does. Present links live on: `cut` ends them."""
+        """Refuse new connections, as a system without the server does. Open links stay: `cut` ends them."""
         self._close_door()
         self._door = "refusing"
-        self._listener = self._bind()  # bound but not listening: the port stays ours
+        self._listener = self._bind()  # bound but not listening, so that the port stays ours
         await anyio.lowlevel.checkpoint()
 
     def hang_up(self, ending: Ending = "fin") -> None:
-        """Accept new dials and end them at once, as a dying server does. They are counted in `dials`."""
+        """Accept new connections and end them at once, as a failing server does. They count in `dials`."""
         self._listen_again()
         self._door, self._farewell = "hanging up", ending
 
     def delay(self, latency: float, *directions: Direction, jitter: float = 0.0) -> None:
-        """Deliver everything `latency` seconds late, and up to `jitter` seconds later still, in order.
+        """Delay all data by `latency` seconds plus up to `jitter` seconds, and keep its order.
 
         Raises `InvalidArgument` unless both are finite and not negative.
         """
@@ -130,9 +134,11 @@ class FaultProxy(AsyncContextManagerMixin):
         self._sky.set(directions, latency=latency, jitter=jitter)
 
     def throttle(self, bytes_per_second: float, *directions: Direction) -> None:
-        """Limit how much passes in a second. Raises `InvalidArgument` unless it is positive and finite."""
+        """Limit the bytes per second. Raises `InvalidArgument` unless the limit is positive and finite."""
         if not 0 < bytes_per_second < math.inf:
-            raise InvalidArgument("bytes_per_second", "must be positive and finite; nothing passes a black hole")
+            raise InvalidArgument(
+                "bytes_per_second", "must be positive and finite: to stop everything, use black_hole()"
+            )
         self._sky.set(directions, bytes_per_second=bytes_per_second)
 
     def chop(self, piece: int = 1, *directions: Direction, pause: float = 0.0) -> None:
@@ -146,17 +152,17 @@ class FaultProxy(AsyncContextManagerMixin):
         self._sky.set(directions, piece=piece, pause=pause)
 
     def gather(self, seconds: float, *directions: Direction) -> None:
-        """Keep bytes for some time and pass them on as one: many frames in one segment.
+        """Collect bytes for some time and forward them together: many frames in one segment.
 
-        Raises `InvalidArgument` unless it is finite and not negative.
+        Raises `InvalidArgument` unless `seconds` is finite and not negative.
         """
         _check_seconds(seconds=seconds)
         self._sky.set(directions, gather=seconds)
 
     async def heal(self, *, disarm: bool = True) -> None:
-        """Fair weather: everything passes, dials are accepted. Links that are cut stay cut.
+        """Remove all lasting faults: data passes, connections are accepted. Links that were cut stay cut.
 
-        Nothing is armed any more, unless `disarm` is False.
+        Armed faults are removed too, unless `disarm` is False.
         """
         self._sky.clear(disarm=disarm)
         self._listen_again()
@@ -167,36 +173,36 @@ class FaultProxy(AsyncContextManagerMixin):
     # --- armed faults ----------------------------------------------------------------------------------------------
 
     def cut_after(self, count: int, direction: Direction, ending: Ending = "rst", *, times: int = 1) -> None:
-        """End a link when it has passed on exactly `count` bytes in one direction, counted from its beginning.
+        """End a link when it has forwarded exactly `count` bytes in one direction, counted from its start.
 
-        It strikes the first link that gets there, `times` times in all. What came before byte `count` is delivered.
+        It strikes the first link that gets there, `times` times in all. The bytes before `count` are delivered.
         """
         self._sky.armed.append(ArmedFault(count, direction, times, ending))
         for link in list(self._sky.links):
             link.strike(direction)
 
     def flip_bit(self, number: int, direction: Direction, *, times: int = 1) -> None:
-        """Turn over one bit (8n+k is bit k of byte n, counted from a link's beginning) as it passes."""
+        """Flip one bit (8n+k is bit k of byte n, counted from a link's start) when it passes."""
         place, bit = divmod(number, 8)
         self._sky.armed.append(ArmedFault(place, direction, times, bit=bit))
 
     def fault_message(self, fault: MessageFault, number: int, *, times: int = 1) -> None:
-        """Drop, duplicate or swap the `number`-th message of a WebSocket (counted from 1), or replay all before it.
+        """Drop, duplicate or swap the `number`-th message of a WebSocket (from 1), or replay all before it.
 
-        For messages from the server, on links dialled from now on.
+        It affects messages from the server, on links opened from now on.
         """
         self._sky.armed_messages.append(ArmedMessageFault(fault, number, times))
 
-    # --- what it tells ---------------------------------------------------------------------------------------------
+    # --- observe ---------------------------------------------------------------------------------------------------
 
     def statistics(self) -> ProxyStatistics:
-        """Figures since the proxy was made."""
+        """Counts since the proxy was created."""
         return ProxyStatistics(
             len(self.dials), len(self._sky.links), self._sky.passed["up"], self._sky.passed["down"], self._sky.cuts
         )
 
     async def wait_dials(self, count: int) -> None:
-        """Wait until `count` dials were seen since the proxy was made."""
+        """Wait until `count` connections have been accepted since the proxy was created."""
         while len(self.dials) < count:
             await self._sky.wait_changed()
 
@@ -206,11 +212,11 @@ class FaultProxy(AsyncContextManagerMixin):
             await self._sky.wait_changed()
 
     async def wait_passed(self, count: int, direction: Direction) -> None:
-        """Wait until `count` bytes were passed on in one direction since the proxy was made."""
+        """Wait until `count` bytes have been forwarded in one direction since the proxy was created."""
         while self._sky.passed[direction] < count:
             await self._sky.wait_changed()
 
-    # --- the door: accepting dials ---------------------------------------------------------------------------------
+    # --- accepting connections -------------------------------------------------------------------------------------
 
     def _bind(self) -> socket.socket:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -242,7 +248,7 @@ class FaultProxy(AsyncContextManagerMixin):
         self._listener = None
 
     async def _fill_accept_queue(self, listener: socket.socket) -> None:
-        # A queue of length 0 still takes a connection or two; when one of ours hangs, so does everybody's.
+        # A queue of length 0 still accepts a connection or two. When one of ours hangs, everyone else's hangs too.
         for _ in range(16):
             plug = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             self._plugs.append(plug)
@@ -268,7 +274,7 @@ class FaultProxy(AsyncContextManagerMixin):
             except OSError:
                 if self._listener is listener:
                     raise
-                continue  # closed under our hands
+                continue  # closed meanwhile
             client.setblocking(False)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.dials.append(anyio.current_time())

@@ -1,7 +1,7 @@
-"""A network in memory: what the transport dials with, and a server behind it.
+"""An in-memory network: the transport connects through it, and a server runs behind it.
 
-It stands behind the transport's network seam (`towline.transport.Network`), so the engine runs on it unchanged,
-thousands of connections at a time, under virtual time.
+It implements `towline.transport.Network`. So the engine runs on it unchanged, with thousands of connections at a time,
+under virtual time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ._memory_stream import MemoryLink
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """A dial that comes through, after `after` seconds; the link then has that `latency` in each direction."""
+    """A connection attempt that succeeds after `after` seconds; the link then has that `latency` in each direction."""
 
     after: float = 0.0
     latency: float = 0.0
@@ -30,7 +30,7 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """A dial that fails after `after` seconds: refused, or (`resolved=False`) the name has no address."""
+    """A connection attempt that fails after `after` seconds: refused, or (`resolved=False`) the name has no address."""
 
     after: float = 0.0
     resolved: bool = True
@@ -38,7 +38,7 @@ class Unreachable:
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """A dial that hangs for ever: a black hole on the way."""
+    """A connection attempt that hangs: a black hole on the way."""
 
 
 Fate: TypeAlias = Reach | Unreachable | NoAnswer
@@ -46,7 +46,7 @@ Fate: TypeAlias = Reach | Unreachable | NoAnswer
 
 @dataclass(slots=True)
 class Dial:
-    """One call of `connect`: when (the loop's seconds), where to, and what became of it."""
+    """One call of `connect`: its time (on the loop's clock), its target, and its result."""
 
     at: float
     host: str
@@ -56,10 +56,10 @@ class Dial:
 
 
 class MemoryNetwork(AsyncContextManagerMixin):
-    """A `Network` that links every dial to `serve(link)`, run in the network's own task group until the block ends.
+    """A `Network` that links every connection to `serve(link)`, which runs in the network's task group.
 
-    `weather` is the fate of every dial, `script(...)` that of the next ones, one each. `dials` records them all. An
-    exception of `serve` comes out of the block. TLS is not played: an endpoint's context is ignored.
+    `weather` is the fate of every attempt; `script(...)` gives the fates of the next ones, one each. `dials` records
+    them all. An exception of `serve` is raised from the block. TLS is not simulated: an endpoint's context is ignored.
     """
 
     def __init__(self, serve: Callable[[MemoryLink], Awaitable[None]]) -> None:
@@ -69,7 +69,7 @@ class MemoryNetwork(AsyncContextManagerMixin):
         self._script: list[Fate] = []
         self._links: set[MemoryLink] = set()
         self._tasks: TaskGroup | None = None
-        self._dialled = anyio.Event()
+        self._dial_started = anyio.Event()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
@@ -78,35 +78,35 @@ class MemoryNetwork(AsyncContextManagerMixin):
             try:
                 yield self
             except Exception as error:
-                # Carried past the task group, which would wrap it: a test's own errors come out as they are.
+                # Raised after the task group, which would wrap it: a test's own errors stay as they are.
                 failure = error
             self._tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
     def script(self, *fates: Fate) -> None:
-        """Add fates for the next dials, one each; after them the weather counts again."""
+        """Add fates for the next connection attempts, one each; after them `weather` applies again."""
         self._script += fates
 
     @property
     def links(self) -> tuple[MemoryLink, ...]:
-        """The links that somebody still serves."""
+        """The links that are still being served."""
         return tuple(self._links)
 
     async def wait_dials(self, count: int) -> None:
-        """Wait until `count` dials were begun since the network was made."""
+        """Wait until `count` connection attempts have started since the network was created."""
         while len(self.dials) < count:
-            await self._dialled.wait()
+            await self._dial_started.wait()
 
     async def connect(self, endpoint: Endpoint) -> ByteStream:
-        """Dial. Raises `ConnectFailed` or `NameNotResolved` as scripted; `RuntimeError` outside the block."""
+        """Connect. Raises `ConnectFailed` or `NameNotResolved` as scripted; `RuntimeError` outside the block."""
         if self._tasks is None:
             raise RuntimeError("the memory network is not running: enter it with `async with`")
         fate = self._script.pop(0) if self._script else self.weather
         dial = Dial(anyio.current_time(), endpoint.host, endpoint.port, fate)
         self.dials.append(dial)
-        self._dialled.set()
-        self._dialled = anyio.Event()
+        self._dial_started.set()
+        self._dial_started = anyio.Event()
         if isinstance(fate, NoAnswer):
             await anyio.sleep_forever()
         assert not isinstance(fate, NoAnswer)
@@ -125,6 +125,6 @@ class MemoryNetwork(AsyncContextManagerMixin):
             async with link.server:
                 await self._serve(link)
         except (anyio.BrokenResourceError, anyio.EndOfStream):
-            pass  # the client's end of the link is gone, or was cut: the serving is over
+            pass  # the client's end of the link was closed or cut: stop serving
         finally:
             self._links.discard(link)

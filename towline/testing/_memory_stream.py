@@ -1,10 +1,10 @@
 """One TCP-like connection in memory: two byte streams and the faults between them.
 
-`MemoryLink.client` and `MemoryLink.server` are its ends. They know no socket, thread or clock but the event loop's, so
-they work under virtual time; they keep the manners of anyio's streams (`EndOfStream`, `BrokenResourceError`,
+`MemoryLink.client` and `MemoryLink.server` are its ends. They use no socket, no thread and only the event loop's clock,
+so they work under virtual time. They raise the same errors as anyio's streams (`EndOfStream`, `BrokenResourceError`,
 `ClosedResourceError`, `BusyResourceError`).
 
-The two directions are named after where the bytes go: "up" from the client to the server, "down" back.
+A direction is named after where the bytes go: "up" from the client to the server, "down" back.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Literal, TypeAlias
 import anyio
 from anyio.abc import ByteStream
 
-#: Where bytes go: to the server, to the client, or either.
+#: The direction of bytes: "up" to the server, "down" to the client.
 Direction: TypeAlias = Literal["up", "down"]
-#: How a connection ends: orderly, with end-of-file, or torn, with a reset.
+#: The way a connection ends: orderly with end-of-file ("fin"), or with a reset ("rst").
 Ending: TypeAlias = Literal["fin", "rst"]
 
-#: Bytes a direction holds before its sender has to wait.
+#: Bytes that a direction holds before its sender must wait.
 _CAPACITY = 65_536
 
 
 class _Flow:
-    """One direction: bytes on their way, each piece with the time at which it arrives."""
+    """One direction: the bytes in flight, each piece with its time of arrival."""
 
     def __init__(self) -> None:
         self.pieces: deque[tuple[float, bytes]] = deque()
@@ -35,7 +35,7 @@ class _Flow:
         self.latency = 0.0
         self.held = False
         self.finished_at: float | None = None  # when the sender's end-of-file arrives
-        self.torn = False  # ... and whether it is a reset instead
+        self.torn = False  # whether it is a reset instead
         self.reader_gone = False
         self.largest_read: int | None = None
         self.ends_after: tuple[int, Callable[[], None]] | None = None
@@ -78,7 +78,7 @@ class _Flow:
         self.touch()
 
     def take(self, most: int) -> bytes:
-        """Join what has arrived, at most `most` bytes of it."""
+        """Join the bytes that have arrived, at most `most`."""
         if self.largest_read is not None:
             most = min(most, self.largest_read)
         now, taken, room = anyio.current_time(), [], most
@@ -95,10 +95,10 @@ class _Flow:
 
 
 class MemoryLink:
-    """A connection in memory. Its faults act on both ends at once, or on one direction.
+    """An in-memory connection. Its faults affect both ends at once, or one direction.
 
-    The faults of a direction: `hold` (a black hole: bytes are taken, none arrives), `latency`, `largest_read` (bytes a
-    read may return: 1 splits everything), `end_after` n bytes, `flip_bit`. `cut` ends the whole link.
+    The faults of a direction: `hold` (a black hole: bytes are accepted but never arrive), `latency`, `largest_read`
+    (the most bytes per read: 1 splits everything), `end_after` n bytes, `flip_bit`. `cut` ends the whole link.
     """
 
     def __init__(self, *, latency: float = 0.0) -> None:
@@ -110,12 +110,12 @@ class MemoryLink:
 
     @property
     def torn(self) -> bool:
-        """Whether the link was reset: both ends then raise `BrokenResourceError`."""
+        """Whether the link was reset: then both ends raise `BrokenResourceError`."""
         return self._torn
 
     @property
     def closed(self) -> bool:
-        """Whether no byte can move any more."""
+        """Whether no more bytes can be sent in either direction."""
         return self._torn or all(flow.finished_at is not None for flow in self._flows.values())
 
     def carried(self, direction: Direction) -> int:
@@ -123,9 +123,9 @@ class MemoryLink:
         return self._flows[direction].carried
 
     def cut(self, ending: Ending = "rst") -> None:
-        """End the link now: both ends read what had been sent, then end-of-file ("fin") or the break ("rst").
+        """End the link now: both ends read the bytes sent before, then end-of-file ("fin") or the reset ("rst").
 
-        What was on hold is lost. After "rst" neither end can send.
+        Bytes on hold are lost. After "rst" neither end can send.
         """
         self._torn = self._torn or ending == "rst"
         for flow in self._flows.values():
@@ -135,35 +135,35 @@ class MemoryLink:
             flow.finish(ending)
 
     def hold(self, *directions: Direction) -> None:
-        """Let nothing arrive any more (in both directions, if none is named), and say so to nobody."""
+        """Let nothing arrive any more (in both directions if none is named), without a sign of it."""
         for direction in directions or ("up", "down"):
             self._flows[direction].held = True
 
     def release(self) -> None:
-        """Let arrive what was held, as TCP does when the way is open again."""
+        """Let bytes on hold arrive, as TCP does when the network works again."""
         for flow in self._flows.values():
             flow.held = False
             flow.touch()
 
     def set_latency(self, seconds: float, *directions: Direction) -> None:
-        """Seconds between a send and its arrival, for what is sent from now on."""
+        """Set the seconds between a send and its arrival, for later sends."""
         for direction in directions or ("up", "down"):
             self._flows[direction].latency = seconds
 
     def set_largest_read(self, size: int | None, *directions: Direction) -> None:
-        """Bytes that one read returns at most; None for no such limit."""
+        """Set the most bytes that one read returns; None for no limit."""
         for direction in directions or ("up", "down"):
             self._flows[direction].largest_read = size
 
     def end_after(self, count: int, direction: Direction, ending: Ending = "rst") -> None:
-        """End the link as soon as `count` bytes, counted from its beginning, were sent in one direction."""
+        """End the link once `count` bytes, counted from its start, were sent in one direction."""
         flow = self._flows[direction]
         flow.ends_after = (count, lambda: self.cut(ending))
         if flow.carried >= count:
             self.cut(ending)
 
     def flip_bit(self, number: int, direction: Direction) -> None:
-        """Turn over one bit, counted from the link's beginning (bit 8n+k is bit k of byte n), as it passes."""
+        """Flip one bit, counted from the link's start (bit 8n+k is bit k of byte n), when it passes."""
         self._flows[direction].flipped_bit = number
 
 
@@ -200,8 +200,8 @@ class _End(ByteStream):
             self._receiving = False
 
     async def send(self, item: bytes) -> None:
-        # As on a socket: what is cancelled before it begins, or waits for room, is not sent; what has begun and has
-        # room is.
+        # As on a socket: a send that is cancelled before it starts, or while it waits for room, sends nothing. A send
+        # that has started and has room completes.
         await anyio.lowlevel.checkpoint_if_cancelled()
         await anyio.lowlevel.cancel_shielded_checkpoint()
         if self._sending:

@@ -1,4 +1,4 @@
-"""One link of a `FaultProxy`: a dial, its connection to the target, and the faults between them."""
+"""One link of a `FaultProxy`: a client's connection, its connection to the target, and the faults between them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ._memory_stream import Direction, Ending
 from ._message_faults import MessageFault, MessageTamperer
 
 _READ_SIZE: Final = 65_536
-#: Pieces under way in one direction; a full queue makes the sender wait, as a full window does.
+#: Pieces in flight per direction; a full queue makes the sender wait, as a full window does.
 _QUEUE_SIZE: Final = 64
 #: How long an orderly end waits for the peers to close too; closing sooner could turn it into a reset.
 _LINGER: Final = 1.0
 #: With `SO_LINGER` on and 0 seconds, `close` sends a reset.
 _RESET: Final = struct.pack("ii", 1, 0)
-#: A throttled direction writes what may pass in this time, in seconds.
+#: Seconds of data that a throttled direction writes at once.
 _SLICE: Final = 0.05
 BOTH: Final[tuple[Direction, ...]] = ("up", "down")
 
 
 @dataclass(slots=True)
 class Weather:
-    """What one direction is like; times in seconds."""
+    """The lasting faults of one direction; times in seconds."""
 
     blocked: bool = False
     latency: float = 0.0
@@ -45,7 +45,7 @@ class Weather:
 
 @dataclass(slots=True)
 class ArmedFault:
-    """A fault that waits for byte `at` of a link in one direction. `bit` is None for a cut."""
+    """A fault at byte `at` of a link in one direction. `bit` is None for a cut."""
 
     at: int
     direction: Direction
@@ -56,7 +56,7 @@ class ArmedFault:
 
 @dataclass(slots=True)
 class ArmedMessageFault:
-    """A fault that waits for the `number`-th message that a link brings to its client."""
+    """A fault at the `number`-th message that a link carries to its client."""
 
     fault: MessageFault
     number: int
@@ -64,7 +64,7 @@ class ArmedMessageFault:
 
 
 class Sky:
-    """What all links of a proxy live under: the weather of both directions, the armed faults, and what was counted."""
+    """The state shared by all links of a proxy: lasting faults per direction, armed faults, and counts."""
 
     def __init__(self, seed: int) -> None:
         self.random: Final = random.Random(seed)
@@ -77,7 +77,7 @@ class Sky:
         self._changed = anyio.Event()
 
     def touch(self) -> None:
-        """Wake whoever waits for a change."""
+        """Wake every task that waits for a change."""
         self._changed.set()
         self._changed = anyio.Event()
 
@@ -91,13 +91,13 @@ class Sky:
             await self.wait_changed()
 
     def set(self, directions: tuple[Direction, ...], **changes: float | bool | None) -> None:
-        """Change the weather of some directions; of both, if none is named."""
+        """Change the lasting faults of some directions; of both if none is named."""
         for direction in directions or BOTH:
             self.weather[direction] = replace(self.weather[direction], **changes)  # type: ignore[arg-type]
         self.touch()
 
     def clear(self, *, disarm: bool) -> None:
-        """Make the weather fair, and disarm everything if asked to."""
+        """Remove the lasting faults, and the armed ones if `disarm`."""
         self.weather = {direction: Weather() for direction in BOTH}
         if disarm:
             self.armed.clear()
@@ -105,18 +105,18 @@ class Sky:
         self.touch()
 
     def count(self, direction: Direction, size: int) -> None:
-        """Count bytes that were passed on."""
+        """Count forwarded bytes."""
         self.passed[direction] += size
         self.touch()
 
     def disarm(self, fault: ArmedFault) -> None:
-        """Take back one strike of an armed fault."""
+        """Use up one strike of an armed fault."""
         fault.times -= 1
         if fault.times <= 0:
             self.armed.remove(fault)
 
     def message_fault(self, number: int) -> MessageFault | None:
-        """What befalls a link's `number`-th message."""
+        """The fault of a link's `number`-th message, None without one."""
         for armed in self.armed_messages:
             if armed.number == number:
                 armed.times -= 1
@@ -126,7 +126,7 @@ class Sky:
         return None
 
     def forget(self, link: Link, *, cut: bool) -> None:
-        """Drop a link that has ended, by a fault or by itself."""
+        """Remove a link that has ended, by a fault or by itself."""
         self.links.discard(link)
         self.cuts += cut
         self.touch()
@@ -134,7 +134,7 @@ class Sky:
 
 @dataclass(eq=False, slots=True)
 class Link:
-    """One dial and its connection to the target."""
+    """One client's connection and its connection to the target."""
 
     sky: Sky
     target: tuple[str, int]
@@ -146,7 +146,7 @@ class Link:
     _carried: dict[Direction, int] = field(default_factory=lambda: {"up": 0, "down": 0})
 
     def end(self, ending: Ending) -> None:
-        """End it by a fault; the first ending counts."""
+        """End the link by a fault; the first ending counts."""
         self._ending = self._ending or ending
         self._scope.cancel()
 
@@ -163,12 +163,12 @@ class Link:
                     self._start_pump(pumps, "up", self.client, self.server)
                     self._start_pump(pumps, "down", self.server, self.client)
         except* OSError:
-            torn = True  # one side tore it, or the target is not there: tear the other side too
+            torn = True  # one side reset the connection, or the target is not reachable: reset the other side too
         finally:
             await self._close(reset=torn or self._ending == "rst")
 
     async def _close(self, *, reset: bool) -> None:
-        # The end is told to both sides before anybody learns that it has come.
+        # End both sides before any waiting task learns of it.
         sockets = [one for one in (self.client, self.server) if one is not None]
         for one in sockets:
             if reset:
@@ -184,7 +184,7 @@ class Link:
                 with anyio.move_on_after(_LINGER):
                     async with anyio.create_task_group() as group:
                         for one in sockets:
-                            group.start_soon(_read_away, one)
+                            group.start_soon(_discard, one)
         finally:
             for one in sockets:
                 one.close()
@@ -214,14 +214,14 @@ class Link:
                 try:
                     await pieces.send((due, data))
                 except anyio.BrokenResourceError:
-                    return  # the writer is gone, and its own error ends the link
+                    return  # the writer has ended, and its own error ends the link
                 if not data:
                     return
 
     async def _write(
         self, direction: Direction, sink: socket.socket, pieces: MemoryObjectReceiveStream[tuple[float, bytes]]
     ) -> None:
-        # Only links dialled under such a fault are parsed: the others pass byte by byte, as they come.
+        # Only links opened while such a fault is armed are parsed: the others forward bytes as they come.
         tamperer = None
         if direction == "down" and self.sky.armed_messages:
             tamperer = MessageTamperer(self.sky.message_fault)
@@ -236,13 +236,13 @@ class Link:
                     finished = not data
                 if tamperer is not None:
                     data = tamperer.feed(data) + (tamperer.finish() if finished else b"")
-                await self._pass_on(direction, sink, data)
+                await self._forward(direction, sink, data)
                 if finished:
                     await self.sky.wait_open(direction)
                     sink.shutdown(socket.SHUT_WR)
                     return
 
-    async def _pass_on(self, direction: Direction, sink: socket.socket, data: bytes) -> None:
+    async def _forward(self, direction: Direction, sink: socket.socket, data: bytes) -> None:
         while data:
             await self.sky.wait_open(direction)
             weather = self.sky.weather[direction]
@@ -261,7 +261,7 @@ class Link:
     # --- armed faults ----------------------------------------------------------------------------------------------
 
     def _distances(self, direction: Direction) -> list[int]:
-        """How many bytes from here the armed cuts are."""
+        """How many bytes away the armed cuts are."""
         here = self._carried[direction]
         return [
             fault.at - here
@@ -270,7 +270,7 @@ class Link:
         ]
 
     def strike(self, direction: Direction) -> None:
-        """End the link if a cut is armed for just this byte."""
+        """End the link if a cut is armed for exactly this byte."""
         for fault in self.sky.armed:
             if fault.direction == direction and fault.bit is None and fault.at == self._carried[direction]:
                 self.sky.disarm(fault)
@@ -316,7 +316,7 @@ async def _send_all(sink: socket.socket, data: bytes) -> None:
             await anyio.wait_writable(sink)
 
 
-async def _read_away(source: socket.socket) -> None:
+async def _discard(source: socket.socket) -> None:
     with suppress(OSError):
         while True:
             await anyio.wait_readable(source)
@@ -326,7 +326,7 @@ async def _read_away(source: socket.socket) -> None:
 
 
 def _join(first: bytes, pieces: MemoryObjectReceiveStream[tuple[float, bytes]]) -> tuple[bytes, bool]:
-    """What else has arrived, in one piece; and whether the end-of-file was among it."""
+    """The other pieces that have arrived, joined to the first; and whether the end-of-file was among them."""
     gathered = [first]
     with suppress(anyio.WouldBlock, anyio.EndOfStream):
         while gathered[-1]:

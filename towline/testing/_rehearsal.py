@@ -1,4 +1,4 @@
-"""A rehearsal: a real job, on a real server, followed through a storm; and what is to be shown of it."""
+"""A rehearsal: follows a real job on a real server through a storm of faults, and reports the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ._storm_script import StormScript
 
 
 class RehearsalEntry(Struct, frozen=True, tag_field="kind", tag="entry"):
-    """Something that happened, `at` seconds after the beginning: a fault, or a change of state and its cause."""
+    """An entry of the report, `at` seconds after the start: a fault, or a change of state with its cause."""
 
     at: float
     what: str
@@ -32,11 +32,11 @@ class RehearsalEntry(Struct, frozen=True, tag_field="kind", tag="entry"):
 
 
 class Rehearsal(Struct, kw_only=True):
-    """What a rehearsal came to; it is JSON through msgspec.
+    """The result of a rehearsal; msgspec writes it as JSON.
 
-    `findings` is empty if exactly one end was told, nothing after it, and no event twice or left out. `outcome` is the
-    end's type, None if the engine gave up or it was broken off. `dials` counts the socket's and the calls' dials that
-    reached the proxy.
+    `findings` is empty if exactly one end was delivered, nothing after it, and no event twice or left out. `outcome` is
+    the end's type, None if the engine gave up or the rehearsal was stopped early. `dials` counts the connections that
+    reached the proxy, of the WebSocket and of HTTP calls.
     """
 
     seed: int
@@ -49,12 +49,12 @@ class Rehearsal(Struct, kw_only=True):
     seconds: float = 0.0
 
     def svg(self) -> str:
-        """A picture: faults above, states below, over time."""
+        """Draw a picture over time: faults above, states below."""
         return _draw(self)
 
 
 class Detour:
-    """A `Network` that dials the proxy in the server's place; names and certificates stay the server's."""
+    """A `Network` that connects to the proxy instead of the server; names and certificates stay the server's."""
 
     def __init__(self, proxy: FaultProxy) -> None:
         self._proxy = proxy
@@ -77,18 +77,20 @@ async def rehearse(
 ) -> Rehearsal:
     """Follow a job at `url` through the storm of `script`. `options` are those of `Connection` (job, token, …).
 
-    The storm ends with the job, or is broken off when `until()` returns. `told` hears of each entry as it comes.
-    Raises what `Connection` raises, but `Exhausted`, which is a result: then `outcome` is None. Raises
-    `InvalidArgument` for `message` faults on a `wss` URL; without names, the seed chooses among the others there.
+    The storm ends with the job, or early when `until()` returns. `told` is called with each entry as it happens.
+
+    Raises the errors of `Connection`, except `Exhausted`, which is a result: then `outcome` is None. Raises
+    `InvalidArgument` for `message` faults on a `wss` URL. If the script names no faults, the seed leaves those out on
+    such a URL.
     """
     origin = parse_url(url, allow_insecure=bool(options.get("allow_insecure"))).origin
     if origin.secure:
         script = script.for_tls()
     rehearsal = Rehearsal(seed=script.seed, steps=[str(step) for step in script.all_steps()])
-    begun = anyio.current_time()
+    started = anyio.current_time()
 
     def note(what: str, state: State | None = None) -> None:
-        at = round(anyio.current_time() - begun, 3)
+        at = round(anyio.current_time() - started, 3)
         entry = RehearsalEntry(at, what, None if state is None else state.value)
         rehearsal.entries.append(entry)
         told(entry)
@@ -98,19 +100,19 @@ async def rehearse(
 
     updates: list[AnyUpdate] = []
 
-    async def break_off(line: Connection) -> None:
+    async def stop_early(line: Connection) -> None:
         await until()
         if line.cancel():
-            rehearsal.findings.append("broken off before the end")
+            rehearsal.findings.append("stopped before the end of the job")
 
     async def follow(proxy: FaultProxy, tasks: TaskGroup) -> None:
         async with Connection(url, network=Detour(proxy), on_state=changed, **options) as line:
-            tasks.start_soon(break_off, line)
+            tasks.start_soon(stop_early, line)
             try:
                 async for update in line:
                     updates.append(update)  # noqa: PERF401 - what came before it raises is kept
             except Exhausted as error:
-                rehearsal.findings.append(f"given up: {escape(str(error))}")
+                rehearsal.findings.append(f"gave up: {escape(str(error))}")
             if line.outcome is not None:
                 rehearsal.outcome = type(line.outcome).__name__
 
@@ -118,18 +120,18 @@ async def rehearse(
     async with FaultProxy(origin.host, origin.port, seed=script.seed) as proxy:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(script.run, proxy, note)
-            await anyio.lowlevel.checkpoint()  # what is to be there from the beginning is there before the first dial
+            await anyio.lowlevel.checkpoint()  # so that faults without a delay are set before the first connection
             try:
                 await follow(proxy, tasks)
             except Exception as error:
-                failure = error  # carried past the task group, which would wrap it
+                failure = error  # raised after the task group, which would wrap it
             tasks.cancel_scope.cancel()
         rehearsal.dials = proxy.statistics().dials
     if failure is not None:
         raise failure
     rehearsal.findings += audit_updates(updates, ended=rehearsal.outcome is not None)
     rehearsal.updates = len(updates)
-    rehearsal.seconds = round(anyio.current_time() - begun, 3)
+    rehearsal.seconds = round(anyio.current_time() - started, 3)
     return rehearsal
 
 

@@ -1,4 +1,4 @@
-"""A job as a test tells it: each call is an event that goes into the job's log and to whoever watches."""
+"""A job that a test scripts: each call logs an event and sends it to the followers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ Status: TypeAlias = Literal["running", "complete", "failed", "canceled"]
 
 @dataclass(frozen=True, slots=True)
 class LoggedEvent:
-    """One event of a job: its place in the log, its frame, and the frame's text as it goes over the wire.
+    """One event of a job: its position in the log, its frame's type, and the frame's text as sent.
 
-    `seq` counts from 1 in each `epoch`, also where the server does not tell it. `at` is in seconds of the loop's clock.
+    `seq` counts from 1 in each `epoch`, even if the server does not send it. `at` is in seconds of the loop's clock.
     """
 
     epoch: str
@@ -46,7 +46,7 @@ class LoggedEvent:
 
     @property
     def shown(self) -> bool:
-        """Whether a follower is told of it; a heartbeat only counts as life."""
+        """Whether followers deliver it; a heartbeat only shows that the job is alive."""
         return '"keepAlive":true' not in self.text
 
     @property
@@ -56,11 +56,11 @@ class LoggedEvent:
 
 
 class ScriptedJob:
-    """One job of a `ScriptedServer`; `ScriptedServer.job` makes it.
+    """One job of a `ScriptedServer`; create it with `ScriptedServer.job`.
 
-    `start`, `progress`, `complete`, `fail`, `cancel` log an event and send it to every socket that has said `ready`
-    (without a log: to every open one). `log` is the truth that a client's updates are checked against. With
-    `numbered=False` frames and state carry no seq and epoch, as the original's.
+    `start`, `progress`, `complete`, `fail`, `cancel` log an event and send it to every socket that has sent `ready`
+    (without a log: to every open one). `log` is the reference for checking a client's updates. With `numbered=False`
+    frames and state have no seq and epoch, like the original's.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class ScriptedJob:
         self.id = id
         self.pipeline = pipeline
         self.numbered = numbered
-        self.token = token  # the newest; the server knows the older ones that are still good
+        self.token = token  # the newest; the server knows older ones that are still valid
         self.epoch = "e1"
         self.log: list[LoggedEvent] = []
-        self.silent = False  # events are logged, but no open socket hears of them
+        self.silent = False  # events are logged but not sent to open sockets
         self._publish = publish
         self._forgotten = 0
         self._status: Status = "running"
@@ -89,7 +89,7 @@ class ScriptedJob:
         self._error: Raw | None = None
         self._started = anyio.current_time()
 
-    # --- the story ---------------------------------------------------------------------------------------------
+    # --- script the job ----------------------------------------------------------------------------------------
 
     def start(self, total_count: int | None = None) -> LoggedEvent:
         """Log `job_started`."""
@@ -115,12 +115,14 @@ class ScriptedJob:
         return self._add(JobProgressFrame, payload)
 
     def complete(self, result: Struct | Mapping[str, Any] | None = None) -> LoggedEvent:
-        """Log `job_complete` with a result of the pipeline's shape (an empty object, if none is given)."""
+        """Log `job_complete` with a result of the pipeline's shape (an empty object by default)."""
         self._status = "complete"
         self._results = Raw(encode(result)) if isinstance(result, Struct) else Raw(msgspec.json.encode(result or {}))
         return self._add(JobCompleteFrame, encode_payload("job_complete", result if result is not None else {}))
 
-    def fail(self, code: str = "E_JOB", message: str = "it broke", *, retryable: bool | None = None) -> LoggedEvent:
+    def fail(
+        self, code: str = "E_JOB", message: str = "the job failed", *, retryable: bool | None = None
+    ) -> LoggedEvent:
         """Log `error`, which ends the job."""
         self._status = "failed"
         payload = ErrorPayload(code=code, message=message, retryable=retryable)
@@ -133,38 +135,38 @@ class ScriptedJob:
         return self._add(JobCanceledFrame, CanceledPayload(processed_count=self._processed, reason=reason))
 
     def forget(self, seq: int) -> None:
-        """Drop all events up to `seq` from what can be replayed (`log` keeps them): a gap becomes too long."""
+        """Drop all events up to `seq` from the replay (`log` keeps them), so that a gap becomes too long."""
         self._forgotten = max(self._forgotten, seq)
 
     def begin_new_epoch(self, epoch: str) -> None:
-        """Begin the job's numbering anew, as a server does that lost its log."""
+        """Restart the job's numbering, like a server that has lost its log."""
         self.epoch = epoch
         self._forgotten = 0
 
-    # --- what the server tells of it -------------------------------------------------------------------------------
+    # --- read by the server ----------------------------------------------------------------------------------------
 
     @property
     def ended(self) -> bool:
-        """Whether the job has ended, however."""
+        """Whether the job has ended, in any way."""
         return self._status != "running"
 
     @property
     def last_seq(self) -> int:
-        """The number of the present epoch's newest event; 0 if there is none."""
+        """The number of the newest event in the current epoch; 0 if there is none."""
         return next((event.seq for event in reversed(self.log) if event.epoch == self.epoch), 0)
 
     def events_after(self, seq: int) -> list[LoggedEvent]:
-        """What can be replayed of the present epoch after `seq`."""
+        """The events of the current epoch after `seq` that can be replayed."""
         first = max(seq, self._forgotten)
         return [event for event in self.log if event.epoch == self.epoch and event.seq > first]
 
     @property
     def result(self) -> Raw | None:
-        """The result as JSON, once the job is complete."""
+        """The result as JSON, once the job has completed."""
         return self._results
 
     def state(self) -> JobState:
-        """The answer of the state call as it is now; keep an old one to script a stale answer."""
+        """The current answer of the state call; keep an old one to script a stale answer."""
         numbers: dict[str, Any] = {"seq": self.last_seq, "epoch": self.epoch} if self.numbered else {}
         if self._results is not None:
             numbers["results"] = self._results

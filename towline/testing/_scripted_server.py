@@ -1,16 +1,16 @@
-"""A job server in memory that does what a test tells it: WebSocket and HTTP, on the links of a `MemoryNetwork`.
+"""An in-memory job server that a test scripts: WebSocket and HTTP, on the links of a `MemoryNetwork`.
 
     async with ScriptedServer() as server:
         job = server.job("j1", token="t1")
-        server.script("upgrade", Answer(503, headers={"retry-after": "3"}))    # the first dial; later ones are accepted
+        server.script("upgrade", Answer(503, headers={"retry-after": "3"}))    # only the first attempt
         async with towline.Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network) as line:
             await server.wait_ready()
             job.start(total_count=2)
             server.socket.cut("rst")
             job.complete({"books": [], "errors": [], "successRate": "2/2"})    # while the client is away
 
-Unscripted, it behaves as the job hub does: it checks tokens, replays its log after `ready`, answers the job calls and
-closes with 1000 after the end. `docs/testing.md` tells the whole.
+Without a script it behaves like the job hub: it checks tokens, replays its log after `ready`, answers the job calls and
+closes with 1000 after the end. `docs/testing.md` has the details.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from ._memory_stream import Ending, MemoryLink
 from ._scripted_job import LoggedEvent, ScriptedJob
 from ._server_socket import Accept, ServerSocket
 
-#: What a client asks for.
+#: The kinds of request.
 Call: TypeAlias = Literal["upgrade", "state", "refresh", "cancel", "results"]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer, given after `after` seconds. A body that is not bytes is written as JSON."""
+    """An HTTP response, sent after `after` seconds. A body that is not bytes is encoded as JSON."""
 
     status: int = 200
     body: object = b""
@@ -54,12 +54,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """The request is taken and never answered."""
+    """A request that is read and never answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The request is taken and the link ends without an answer."""
+    """A request that is read, and then the link ends without a response."""
 
     ending: Ending = "rst"
 
@@ -69,7 +69,7 @@ Reaction: TypeAlias = Accept | Answer | Hang | Drop
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it came: `at` in seconds of the loop's clock, `token` wherever the client put it."""
+    """One request as received: `at` in seconds of the loop's clock, `token` wherever the client put it."""
 
     at: float
     call: Call | None
@@ -83,10 +83,10 @@ class Request:
 
 
 class ScriptedServer(AsyncContextManagerMixin):
-    """See the module's text. `numbered=False` makes it a server without seq, epoch and replay, as the original's.
+    """A scripted job server. `numbered=False` makes it a server without seq, epoch and replay, like the original's.
 
-    `network` is what a client dials with; it can be made to refuse, hang and resolve nothing. `requests` holds every
-    request, `sockets` every WebSocket ever opened. `closes_after_end` is the close code after a job's end, or None.
+    Clients connect through `network`, which can refuse, hang or fail to resolve names. `requests` holds every request,
+    `sockets` every WebSocket ever opened. `closes_after_end` is the close code after a job's end, or None.
     """
 
     def __init__(self, *, numbered: bool = True, closes_after_end: int | None = 1000) -> None:
@@ -107,26 +107,26 @@ class ScriptedServer(AsyncContextManagerMixin):
         async with self.network:
             yield self
 
-    # --- what a test tells it --------------------------------------------------------------------------------------
+    # --- scripting -------------------------------------------------------------------------------------------------
 
     def job(self, id: str, *, token: str, pipeline: str = "csv_import") -> ScriptedJob:  # noqa: A002 - a job's own word
-        """Add a job. Its token is good until `revoke`."""
+        """Add a job. Its token is valid until `revoke`."""
         job = ScriptedJob(id, token=token, pipeline=pipeline, numbered=self._numbered, publish=self._publish)
         self._jobs[id] = job
         self._tokens[token] = id
         return job
 
     def remove(self, job: ScriptedJob) -> None:
-        """Forget the job but not its tokens: calls are answered 404."""
+        """Remove the job but not its tokens: calls get 404."""
         del self._jobs[job.id]
 
     def revoke(self, *tokens: str) -> None:
-        """Make tokens bad: they are answered 401."""
+        """Invalidate tokens: requests with them get 401."""
         for token in tokens:
             self._tokens.pop(token, None)
 
     def renew(self, job: ScriptedJob) -> str:
-        """Give the job another token, as a refresh does; returns it. The older ones stay good until `revoke`."""
+        """Give the job another token, as a refresh does; returns it. Older ones stay valid until `revoke`."""
         job.token = f"{job.token}+"
         self._tokens[job.token] = job.id
         return job.token
@@ -136,7 +136,7 @@ class ScriptedServer(AsyncContextManagerMixin):
         self._script[call] += reactions
 
     def always(self, call: Call, reaction: Reaction | Callable[[Request], Reaction | None] | None) -> None:
-        """React like this to every request of one kind that has no script. None, told or returned: as usual."""
+        """Set the reaction to every request of one kind without a script. None, given or returned: as usual."""
         if reaction is None:
             self._always.pop(call, None)
         elif isinstance(reaction, Accept | Answer | Hang | Drop):
@@ -144,35 +144,35 @@ class ScriptedServer(AsyncContextManagerMixin):
         else:
             self._always[call] = reaction
 
-    # --- what a test asks it ---------------------------------------------------------------------------------------
+    # --- observing -------------------------------------------------------------------------------------------------
 
     @property
     def open_sockets(self) -> list[ServerSocket]:
-        """The WebSockets that have not ended, oldest first."""
+        """The WebSockets that are still open, oldest first."""
         return [socket for socket in self.sockets if not socket.over]
 
     @property
     def socket(self) -> ServerSocket:
-        """The newest WebSocket; raises `LookupError` before there was one."""
+        """The newest WebSocket; raises `LookupError` before the first."""
         if not self.sockets:
-            raise LookupError("no WebSocket was opened yet")
+            raise LookupError("no WebSocket has been opened yet: await wait_sockets() first")
         return self.sockets[-1]
 
     def times(self, call: Call) -> list[float]:
-        """When requests of one kind came, in seconds of the loop's clock."""
+        """The times of requests of one kind, in seconds of the loop's clock."""
         return [request.at for request in self.requests if request.call == call]
 
     async def wait_requests(self, call: Call, count: int = 1) -> None:
-        """Wait until `count` requests of one kind have come since the beginning."""
+        """Wait until `count` requests of one kind have arrived since the start."""
         await self._wait(lambda: len(self.times(call)) >= count)
 
     async def wait_sockets(self, count: int = 1) -> ServerSocket:
-        """Wait until `count` WebSockets were opened since the beginning; returns the newest."""
+        """Wait until `count` WebSockets have been opened since the start; returns the newest."""
         await self._wait(lambda: len(self.sockets) >= count)
         return self.socket
 
     async def wait_ready(self, count: int = 1) -> ServerSocket:
-        """Wait until `count` WebSockets have said `ready` since the beginning; returns the newest."""
+        """Wait until `count` WebSockets have sent `ready` since the start; returns the newest."""
         await self._wait(lambda: sum(socket.ready is not None for socket in self.sockets) >= count)
         return self.socket
 
@@ -220,7 +220,7 @@ class ScriptedServer(AsyncContextManagerMixin):
             elif isinstance(event, h11.Data):
                 body += event.data
             elif isinstance(event, h11.EndOfMessage) and head is not None:
-                return _understand(head, body, link)
+                return _parse_request(head, body, link)
             else:
                 return None
 
@@ -250,15 +250,15 @@ class ScriptedServer(AsyncContextManagerMixin):
         headers: Headers = [(name.encode(), value.encode()) for name, value in request.headers.items()]
         protocol.initiate_upgrade_connection(headers, request.target)
         for event in protocol.events():
-            if not isinstance(event, UpgradeRequest):  # a bad handshake: wsproto has the refusal ready
+            if not isinstance(event, UpgradeRequest):  # a bad handshake: wsproto has made the refusal
                 raise InvalidArgument("upgrade", f"not a WebSocket handshake: {event!r}")
-        hello = protocol.send(
+        response = protocol.send(
             AcceptConnection(
                 subprotocol=manner.subprotocol,
                 extra_headers=[(name.encode(), value.encode()) for name, value in manner.headers],
             )
         )
-        await request.link.server.send(hello)
+        await request.link.server.send(response)
         socket = ServerSocket(
             self._jobs.get(request.job_id), request.link, manner, anyio.current_time(), _protocol=protocol
         )
@@ -309,20 +309,20 @@ class ScriptedServer(AsyncContextManagerMixin):
         for event in replayed:
             socket.send_event(event)
         if job.ended:
-            self._say_goodbye(socket)
+            self._close_after_end(socket)
 
     def _publish(self, job: ScriptedJob, event: LoggedEvent) -> None:
         for socket in self.open_sockets:
             if socket.job is job and (socket.ready is not None or not job.numbered) and socket.manner.answers_ready:
                 socket.send_event(event)
                 if event.terminal:
-                    self._say_goodbye(socket)
+                    self._close_after_end(socket)
 
-    def _say_goodbye(self, socket: ServerSocket) -> None:
+    def _close_after_end(self, socket: ServerSocket) -> None:
         if self.closes_after_end is not None:
             socket.close(self.closes_after_end)
 
-    # --- what it does unscripted -----------------------------------------------------------------------------------
+    # --- behavior without a script ---------------------------------------------------------------------------------
 
     def _reaction(self, request: Request) -> Reaction:
         if request.call is None:
@@ -336,7 +336,7 @@ class ScriptedServer(AsyncContextManagerMixin):
     def _usual(self, request: Request, call: Call) -> Reaction:
         if call == "refresh":
             return self._refresh(request)
-        # The token before the job: who has none must not learn which jobs exist.
+        # Check the token before the job: without a token, a caller must not learn which jobs exist.
         if request.token is None or request.token not in self._tokens:
             return Answer(401)
         job = self._jobs.get(request.job_id)
@@ -366,7 +366,7 @@ class ScriptedServer(AsyncContextManagerMixin):
         if result is None:
             result = "too_late" if job.ended else "accepted"
             if not job.ended:
-                job.cancel("asked by the client")
+                job.cancel("requested by the client")
             if key is not None:
                 self._cancel_answers[key] = result
         return Answer(body={"jobId": job.id, "result": result})
@@ -377,7 +377,7 @@ class _RefreshRequest(msgspec.Struct, rename="camel"):
     old_token: str
 
 
-def _understand(head: h11.Request, body: bytes, link: MemoryLink) -> Request:
+def _parse_request(head: h11.Request, body: bytes, link: MemoryLink) -> Request:
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in head.headers}
     method, target = head.method.decode(), head.target.decode("latin-1")
     url = urlsplit(target)

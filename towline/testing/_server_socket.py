@@ -1,4 +1,4 @@
-"""The server's end of one WebSocket, played by a test."""
+"""The server's end of one WebSocket, controlled by a test."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """How an accepted socket behaves.
+    """The behavior of an accepted socket.
 
-    `subprotocol` is told to the client. `close_after` seconds the server closes with `close_code` (a flapping server).
-    The others leave things out: `answers_ready=False` hangs in the sync, `answers_close=False` never answers a close,
-    `answers_pings=False` never a ping.
+    `subprotocol` is sent to the client. After `close_after` seconds the server closes with `close_code` (a flapping
+    server). The others disable behavior: `answers_ready=False` hangs in the sync, `answers_close=False` never answers a
+    close, `answers_pings=False` never answers a ping.
     """
 
     subprotocol: str | None = None
@@ -45,10 +45,10 @@ class Accept:
 
 @dataclass(slots=True, eq=False)
 class ServerSocket:
-    """One open WebSocket. What it is told to send goes out in order, at once; it can be told from anywhere on the loop.
+    """One open WebSocket. Sends go out at once and in order; call them from any task of the loop.
 
-    `received` are the client's messages, `ready` the newest `ready` of them, `sent` the events of the job that went
-    out here (replayed ones included), `client_close` the code and reason of the client's close frame.
+    `received` holds the client's messages, `ready` its newest `ready`. `sent` holds the events of the job sent here
+    (replayed ones too). `client_close` is the code and reason of the client's close frame.
     """
 
     job: ScriptedJob | None
@@ -64,10 +64,10 @@ class ServerSocket:
     _outbox: list[bytes] = field(default_factory=list, repr=False)
     _wake: anyio.Event = field(default_factory=anyio.Event, repr=False)
 
-    # --- what a test tells it --------------------------------------------------------------------------------------
+    # --- scripting -------------------------------------------------------------------------------------------------
 
     def send_text(self, text: str) -> None:
-        """Send one text message, whatever it says."""
+        """Send one text message with any content."""
         self._send(Message(data=text))
 
     def send_bytes(self, data: bytes) -> None:
@@ -75,12 +75,12 @@ class ServerSocket:
         self._send(Message(data=data))
 
     def send_event(self, event: LoggedEvent) -> None:
-        """Send an event of the log (again, out of order, as the test likes)."""
+        """Send an event of the log; repeats and a wrong order are allowed."""
         if self._send(Message(data=event.text)):
             self.sent.append(event)
 
     def send_raw(self, data: bytes) -> None:
-        """Put bytes on the wire as they are: a broken frame, half a frame, an illegal close."""
+        """Write raw bytes: a broken frame, half a frame, an illegal close."""
         self._outbox.append(data)
         self._wake.set()
 
@@ -89,21 +89,21 @@ class ServerSocket:
         self._send(Ping(payload=payload))
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Send a close frame; the link ends when the client answers it, or `cut` does."""
+        """Send a close frame; the link ends when the client answers it, or with `cut`."""
         self._send(CloseConnection(code=code, reason=reason))
 
     def cut(self, ending: Ending = "rst") -> None:
-        """End the link without a word."""
+        """End the link without a close frame."""
         self.link.cut(ending)
 
     def hold(self, *directions: Direction) -> None:
-        """Make the link a black hole, one way or both."""
+        """Make the link a black hole, in one direction or both."""
         self.link.hold(*directions)
 
-    # --- what the server runs --------------------------------------------------------------------------------------
+    # --- run by the server -----------------------------------------------------------------------------------------
 
     def _send(self, event: Event) -> bool:
-        # After a close nothing can be sent: a story that goes on telling is no error, nobody listens any more.
+        # After a close nothing can be sent. A script that goes on is not an error: no one receives its events any more.
         try:
             data = self._protocol.send(event)
         except LocalProtocolError:
@@ -121,14 +121,14 @@ class ServerSocket:
                 try:
                     await self.link.server.send(self._outbox.pop(0))
                 except anyio.BrokenResourceError:
-                    return  # the reader meets the same end, and tells of it
+                    return  # the reader meets the same end and reports it
             if self.over:
                 return
             await self._wake.wait()
             self._wake = anyio.Event()
 
-    async def _read(self, early: bytes, heard: Callable[[str | bytes], None]) -> None:
-        """Hand on the client's whole messages until the WebSocket or the link ends; answer its control frames."""
+    async def _read(self, early: bytes, on_message: Callable[[str | bytes], None]) -> None:
+        """Pass on the client's complete messages until the WebSocket or the link ends; answer control frames."""
         text, binary = "", b""
         data: bytes | None = early
         while data is not None:
@@ -137,12 +137,12 @@ class ServerSocket:
                 if isinstance(event, TextMessage):
                     text += event.data
                     if event.message_finished:
-                        self._take(text, heard)
+                        self._take(text, on_message)
                         text = ""
                 elif isinstance(event, BytesMessage):
                     binary += event.data
                     if event.message_finished:
-                        self._take(binary, heard)
+                        self._take(binary, on_message)
                         binary = b""
                 elif isinstance(event, Ping):
                     if self.manner.answers_pings:
@@ -157,6 +157,6 @@ class ServerSocket:
             except (anyio.EndOfStream, anyio.BrokenResourceError):
                 data = None
 
-    def _take(self, message: str | bytes, heard: Callable[[str | bytes], None]) -> None:
+    def _take(self, message: str | bytes, on_message: Callable[[str | bytes], None]) -> None:
         self.received.append(message)
-        heard(message)
+        on_message(message)

@@ -1,6 +1,6 @@
-"""A whole job followed through random faults, in memory and under virtual time: the engine's own endurance test.
+"""Follows a whole job through random faults, in memory and under virtual time: the engine's endurance test.
 
-Everything random comes from the seed, so a run that goes wrong can be run again.
+The seed decides everything random, so that a failing run can be repeated.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ._scripted_job import ScriptedJob
 from ._scripted_server import Answer, Drop, Hang, Reaction, ScriptedServer
 from ._server_socket import Accept
 
-#: Longer than any story here can take, in virtual seconds.
+#: Longer than any run can take, in virtual seconds.
 _PATIENCE: Final = 24 * 3600.0
 _CLOSE_CODES: Final = (1000, 1001, 1011, 1012, 1013, 1014, 3000, 4000)
 
 
 @dataclass(slots=True)
 class StormReport:
-    """What one run came to. `findings` is empty if all held; `faults` are (virtual second, what was done)."""
+    """The result of one run. `findings` is empty if all checks passed; `faults` are (virtual second, fault)."""
 
     seed: int
     findings: list[str] = field(default_factory=list)
@@ -42,15 +42,15 @@ class StormReport:
     exhausted: int = 0
 
     def __str__(self) -> str:
-        told = ", ".join(f"{at:.1f} s {what}" for at, what in self.faults)
-        return f"seed {self.seed}: {'; '.join(self.findings) or 'all held'} (faults: {told or 'none'})"
+        listed = ", ".join(f"{at:.1f} s {what}" for at, what in self.faults)
+        return f"seed {self.seed}: {'; '.join(self.findings) or 'all checks passed'} (faults: {listed or 'none'})"
 
 
 def simulate_storm(seed: int, *, backend: str = "asyncio") -> StormReport:
-    """Follow one made-up job with a real `Connection` through the faults that `seed` decides; never raises for them.
+    """Follow a simulated job with a real `Connection` through the faults that `seed` decides; never raises for them.
 
-    Checked: exactly one end, or `Exhausted` was told; nothing after it; no gap and no repeat against the server's log;
-    no count that goes back; nothing left over when the connection is closed.
+    It checks that there is exactly one end, or `Exhausted` was raised, and nothing after it. Against the server's log
+    there is no gap and no repeat, and no count decreases. Nothing is left open when the connection is closed.
     """
     return run_virtual(_Storm(seed).run, backend=backend)
 
@@ -91,13 +91,13 @@ class _Storm:
         )
         async with self.line:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._tell_story)
+                tasks.start_soon(self._run_job)
                 tasks.start_soon(self._make_faults)
                 await self._listen()
                 tasks.cancel_scope.cancel()
         self._audit()
         for link in self.server.network.links:
-            link.release()  # a black hole hides from the server that the client has hung up
+            link.release()  # a black hole hides from the server that the client has closed
         await anyio.sleep(1)
         if left := len(self.server.network.links):
             self.report.findings.append(f"{left} links left open")
@@ -105,9 +105,9 @@ class _Storm:
     async def _give_token(self) -> str:
         return self.job.token
 
-    # --- the three who act -----------------------------------------------------------------------------------------
+    # --- the job, the listener and the faults ----------------------------------------------------------------------
 
-    async def _tell_story(self) -> None:
+    async def _run_job(self) -> None:
         total = self.random.randint(1, 40)
         pace = self.random.choice([0.5, 5.0, 20.0])
         self.job.start(total_count=total)
@@ -128,9 +128,9 @@ class _Storm:
                         await anyio.sleep(self.random.uniform(0, 20))
                 return
             except Exhausted:
-                # It was told; a user would look again later.
+                # It was reported; a user would try again later.
                 self.report.exhausted += 1
-                self._calm()
+                self._end_faults()
                 self.line.retry()
 
     async def _make_faults(self) -> None:
@@ -141,11 +141,11 @@ class _Storm:
             fault(self)
             if self.random.random() < 0.7:
                 await anyio.sleep(self.random.choice([0.1, 5, 40, 900]))
-                self._calm()
+                self._end_faults()
         await anyio.sleep(60)
-        self._calm()
+        self._end_faults()
 
-    def _calm(self) -> None:
+    def _end_faults(self) -> None:
         self.server.network.weather = Reach()
         self.job.silent = False
         for call in ("upgrade", "state"):
@@ -292,7 +292,7 @@ def _woke(storm: _Storm) -> None:
 
 
 def _retry(storm: _Storm) -> None:
-    # Forbidden once the job has ended.
+    # Not allowed once the job has ended.
     if storm.line.state not in (State.IDLE, State.CANCELLED):
         storm.line.retry()
 

@@ -1,16 +1,16 @@
-"""A Hypothesis state machine for a real `Connection`: whatever user, host, network and server do, what must hold.
+"""A Hypothesis state machine for a real `Connection`: its guarantees hold for any user, host, network and server.
 
     from towline.testing import connection_machine
 
     class TestConnection(connection_machine("trio").TestCase):
         settings = settings(max_examples=200, stateful_step_count=40)
 
-Its rules write a story down; when it is complete, it is played under virtual time, and Hypothesis makes a story that
-fails as short as it can. Needs the `hypothesis` package.
+Its rules write a story. The complete story is played under virtual time, and Hypothesis shrinks a failing story as far
+as it can. Needs the `hypothesis` package.
 
-What must hold: a job has exactly one end, or none if the user cancelled first, and nothing comes after it; every event
-is a cell of the table, and the recorded history replays; `cancel()` flips the state at once and is final; when the
-connection is left nothing is left of it, within the time that closing may take.
+The guarantees: a job has exactly one end, or none if the user cancelled first, and nothing comes after it. Every event
+is a cell of the table, and the recorded history replays. `cancel()` changes the state at once and is final. Leaving the
+connection leaves nothing open, within the time that closing may take.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ._scripted_server import Answer, Drop, Hang, Reaction, ScriptedServer
 if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine
 
-#: One line of a story: what is done, and with what.
+#: One line of a story: the action and its argument.
 Line = tuple[str, Any]
 
 _PATIENCE: Final = 24 * 3600.0
@@ -54,7 +54,7 @@ _WEATHERS: Final[dict[str, Fate]] = {
 
 
 def connection_machine(backend: str = "asyncio") -> type[RuleBasedStateMachine]:
-    """Make the machine for one backend; its `TestCase` is a test."""
+    """Make the state machine for one backend; its `TestCase` is a test."""
     from hypothesis import strategies as st
     from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -110,14 +110,14 @@ def connection_machine(backend: str = "asyncio") -> type[RuleBasedStateMachine]:
 
         def teardown(self) -> None:
             findings = play(self.story, backend=backend, numbered=self.numbered)
-            if findings:  # an `assert` would be gone under `python -O`
+            if findings:  # an `assert` does not run under `python -O`
                 raise AssertionError(f"{'; '.join(findings)} in {self.story}")
 
     return ConnectionMachine
 
 
 def play(story: list[Line], *, backend: str = "asyncio", numbered: bool = True) -> list[str]:
-    """Play one story with a real connection under virtual time; returns what did not hold."""
+    """Play one story with a real connection under virtual time; returns the violated guarantees."""
     return run_virtual(_Play(story, numbered).run, backend=backend)
 
 
@@ -156,17 +156,17 @@ class _Play:
                 tasks.start_soon(self._listen)
                 for what, value in self.story:
                     await self._do(what, value)
-                await self._come_to_an_end()
-                # The end is handed on before this; give the listener its turn.
+                await self._finish_job()
+                # The end is delivered before this; give the listener its turn.
                 await anyio.sleep(1)
                 tasks.cancel_scope.cancel()
             history = self.line.history()
             left_at = anyio.current_time()
         if anyio.current_time() - left_at > 2 * 2.0 + 3.0:
-            self.findings.append(f"leaving took {anyio.current_time() - left_at:g} s")
+            self.findings.append(f"closing took {anyio.current_time() - left_at:g} s")
         if (departure := replay(history)) is not None:
             self.findings.append(f"the history does not replay: {departure}")
-        await self._look_for_what_is_left()
+        await self._check_open_links()
         self._audit()
 
     async def _give_token(self) -> str:
@@ -174,7 +174,7 @@ class _Play:
 
     async def _listen(self) -> None:
         engine = self.line._engine
-        assert engine is not None, "it was entered"
+        assert engine is not None, "the connection was entered"
         while True:
             async for update in self.line.updates(wait=True):
                 self.updates.append(update)
@@ -203,7 +203,7 @@ class _Play:
                 simple[what]()
             except ForbiddenRequest:
                 if what not in ("connect", "retry"):
-                    self.findings.append(f"{what} was forbidden")
+                    self.findings.append(f"{what} was not allowed")
         elif what == "aclose":
             await line.aclose()
         elif what == "sleep":
@@ -242,12 +242,12 @@ class _Play:
         line = self.line
         won = line.cancel()
         if won is not (line.state is State.CANCELLED) or won is not (line.outcome is None):
-            self.findings.append(f"cancel() answered {won} in {line.state.value}")
+            self.findings.append(f"cancel() returned {won} in {line.state.value}")
         if line.cancel() is not won:
-            self.findings.append("a second cancel() answered otherwise")
+            self.findings.append("a second cancel() returned something else")
 
-    async def _come_to_an_end(self) -> None:
-        """The weather heals, the job ends, the user looks again until it is told."""
+    async def _finish_job(self) -> None:
+        """End the faults and the job, and reconnect until the end is delivered."""
         line = self.line
         self.server.network.weather = Reach()
         self.server.always("upgrade", None)
@@ -266,19 +266,19 @@ class _Play:
             except TowlineError:
                 await anyio.sleep(1)
 
-    # --- what must hold --------------------------------------------------------------------------------------------
+    # --- the guarantees --------------------------------------------------------------------------------------------
 
-    async def _look_for_what_is_left(self) -> None:
+    async def _check_open_links(self) -> None:
         for link in self.server.network.links:
             link.cut("rst")
         await anyio.sleep(5)
         if left := len(self.server.network.links):
-            self.findings.append(f"{left} links were left")
+            self.findings.append(f"{left} links were left open")
 
     def _audit(self) -> None:
         ends = [update for update in self.updates if isinstance(update, JobComplete | JobFailed | JobCanceled)]
         cancelled = self.line.state is State.CANCELLED
         if len(ends) != (0 if cancelled else 1):
-            self.findings.append(f"{len(ends)} ends were told" + (" after cancel()" if cancelled else ""))
+            self.findings.append(f"{len(ends)} ends were delivered" + (" after cancel()" if cancelled else ""))
         if ends and self.updates[-1] is not ends[0]:
-            self.findings.append("something came after the end")
+            self.findings.append("an update came after the end")

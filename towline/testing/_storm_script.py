@@ -1,9 +1,9 @@
-"""A storm as a script: which faults befall a `FaultProxy`, and when. Written in TOML, or made by a seed.
+"""A storm as a script: which faults affect a `FaultProxy`, and when. Written in TOML, or made from a seed.
 
 seed = 7
 
 [[step]]
-after = 1.5             # seconds after the step before
+after = 1.5             # seconds after the previous step
 do = "cut"
 ending = "rst"
 
@@ -11,7 +11,7 @@ ending = "rst"
 after = 3
 do = "black_hole"
 directions = ["down"]
-last = 8                # seconds; then the weather heals
+last = 8                # seconds; then everything works again
 
 [random]                # and then twenty more, as the seed decides
 steps = 20
@@ -34,36 +34,36 @@ from ._fault_proxy import FaultProxy
 from ._memory_stream import Direction, Ending
 from ._message_faults import MessageFault
 
-# TOML knows infinity, and no storm has it: a bound that is never met keeps it out.
+# TOML allows infinity, but a storm must not: this large limit excludes it.
 _MOST: Final = 1e12
 Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=_MOST)]
 Positive: TypeAlias = Annotated[float, Meta(gt=0, le=_MOST)]
 Count: TypeAlias = Annotated[int, Meta(ge=0)]
 One: TypeAlias = Annotated[int, Meta(ge=1)]
-# They are made, and named in the report, before the storm begins.
+# They are created, and listed in the report, before the storm starts.
 FewSteps: TypeAlias = Annotated[int, Meta(ge=0, le=100_000)]
 
 
 class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="do"):
-    """One fault, `after` seconds after the step before. With `last`, the weather heals so many seconds later."""
+    """One fault, `after` seconds after the previous step. With `last`, it heals that many seconds later."""
 
     after: Seconds = 0.0
     last: Seconds | None = None
 
     async def perform(self, proxy: FaultProxy) -> None:
-        """Make it."""
+        """Apply the fault to the proxy."""
         raise NotImplementedError
 
     def __str__(self) -> str:
         facts = {
             name: value for name, value in msgspec.to_builtins(self).items() if name not in ("do", "after", "last")
         }
-        told = ", ".join(f"{name} {_text(value)}" for name, value in facts.items() if value not in ((), []))
+        told = ", ".join(f"{name} {_as_text(value)}" for name, value in facts.items() if value not in ((), []))
         lasting = "" if self.last is None else f" for {self.last:g} s"
         return f"{self.__struct_config__.tag}{f' ({told})' if told else ''}{lasting}"
 
 
-def _text(value: object) -> str:
+def _as_text(value: object) -> str:
     return " and ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -77,7 +77,7 @@ class Cut(Step, frozen=True, tag="cut"):
 
 
 class BlackHole(Step, frozen=True, tag="black_hole"):
-    """Carry nothing: both ways, if no direction is named."""
+    """Forward nothing, in both directions if none is named."""
 
     directions: tuple[Direction, ...] = ()
 
@@ -86,7 +86,7 @@ class BlackHole(Step, frozen=True, tag="black_hole"):
 
 
 class DropDials(Step, frozen=True, tag="drop_dials"):
-    """Leave new dials unanswered, and cut the present links first."""
+    """Leave new connection attempts unanswered, and cut the open links."""
 
     async def perform(self, proxy: FaultProxy) -> None:
         await proxy.drop_dials()
@@ -94,7 +94,7 @@ class DropDials(Step, frozen=True, tag="drop_dials"):
 
 
 class Refuse(Step, frozen=True, tag="refuse"):
-    """The server is gone: present links end, new dials are refused."""
+    """The server is gone: open links end, new connections are refused."""
 
     ending: Ending = "rst"
 
@@ -104,7 +104,7 @@ class Refuse(Step, frozen=True, tag="refuse"):
 
 
 class HangUp(Step, frozen=True, tag="hang_up"):
-    """A dying server: present links end, new dials are accepted and ended."""
+    """A failing server: open links end, new connections are accepted and closed."""
 
     ending: Ending = "fin"
 
@@ -114,7 +114,7 @@ class HangUp(Step, frozen=True, tag="hang_up"):
 
 
 class Delay(Step, frozen=True, tag="delay"):
-    """Latency, in seconds."""
+    """Delay all data; times in seconds."""
 
     latency: Seconds
     jitter: Seconds = 0.0
@@ -125,7 +125,7 @@ class Delay(Step, frozen=True, tag="delay"):
 
 
 class Throttle(Step, frozen=True, tag="throttle"):
-    """Bandwidth."""
+    """Limit the bandwidth."""
 
     bytes_per_second: Positive
     directions: tuple[Direction, ...] = ()
@@ -135,7 +135,7 @@ class Throttle(Step, frozen=True, tag="throttle"):
 
 
 class Chop(Step, frozen=True, tag="chop"):
-    """Small writes, some seconds apart."""
+    """Write small pieces, with a pause in seconds between them."""
 
     piece: One = 1
     pause: Seconds = 0.0
@@ -146,7 +146,7 @@ class Chop(Step, frozen=True, tag="chop"):
 
 
 class Gather(Step, frozen=True, tag="gather"):
-    """Join what comes within some seconds."""
+    """Collect the data of some seconds and forward it together."""
 
     seconds: Seconds
     directions: tuple[Direction, ...] = ()
@@ -156,7 +156,7 @@ class Gather(Step, frozen=True, tag="gather"):
 
 
 class CutAfter(Step, frozen=True, tag="cut_after"):
-    """End the next link that has carried so many bytes."""
+    """End the next link that has carried `count` bytes."""
 
     count: Count
     direction: Direction = "down"
@@ -168,7 +168,7 @@ class CutAfter(Step, frozen=True, tag="cut_after"):
 
 
 class FlipBit(Step, frozen=True, tag="flip_bit"):
-    """Damage one bit of the next link that carries it."""
+    """Flip one bit on the next link that carries it."""
 
     number: Count
     direction: Direction = "down"
@@ -179,7 +179,7 @@ class FlipBit(Step, frozen=True, tag="flip_bit"):
 
 
 class Message(Step, frozen=True, tag="message"):
-    """Do something to the n-th message of the next WebSocket; the present links end, so that there is one."""
+    """Change the n-th message of the next WebSocket; the open links end, so that there is one."""
 
     fault: MessageFault
     number: One
@@ -191,7 +191,7 @@ class Message(Step, frozen=True, tag="message"):
 
 
 class Heal(Step, frozen=True, tag="heal"):
-    """Fair weather."""
+    """Remove all lasting faults."""
 
     async def perform(self, proxy: FaultProxy) -> None:
         await proxy.heal()
@@ -215,7 +215,7 @@ AnyStep: TypeAlias = (
 
 
 class RandomSteps(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`steps` faults more, `between` seconds apart, out of `faults` (if none is named, of all but `flip_bit`)."""
+    """`steps` more faults, `between` seconds apart, chosen from `faults` (by default all but `flip_bit`)."""
 
     steps: FewSteps
     between: tuple[Seconds, Seconds] = (0.5, 5.0)
@@ -223,7 +223,7 @@ class RandomSteps(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class StormScript(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"steps": "step"}):
-    """See the module's text. `all_steps()` is what will be done; the same seed gives the same."""
+    """A storm of faults. `all_steps()` lists what will be done; the same seed gives the same steps."""
 
     seed: int = 0
     steps: tuple[AnyStep, ...] = ()
@@ -231,14 +231,14 @@ class StormScript(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     @classmethod
     def from_toml(cls, text: str) -> StormScript:
-        """Read a script. Raises `InvalidArgument`, which says where it is wrong."""
+        """Read a script. Raises `InvalidArgument`, which says what is wrong and where."""
         try:
             script = msgspec.toml.decode(text, type=cls)
         except (msgspec.DecodeError, ValueError) as error:
             raise InvalidArgument("storm", str(error)) from error
         for fault in script.random.faults if script.random else ():
             if fault not in _MAKERS:
-                raise InvalidArgument("storm", f"{fault!r} is no fault: there are {', '.join(_MAKERS)}")
+                raise InvalidArgument("storm", f"{fault!r} is not a fault: use {', '.join(_MAKERS)}")
         return script
 
     def all_steps(self) -> list[AnyStep]:
@@ -253,22 +253,20 @@ class StormScript(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         return steps
 
     def for_tls(self) -> StormScript:
-        """The storm for a line with TLS, in which a proxy sees no messages: the seed chooses no `message` there.
+        """The storm for a connection with TLS, where a proxy sees no messages: the seed chooses no `message` faults.
 
-        Raises `InvalidArgument` if one is asked for by name.
+        Raises `InvalidArgument` if the script names one.
         """
         chosen = self.random.faults if self.random is not None else ()
         if "message" in chosen or any(isinstance(step, Message) for step in self.steps):
-            raise InvalidArgument(
-                "storm", "`message` needs a line without TLS, whose messages the proxy can see: ws://"
-            )
+            raise InvalidArgument("storm", "`message` needs a ws:// URL: with TLS the proxy cannot see messages")
         if self.random is None or chosen:
             return self
         usual = tuple(name for name in _USUAL if name != "message")
         return msgspec.structs.replace(self, random=msgspec.structs.replace(self.random, faults=usual))
 
     async def run(self, proxy: FaultProxy, told: Callable[[str], Any] = lambda what: None) -> None:
-        """Make the storm. `told` hears of each fault as it is made. What does not last stays to the end."""
+        """Run the storm. `told` is called with each fault as it is applied. A fault without `last` stays to the end."""
         for step in self.all_steps():
             await anyio.sleep(step.after)
             told(str(step))
@@ -296,7 +294,7 @@ def _message_fault(chance: random.Random) -> MessageFault:
     return chance.choice(faults)
 
 
-#: How the seed makes each fault.
+#: Makes each fault with the seed's random numbers.
 _MAKERS: Final[dict[str, Callable[[random.Random], AnyStep]]] = {
     "cut": lambda chance: Cut(ending=_ending(chance)),
     "black_hole": lambda chance: BlackHole(directions=_directions(chance), last=_lasting(chance)),
@@ -312,5 +310,5 @@ _MAKERS: Final[dict[str, Callable[[random.Random], AnyStep]]] = {
     "message": lambda chance: Message(fault=_message_fault(chance), number=chance.randint(1, 10)),
 }
 
-# TCP and TLS see to it that no damaged bit arrives unnoticed: what a bare proxy damages may be any count in a message.
+# TCP and TLS detect damaged bits. On a bare proxy a damaged bit may change any number in a message.
 _USUAL: Final = tuple(name for name in _MAKERS if name != "flip_bit")

@@ -1,11 +1,12 @@
-"""A tour of the lifecycle: every cell, every guard outcome and every timer, taken by a real `Connection`.
+"""A tour of the lifecycle: a real `Connection` takes every cell, every guard outcome and every timer.
 
-Each stop leads a connection to a state by the means of the network, makes a guard's question come out as wanted, and
-raises the event: requests and the host's reports through the public methods, timers by letting virtual time pass. What
-was covered is read from the connection's own `history()`.
+Each stop leads a connection to a state through the network, arranges the guards' answers, and raises the event.
+Requests and the host's reports go through the public methods; timers expire in virtual time. The connection's own
+`history()` shows what was covered.
 
-Not on the tour, and said so in `Tour.unreachable`: expiries of timers in states where those cannot run. An engine
-cannot raise them (leaving the state makes their ticket stale); the grid of the machine alone drives those cells.
+The tour leaves out, and lists in `Tour.unreachable`, expiries of timers in states where they cannot run. An engine
+cannot raise them (leaving the state makes their ticket stale); only the state machine's own grid test covers those
+cells.
 """
 
 from __future__ import annotations
@@ -49,16 +50,16 @@ from ._clocks import run_virtual
 from ._memory_network import Reach
 from ._scripted_server import Answer, Hang, ScriptedServer
 
-#: A branch: event, state, place in the cell.
+#: A branch: event, state, position in the cell.
 Place = tuple[str, str, int]
 
-_CAUSE: Final = Cause(code="broken", text="the tour broke it")
+_CAUSE: Final = Cause(code="broken", text="broken by the tour")
 _LATER: Final = Answer(503, headers={"retry-after": "100"})
 
 
 @dataclass(frozen=True)
 class Stop:
-    """One branch of one cell. `guards` says how each guard up to it must come out."""
+    """One branch of one cell. `guards` gives the required answer of each guard up to it."""
 
     event: Trigger
     state: State
@@ -67,7 +68,7 @@ class Stop:
 
     @property
     def key(self) -> Place:
-        """The branch, as coverage names it."""
+        """The branch, as coverage identifies it."""
         return self.event.value, self.state.value, self.place
 
     def __str__(self) -> str:
@@ -77,7 +78,7 @@ class Stop:
 
 @dataclass
 class Tour:
-    """What a tour came to: branches `covered`, `findings` (empty if all held), and what no engine can reach."""
+    """The result of a tour: branches `covered`, `findings` (empty if all is well), and branches no engine can reach."""
 
     covered: set[Place] = field(default_factory=set)
     findings: list[str] = field(default_factory=list)
@@ -95,12 +96,12 @@ class Tour:
         return everything - self.covered - self.unreachable
 
     def markdown(self) -> str:
-        """The matrix, with what the tour did not cover marked."""
+        """The matrix, with branches marked that the tour did not cover."""
         return markdown(describe(LIFECYCLE), covered=self.covered)
 
 
 def stops() -> Iterator[Stop]:
-    """Every branch that an engine can reach, in table order."""
+    """All branches that an engine can reach, in table order."""
     for event, row in LIFECYCLE.cells.items():
         for state, cell in row.items():
             if _out_of_reach(event, state):
@@ -117,7 +118,7 @@ def _out_of_reach(event: Trigger, state: State) -> bool:
 
 
 def take_tour(*, backend: str = "asyncio") -> Tour:
-    """Visit every stop; never raises for what it finds."""
+    """Visit every stop; never raises for its findings."""
     tour = Tour()
     for event, row in LIFECYCLE.cells.items():
         for state, cell in row.items():
@@ -132,12 +133,12 @@ def take_tour(*, backend: str = "asyncio") -> Tour:
     return tour
 
 
-# --- how a guard's question is made to come out as wanted ------------------------------------------------------
+# --- arranging the guards' answers -----------------------------------------------------------------------------
 
 
 @dataclass
 class _Setting:
-    """What a visit begins with."""
+    """The settings of a visit."""
 
     policy: dict[str, Any] = field(default_factory=dict)
     fixed_token: bool = False
@@ -228,12 +229,12 @@ class _Visit:
             self.setting.policy["violations"] = 1
         if self.setting.two_looks:
             self.setting.policy["stall_after"] = (10.0,)
-        # Silence alone must not end what the tour looks at; a grace is short so that it can be waited for.
+        # Silence alone must not end the state under test; the grace is short so that the tour can wait for it.
         self.policy = Policy(**{"grace": 1.0, "connect_deadline": 50.0, "fetch_deadline": 50.0, **self.setting.policy})
         self.findings: list[str] = []
 
     async def run(self) -> tuple[set[Place], list[str]]:
-        """Go there, raise the event, and look at what came of it."""
+        """Reach the stop, raise the event, and check the result."""
         syncing = self.stop.state is State.SYNCING
         async with ScriptedServer(numbered=not syncing) as server:
             self.server, self.job = server, server.job("j1", token="t1")
@@ -251,17 +252,17 @@ class _Visit:
             )
             async with self.line:
                 engine = self.line._engine
-                assert engine is not None, "it was entered"
+                assert engine is not None, "the connection was entered"
                 self.engine = engine
                 with anyio.move_on_after(60) as reaching:
                     if self.setting.known:
-                        await self._get_known()
+                        await self._connect_and_lose()
                     await self._reach()
                 if reaching.cancelled_caught or self.line.state is not self.stop.state:
-                    return set(), [f"the state was not reached, it is {self.line.state.value}"]
+                    return set(), [f"the state was not reached: it is {self.line.state.value}"]
                 await self._raise_event()
                 recorded = coverage(self.line.history())
-            await self._look_for_what_is_left()
+            await self._check_open_links()
         return recorded, self.findings
 
     async def _give_token(self) -> str:
@@ -282,8 +283,8 @@ class _Visit:
             refusals = {"budget": 503, "auth": 401, "refusal": 400}
             server.always("upgrade", Answer(refusals[self.setting.exhausted_by]))
 
-    async def _get_known(self) -> None:
-        """Have the connection in step with the server once, and lose it."""
+    async def _connect_and_lose(self) -> None:
+        """Sync the connection with the server once, then break the link."""
         await self.line.wait_for(State.CONNECTED)
         if self.stop.state is State.CONNECTED:
             return
@@ -310,19 +311,19 @@ class _Visit:
         while line.state is not state:
             await self.engine.wait_changed()
         if state is State.EXHAUSTED and self.stop.event is Trigger.REVIVAL_DUE:
-            # One revival just now, so that the next is too early and its timer is armed.
+            # Use up one revival now, so that the next is too early and its timer is armed.
             self.engine.post(PathRestored())
             await line.wait_for(State.CONNECTING)
             while line.state is not State.EXHAUSTED:
                 await self.engine.wait_changed()
             self.engine.post(PathRestored())
         if self.setting.two_looks:
-            # Looks are due after 10 and 20 s; the second hangs, so that its event comes from here.
+            # Checks are due after 10 and 20 s; the second hangs, so that the tour raises its event.
             self.server.always("state", Hang())
             await anyio.sleep(22)
         if self.setting.cancelled:
             self.engine.post(CancelAccepted())
-        # What the host says is a level: set it, without the event that would report it.
+        # Set the host's levels without the events that would report them.
         setting = self.setting
         self.engine.change(
             lambda levels: (levels._replace(foreground=setting.foreground, path_up=setting.path_up), None)
@@ -342,7 +343,7 @@ class _Visit:
                 self.findings.append(f"raised {error!r}")
             if engine.snapshot is not before:
                 self.findings.append("a forbidden request changed something")
-        # Longer than any timer of the machine.
+        # Longer than any timer of the state machine.
         for _ in range(2000):
             if self._happened(seen):
                 break
@@ -351,7 +352,7 @@ class _Visit:
             if entry.event.trigger is stop.event:
                 expected = branch.target if branch.kind is Kind.MOVED else stop.state
                 if (entry.source, entry.target) != (stop.state, expected):
-                    self.findings.append(f"led from {entry.source.value} to {entry.target.value}")
+                    self.findings.append(f"moved from {entry.source.value} to {entry.target.value}")
                 return
 
     def _happened(self, seen: int) -> bool:
@@ -369,7 +370,7 @@ class _Visit:
             case Trigger.CANCEL:
                 line.cancel()
                 if line.state is State.CANCELLED and not line.cancel():
-                    self.findings.append("a second cancel was answered otherwise")
+                    self.findings.append("a second cancel returned something else")
             case Trigger.CLOSE:
                 await line.aclose()
             case Trigger.BACKGROUND:
@@ -393,23 +394,23 @@ class _Visit:
             case Trigger.SYNCED if self.stop.state is State.SYNCING:
                 engine.data.act(engine.recovery.state(self.job.state()), at)
             case Trigger.OPENED if self.stop.state is State.CONNECTING:
-                pass  # it is on its way
+                pass  # it is coming already
             case Trigger.STALLED if self.setting.spoke:
                 await anyio.sleep(60)
                 self.job.start()
             case _ if event in _POSTED:
                 engine.post(_POSTED[event](at, self.setting))
-            # What is left is raised by timers, which run already.
+            # Timers that are running already raise the rest.
 
-    async def _look_for_what_is_left(self) -> None:
-        # A server that holds a request does not notice that its client has gone.
+    async def _check_open_links(self) -> None:
+        # A server that holds a request does not notice that its client has closed.
         for link in self.server.network.links:
             link.cut("rst")
         await anyio.sleep(5)
         if left := len(self.server.network.links):
-            self.findings.append(f"{left} links were left")
+            self.findings.append(f"{left} links were left open")
         if self.line.state not in (State.IDLE, State.CANCELLED):
-            self.findings.append(f"it was left in {self.line.state.value}")
+            self.findings.append(f"the connection was left in {self.line.state.value}")
 
 
 _POSTED: Final[dict[Trigger, Callable[[int, _Setting], AnyEvent]]] = {
