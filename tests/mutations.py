@@ -224,7 +224,7 @@ MUTATIONS = (
     Mutation(
         "what was held back is not delivered before the end",
         "towline/_data_path.py",
-        "            self._hand_on(list(end.before))\n",
+        "            self._publish(list(end.before))\n",
         "            pass\n",
         ("tests/towline", "tests/testing/test_simulated_storm.py"),
     ),

@@ -1,6 +1,6 @@
-"""The front door: one connection that follows one job to its end.
+"""`Connection`: follows one job to its end.
 
-Long for its docstrings, which are the reference; the work is done by the engine.
+This file is long because its docstrings are the reference; the engine does the work.
 """
 
 from __future__ import annotations
@@ -76,16 +76,16 @@ from .transport._handshake import RESERVED
 
 T = TypeVar("T")
 
-#: Most bytes of a result that `fetch_result` takes, unless told otherwise.
+#: The default limit of `fetch_result` for a result's size, in bytes.
 MAX_RESULT: Final = 256 << 20
 
-# What the closing of everything may take beyond the closing handshake: a slow disk, a slow handler.
+# Seconds for closing beyond the closing handshake: a slow disk, a slow handler.
 _MARGIN: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """How a connection fares, at one moment. Counts are since its making; `cursor` is (epoch, seq) handed on."""
+    """A snapshot of a connection. Counts start at its creation; `cursor` is the (epoch, seq) delivered last."""
 
     state: State
     generation: int
@@ -112,34 +112,34 @@ class Statistics:
 
 
 class Connection(AsyncContextManagerMixin):
-    """Follows one job through drops, sleep, restarts of the server and of this process.
+    """Follows one job through disconnects, sleep, and restarts of the server and of this process.
 
-    Use it as an async context manager: entering it connects, leaving it closes what is open; the job goes on. Iterate
-    over it for the updates. It belongs to the event loop and thread that entered it; `cancel`, `background`,
-    `foreground`, `retry`, `connect` and the `report_` methods may be called from any thread and any callback.
+    Use it as an async context manager: entering it connects, leaving it closes the connection; the job goes on. Iterate
+    over it to get the updates. It belongs to the event loop and thread that entered it. You may call `cancel`,
+    `background`, `foreground`, `retry`, `connect` and the `report_` methods from any thread and any callback.
 
-    - `url`: a `wss` URL, or `ws` to loopback (elsewhere with `allow_insecure=True`). Left out, it is taken from the
-      store. The job's id is added to its query.
-    - `token`: text, a `Secret`, an async function that gives one, or left out: then it is taken from the store.
-      `refresh=True` lets the server exchange a text token for a fresh one; a stored token may always be exchanged.
-    - `store`: where token and progress are kept for another process. Given a token, nothing is stored unless a store is
-      given; without a token the user's default `TokenStore` is opened.
-    - `pipelines`: result types of your own, by pipeline name (anything msgspec decodes).
-    - `policy`: every number. `limits`: what the server may cost.
-    - `proxy`: an `http`, `https` or `socks5` URL (the extra `socks`); without it the environment's counts. `network`
-      replaces the dialling whole, `ssl` the TLS context.
-    - `api_origin`: where the HTTP calls go if not to the URL's own origin. `templates`: their paths; by default they
-      begin with what stands before `/ws/progress` in the URL's path.
+    - `url`: a `wss` URL, or `ws` to loopback (to any host with `allow_insecure=True`). Without it, the store's is used.
+      The job's id is added to its query.
+    - `token`: text, a `Secret`, or an async function that returns one. Without it, the store's is used. `refresh=True`
+      lets the server exchange a text token for a fresh one; a stored token may always be exchanged.
+    - `store`: keeps token and progress for another process. With a token, nothing is stored unless you pass a store.
+      Without a token, the user's default `TokenStore` is opened.
+    - `pipelines`: your own result types, by pipeline name (anything msgspec decodes).
+    - `policy`: all timeouts, delays and retry limits. `limits`: limits on what the server may cost.
+    - `proxy`: an `http`, `https` or `socks5` URL (the extra `socks`); without it the environment's applies. `network`
+      replaces how connections are opened, `ssl` the TLS context.
+    - `api_origin`: the origin of the HTTP calls, by default the URL's own. `templates`: their paths, by default below
+      the part of the URL's path before `/ws/progress`.
     - `headers`, `subprotocols`: added to the upgrade. `token_subprotocol="name"` sends the token as the subprotocol
-      `name.<token>` in place of the header; `token_in_query=True` sends it in the URL, where servers log it.
-    - `strict_sync`: a server that keeps no state of the job is not accepted.
-    - `classify`: your own word on errors and application close codes: "lost", "token_rejected", "refused" or None.
-    - `on_state`, `on_disconnected` (both get a `StateChange`), `on_progress`: plain functions, called at once, or
-      coroutine functions, called in order in a task. One that raises is logged and counted; one that is slow gets
-      merged progress, and if it is 256 calls behind, not every call.
+      `name.<token>` instead of the header; `token_in_query=True` sends it in the URL, which servers log.
+    - `strict_sync`: refuse a server that keeps no state of the job.
+    - `classify`: your own meaning of errors and application close codes: "lost", "token_rejected", "refused" or None.
+    - `on_state`, `on_disconnected` (both get a `StateChange`), `on_progress`: plain functions are called at once,
+      coroutine functions in order in a task. If one raises, the error is logged and counted. A slow one gets merged
+      progress; if it is 256 calls behind, it misses calls.
     - `random`, `wall_time`: for tests.
 
-    Raises `InvalidArgument` at once for what cannot be right.
+    Raises `InvalidArgument` at once for invalid arguments.
     """
 
     def __init__(
@@ -173,20 +173,20 @@ class Connection(AsyncContextManagerMixin):
         wall_time: Callable[[], float] = time.time,
     ) -> None:
         encode_job_id(job)
-        # Hidden first of all: a traceback that prints locals must not show it.
+        # Hide the token first: a traceback with locals must not show it.
         token = Secret(token) if isinstance(token, str) else token
         given: object = token
         if isinstance(given, Secret):
             _check_token(given)
         elif given is not None and not callable(given):
-            del token, given  # it may be one all the same: bytes, say
+            del token, given  # it may be a token nevertheless, such as bytes
             raise InvalidArgument("token", "must be text, a Secret or an async function")
         if proxy is not None:
             if network is not None:
-                raise InvalidArgument("proxy", "cannot be combined with network, which dials in its own way")
+                raise InvalidArgument("proxy", "pass either proxy= or network=, not both")
             network = SystemNetwork(proxy=proxy)
         if token_subprotocol is not None and token_in_query:
-            raise InvalidArgument("token_in_query", "cannot be combined with token_subprotocol: choose one")
+            raise InvalidArgument("token_in_query", "pass either token_in_query= or token_subprotocol=, not both")
         headers = tuple(headers.items() if isinstance(headers, Mapping) else headers)
         check_headers(headers, reserved=RESERVED | {"authorization"})
         subprotocols = check_subprotocols(subprotocols)
@@ -203,11 +203,11 @@ class Connection(AsyncContextManagerMixin):
         self._token_expires = token_expires
         self._store = store
         self._engine: Engine | None = None
-        # The thread that may touch the engine: None before the block is entered and after it was left.
+        # The thread that may use the engine: None before the block is entered and after it is left.
         self._thread: int | None = None
         self._event_loop: anyio.lowlevel.EventLoopToken | None = None
         self._entered = self._left = False
-        # From the start, so that `cancel()` finds it at any moment, and before there is an engine.
+        # Created here, so that `cancel()` works at any moment, even before there is an engine.
         self._steps = Steps(policy or Policy())
         self._tasks: Tasks | None = None
         self._opening: anyio.CancelScope | None = None
@@ -268,15 +268,15 @@ class Connection(AsyncContextManagerMixin):
         self._raise_if_cancelled("entering")
         return found
 
-    def _take_turn(self) -> None:
-        """Make felt what was requested meanwhile."""
+    def _handle_requests(self) -> None:
+        """Apply requests that were made meanwhile."""
         if self._engine is not None:
             self._engine.pump()
         elif self._opening is not None and self.state is State.CANCELLED:
             self._opening.cancel()
 
     async def _resume(self) -> tuple[Settings, Record | None]:
-        """What is on record of the job, and the settings with what the record adds to them."""
+        """Return the settings and the stored record; the record completes the settings."""
         store, record = self._store, None
         if self._token is None or self._url is None:
             store = store or TokenStore()
@@ -285,17 +285,17 @@ class Connection(AsyncContextManagerMixin):
                 record = await store.read(self._job)
             except BaseException as error:
                 failure = await failure_of(error, "the store")
-                # With the token at hand the connection goes on without the store. The first save says what is wrong.
+                # With url and token given, the connection works without the store. The first save reports the problem.
                 at_hand = self._token is not None and self._url is not None
                 if not (at_hand and isinstance(failure, TokenStoreError | UnexpectedFailure)):
                     raise failure  # noqa: B904 - it has its cause
         text = self._url
         if text is None:
             if record is None:
-                raise TokenRefused(f"job {self._job!r} is not on record: give its url and token")
+                raise TokenRefused(f"no record of job {self._job!r}: pass url= and token=")
             text = record.context.get("url")
             if text is None:
-                raise InvalidArgument("url", "the record of the job does not hold one")
+                raise InvalidArgument("url", "the stored record has no URL: pass url=")
         url = parse_url(text, allow_insecure=self._allow_insecure)
         if record is not None and str(url.origin) != record.origin:
             if self._token is None:
@@ -344,19 +344,19 @@ class Connection(AsyncContextManagerMixin):
             raise Cancelled(request, State.CANCELLED.value, "it was cancelled, which is final: make a new Connection")
 
     def _on_loop(self, call: Callable[[], T]) -> T:
-        """Run `call` on the connection's own thread, from any."""
+        """Run `call` on the connection's own thread; safe from any thread."""
         if self._thread is None or threading.get_ident() == self._thread:
             return call()
         try:
             return anyio.from_thread.run_sync(call, token=self._event_loop)
         except anyio.RunFinishedError:
-            # The loop has ended meanwhile, and nothing runs beside this thread.
+            # The loop has ended meanwhile, so nothing runs in parallel with this thread.
             return call()
 
     def _request(self, event: AnyEvent) -> None:
         self._engine_of(event.trigger.value).request(event)
 
-    def _begin_anew(self, event: Connect | Retry, token: Token | None = None) -> None:
+    def _restart(self, event: Connect | Retry, token: Token | None = None) -> None:
         engine = self._engine_of(event.trigger.value)
         if self._left:
             self._raise_if_cancelled(event.trigger.value)
@@ -370,20 +370,20 @@ class Connection(AsyncContextManagerMixin):
     # --- updates ---------------------------------------------------------------------------------------------------
 
     def __aiter__(self) -> Subscription:
-        """The updates, to the job's end. See `updates`."""
+        """Iterate over the updates until the job's end. See `updates`."""
         return self.updates()
 
     def updates(self, *, wait: bool = False) -> Subscription:
-        """Iterate over the updates; several may do so, each gets all from its beginning on.
+        """Iterate over the updates. Each of several iterators gets all updates from its start on.
 
         Ends after the job's end, and on `cancel()` and `aclose()`. Raises `Exhausted` when the engine gives up; with
-        `wait` it waits for a revival instead. Begun after the end, it yields the end.
+        `wait` it waits until the connection is revived. If it starts after the end, it yields the end.
         """
         return self._engine_of("iteration").delivery.subscribe(wait=wait)
 
     @property
     def state(self) -> State:
-        """Where the connection stands."""
+        """The connection's current state."""
         return self._steps.snapshot.state
 
     @property
@@ -393,31 +393,31 @@ class Connection(AsyncContextManagerMixin):
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the job ended, or None while that is not known."""
+        """How the job ended, or None if that is not known yet."""
         return None if self._engine is None else self._engine.outcome
 
     async def result(self) -> Outcome:
-        """Wait for the job's end and return it: complete, failed or canceled.
+        """Wait for the job's end and return it: completed, failed or canceled.
 
         Raises `Exhausted` when the engine gives up, `Cancelled` after `cancel()`, `StateUnreachable` after `aclose()`.
         """
         engine = self._engine_of("result")
         engine.pump()
         while engine.outcome is None:
-            self._raise_if_out_of_reach(engine, "the job's end")
+            self._raise_if_unreachable(engine, "the job's end")
             await engine.wait_changed()
         engine.journal.ended(engine.outcome)
         return engine.outcome
 
     async def wait_for(self, *states: State, timeout: float | None = None) -> State:
-        """Wait until the connection is in one of `states`, or was for a moment meanwhile, and return which.
+        """Wait until the connection is, or briefly was, in one of `states`; returns that state.
 
-        Raises `DeadlineExceeded` after `timeout` seconds, and at once, or as soon as it is so, where none of them can
-        come about by itself any more: `Exhausted`, `Cancelled`, or `StateUnreachable` once the job has ended or the
-        connection was closed.
+        Raises `DeadlineExceeded` after `timeout` seconds. As soon as none of the states can be reached any more without
+        your help, it raises `Exhausted`, `Cancelled`, or `StateUnreachable` (the job has ended or the connection was
+        closed).
         """
         if not states:
-            raise InvalidArgument("states", "name at least one")
+            raise InvalidArgument("states", "pass at least one state")
         engine = self._engine_of("wait_for")
         engine.pump()
         visits = {state: engine.visits[state] for state in states}
@@ -429,11 +429,11 @@ class Connection(AsyncContextManagerMixin):
                 for state, count in visits.items():
                     if engine.visits[state] > count:
                         return state
-                self._raise_if_out_of_reach(engine, name)
+                self._raise_if_unreachable(engine, name)
                 await engine.wait_changed()
         raise DeadlineExceeded(f"the state {name}", timeout or 0.0)
 
-    def _raise_if_out_of_reach(self, engine: Engine, wanted: str) -> None:
+    def _raise_if_unreachable(self, engine: Engine, wanted: str) -> None:
         self._raise_if_cancelled(f"waiting for {wanted}")
         state = engine.snapshot.state
         if state is State.IDLE:
@@ -447,59 +447,59 @@ class Connection(AsyncContextManagerMixin):
     # --- requests --------------------------------------------------------------------------------------------------
 
     def connect(self, *, token: str | Secret | None = None) -> None:
-        """Follow the job again after `aclose()` or exhaustion, with another fixed token if one is given.
+        """Follow the job again after `aclose()` or exhaustion, with another fixed token if you pass one.
 
         Raises `JobEnded` after the job's end, `Cancelled` after `cancel()`, `ForbiddenRequest` if the server refused
-        this very token. Does nothing where the connection is at it already.
+        this same token. Does nothing if the connection is already active.
         """
         given = None
         if token is not None:
             given = Token(token if isinstance(token, Secret) else Secret(token))
             _check_token(given.secret)
-        self._begin_anew(Connect(new_token=given is not None), given)
+        self._restart(Connect(new_token=given is not None), given)
 
     def retry(self) -> None:
-        """Make an attempt now, whatever is waited for: the backoff, the path, the foreground. Raises as `connect`."""
-        self._begin_anew(Retry())
+        """Connect now and skip the current wait (backoff, network, background). Raises as `connect`."""
+        self._restart(Retry())
 
     def cancel(self) -> bool:
-        """Stop following for good; the job goes on. Lawful in any state, from any thread or callback, and again.
+        """Stop following for good; the job goes on. Allowed in any state, from any thread or callback, and repeatedly.
 
-        The state changes before this returns; within a second nothing is left: no task, socket, timer or callback.
-        Returns True, or False if the job's end came first: `outcome` then holds it. Each call gives the same answer.
+        The state changes before this returns. Within a second every task, socket, timer and callback is gone. Returns
+        True, or False if the job's end came first: `outcome` then holds it. Each call returns the same value.
         """
 
         stepped = self._steps.add(Cancel())
         if self._tasks is not None:
-            self._tasks.call_soon(self._take_turn)
+            self._tasks.call_soon(self._handle_requests)
         return stepped.after.state is State.CANCELLED
 
     async def cancel_job(self) -> CancelAnswer:
-        """Ask the server to stop the job; following goes on, and tells of the end as of any other.
+        """Ask the server to cancel the job. Following goes on, and the end is delivered like any other.
 
-        Returns `accepted`, `too_late` (it had ended: the end is delivered) or `unknown`. Raises the errors of the call
-        (`UnexpectedResponse`, `NetworkError`, `DeadlineExceeded`, `TokenRefused`); it may be called again.
+        Returns `accepted`, `too_late` (the job had ended: its end is delivered) or `unknown`. Raises the errors of the
+        call (`UnexpectedResponse`, `NetworkError`, `DeadlineExceeded`, `TokenRefused`); you may call it again.
         """
         return await self._engine_of("cancel_job").requests.cancel_job()
 
     def background(self, *, grace: float | None = None) -> None:
-        """The host goes to the background: after the grace everything is closed, and nothing is dialled.
+        """Report that the app is in the background: after the grace the connection is closed and stays closed.
 
-        `grace` is in seconds, the policy's if left out; 0 is for a host that is about to sleep.
+        `grace` is in seconds, by default the policy's. Use 0 for a host that is about to sleep.
         """
         if grace is not None and not grace >= 0:
             raise InvalidArgument("grace", "must not be negative")
         self._set_foreground(False, Background(grace=grace))
 
     def foreground(self) -> None:
-        """The host is back."""
+        """Report that the app is in the foreground again."""
         self._set_foreground(True, Foreground())
 
     def report_path(self, up: bool, identity: str | None = None) -> None:
-        """Tell how the host's network path stands; `identity` tells one path from another (interface and address).
+        """Report the host's network path; `identity` distinguishes paths (interface and address).
 
-        A lost path holds dials back and doubts the socket; another one doubts the socket. Told twice the same, nothing
-        happens, nor when the identity of a path that was taken to be up is told for the first time.
+        A lost path stops connection attempts and probes the socket; another path probes the socket. Nothing happens if
+        the report repeats the last one, or only adds the first identity to a path already up.
         """
 
         def report(levels: Levels) -> tuple[Levels, AnyEvent | None]:
@@ -513,12 +513,12 @@ class Connection(AsyncContextManagerMixin):
         self._engine_of("report_path").change(report)
 
     def report_wake(self) -> None:
-        """Tell that the host was suspended and has woken."""
+        """Report that the host was suspended and has woken."""
         self._request(Woke())
 
     def _set_foreground(self, foreground: bool, event: AnyEvent) -> None:
         def change(levels: Levels) -> tuple[Levels, AnyEvent | None]:
-            # Told twice of the background, the grace does not begin anew.
+            # A second report of the background must not restart the grace.
             if levels.foreground or not isinstance(event, Background) or event.grace is not None:
                 return levels._replace(foreground=foreground), event
             return levels, None
@@ -526,23 +526,24 @@ class Connection(AsyncContextManagerMixin):
         self._engine_of(event.trigger.value).change(change)
 
     async def aclose(self) -> None:
-        """Stop watching; the job goes on, and `connect()` follows it again. Waits, bounded, for the close."""
+        """Stop following; the job goes on, and `connect()` follows it again. Waits for the close, but not for long."""
         await self._end(self._engine_of("aclose"), leave=False)
 
     async def fetch_result(self, *, max_bytes: int = MAX_RESULT) -> Any:
-        """The job's result, fetched if it did not come with the end: of its pipeline's type where it fits, else plain
-        JSON. None is returned only for a result of null.
+        """Return the job's result, and fetch it if it did not come with the end.
 
-        Raises `StateUnreachable` before the end and where there is no result (the job failed or was canceled, or the
-        server has none), `UnexpectedResponse`, `MessageTooBig` past `max_bytes`, `MalformedMessage` for what is not
-        JSON. It may be called again.
+        It has its pipeline's type if it fits, otherwise it is plain JSON. None is returned only for a result of null.
+
+        Raises `StateUnreachable` before the end, and if there is no result (the job failed or was canceled, or the
+        server has none). Also raises `UnexpectedResponse`, `MessageTooBig` past `max_bytes`, and `MalformedMessage` if
+        it is not JSON. You may call it again.
         """
         return await self._engine_of("fetch_result").requests.fetch_result(max_bytes)
 
-    # --- looking at it ---------------------------------------------------------------------------------------------
+    # --- diagnostics -----------------------------------------------------------------------------------------------
 
     def statistics(self) -> Statistics:
-        """How it fares now."""
+        """Return the connection's current state and counts."""
         engine = self._engine_of("statistics")
         snapshot, counts, recovery = engine.snapshot, engine.counts, engine.recovery
         return Statistics(
@@ -571,9 +572,9 @@ class Connection(AsyncContextManagerMixin):
         )
 
     def history(self) -> Recording:
-        """The last events and what became of them: JSON through `to_json()`, and replayable. Holds no token."""
+        """Return the latest events and their results: `to_json()` gives JSON, which can be replayed. Holds no token."""
         engine = self._engine_of("history")
-        engine.take_up_steps()
+        engine.process_steps()
         return engine.recorder.recording()
 
 

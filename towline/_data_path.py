@@ -1,6 +1,6 @@
-"""The way of the data: from the socket's frames through the recovery to the subscribers, past the machine.
+"""Moves data from the socket's frames through the recovery to the subscribers, bypassing the state machine.
 
-Only what the data means for the lifecycle (a gap, a sync complete, the end, a silence) becomes an event.
+An event is raised only for what matters to the lifecycle: a gap, a complete sync, the end, a silence.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ _LOG: Final = logging.getLogger("towline")
 
 
 class DataPath:
-    """Takes in what the socket brings, hands on what it shows, and notes when the job last gave a sign."""
+    """Processes the socket's messages, delivers their updates, and notes when the job last gave a sign."""
 
     __slots__ = ("_batch_came", "_engine", "_last_state", "last_sign")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # Set at each batch, for a fetch that waits for what the socket brings.
+        # Set at each batch, for a fetch that waits for the socket's messages.
         self._batch_came: anyio.Event | None = None
-        #: When the job last gave a sign, on the loop's clock.
+        #: When the job last gave a sign of life, on the loop's clock.
         self.last_sign: float | None = None
-        # The last state since the last message: one that differs from it is a sign of the job.
+        # The last state since the last message: a different one is a sign of the job.
         self._last_state: JobState | None = None
 
     def take_in(self, link: Link, batch: list[str | bytes]) -> None:
-        """Hand on what one read brought. The hot path: no await, no lock, no task switch a message."""
+        """Process and deliver the messages of one read. The hot path: no await, lock or task switch per message."""
         decode, take_in = self._engine.settings.codec.decode, self._engine.recovery.frame
         self._engine.counts["messages"] += len(batch)
         spoke = False
@@ -78,24 +78,24 @@ class DataPath:
             self._batch_came = None
 
     def release_buffer(self, effect: ReleaseBuffer) -> None:
-        """The sync is complete: hand on what it held back."""
+        """Deliver the frames that the sync buffered."""
         self.act(self._engine.recovery.release(), self._engine.snapshot.generation)
 
     def skip_state(self, effect: SkipState) -> None:
-        """Come into step without a state."""
+        """Finish the sync without a state."""
         self.act(self._engine.recovery.unavailable(), self._engine.snapshot.generation)
 
     def deliver(self, effect: Deliver) -> None:
-        """Deliver the end, after what belongs before it."""
+        """Deliver the outcome, preceded by any pending updates."""
         end: End = effect.update if effect.update is not None else self._engine.recovery.assume_cancelled()
         self._engine.delivery.outcome = end.outcome
         if end.before:
-            self._hand_on(list(end.before))
+            self._publish(list(end.before))
         self._engine.delivery.end(self._engine.recovery.applied)
         self._engine.counts["updates"] += 1
 
     def act(self, finding: Finding, generation: int) -> None:
-        """Turn what the data path found into an event, after what it handed on."""
+        """Deliver pending updates, then turn a finding into an event."""
         self.publish(self._engine.recovery.take())
         if isinstance(finding, Gap):
             self._gap(finding.problem, generation)
@@ -105,23 +105,25 @@ class DataPath:
             self._engine.post(JobEnded(outcome=OUTCOME_KINDS[type(finding.outcome)], update=finding))
 
     def publish(self, updates: list[AnyUpdate]) -> None:
-        """Hand updates on. Nothing comes after the end or after `cancel()`."""
+        """Deliver updates, but none after the end or after `cancel()`."""
         if updates and self._engine.snapshot.outcome is None and self._engine.snapshot.state is not State.CANCELLED:
-            self._hand_on(updates)
+            self._publish(updates)
 
     def overflowed(self) -> None:
-        """A consumer was too far behind."""
+        """Report a gap: a consumer was too far behind."""
         self._engine.counts["overflows"] += 1
-        self._gap("a consumer is too far behind for updates that may not be merged", self._engine.snapshot.generation)
+        self._gap(
+            "a consumer is too far behind, and its waiting updates cannot be merged", self._engine.snapshot.generation
+        )
 
     async def next_batch(self) -> None:
-        """Wait until the socket has brought something."""
+        """Wait for the socket's next messages."""
         if self._batch_came is None:
             self._batch_came = anyio.Event()
         await self._batch_came.wait()
 
     def look_into_silence(self, answer: JobState | TowlineError, effect: FetchState) -> None:
-        """Take in what the state call answered because the job was silent; report the silence if it goes on."""
+        """Process the state call's answer after a silence of the job; report the silence if it continues."""
         engine = self._engine
         if isinstance(answer, JobState):
             finding = engine.recovery.look(answer)
@@ -138,8 +140,8 @@ class DataPath:
         engine.post(StillSilent(generation=effect.generation, fetch=effect.fetch))
 
     def note_state(self, state: JobState, generation: int, *, moved: bool = False) -> bool:
-        """Note a state that was fetched; returns whether it is a sign of the job: it differs from the last one."""
-        # A keep-alive moves these two, and is no sign.
+        """Note a fetched state; returns whether it differs from the last one, a sign of the job."""
+        # A keep-alive changes these two fields, but it is not a sign.
         last, self._last_state = self._last_state, replace(state, seq=None, last_update=None)
         is_sign = moved or (last is not None and self._last_state != last)
         if is_sign:
@@ -153,12 +155,12 @@ class DataPath:
 
     def _malformed(self, error: MalformedMessage) -> Finding:
         self._engine.counts["malformed_messages"] += 1
-        # A server that sends one mostly sends more: the first is worth a warning.
+        # A server that sends one usually sends more, so only the first is logged as a warning.
         level = logging.WARNING if self._engine.counts["malformed_messages"] == 1 else logging.DEBUG
         _LOG.log(level, "skipped: %s", escape(str(error)))
         return self._engine.recovery.malformed(error)
 
-    def _hand_on(self, updates: list[AnyUpdate]) -> None:
+    def _publish(self, updates: list[AnyUpdate]) -> None:
         self._engine.counts["updates"] += len(updates)
         fits = self._engine.delivery.publish(updates, self._engine.recovery.applied)
         if self._engine.settings.on_progress is not None:
@@ -178,7 +180,7 @@ class DataPath:
 
 
 def _is_sign(frame: Frame, job: str) -> bool:
-    """Whether the frame is a sign of the job: keep-alives, pings and answers to `ready` are none."""
+    """Whether the frame is a sign of the job; keep-alives, pings and answers to `ready` are not."""
     if isinstance(frame, JobProgressFrame):
         return not frame.payload.keep_alive and frame.job_id in (job, "")
     return not isinstance(frame, PingFrame | PongFrame | ReadyAckFrame) and frame.job_id in (job, "")

@@ -1,12 +1,12 @@
-"""Handing updates to whoever iterates, without ever waiting for them.
+"""Delivers updates to their consumers, without ever waiting for one.
 
-Each subscriber has an inbox of bounded size. When it is full, progress is merged into the newest progress, which then
-carries the range it stands for. An update that cannot be merged and does not fit is an overflow: what waits is given
-up, the engine takes it for a gap, and the `Resynced` that comes of that tells this subscriber what it has missed. The
-final update always arrives.
+Each subscriber has an inbox with a size limit. When it is full, progress is merged into the newest progress, which then
+covers the whole range. An update that cannot be merged and does not fit is an overflow. Then the waiting updates are
+dropped, and the engine treats it as a gap. The following `Resynced` tells this subscriber what it missed. The final
+update always arrives.
 
-While nobody iterates, an inbox waits for the next who does: so nothing is lost before the first iteration, nor between
-one that was left and the next.
+While there is no consumer, one inbox waits for the next. So no update is lost before the first iteration or between two
+iterations.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from ._exceptions import Exhausted
 from ._recovery import Cursor
 from ._updates import AnyUpdate, Outcome, Progress, Resynced, merge_runs
 
-#: Updates that a slow subscriber may be behind before progress is merged.
+#: How many updates a slow subscriber may be behind before progress is merged.
 INBOX_LIMIT: Final = 256
 
 
 class Subscription(AsyncIterator[AnyUpdate]):
-    """The updates of one connection, for one consumer; made by iterating over a `Connection`.
+    """The updates of one connection, for one consumer; iterate over a `Connection` to create it.
 
     Ends after the job's final update, and on `aclose()` and `cancel()`. Raises `Exhausted` when the engine gives up,
-    unless it was told to wait. After any of these it only ever ends.
+    unless created with `wait=True`. After any of these, iterating again just ends.
     """
 
     def __init__(self, delivery: Delivery, inbox: Inbox | None, *, wait: bool) -> None:
         self._delivery = delivery
-        # None once it is over: the inbox may be another consumer's by then.
+        # None after the end, when the inbox may belong to another consumer.
         self._inbox = inbox
         self._wait = wait
 
@@ -54,7 +54,7 @@ class Subscription(AsyncIterator[AnyUpdate]):
         while inbox is None or not inbox.waiting:
             await self._wait_for_more(inbox)
             inbox = self._inbox
-        self._put_down(inbox)
+        self._finish_in_hand(inbox)
         update = inbox.in_hand = inbox.waiting.popleft()
         if update is self._delivery.outcome:
             self.end()
@@ -64,7 +64,7 @@ class Subscription(AsyncIterator[AnyUpdate]):
     async def _wait_for_more(self, inbox: Inbox | None) -> None:
         if inbox is None:
             raise StopAsyncIteration
-        self._put_down(inbox)
+        self._finish_in_hand(inbox)
         given_up = self._delivery.given_up
         if given_up is not None and not self._wait:
             self.end()
@@ -73,8 +73,8 @@ class Subscription(AsyncIterator[AnyUpdate]):
             inbox.wake = anyio.Event()
         await inbox.wake.wait()
 
-    def _put_down(self, inbox: Inbox) -> None:
-        """The consumer asks for more: what it had in hand is done."""
+    def _finish_in_hand(self, inbox: Inbox) -> None:
+        """Mark the update in hand as done: the consumer asks for more."""
         update, inbox.in_hand = inbox.in_hand, None
         if update is not None:
             if update.seq is not None and update.epoch is not None:
@@ -82,7 +82,7 @@ class Subscription(AsyncIterator[AnyUpdate]):
             self._delivery.moved()
 
     def end(self) -> None:
-        """Give nothing any more; what waits is left to the next consumer."""
+        """End the iteration; waiting updates are left to the next consumer."""
         inbox, self._inbox = self._inbox, None
         if inbox is not None:
             self._delivery.leave(inbox)
@@ -90,7 +90,7 @@ class Subscription(AsyncIterator[AnyUpdate]):
 
 
 class _Lost:
-    """What an inbox gave up since it overflowed, until a `Resynced` tells of it."""
+    """The range of updates that an inbox has dropped since an overflow, until a `Resynced` reports it."""
 
     __slots__ = ("count", "epoch", "first", "last")
 
@@ -98,7 +98,7 @@ class _Lost:
         self.epoch: str | None = None
         self.first: int | None = None
         self.last: int | None = None
-        #: The largest count that nobody saw.
+        #: The newest count that was dropped.
         self.count: int | None = None
 
     def add(self, update: AnyUpdate) -> None:
@@ -115,8 +115,8 @@ class _Lost:
             self.epoch, self.first = update.epoch, first
         self.last = last
 
-    def told_by(self, resynced: Resynced) -> Resynced:
-        """The same, telling of what was lost here too."""
+    def extended(self, resynced: Resynced) -> Resynced:
+        """Extend `resynced` by the updates lost here."""
         count = resynced.processed_count if resynced.processed_count is not None else self.count
         if self.first is None or self.last is None or resynced.missed is None:
             return replace(resynced, missed=None, processed_count=count)
@@ -125,7 +125,7 @@ class _Lost:
         return replace(resynced, from_seq=first, missed=missed, processed_count=count)
 
     def before_end(self, end: Outcome) -> Resynced:
-        """What is told where the end leaves no time for a re-sync."""
+        """The report of lost updates when the end leaves no time for a re-sync."""
         last = None if self.last is None else self.last
         missed = None if self.first is None or last is None else last - self.first + 1
         return Resynced(
@@ -140,18 +140,18 @@ class _Lost:
 
 
 class Inbox:
-    """What waits for one consumer, and how far it has come."""
+    """The updates waiting for one consumer, and its position."""
 
     def __init__(self, done: Cursor | None) -> None:
         self.waiting: deque[AnyUpdate] = deque()
-        #: What the consumer works on, and the last that had its place in the log and that it was done with.
+        #: The update the consumer is processing, and the last finished one that had a position in the log.
         self.in_hand: AnyUpdate | None = None
         self.done: AnyUpdate | Cursor | None = done
         self.lost: _Lost | None = None
         self.wake: anyio.Event | None = None
 
     def position(self, applied: Cursor | None) -> Cursor | None:
-        """How far this consumer has come: all that was handed on, or less while something waits or is in hand."""
+        """This consumer's position: `applied`, or less while updates are waiting or in hand."""
         if not self.waiting and self.in_hand is None and self.lost is None:
             return applied
         done = self.done
@@ -160,7 +160,7 @@ class Inbox:
         return Cursor(done.epoch, done.seq)
 
     def put(self, updates: list[AnyUpdate]) -> bool:
-        """Take updates in; False where it overflowed."""
+        """Add updates; returns False on an overflow."""
         room = 0 if self.lost is not None else INBOX_LIMIT - len(self.waiting)
         self.waiting.extend(updates[:room])
         fits = [self._put_one(update) for update in merge_runs(updates[room:])]
@@ -173,7 +173,7 @@ class Inbox:
             if not isinstance(update, Resynced):
                 self.lost.add(update)
                 return True
-            update, self.lost = self.lost.told_by(update), None
+            update, self.lost = self.lost.extended(update), None
         if len(waiting) < INBOX_LIMIT:
             waiting.append(update)
             return True
@@ -191,7 +191,7 @@ class Inbox:
         return False
 
     def put_end(self, end: Outcome) -> None:
-        """Take the final update in: it always fits."""
+        """Add the final update, which always fits."""
         if self.lost is not None:
             self.waiting.append(self.lost.before_end(end))
             self.lost = None
@@ -199,7 +199,7 @@ class Inbox:
         self.look()
 
     def look(self) -> None:
-        """Let the consumer look again."""
+        """Wake the consumer."""
         if self.wake is not None:
             self.wake.set()
             self.wake = None
@@ -208,9 +208,10 @@ class Inbox:
 class Delivery:
     """All subscribers of one connection.
 
-    `catch_up` performs what was requested meanwhile: so nothing is delivered after `cancel()`. `moved` is called when a
-    consumer may have come further, `end_taken` when one took the end, `overflowed` when one claims an inbox that has
-    lost something. `handled`: handlers are consumers too, so updates are delivered though nobody ever iterates.
+    `catch_up` performs pending requests, so that nothing is delivered after `cancel()`. `moved` is called when a
+    consumer's position may have changed, `end_taken` when a consumer took the end. `overflowed` is called when a
+    consumer takes an inbox that has lost updates. `handled`: handlers consume the updates too, so they count as
+    delivered even if no one iterates.
     """
 
     def __init__(
@@ -226,9 +227,9 @@ class Delivery:
         self.moved = moved
         self.end_taken = end_taken
         self.outcome: Outcome | None = None
-        #: Iteration just ends: the connection was cancelled or closed.
+        #: Iterations end: the connection was cancelled or closed.
         self.stopped = False
-        #: Makes the error that iteration raises: the engine has given up, and the last status fetch has settled.
+        #: Makes the error that iterations raise: the engine has given up, and the last status fetch has finished.
         self.given_up: Callable[[], Exhausted] | None = None
         self.applied: Cursor | None = None
         self._overflowed = overflowed
@@ -236,18 +237,21 @@ class Delivery:
         # The inbox that waits for the next consumer, and those that have one.
         self._unclaimed: Inbox | None = None
         self._claimed: dict[Inbox, weakref.ref[Subscription]] = {}
-        # The inboxes whose consumers were dropped, which may happen at any moment and in any thread.
+        # The inboxes of garbage-collected consumers; the callback may run at any moment and in any thread.
         self._dropped: deque[Inbox] = deque()
 
     # --- consumers -------------------------------------------------------------------------------------------------
 
     def begin(self, cursor: Cursor | None) -> None:
-        """Take updates from now on for whoever iterates first."""
+        """Start collecting updates for the first consumer."""
         self.applied = cursor
         self._unclaimed = Inbox(cursor)
 
     def subscribe(self, *, wait: bool) -> Subscription:
-        """A subscription: to what waits for the next consumer, else from now on; after the end it has the end."""
+        """Subscribe to the waiting updates if there are any, otherwise to the updates from now on.
+
+        After the job's end, the subscription yields the end.
+        """
         self.catch_up()
         self._sweep()
         if self.stopped:
@@ -265,7 +269,7 @@ class Delivery:
         return subscription
 
     def leave(self, inbox: Inbox) -> None:
-        """A consumer is gone. What the last one left, and what it had in hand, waits for the next."""
+        """Remove a consumer. If it was the last, its remaining updates wait for the next, with the one in hand."""
         was_claimed = self._claimed.pop(inbox, None) is not None
         took_the_end = inbox.in_hand is not None and inbox.in_hand is self.outcome
         if was_claimed and not took_the_end and not self._claimed and self._unclaimed is None:
@@ -276,7 +280,7 @@ class Delivery:
             self.leave(self._dropped.popleft())
 
     def stop(self) -> None:
-        """Following stops: every iteration ends."""
+        """End every iteration."""
         self.stopped = True
         for reference in list(self._claimed.values()):
             subscription = reference()
@@ -284,18 +288,18 @@ class Delivery:
                 subscription.end()
 
     def look(self) -> None:
-        """Let every consumer look again at how things stand."""
+        """Wake every consumer."""
         for inbox in list(self._claimed):
             inbox.look()
 
     # --- updates ---------------------------------------------------------------------------------------------------
 
     def publish(self, updates: list[AnyUpdate], applied: Cursor | None) -> bool:
-        """Hand updates on; False where they overflowed an inbox. `applied` is the watermark after them."""
+        """Deliver updates; returns False if an inbox overflowed. `applied` is the position after them."""
         self._sweep()
         self.applied = applied
         if self._unclaimed is not None:
-            # Whoever claims it is told then what it has lost.
+            # The next consumer that takes this inbox is told what it lost.
             self._unclaimed.put(updates)
         fits = True
         for inbox in list(self._claimed):
@@ -304,7 +308,7 @@ class Delivery:
         return fits
 
     def end(self, applied: Cursor | None) -> None:
-        """Hand on `outcome`; nothing follows it."""
+        """Deliver `outcome`; nothing follows it."""
         self._sweep()
         self.applied = applied
         if self.outcome is not None:
@@ -313,7 +317,7 @@ class Delivery:
         self.moved()
 
     def position(self) -> Cursor | None:
-        """How far every consumer has come."""
+        """The position that every consumer has reached."""
         self._sweep()
         applied = self.applied
         inboxes = list(self._claimed)

@@ -1,15 +1,16 @@
-"""The driver: turns the machine's effects into work on sockets, clocks and files, and what comes of it into events.
+"""The engine: turns the state machine's effects into work on sockets, clocks and files, and the results into events.
 
-With its parts (`_links`, `_data_path`, `_fetches`, `_requests`) the only async code that knows the machine. Its rules:
+With its parts (`_links`, `_data_path`, `_fetches`, `_requests`) it is the only async code that knows the state machine.
+Its rules:
 
 - Run to completion. An event raised while effects are performed or a handler runs is queued, never nested.
 - A request may come between any two bytecodes of any thread. It steps at once, before it returns, and touches nothing
-  else: the loop is woken and performs its effects. Effects that an older generation had left are then skipped, unless
-  they give something back.
-- Whatever runs asynchronously carries the generation it was begun in; what comes of it later is stale.
-- One socket. A socket that is left is closed before the next attempt opens one.
-- Data frames go from the socket to the subscribers and never pass the machine; only what they mean for the lifecycle
-  does.
+  else; the loop is woken and performs its effects. Effects left by an older generation are then skipped, unless they
+  release something.
+- Asynchronous work carries the generation in which it started; a result from an older generation is stale.
+- One socket. A socket that is no longer used is closed before the next attempt opens one.
+- Data frames go from the socket to the subscribers and bypass the state machine, which gets only what they mean for the
+  lifecycle.
 - No task outlives the connection's block; cleanup is shielded and has a deadline.
 """
 
@@ -77,21 +78,21 @@ from .statemachine import (
 
 _LOG: Final = logging.getLogger("towline")
 
-#: The one timer that is not the machine's: it renews the token and raises no event.
+#: The one timer outside the state machine: it renews the token and raises no event.
 _RENEWAL: Final = "token renewal"
 _RENEWAL_SPACING: Final = 5.0
 
-#: How long coroutine handlers may go on after `cancel()`.
+#: Seconds that coroutine handlers may continue after `cancel()`.
 HANDLERS_WAIT: Final = 0.5
 
-# Effects that give something back, or tell what is so: performed whatever has happened since they were asked for.
-_GIVES_BACK: Final = (AbandonDial, CancelFetch, CloseSocket, Disarm, Deliver, SaveCursor, StateChange)
+# Effects that release something or report a fact: always performed, whatever has happened since.
+_ALWAYS_PERFORMED: Final = (AbandonDial, CancelFetch, CloseSocket, Disarm, Deliver, SaveCursor, StateChange)
 _LINKED: Final = frozenset({State.SYNCING, State.CONNECTED})
 _TRYING: Final = frozenset({State.CONNECTING, State.RECONNECTING, State.BACKGROUNDED, State.EXHAUSTED})
 
 
 class Engine:
-    """Drives one connection. Made and entered by `Connection`, whose public methods it serves."""
+    """Drives one connection. `Connection` creates it and calls it from its public methods."""
 
     def __init__(self, settings: Settings, tasks: Tasks, steps: Steps) -> None:
         self.settings = settings
@@ -101,11 +102,11 @@ class Engine:
         self.recorder = Recorder(settings.policy)
         self.counts: Counter[str] = Counter()
         self.last_error: BaseException | None = None
-        #: How often each state was entered: so that a wait for one does not miss a short visit.
+        #: How often each state was entered, so that a wait for one does not miss a short visit.
         self.visits: Counter[State] = Counter()
-        # Made when somebody waits for a change of state, and set at the next.
+        # Created when a task waits for a change of state, and set at the next change.
         self._changed: anyio.Event | None = None
-        #: Whether the status fetch of `exhausted` has settled, so that giving up may be told.
+        #: Whether the status fetch of `exhausted` has finished, so that giving up may be reported.
         self.settled = False
         self.links = Links(self)
         self.data = DataPath(self)
@@ -133,7 +134,7 @@ class Engine:
             wall_time=settings.wall_time,
         )
         steps.facts = self.facts
-        # The step that was taken up last; what to perform of it and what else waits for its turn.
+        # The step that was processed last, the effects still to perform, and the events and calls waiting.
         self._taken = steps.take_first()
         self._effects: deque[tuple[int, AnyEffect | StateChange]] = deque()
         self._events: deque[AnyEvent] = deque()
@@ -145,16 +146,16 @@ class Engine:
 
     @property
     def snapshot(self) -> Snapshot:
-        """How the machine stands now."""
+        """The state machine's current snapshot."""
         return self.steps.snapshot
 
     @property
     def path_up(self) -> bool:
-        """Whether the host has a network path, as far as it said."""
+        """Whether the host has a network path, according to its last report."""
         return self.steps.last.levels.path_up
 
     def facts(self, levels: Levels | None = None) -> Facts:
-        """How the world stands now, or would if this were what the host says of itself."""
+        """The current facts; `levels` replaces what the host reported."""
         levels = self.steps.last.levels if levels is None else levels
         return Facts(
             now=self.clock(),
@@ -167,38 +168,38 @@ class Engine:
         )
 
     def post(self, event: AnyEvent) -> None:
-        """Take an event when its turn comes. For the engine's own tasks."""
+        """Queue an event and process it in order. For the engine's own tasks."""
         self._events.append(event)
         self.pump()
 
     def take(self, event: AnyEvent) -> None:
-        """Take a request at once, on the loop; raises `ForbiddenRequest` where the state does not allow it."""
+        """Process a request at once, on the loop; raises `ForbiddenRequest` if the state does not allow it."""
         try:
             self.steps.add(event)
         finally:
             self.pump()
 
     def request(self, event: AnyEvent) -> None:
-        """Take a request at once; its effects follow. From any thread, signal handler or finalizer.
+        """Step at once for a request; its effects follow. Safe from any thread, signal handler or finalizer.
 
-        Raises `ForbiddenRequest` where the state does not allow it.
+        Raises `ForbiddenRequest` if the state does not allow it.
         """
         self.change(lambda levels: (levels, event))
 
     def change(self, news: Callable[[Levels], tuple[Levels, AnyEvent | None]]) -> None:
-        """The same for what the host says of itself."""
+        """Step at once for a change of the host's levels; otherwise like `request`."""
         try:
             self.steps.change(news)
         finally:
             self.tasks.call_soon(self.pump)
 
     def soon(self, call: Callable[[], object]) -> None:
-        """Have the loop make a call at its next turn. From any thread, signal handler or finalizer."""
+        """Have the loop make a call soon. Safe from any thread, signal handler or finalizer."""
         self._calls.append(call)
         self.tasks.call_soon(self.pump)
 
     def pump(self) -> None:
-        """Perform what waits: calls, the effects of steps, events. On the loop, between two of its turns."""
+        """Perform everything that is waiting: calls, effects of steps, events. Runs on the loop."""
         if self._pumping:
             return
         self._pumping = True
@@ -208,17 +209,17 @@ class Engine:
                     self._perform(self._calls.popleft())
                 elif self._effects:
                     generation, effect = self._effects.popleft()
-                    if generation == self.snapshot.generation or isinstance(effect, _GIVES_BACK):
+                    if generation == self.snapshot.generation or isinstance(effect, _ALWAYS_PERFORMED):
                         self._perform(_PERFORM[type(effect)], self, effect)
-                elif not self.take_up_steps():
+                elif not self.process_steps():
                     if not self._events:
                         break
                     self.steps.add(self._events.popleft())
         finally:
             self._pumping = False
 
-    def take_up_steps(self) -> bool:
-        """Record the steps that were added, and put their effects in line; False if there are none."""
+    def process_steps(self) -> bool:
+        """Record the steps added since, and queue their effects; returns False if there are none."""
         before = self._taken
         while (stepped := self._taken.following) is not None:
             self._taken = stepped
@@ -231,7 +232,7 @@ class Engine:
             self._effects.extend((after.generation, effect) for effect in stepped.effects)
             if after.state is not stepped.before.state:
                 self.visits[after.state] += 1
-                # A cause is told with the change it brought about; giving up always says why.
+                # Report a cause with the change it led to; giving up always has a cause.
                 news = after.cause is not stepped.before.cause or after.state is State.EXHAUSTED
                 cause = after.cause if news else None
                 change = StateChange(previous=entry.source, state=after.state, cause=cause, at=entry.facts.now)
@@ -240,7 +241,7 @@ class Engine:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Within it a program's functions are called: what they ask for is performed after it."""
+        """Call the program's functions inside this block: their requests are performed after it."""
         outer, self._pumping = self._pumping, True
         try:
             yield
@@ -257,20 +258,20 @@ class Engine:
     # --- failures --------------------------------------------------------------------------------------------------
 
     def broke(self, failure: UnexpectedFailure) -> None:
-        """Give up: something failed that no part of the engine expected."""
+        """Give up after a failure that no part of the engine expected."""
         self.last_error = failure
         cause = Cause(code="unexpected", text=str(failure))
         self.post(Refused(generation=self.snapshot.generation, reason="protocol", cause=cause))
 
     async def failed(self, error: TowlineError, place: Place, generation: int, fetch: int | None = None) -> None:
-        """Turn an error into the event it means."""
+        """Turn an error into the event that it means."""
         if place is not Place.STATUS:
-            # Without its traceback, which would keep alive what the attempt was made of.
+            # Without its traceback, which would keep the attempt's objects alive.
             self.last_error = error.with_traceback(None)
         settings = self.settings
         held = self.recovery.held_end() if place is Place.SOCKET else None
         if held is not None:
-            # The replay broke off, and the state had told the end already.
+            # The replay broke off, but a state had reported the end already.
             self.data.act(held, generation)
             return
         meaning = classify(
@@ -305,11 +306,11 @@ class Engine:
             self.post(TokenRejected(generation=generation, fetch=fetch, cause=meaning.cause, by_fetch=meaning.by_fetch))
 
     def settle(self) -> None:
-        """The last word of a status fetch is spoken: giving up may be told now."""
+        """Report giving up now that the status fetch has finished."""
         self.settled = True
         if self.snapshot.state is State.EXHAUSTED:
             self.delivery.given_up = self.exhausted
-            self._look_again()
+            self._wake_waiters()
 
     # --- effects: timers -------------------------------------------------------------------------------------------
 
@@ -324,15 +325,15 @@ class Engine:
         if not isinstance(timer, Timer):
             self._renewal = anyio.CancelScope()
             self.tasks.start_soon(self._renew_token, self._renewal, name="towline token")
-        elif timer is Timer.STABILITY and self.links.nothing_came_since():
+        elif timer is Timer.STABILITY and self.links.is_silent_since_connected():
             self.timers.arm(timer, ticket, self.settings.policy.ping_after)
         else:
             self.post(EXPIRIES[timer](ticket=ticket))
 
-    # --- telling ---------------------------------------------------------------------------------------------------
+    # --- reporting -------------------------------------------------------------------------------------------------
 
-    def _tell(self, change: StateChange) -> None:
-        """Tell of a change of state, after the effects that belong before it."""
+    def _report_change(self, change: StateChange) -> None:
+        """Report a change of state, after the effects that precede it."""
         state, cause = change.state, change.cause
         lost_link = change.previous in _LINKED and state in _TRYING
         why = "" if cause is None else f" ({escape(cause.text)})"
@@ -343,17 +344,17 @@ class Engine:
         self.handlers.call(self.settings.on_state, change)
         if state is State.CANCELLED:
             self.handlers.give_up_after(HANDLERS_WAIT)
-        self._look_again()
+        self._wake_waiters()
 
     def _follow_state(self, state: State) -> None:
-        """What lives with a state, beside what the machine asks for."""
+        """Update everything that depends on the state outside the state machine."""
         if state is not State.EXHAUSTED:
             self.delivery.given_up = None
         if state is State.CONNECTED:
             self.counts["connects"] += 1
             if self.links.current is not None:
                 self.links.current.connected_at = anyio.current_time()
-            self._await_renewal()
+            self._schedule_renewal()
         else:
             self.timers.disarm(_RENEWAL)
         if state is State.IDLE or state is State.CANCELLED:
@@ -366,25 +367,25 @@ class Engine:
         if state is State.CANCELLED:
             self.requests.give_up()
 
-    def _look_again(self) -> None:
+    def _wake_waiters(self) -> None:
         if self._changed is not None:
             self._changed.set()
             self._changed = None
         self.delivery.look()
 
     async def wait_changed(self) -> None:
-        """Wait until there is a reason to look again at how things stand."""
+        """Wait until something has changed and conditions must be checked again."""
         if self._changed is None:
             self._changed = anyio.Event()
         await self._changed.wait()
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the job ended, once that was delivered."""
+        """How the job ended, after the end was delivered."""
         return self.delivery.outcome
 
     def exhausted(self) -> Exhausted:
-        """The error that tells of giving up, with the last failure as its cause."""
+        """The error for giving up, with the last failure as its cause."""
         snapshot = self.snapshot
         text = "no attempt was made" if snapshot.cause is None else snapshot.cause.text
         error = Exhausted(snapshot.reason or "budget", text)
@@ -392,10 +393,10 @@ class Engine:
             error.__cause__ = self.last_error
         return error
 
-    # --- what is kept on record ------------------------------------------------------------------------------------
+    # --- stored data -----------------------------------------------------------------------------------------------
 
-    def _await_renewal(self) -> None:
-        """Renew a token in time while connected; it changes nothing but the token."""
+    def _schedule_renewal(self) -> None:
+        """Schedule the renewal of the token while connected; it affects only the token."""
         expires = self.tokens.expires
         if expires is not None and self.tokens.renewable:
             left = expires - self.settings.wall_time()
@@ -410,7 +411,7 @@ class Engine:
                 failure = await failure_of(error, "renewing the token")
                 _LOG.warning("the token could not be renewed: %s", escape(str(failure)))
             if self.snapshot.state is State.CONNECTED:
-                self._await_renewal()
+                self._schedule_renewal()
 
     def _moved(self) -> None:
         self.journal.cursor_moved()
@@ -422,16 +423,16 @@ class Engine:
         if self.outcome is not None:
             self.journal.ended(self.outcome)
 
-    # --- the life of the engine ------------------------------------------------------------------------------------
+    # --- start and stop --------------------------------------------------------------------------------------------
 
     def start(self, cursor: Cursor | None) -> None:
-        """Take the job up after `cursor`."""
+        """Follow the job from `cursor` on."""
         self.recovery = Recovery(self.settings.job, codec=self.settings.codec, cursor=cursor)
         self.delivery.begin(cursor)
         self.journal.begin(cursor)
 
     def start_ended(self, outcome: Outcome) -> None:
-        """Hold an end that is on record: nothing is dialled."""
+        """Start with an outcome from the store: no connection is made."""
         if not self.steps.begin_with(self._taken, Snapshot(outcome=OUTCOME_KINDS[type(outcome)])):
             return
         self.delivery.begin(None)
@@ -440,7 +441,7 @@ class Engine:
         self.journal.begin(None, ended=True)
 
     async def stop(self, *, leave: bool) -> None:
-        """Close what is open and write what is due. With `leave` nothing of it runs any more after that."""
+        """Close what is open and write what is due. After `leave` nothing is running any more."""
         self.take(Close())
         await self.links.all_gone()
         if leave:
@@ -448,7 +449,7 @@ class Engine:
         await self.journal.settle(last=leave)
 
 
-# One table for all engines: a connection that idles should cost little.
+# One table for all engines, so that an idle connection costs little.
 _PERFORM: Final[dict[type, Callable[[Engine, Any], None]]] = {
     Dial: lambda engine, effect: engine.links.dial(effect),
     AbandonDial: lambda engine, effect: engine.links.abandon_dial(effect),
@@ -463,5 +464,5 @@ _PERFORM: Final[dict[type, Callable[[Engine, Any], None]]] = {
     Arm: Engine._arm,
     Disarm: Engine._disarm,
     SaveCursor: Engine._save_cursor,
-    StateChange: Engine._tell,
+    StateChange: Engine._report_change,
 }

@@ -1,4 +1,4 @@
-"""The engine's state fetches: to come into step, to look whether the job ended meanwhile, to look into a silence."""
+"""The engine's state fetches: to sync, to check whether the job ended meanwhile, to check on a silence."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from .transport import JobState
 if TYPE_CHECKING:
     from ._engine import Engine
 
-#: How long a state waits for the server's answer to `ready`, which may bring a replay instead.
+#: Seconds that a fetched state waits for the server's answer to `ready`, which may start a replay instead.
 ACK_WAIT: Final = 1.0
 
 
 class Fetches:
-    """Runs one state fetch at a time and brings its answer together with what the socket tells."""
+    """Runs one state fetch at a time and combines its answer with the socket's frames."""
 
-    __slots__ = ("_engine", "_under_way", "answered")
+    __slots__ = ("_current", "_engine", "answered")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._under_way: anyio.CancelScope | None = None
-        #: The state call has worked once.
+        self._current: anyio.CancelScope | None = None
+        #: Whether the state call has worked once.
         self.answered = False
 
     def fetch_state(self, effect: FetchState) -> None:
-        """Begin a fetch, in place of one under way."""
+        """Start a fetch, replacing the current one."""
         self.cancel_fetch()
-        self._under_way = anyio.CancelScope()
+        self._current = anyio.CancelScope()
         self._engine.settled = False
         if effect.purpose is Purpose.SYNC:
             self._engine.recovery.resync()
-        self._engine.tasks.start_soon(self._run, effect, self._under_way, name="towline fetch")
+        self._engine.tasks.start_soon(self._run, effect, self._current, name="towline fetch")
 
     def cancel_fetch(self, effect: CancelFetch | None = None) -> None:
-        """Give up the fetch under way."""
-        scope, self._under_way = self._under_way, None
+        """Give up the current fetch."""
+        scope, self._current = self._current, None
         if scope is not None:
             scope.cancel()
 
     async def ask_state(self, meaning: AskState) -> Lost | Refused | End:
-        """One state fetch decides what a failure means."""
+        """Fetch the state once to decide what a failure means."""
         try:
             token = await self._engine.tokens.get()
             state = await self._engine.calls.fetch_state(
@@ -73,12 +73,12 @@ class Fetches:
                 else:
                     await self._look(effect, state)
         finally:
-            if self._under_way is scope:
-                self._under_way = None
+            if self._current is scope:
+                self._current = None
                 self._engine.settle()
 
     async def _look(self, effect: FetchState, state: JobState | TowlineError) -> None:
-        """Only a clear answer counts: the end, a sign of the job, or that the job is gone."""
+        """React to a clear answer only: the end, a sign of the job, or that the job is gone."""
         if isinstance(state, TowlineError):
             await self._engine.failed(state, Place.STATUS, effect.generation, effect.fetch)
         if effect.purpose is Purpose.STALL:
@@ -108,7 +108,7 @@ class Fetches:
             return await failure_of(error, "a state call")
 
     async def _sync(self, effect: FetchState, state: JobState | TowlineError) -> None:
-        """Bring the state and what the socket tells together."""
+        """Combine the state with the socket's frames."""
         recovery, generation = self._engine.recovery, effect.generation
         ended = isinstance(state, JobState) and state.ended
         if isinstance(state, JobState):
@@ -119,7 +119,7 @@ class Fetches:
                 self._engine.data.act(finding, generation)
                 return
         if isinstance(state, TowlineError) or state.seq is not None:
-            # A replay is worth more than a snapshot, and may still come.
+            # A replay is better than a snapshot, and may still come.
             with anyio.move_on_after(ACK_WAIT):
                 while recovery.awaiting_ack:
                     await self._engine.data.next_batch()

@@ -1,4 +1,4 @@
-"""Calling a program's own handlers. One that raises is isolated, counted and reported; it never stops the engine."""
+"""Calls the program's own handlers. If one raises, the error is logged and counted; the engine goes on."""
 
 from __future__ import annotations
 
@@ -12,61 +12,61 @@ import anyio
 from ._tasks import Tasks, failure_of, is_failure
 from ._updates import Progress, merge
 
-Told = TypeVar("Told")
-#: A plain function is called at once, within the engine's step; a coroutine function in a task, in order.
-Handler: TypeAlias = Callable[[Told], Awaitable[None] | None]
+Value = TypeVar("Value")
+#: A plain function is called at once, within the engine's step; a coroutine function in order, in a task.
+Handler: TypeAlias = Callable[[Value], Awaitable[None] | None]
 
 _LOG: Final = logging.getLogger("towline")
 
-#: Calls of coroutine functions that may wait. Beyond it progress is merged, and then the oldest call is given up.
+#: How many calls of coroutine functions may wait. Beyond it progress is merged, then the oldest call is dropped.
 WAITING_LIMIT: Final = 256
 
 
 class Handlers:
-    """Calls handlers in the order of what happened; coroutines one after the other, in a task while there are any."""
+    """Calls handlers in the order of events; coroutine functions run one after the other in a task."""
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
         self._waiting: list[tuple[Handler[Any], Any]] = []
         self._scope: anyio.CancelScope | None = None
-        # Set when the calls that wait were made; None while there are none.
+        # Set when all waiting calls have been made; None if there are none.
         self._done: anyio.Event | None = None
         self._closed = False
         self.errors = 0
-        #: Calls that a slow coroutine function never got.
+        #: Calls that were dropped because a coroutine function was slow.
         self.skipped = 0
 
-    def call(self, handler: Handler[Any] | None, told: object) -> None:
-        """Tell a handler."""
+    def call(self, handler: Handler[Any] | None, value: object) -> None:
+        """Call a handler with `value`."""
         if handler is None:
             return
         if inspect.iscoroutinefunction(handler):
-            self._wait_for_turn(handler, told)
+            self._wait_for_turn(handler, value)
             return
         try:
-            answer = handler(told)
+            answer = handler(value)
         except BaseException as error:
             if not is_failure(error):
                 raise
             self.report(error)
             return
         if inspect.isawaitable(answer) and not self._closed:
-            # A callable that only its answer shows to be asynchronous.
-            self._wait_for_turn(lambda _: answer, told)
+            # Only its return value shows that the callable is asynchronous.
+            self._wait_for_turn(lambda _: answer, value)
 
-    def _wait_for_turn(self, handler: Handler[Any], told: object) -> None:
+    def _wait_for_turn(self, handler: Handler[Any], value: object) -> None:
         if self._closed:
             return
         waiting = self._waiting
         if len(waiting) >= WAITING_LIMIT:
             last, before = waiting[-1]
-            merged = merge(before, told) if isinstance(before, Progress) and isinstance(told, Progress) else None
+            merged = merge(before, value) if isinstance(before, Progress) and isinstance(value, Progress) else None
             if merged is not None and last is handler:
                 waiting[-1] = handler, merged
                 return
             del waiting[0]
             self.skipped += 1
-        waiting.append((handler, told))
+        waiting.append((handler, value))
         if self._done is None:
             self._done = anyio.Event()
             self._scope = anyio.CancelScope()
@@ -76,9 +76,9 @@ class Handlers:
         try:
             with scope:
                 while self._waiting:
-                    handler, told = self._waiting.pop(0)
+                    handler, value = self._waiting.pop(0)
                     try:
-                        answer = handler(told)
+                        answer = handler(value)
                         if answer is not None:
                             await answer
                     except BaseException as error:
@@ -90,7 +90,7 @@ class Handlers:
             done.set()
 
     async def settle(self, seconds: float) -> None:
-        """Let the calls that wait be made, for so long; then give them up, and begin none any more."""
+        """Make the waiting calls for at most `seconds`, then drop the rest and accept no more."""
         if self._done is not None:
             with anyio.move_on_after(seconds):
                 await self._done.wait()
@@ -100,17 +100,17 @@ class Handlers:
             await self._done.wait()
 
     def give_up_after(self, seconds: float) -> None:
-        """Let the calls that wait be made, for so long, without waiting for it; but deliver no progress any more."""
-        self._waiting[:] = [(handler, told) for handler, told in self._waiting if not isinstance(told, Progress)]
+        """Let the waiting calls run for at most `seconds`, without waiting here; drop those with progress."""
+        self._waiting[:] = [(handler, value) for handler, value in self._waiting if not isinstance(value, Progress)]
         if self._scope is not None:
             self._scope.deadline = anyio.current_time() + seconds
 
     def give_up(self) -> None:
-        """End the call under way and forget those that wait."""
+        """Cancel the running call and drop the waiting ones."""
         if self._scope is not None:
             self._scope.cancel()
 
     def report(self, error: BaseException) -> None:
-        """A program's own function has raised."""
+        """Log and count an error that the program's own function raised."""
         self.errors += 1
-        _LOG.error("a handler raised; the connection goes on", exc_info=error)
+        _LOG.error("a handler raised an error; the connection goes on", exc_info=error)

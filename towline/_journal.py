@@ -1,6 +1,6 @@
-"""What is kept on record of a job, so that another process can go on where this one stopped.
+"""Stores a job's token, position and end, so that another process can continue where this one stopped.
 
-A store that fails never stops the connection: the token stays in memory, the problem is logged and shown by
+A failing store never stops the connection: the token stays in memory, the problem is logged and shown by
 `statistics()`. The cursor is written at most every five seconds, and when the link or the connection ends.
 """
 
@@ -23,17 +23,17 @@ from .storage import Store
 
 _LOG: Final = logging.getLogger("towline")
 
-#: Least time between two cursor saves, in seconds.
+#: The least time between two saves of the cursor, in seconds.
 SAVE_EVERY: Final = 5.0
-#: Most bytes of an outcome that is kept: a record is at most 64 KiB, with its frame and the token.
+#: The largest outcome to store, in bytes: a record is at most 64 KiB, including its envelope and the token.
 OUTCOME_LIMIT: Final = 48 * 1024
 
 
 class Journal:
-    """Writes token, cursor and end to the store, in this order, from one task that runs while there is something due.
+    """Writes token, cursor and end to the store, in this order, in one task that runs while something is due.
 
-    `position` says how far the consumers have come. The token and the end are written at once, the cursor when its
-    time has come.
+    `position` returns the position that all consumers have reached. The token and the end are written at once, the
+    cursor at the next save.
     """
 
     def __init__(self, settings: Settings, tasks: Tasks, position: Callable[[], Cursor | None]) -> None:
@@ -46,49 +46,49 @@ class Journal:
         self._ended = False
         self._moved = False
         self._saved: Cursor | None = None
-        # Both are made when they are first needed: most connections have no store, or nothing due.
-        self._hurry: anyio.Event | None = None
+        # Both are created when first needed: most connections have no store, or nothing due.
+        self._wake: anyio.Event | None = None
         self._writing: anyio.Lock | None = None
-        self._hurried = False
+        self._is_urgent = False
         self._running = False
         self._closed = False
         self._next_save = float("-inf")
-        #: What the store last said it could not do; None while it works.
+        #: The store's last error; None while it works.
         self.problem: TowlineError | None = None
 
     # --- what is due -----------------------------------------------------------------------------------------------
 
     def begin(self, cursor: Cursor | None, *, ended: bool = False) -> None:
-        """The record says this already."""
+        """Set what the stored record holds already."""
         self._saved = cursor
         self._ended = ended
 
     def token_changed(self, token: Token) -> None:
-        """Put the token on record, with where the job is followed."""
+        """Store the token, with the URL of the job."""
         self._token = token
-        self._start(hurry=True)
+        self._start(now=True)
 
     def cursor_moved(self) -> None:
-        """A consumer may have come further."""
+        """Note that a consumer's position may have changed."""
         if not self._moved:
             self._moved = True
-            self._start(hurry=False)
+            self._start(now=False)
 
     def flush(self) -> None:
         """Write what is due now, not later."""
-        self._hurried = True
-        if self._hurry is not None:
-            self._hurry.set()
+        self._is_urgent = True
+        if self._wake is not None:
+            self._wake.set()
 
     def ended(self, outcome: Outcome) -> None:
-        """The consumer has taken the end."""
+        """Store the end: the consumer has taken it."""
         if not self._ended:
             self._ended = True
             self._outcome = outcome
-            self._start(hurry=True)
+            self._start(now=True)
 
     async def settle(self, *, last: bool) -> None:
-        """Write all that is due, in the calling task; after the `last` time nothing is written any more."""
+        """Write all that is due, in the calling task. After `last=True` nothing is written any more."""
         self._closed = self._closed or last
         if self._store is not None:
             await self._write(self._store)
@@ -100,8 +100,8 @@ class Journal:
     def _due(self) -> bool:
         return self._moved or self._token is not None or self._outcome is not None
 
-    def _start(self, *, hurry: bool) -> None:
-        if hurry:
+    def _start(self, *, now: bool) -> None:
+        if now:
             self.flush()
         if self._store is not None and not self._running and not self._closed:
             self._running = True
@@ -110,10 +110,10 @@ class Journal:
     async def _run(self, store: Store) -> None:
         try:
             while self._due and not self._closed:
-                self._hurry = anyio.Event()
-                if not self._hurried:
+                self._wake = anyio.Event()
+                if not self._is_urgent:
                     with anyio.CancelScope(deadline=self._next_save):
-                        await self._hurry.wait()
+                        await self._wake.wait()
                 await self._write(store)
         finally:
             self._running = False
@@ -121,10 +121,10 @@ class Journal:
     async def _write(self, store: Store) -> None:
         self._writing = self._writing or anyio.Lock()
         async with self._writing:
-            self._hurried = False
+            self._is_urgent = False
             self._next_save = anyio.current_time() + SAVE_EVERY
             job, settings = self._settings.job, self._settings
-            # What is due is struck off when it is written: a cancellation between leaves it due.
+            # Clear an item only after it was written, so that a cancellation in between leaves it due.
             token = self._token
             if token is not None:
                 origin, context = str(settings.url.origin), settings.record_context()
@@ -133,7 +133,7 @@ class Journal:
             self._moved, cursor = False, self._position()
             if cursor is not None and cursor != self._saved:
                 await self._try(lambda: store.save_cursor(job, cursor.epoch, cursor.seq))
-                # Saved or not, it is not tried again before it has moved: the next save says more.
+                # Even if it failed, do not retry before the position changes: the next save covers it.
                 self._saved = cursor
             if (outcome := self._outcome) is not None:
                 await self._try(lambda: store.mark_ended(job, dump_outcome(outcome, OUTCOME_LIMIT)))
@@ -143,10 +143,10 @@ class Journal:
         try:
             await call()
         except BaseException as error:
-            # Also `InvalidArgument`: the server's own words (an epoch, an outcome) are what cannot be kept.
+            # Also `InvalidArgument`: the server's text (an epoch, an outcome) may be impossible to store.
             problem = await failure_of(error, "the store", log=self.problem is None)
             if self.problem is None:
-                _LOG.warning("the store failed, the connection goes on without it: %s", escape(str(problem)))
+                _LOG.warning("the store failed; the connection goes on without it: %s", escape(str(problem)))
             self.problem = problem
         else:
             self.problem = None

@@ -1,7 +1,7 @@
-"""The engine's attempts and sockets: one task and one scope each, and never two sockets at once.
+"""The engine's connection attempts and sockets: one task and one scope each, and never two sockets at once.
 
-A socket that is left is closed before the next attempt opens one. Only the end, `aclose()` and `cancel()` wait for the
-peer's answer; whatever waits is shielded and has a deadline.
+A socket that is no longer used is closed before the next attempt opens one. Only the job's end, `aclose()` and
+`cancel()` wait for the peer's close frame. Every such wait is shielded and has a deadline.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .transport import Liveness, Ready, WebSocket, connect_websocket, encode
 if TYPE_CHECKING:
     from ._engine import Engine
 
-#: How long after the closing handshake's own bound a dial still waits for the attempts before it.
-LEAVING_MARGIN: Final = 1.0
+#: Seconds, beyond the timeout of the closing handshake, that a new attempt waits for earlier ones to close.
+CLOSE_MARGIN: Final = 1.0
 
 
 _WORK: Final = {
@@ -32,7 +32,7 @@ _WORK: Final = {
 
 
 class Link:
-    """One attempt and the socket that comes of it: one task, one scope."""
+    """One connection attempt and the socket it opens: one task, one scope."""
 
     __slots__ = ("closing", "connected_at", "generation", "greeting", "left", "scope", "websocket")
 
@@ -42,41 +42,41 @@ class Link:
         self.websocket: WebSocket | None = None
         self.greeting: Ready | None = None
         self.connected_at = 0.0
-        #: Nothing is done with it any more; and whether it is a task of its own that closes the socket.
+        #: `left`: the link's task has ended. `closing`: another task closes the socket.
         self.left = anyio.Event()
         self.closing = False
 
 
 class Links:
-    """Performs the machine's effects on attempts and sockets, and reports what comes of them to the engine."""
+    """Performs the state machine's effects on attempts and sockets, and reports the results to the engine."""
 
     __slots__ = ("_client", "_engine", "_greeted", "_leaving", "_one_left", "current")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        #: The attempt under way, or the open socket.
+        #: The current attempt or open socket.
         self.current: Link | None = None
-        # Attempts that were given up and sockets that are being closed, until nothing of them is left.
+        # Attempts that were given up and sockets that are being closed, until they are gone.
         self._leaving: set[Link] = set()
         self._one_left: anyio.Event | None = None
-        # By these a server knows the sockets of this connection from those of others, and the latest of them.
+        # With these a server recognizes the sockets of this connection, and the newest of them.
         self._client = secrets.token_hex(8)
         self._greeted = 0
 
     def dial(self, effect: Dial) -> None:
-        """Begin an attempt."""
+        """Start a connection attempt."""
         self._engine.settled = False
         self.current = Link(effect.generation)
         self._engine.tasks.start_soon(self._run, self.current, effect, name="towline link")
 
     def abandon_dial(self, effect: AbandonDial) -> None:
-        """Give the attempt up."""
+        """Give up the current attempt."""
         link, self.current = self.current, None
         if link is not None:
-            self._leave(link)
+            self._release(link)
 
     def greet(self, effect: Greet) -> None:
-        """Have the open socket say `ready` before it reads."""
+        """Make the open socket send `ready` before it reads."""
         cursor = self._engine.recovery.opened()
         if self.current is not None:
             now = self._engine.settings.wall_time() * 1000
@@ -87,37 +87,37 @@ class Links:
             )
 
     def probe(self, effect: Probe) -> None:
-        """Doubt the socket."""
+        """Ping now; if nothing answers in time, treat the link as lost."""
         if self.current is not None and self.current.websocket is not None:
             self.current.websocket.probe(self._engine.settings.policy.probe)
 
     def close_socket(self, effect: CloseSocket) -> None:
-        """Part from the socket; a task of its own sees to the farewell."""
+        """Close the socket; a background task finishes the closing handshake."""
         link, self.current = self.current, None
         if link is None:
             return
-        self._leave(link)
+        self._release(link)
         if link.websocket is not None:
             link.closing = True
             self._engine.tasks.start_soon(self._close, link, link.websocket, effect, name="towline close")
 
     async def all_gone(self) -> None:
-        """Wait until nothing is left of attempts that were given up and sockets that are being closed."""
+        """Wait until all attempts that were given up, and all sockets being closed, are gone."""
         while self._leaving:
             if self._one_left is None:
                 self._one_left = anyio.Event()
             await self._one_left.wait()
 
-    def nothing_came_since(self) -> bool:
-        """Whether the socket has been silent since the connection came into step."""
+    def is_silent_since_connected(self) -> bool:
+        """Whether the socket has received nothing since the connection was synced."""
         link = self.current
         return link is not None and link.websocket is not None and link.websocket.last_received <= link.connected_at
 
-    def _leave(self, link: Link) -> None:
+    def _release(self, link: Link) -> None:
         self._leaving.add(link)
         link.scope.cancel()
 
-    def _is_gone(self, link: Link) -> None:
+    def _note_closed(self, link: Link) -> None:
         self._leaving.discard(link)
         if self._one_left is not None:
             self._one_left.set()
@@ -125,7 +125,7 @@ class Links:
 
     async def _close(self, link: Link, websocket: WebSocket, effect: CloseSocket) -> None:
         try:
-            # The reader has been told to go, and holds the socket until it has.
+            # The reader was cancelled, and uses the socket until it has ended.
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 1.0):
                 await link.left.wait()
             if effect.wait:
@@ -133,9 +133,9 @@ class Links:
             else:
                 await websocket.abandon(effect.code)
         except BaseException as error:
-            await failure_of(error, "closing a socket")  # it is gone in any case
+            await failure_of(error, "closing a socket")  # the socket is gone in any case
         finally:
-            self._is_gone(link)
+            self._note_closed(link)
 
     async def _run(self, link: Link, dial: Dial) -> None:
         try:
@@ -144,21 +144,21 @@ class Links:
         finally:
             link.left.set()
             if link in self._leaving and not link.closing:
-                # It was given up as an attempt; should it have opened in that very moment, nobody else closes it.
+                # It was given up as an attempt. If it opened in that very moment, no one else closes it.
                 try:
                     if link.websocket is not None:
                         await link.websocket.abandon()
                 except BaseException as error:
                     await failure_of(error, "closing a socket")
                 finally:
-                    self._is_gone(link)
+                    self._note_closed(link)
 
     async def _follow(self, link: Link, dial: Dial) -> None:
-        """One attempt, and the socket's whole life."""
+        """Run one attempt and its socket until it ends."""
         place = Place.TOKEN
         try:
             settings, policy = self._engine.settings, self._engine.settings.policy
-            with anyio.move_on_after(policy.close_wait + LEAVING_MARGIN):
+            with anyio.move_on_after(policy.close_wait + CLOSE_MARGIN):
                 await self.all_gone()
             await anyio.sleep_until(dial.not_before)
             token = await self._engine.tokens.get(fresh=dial.fresh_token)
@@ -185,7 +185,7 @@ class Links:
     async def _read(self, link: Link, websocket: WebSocket) -> None:
         if link.greeting is not None:
             limit = self._engine.settings.policy.probe
-            # Whoever cannot be written to any more may have told why: reading comes to that.
+            # If writing fails, the server may have sent the reason: reading will find it.
             with suppress(TowlineError), anyio.move_on_after(limit) as sending:
                 await websocket.send(encode(link.greeting).decode())
             if sending.cancelled_caught:

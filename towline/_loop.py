@@ -1,4 +1,4 @@
-"""The event loop as other threads, signal handlers and finalizers may use it: its time, and a call soon."""
+"""The parts of the event loop for other threads, signal handlers and finalizers: its clock, and a call soon."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """The loop that runs now. Its methods are safe between any two bytecodes of any thread."""
+    """The running loop. Its methods are safe between any two bytecodes of any thread."""
 
     __slots__ = ("_soon", "time")
 
     def __init__(self) -> None:
         native = anyio.lowlevel.current_token().native_token
-        #: Seconds on the loop's clock; also after the loop has ended.
+        #: Seconds on the loop's clock; works even after the loop has ended.
         self.time: Callable[[], float]
         self._soon: Callable[[Callable[[], object]], object]
         if isinstance(native, asyncio.AbstractEventLoop):
             self.time = native.time
-            # In the context of the running task: where the call is asked for, there may be none.
+            # Use the running task's context: the thread that asks for the call may have none.
             context = copy_context()
-            with suppress(ImportError):  # it comes with trio; where it is missing, anyio asks asyncio
+            with suppress(ImportError):  # sniffio comes with trio; without it, anyio asks asyncio
                 from sniffio import current_async_library_cvar
 
                 context.run(current_async_library_cvar.set, "asyncio")

@@ -1,4 +1,4 @@
-"""The HTTP calls that a user asks for: to stop the job, to have its result. They are given up by `cancel()`."""
+"""The HTTP calls that the user requests: cancel the job, fetch its result. `cancel()` gives them up."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _RESULT: Final = "the job's result"
 
 
 class JobRequests:
-    """Makes the calls, each with a fresh token once if the server does not take the one in use."""
+    """Makes the calls, and repeats one with a fresh token if the server rejects the current one."""
 
-    __slots__ = ("_cancel_key", "_engine", "_under_way")
+    __slots__ = ("_cancel_key", "_engine", "_running")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._under_way: set[anyio.CancelScope] = set()
+        self._running: set[anyio.CancelScope] = set()
         self._cancel_key: str | None = None
 
     def give_up(self) -> None:
-        """End the calls under way: the connection was cancelled."""
-        for scope in self._under_way:
+        """Cancel the running calls: the connection was cancelled."""
+        for scope in self._running:
             scope.cancel()
 
     async def fetch_result(self, max_bytes: int) -> Any:
-        """The job's result, wherever it is."""
+        """Return the job's result, from the outcome or from the server."""
         engine, outcome = self._engine, self._engine.outcome
         state = engine.snapshot.state.value
         if outcome is None:
@@ -49,11 +49,11 @@ class JobRequests:
             ended = "failed" if isinstance(outcome, JobFailed) else "was canceled"
             raise StateUnreachable(_RESULT, state, f"the job {ended} and has no result")
         url = outcome.result_url
-        # A result of null is one; where there is none, `problem` says so.
+        # A result of null is a result; if there is none, `problem` says so.
         if url is None and (outcome.result is not None or outcome.problem is None):
             return outcome.result
         try:
-            data = await self._authorised(
+            data = await self._with_token(
                 lambda token: engine.calls.fetch_result(engine.settings.job, url, token, max_body=max_bytes)
             )
         except UnexpectedResponse as error:
@@ -63,14 +63,14 @@ class JobRequests:
         return engine.settings.codec.decode_whole_result(outcome.pipeline, data).value
 
     async def cancel_job(self) -> CancelAnswer:
-        """Ask the server to stop the job."""
+        """Ask the server to cancel the job."""
         self._raise_if_cancelled("cancel_job")
         with anyio.CancelScope() as scope:
-            self._under_way.add(scope)
+            self._running.add(scope)
             try:
-                return await self._ask_to_stop()
+                return await self._request_cancel()
             finally:
-                self._under_way.discard(scope)
+                self._running.discard(scope)
         self._raise_if_cancelled("cancel_job")
         raise AssertionError("only cancel() ends a call")
 
@@ -78,26 +78,26 @@ class JobRequests:
         if self._engine.snapshot.state is State.CANCELLED:
             raise Cancelled(request, State.CANCELLED.value, "it was cancelled, which is final: make a new Connection")
 
-    async def _ask_to_stop(self) -> CancelAnswer:
+    async def _request_cancel(self) -> CancelAnswer:
         engine = self._engine
-        # Until it is answered, asking again is the same request.
+        # Until it is answered, a repeat is the same request.
         key = self._cancel_key = self._cancel_key or uuid.uuid4().hex
-        answer = await self._authorised(lambda token: engine.calls.cancel_job(engine.settings.job, token, key))
+        answer = await self._with_token(lambda token: engine.calls.cancel_job(engine.settings.job, token, key))
         self._cancel_key = None
         if answer == "accepted":
             engine.post(CancelAccepted())
         elif answer == "too_late":
-            # It has ended already: its state tells how, wherever the socket is.
+            # The job has ended already: its state says how, whatever the socket's state is.
             with suppress(TowlineError):
-                state = await self._authorised(
+                state = await self._with_token(
                     lambda token: engine.calls.fetch_state(engine.settings.job, token, tries=1)
                 )
                 if state.ended and engine.outcome is None and engine.snapshot.state is not State.IDLE:
                     engine.data.act(engine.recovery.look(state), engine.snapshot.generation)
         return answer
 
-    async def _authorised(self, call: Callable[[Secret], Awaitable[T]]) -> T:
-        """Make a call; with a fresh token again, if the server does not take the one in use."""
+    async def _with_token(self, call: Callable[[Secret], Awaitable[T]]) -> T:
+        """Make a call, again with a fresh token if the server rejects the current one; translate its errors."""
         try:
             return await self._with_fresh_token(call)
         except BaseException as error:

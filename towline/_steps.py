@@ -1,9 +1,9 @@
-"""The steps of one connection's machine, in the one order in which they happened.
+"""The steps of one connection's state machine, in the order in which they happened.
 
-Anybody may add a step between any two bytecodes: a task, another thread, a signal handler or a finalizer that runs in
-the middle of somebody else's step. There is no lock to wait for and nothing to be queued. A step is computed from the
-last one and takes its place behind it by one atomic operation; where another was quicker, it is computed again from
-that one. So the state has changed when `add` returns, and what it answers is true.
+Any code may add a step between any two bytecodes: a task, another thread, a signal handler, or a finalizer that runs in
+the middle of another step. There is no lock and no queue. A step is computed from the last one and appended by one
+atomic operation. If another step was faster, it is computed again from that one. So the state has changed when `add`
+returns, and the returned step is accurate.
 
 Only the state changes here. The engine performs the steps' effects later, on the loop, in this order.
 """
@@ -18,7 +18,7 @@ from .statemachine import AnyEffect, AnyEvent, Entry, Facts, Policy, Snapshot, s
 
 
 class Levels(NamedTuple):
-    """What the host says of itself: how it stands, not what happened."""
+    """The host's reports: its current levels, not events."""
 
     path_up: bool = True
     path_identity: str | None = None
@@ -26,7 +26,7 @@ class Levels(NamedTuple):
 
 
 class Stepped:
-    """One step: the snapshots before and after, what the host says, the effects. `entry` None: no event was taken."""
+    """One step: the snapshots before and after, the host's levels, the effects. `entry` is None without an event."""
 
     __slots__ = ("_following", "after", "before", "effects", "entry", "levels")
 
@@ -46,23 +46,23 @@ class Stepped:
         return self._following.get(None)
 
     def follow_with(self, other: Stepped) -> bool:
-        """Put `other` behind this step; False where another is there already. Atomic."""
+        """Append `other` to this step; False if another step follows already. Atomic."""
         return self._following.setdefault(None, other) is other
 
 
 class Steps:
-    """The row of steps, from the first on. `facts` says how the world stands, given what the host says."""
+    """The sequence of steps, from the first on. `facts` makes the current facts from the host's levels."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy: Final = policy
         self.facts: Callable[[Levels], Facts] = _facts_before_entering
         self._first: Stepped | None = Stepped(Snapshot(), Snapshot(), Levels(), None, ())
-        # The last step, or one before it: the rest of the way is walked.
+        # The last step or an earlier one, from which `last` walks on.
         self._near_last = self._first
 
     @property
     def last(self) -> Stepped:
-        """The step that nothing follows yet."""
+        """The step that no other follows yet."""
         last = self._near_last
         while (following := last.following) is not None:
             last = following
@@ -71,15 +71,15 @@ class Steps:
 
     @property
     def snapshot(self) -> Snapshot:
-        """How the machine stands now."""
+        """The state machine's current snapshot."""
         return self.last.after
 
     def add(self, event: AnyEvent) -> Stepped:
-        """Take an event; raises `ForbiddenRequest` for a request that the state does not allow."""
+        """Process an event; raises `ForbiddenRequest` for a request that the state does not allow."""
         return self.change(lambda levels: (levels, event))
 
     def change(self, news: Callable[[Levels], tuple[Levels, AnyEvent | None]]) -> Stepped:
-        """Take what the host says, and the event that comes of it. `news` is pure: it may be called more than once."""
+        """Change the host's levels and process the resulting event. `news` must be pure: it may run repeatedly."""
         while True:
             last = self.last
             levels, event = news(last.levels)
@@ -90,14 +90,14 @@ class Steps:
                 return stepped
 
     def take_first(self) -> Stepped:
-        """Return the step to begin with, once: each step keeps all that follow, so this one must not be kept here."""
+        """Return the first step, once: each step keeps all later ones, so this one must not be kept here."""
         first, self._first = self._first, None
         if first is None:
             raise RuntimeError("the first step was taken already")
         return first
 
     def begin_with(self, first: Stepped, snapshot: Snapshot) -> bool:
-        """Begin with a snapshot that is on record; False where a request came first."""
+        """Start with a stored snapshot; returns False if a request came first."""
         return first.follow_with(Stepped(snapshot, snapshot, Levels(), None, ()))
 
     def _step(

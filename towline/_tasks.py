@@ -1,11 +1,11 @@
-"""The tasks of a block, and what an error means that nobody expected.
+"""The tasks of a block, and the meaning of unexpected errors.
 
-One net for every task: an error that is none of Towline's own never leaves the block as an exception group. Whoever
-knows what a failure means (an attempt is lost, a handler failed) asks `failure_of`; what nobody asked about reaches
-`Tasks`, which hands it to the block's owner.
+Every task is covered: an error other than Towline's own never leaves the block as an exception group. Code that knows
+what a failure means (an attempt is lost, a handler failed) calls `failure_of`. All other errors reach `Tasks`, which
+passes them to the block's owner.
 
-A cancellation is ours if a cancel scope around the task was cancelled, or the program cancelled this very task. Any
-other comes out of something that a program's code waited for, and is a failure of that code.
+A cancellation is ours if a cancel scope around the task was cancelled, or if the program cancelled this very task. Any
+other comes from something that the program's code waited for, and is a failure of that code.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Ts = TypeVarTuple("Ts")
 
 _LOG: Final = logging.getLogger("towline")
 
-#: How long a block that is left in the wrong task waits for its tasks to end.
+#: Seconds that a block left in the wrong task waits for its tasks to end.
 _ENDING: Final = 5.0
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether an error out of a plain function is a failure of that function, and not the end of the process.
+    """Whether an error from a plain function is a failure of that function, and not the end of the process.
 
-    A cancellation that it raises is one: only code that waits can be cancelled.
+    A cancellation raised by it is a failure: only code that waits can be cancelled.
     """
     if isinstance(error, BaseExceptionGroup):
         return all(is_failure(each) for each in error.exceptions)
@@ -43,24 +43,24 @@ def is_failure(error: BaseException) -> bool:
 
 
 async def failure_of(error: BaseException, who: str, *, log: bool = True) -> TowlineError:
-    """Return an error that an awaited call raised, as one of Towline's own; `who` names what was called.
+    """Translate an error raised by an awaited call into one of Towline's own; `who` names the call.
 
-    Raises it again if it is no failure: a cancellation of this task, or the end of the process. An error that is not
-    Towline's own is logged with its traceback, unless `log` says otherwise.
+    Raises it again if it is not a failure: a cancellation of this task, or the end of the process. An error other than
+    Towline's own is logged with its traceback, unless `log` is False.
     """
     if isinstance(error, TowlineError):
         return error
     if not is_failure(error):
         raise error
     if _is_cancellation(error) and _is_cancelled():
-        # A cancellation of something else may have come at the same time: the scope knows only its own.
+        # Something else may have been cancelled at the same time; a scope recognizes only its own cancellation.
         await anyio.lowlevel.checkpoint_if_cancelled()
         raise error
     return unexpected(error, who, log=log)
 
 
 def unexpected(error: BaseException, who: str, *, log: bool = True) -> UnexpectedFailure:
-    """Wrap an error that nobody expected, and log it with its traceback."""
+    """Wrap an unexpected error, and log it with its traceback."""
     failure = UnexpectedFailure(who, _described(error))
     failure.__cause__ = error
     if log:
@@ -69,7 +69,7 @@ def unexpected(error: BaseException, who: str, *, log: bool = True) -> Unexpecte
 
 
 def _described(error: BaseException) -> str:
-    # Not the error's own text: it may quote a token. The operating system's words do not.
+    # Not the error's own text, which may quote a token. The operating system's text does not.
     problem = error.strerror if isinstance(error, OSError) else None
     return f"{type(error).__name__} ({problem})" if problem else type(error).__name__
 
@@ -79,7 +79,7 @@ def _is_cancellation(error: BaseException) -> bool:
 
 
 def _is_cancelled() -> bool:
-    """Whether the running task is to stop."""
+    """Whether the running task must stop."""
     if anyio.current_effective_deadline() == -math.inf:
         return True
     if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
@@ -93,25 +93,25 @@ async def _make(call: Callable[[], object]) -> None:
 
 
 class Tasks:
-    """A task group whose errors leave the block as they are, and that can be left in another task, with an error.
+    """A task group that raises errors unchanged, and that may be left in another task, which is then an error.
 
-    Errors of the body come out as they are. Leaving the block cancels the tasks, or with `finish` waits for them.
+    Errors of the body are raised unchanged. Leaving the block cancels the tasks, or with `finish` waits for them.
     """
 
     def __init__(self, *, finish: bool = False) -> None:
         self._finish = finish
-        #: Gets the failures that no task expected; without it they leave the block as from any task group.
+        #: Called with failures that no task expected; without it they leave the block as from any task group.
         self.unforeseen: Callable[[UnexpectedFailure], None] | None = None
         self._group: TaskGroup = anyio.create_task_group()
         self._owner = 0
         self._loop: Loop | None = None
         self._open = False
-        # A scope for each task: the group's own cannot be cancelled once its owner has gone, for it would go on
-        # cancelling a task that has ended.
+        # A scope for each task. The group's own cannot be cancelled after its owner has ended, because it would keep
+        # cancelling that task.
         self._scopes: set[anyio.CancelScope] = set()
         self._running = 0
         self._all_ended: anyio.Event | None = None
-        # What is no failure and ends the block: the end of the process, a task that the program cancelled.
+        # Ends the block without being a failure: the end of the process, or a task that the program cancelled.
         self._ending: BaseException | None = None
 
     async def __aenter__(self) -> Self:
@@ -122,14 +122,14 @@ class Tasks:
         return self
 
     def start_soon(self, call: Callable[[*Ts], Awaitable[object]], *args: *Ts, name: str) -> None:
-        """Start a task; once the block is left, none is started any more."""
+        """Start a task; does nothing once the block is left."""
         if self._open:
             self._running += 1
             self._group.start_soon(self._run, call, args, name, name=name)
 
     def call_soon(self, call: Callable[[], object]) -> None:
-        """Wake the loop and have a task make a call. From any thread, signal handler or finalizer."""
-        # In a task, for what the loop calls by itself must not raise.
+        """Wake the loop and have a task make a call. Safe from any thread, signal handler or finalizer."""
+        # In a task, because a callback of the loop must not raise.
         if self._loop is not None:
             self._loop.soon(lambda: self.start_soon(_make, call, name="towline requests"))
 
@@ -139,7 +139,7 @@ class Tasks:
         try:
             with scope:
                 if not self._open and not self._finish:
-                    scope.cancel()  # it runs to where it waits, to close what it was given
+                    scope.cancel()  # it runs to its first wait, so that it can close what it was given
                 try:
                     await call(*args)
                 except BaseException as error:
@@ -151,7 +151,7 @@ class Tasks:
             self._end_with(error)
         except asyncio.CancelledError as error:
             if anyio.current_effective_deadline() != -math.inf and self._open:
-                # The program cancelled a task that is not its own, as a loop over `asyncio.all_tasks()` does.
+                # The program cancelled a task of ours, as a loop over `asyncio.all_tasks()` does.
                 self._end_with(unexpected(error, name))
             raise
         finally:
@@ -183,7 +183,7 @@ class Tasks:
                 "everything was stopped; enter and leave the block in one task",
             ) from error
         if error is not None and not isinstance(error, anyio.get_cancelled_exc_class()):
-            # Past the group, which would wrap it.
+            # Raised after the group, which would wrap it.
             await self._group.__aexit__(None, None, None)
             return None
         swallowed = await self._group.__aexit__(kind, error, traceback)
@@ -196,5 +196,5 @@ class Tasks:
             if self._running:
                 self._all_ended = anyio.Event()
                 await self._all_ended.wait()
-            await anyio.lowlevel.checkpoint()  # the last one is about to return
+            await anyio.lowlevel.checkpoint()  # the last task is about to return
         self.cancel()

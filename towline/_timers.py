@@ -1,4 +1,4 @@
-"""The machine's timers: one task while any runs, none else."""
+"""The state machine's timers: one task while any timer runs, otherwise none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Armed(NamedTuple):
 
 
 class Timers:
-    """Deadlines on the loop's clock. `expired(timer, ticket)` is called once for each that is reached."""
+    """Deadlines on the loop's clock. Calls `expired(timer, ticket)` once for each deadline that passes."""
 
     def __init__(self, tasks: Tasks, expired: Callable[[Timer | str, int], None]) -> None:
         self._tasks = tasks
@@ -27,7 +27,7 @@ class Timers:
         self._running = False
 
     def arm(self, timer: Timer | str, ticket: int, seconds: float) -> None:
-        """Start a timer, in place of the one of that name."""
+        """Start a timer, replacing one of the same name."""
         self._armed[timer] = _Armed(anyio.current_time() + max(0.0, seconds), ticket)
         if not self._running:
             self._running = True
@@ -36,7 +36,7 @@ class Timers:
             self._scope.deadline = self._next()
 
     def disarm(self, timer: Timer | str) -> None:
-        """Stop a timer, if it runs; with the last one the task ends."""
+        """Stop a timer if it runs; the task ends with the last one."""
         self._armed.pop(timer, None)
         if self._scope is not None:
             self._scope.deadline = self._next() if self._armed else float("-inf")
@@ -57,7 +57,7 @@ class Timers:
 
     def _fire(self, now: float) -> None:
         for timer, armed in sorted(self._armed.items(), key=lambda item: item[1].deadline):
-            # An expiry may disarm or re-arm the others: each is looked at anew.
+            # An expiry may disarm or re-arm the others, so check each again.
             if self._armed.get(timer) == armed and armed.deadline <= now:
                 del self._armed[timer]
                 self._expired(timer, armed.ticket)

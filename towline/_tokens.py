@@ -1,4 +1,4 @@
-"""Where a connection's token comes from: a fixed one, a provider or the store, and how it is renewed."""
+"""Provides a connection's token, from a fixed token, a provider or the store, and renews it."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from .transport import JobCalls
 
 
 class Token(NamedTuple):
-    """A token, and when it expires: seconds since 1970, or None."""
+    """A token with its expiry in seconds since 1970, or None."""
 
     secret: Secret
     expires: float | None = None
 
 
-#: An async function that gives a token, as text, as a `Secret`, or with its expiry. Raises `TokenRefused` for "never".
+#: An async function that returns a token as text, a `Secret` or a `Token`. Raises `TokenRefused` for "never".
 TokenProvider: TypeAlias = Callable[[], Awaitable[str | Secret | Token]]
 
-#: A token is renewed when it has less than this to live, in seconds.
+#: A token is renewed this many seconds before it expires.
 RENEW_BEFORE: Final = 60.0
 
 _TOKEN: Final = re.compile(r"[!-~]+")
 
 
 def as_token(given: object) -> Token:
-    """What a provider gave, checked; raises `TokenProviderFailed` for what no request could carry."""
+    """Check a provider's return value; raises `TokenProviderFailed` if no request could carry it as a token."""
     if isinstance(given, str):
         given = Secret(given)
     if isinstance(given, Secret):
         given = Token(given)
     if not isinstance(given, Token) or not is_usable(given.secret):
-        del given  # a traceback that prints locals must not show what may be nearly a token
-        raise TokenProviderFailed("gave what is no token: it must be printable ASCII, without spaces")
+        del given  # a traceback with locals must not show a value that may almost be a token
+        raise TokenProviderFailed("returned something that is not a token: return printable ASCII without spaces")
     return given
 
 
@@ -54,11 +54,11 @@ class _Given(NamedTuple):
 
 
 class TokenSource:
-    """Gives the token to use now. Single-flight: callers that come meanwhile share one answer.
+    """Provides the token to use now. Concurrent callers share one renewal.
 
-    The provider is called when there is no token, when the token expires within a minute, and when a fresh one is asked
-    for; not at every attempt. Without a provider a fresh token is got from the server in exchange for the old one, if
-    `refresh` allows it.
+    The provider is called when there is no token, when the token expires within a minute, and when a fresh one is
+    required; not for every attempt. Without a provider, the server exchanges the old token for a fresh one if `refresh`
+    allows it.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class TokenSource:
         self._deadline = deadline
         self._changed = changed
         self._wall_time = wall_time
-        # Made when a token is renewed: one caller at a time does that, the others wait for what comes of it.
+        # Created for the first renewal: one caller renews, the others wait for the result.
         self._renewing: anyio.Lock | None = None
         self._given = _Given(None, 0)
-        # What a given token was replaced by; another one that is given counts for more.
+        # The given token and its renewed replacement; a token given later replaces both.
         self._renewed: tuple[_Given, Token] | None = None
 
     def give(self, token: Token | None) -> None:
-        """Use this token from now on. From any thread, signal handler or finalizer."""
+        """Use this token from now on. Safe from any thread, signal handler or finalizer."""
         self._given = _Given(token, self._given.number + 1)
 
     @property
@@ -96,13 +96,13 @@ class TokenSource:
 
     @property
     def held(self) -> Secret | None:
-        """The token in use, however old: for a question that must not bother the provider."""
+        """The current token, without calling the provider, even if it has expired."""
         token = self._token
         return None if token is None else token.secret
 
     @property
     def token_id(self) -> str | None:
-        """Tells one given token from the next; None where tokens are made on demand."""
+        """Identifies the given token; None if tokens are provided on demand."""
         return None if self.renewable else str(self._given.number)
 
     @property
@@ -112,29 +112,29 @@ class TokenSource:
 
     @property
     def expires(self) -> float | None:
-        """When the token in use expires: seconds since 1970."""
+        """The expiry of the current token, in seconds since 1970."""
         token = self._token
         return None if token is None else token.expires
 
     async def get(self, *, fresh: bool = False) -> Secret:
-        """The token to use. `fresh`: another one than is held now.
+        """Return the token to use; with `fresh`, another one than the current.
 
-        Raises `TokenRefused` where none is to be had, `DeadlineExceeded` if the provider takes too long, and whatever
-        the provider or the server's refusal raises.
+        Raises `TokenRefused` if there is none, `DeadlineExceeded` if the provider takes too long, and the errors of the
+        provider or of the refresh call.
         """
         held = self._token
         renewing = self._renewing is not None and self._renewing.locked()
-        if held is not None and not fresh and not renewing and not self._is_to_be_renewed(held):
+        if held is not None and not fresh and not renewing and not self._needs_renewal(held):
             return held.secret
         self._renewing = self._renewing or anyio.Lock()
         async with self._renewing:
             token = self._token
             renewed_meanwhile = token is not None and token is not held
-            if token is None or (fresh and not renewed_meanwhile) or self._is_to_be_renewed(token):
+            if token is None or (fresh and not renewed_meanwhile) or self._needs_renewal(token):
                 token = await self._renew(token, demanded=fresh or token is None)
             return token.secret
 
-    def _is_to_be_renewed(self, token: Token) -> bool:
+    def _needs_renewal(self, token: Token) -> bool:
         expires = token.expires
         return self.renewable and expires is not None and expires - self._wall_time() < RENEW_BEFORE
 
@@ -143,13 +143,13 @@ class TokenSource:
         try:
             token = await self._ask(old)
         except TowlineError:
-            # A token that still lives is used on, when renewing it was our own idea.
+            # If only we wanted the renewal, keep using a token that is still valid.
             if old is None or demanded:
                 raise
             return old
         self._renewed = given, token
         if given is not self._given and self._given.token is not None:
-            # The user gave another one meanwhile, which counts for more.
+            # The user gave another token meanwhile, which takes precedence.
             return self._given.token
         self._changed(token)
         return token
@@ -158,9 +158,9 @@ class TokenSource:
         if self._provider is not None:
             return await self._provided(self._provider)
         if old is None:
-            raise TokenRefused(f"there is no token for job {self._job!r}: none was given and none is on record")
+            raise TokenRefused(f"there is no token for job {self._job!r}, neither given nor stored: pass token=")
         if not self._refresh:
-            raise TokenRefused("the token was rejected, and a fixed token cannot be renewed")
+            raise TokenRefused("the token was rejected and cannot be renewed: pass a token provider or refresh=True")
         renewed = await self._calls.refresh_token(self._job, old.secret)
         expires = None if renewed.expires_in is None else self._wall_time() + renewed.expires_in
         return Token(renewed.token, expires)
@@ -170,8 +170,8 @@ class TokenSource:
             try:
                 answer: object = provider()
                 if not isinstance(answer, Awaitable):
-                    del answer  # a token, by all appearances
-                    raise TokenProviderFailed("is no async function: make it one")
+                    del answer  # it is probably a token
+                    raise TokenProviderFailed("is not an async function: define it with async def")
                 given = await answer
             except BaseException as error:
                 # Not logged with its text, which may quote the token.
@@ -179,4 +179,4 @@ class TokenSource:
                     raise
                 raise TokenProviderFailed(f"raised {type(error).__name__}") from error
             return as_token(given)
-        raise DeadlineExceeded("an answer of the token provider", self._deadline)
+        raise DeadlineExceeded("an answer from the token provider", self._deadline)

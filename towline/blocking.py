@@ -5,19 +5,20 @@
     with Connection("wss://api.example/ws/progress", job="j1", token=token) as line:
         for update in line:
             print(line.state, update)
-    print(line.outcome)
+        print(line.outcome)
 
-`with Connection(...) as line, attach(line) as host:` tells it of the machine and of the window, as `towline.host` does.
+`with Connection(...) as line, attach(line) as host:` reports the machine's and the window's state, as `towline.host`
+does.
 
-The event loop runs in a thread of its own while the block lasts. Every method may be called from any thread; those
-that wait block the calling thread only. Handlers (`on_state` and so on) run on the loop's thread: they must not call
-what waits, and a GUI must hand on to its own thread what they are told.
+The event loop runs in its own thread while the block lasts. Every method may be called from any thread; a method that
+waits blocks only the calling thread. Handlers (`on_state` and so on) run on the loop's thread. They must not call
+methods that wait, and a GUI must pass the values to its own thread.
 
-Under gevent's monkey patching such a thread is a greenlet, and one thread of the system can run one loop only: there
-all connections share a loop, and none can be opened beside a loop of the program's own in that thread.
+Under gevent's monkey patching that thread is a greenlet, and one system thread can run only one loop. Then all
+connections share a loop, and none can be opened while the program's own loop runs in that thread.
 
-A process that is forked off has no such thread: there an open connection raises `ForbiddenRequest`, and its block is
-left without a word to the server. Make a new one.
+A forked process does not have the thread: there an open connection raises `ForbiddenRequest`, and leaving its block
+sends nothing to the server. Create a new one.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ T = TypeVar("T")
 
 
 class _SharedPortal:
-    """One loop for all connections with this backend: where threads are greenlets, a second one cannot run."""
+    """One loop for all connections with this backend: if threads are greenlets, a second loop cannot run."""
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
@@ -76,19 +77,19 @@ class _SharedPortal:
         try:
             yield portal
         finally:
-            with self._lock:  # held until the loop has ended, for the next one must not begin before
+            with self._lock:  # held until the loop has ended, because the next one must not start before
                 self._users -= 1
                 if not self._users:
                     self._portal = None
                     self._open.close()
 
 
-#: By process and backend: a process that is forked off has none of its parent's loops.
+#: By process and backend, because a forked process has none of its parent's loops.
 _SHARED: Final[dict[tuple[int, str], _SharedPortal]] = {}
 
 
 def _portal(backend: str) -> AbstractContextManager[BlockingPortal]:
-    """An event loop in a thread, while the block lasts."""
+    """Run an event loop in a thread while the block lasts."""
     gevent: Any = sys.modules.get("gevent.monkey")
     if gevent is None or not gevent.is_module_patched("threading"):
         return start_blocking_portal(backend)
@@ -96,7 +97,7 @@ def _portal(backend: str) -> AbstractContextManager[BlockingPortal]:
 
 
 class Updates(Iterator[AnyUpdate]):
-    """The updates of one connection, for one thread; made by iterating over a `Connection`."""
+    """The updates of one connection, for one thread; iterate over a `Connection` to create it."""
 
     def __init__(self, connection: Connection, subscription: Subscription) -> None:
         self._connection = connection
@@ -113,7 +114,7 @@ class Updates(Iterator[AnyUpdate]):
 
 
 class Connection:
-    """See `towline.Connection`, whose options it takes. A `token` provider may be a plain function here.
+    """A blocking `towline.Connection` with the same options. A `token` provider may be a plain function.
 
     `backend` is the event loop to run: asyncio or trio.
     """
@@ -145,8 +146,8 @@ class Connection:
 
     def _raise_if_forked(self) -> None:
         if self._is_forked():
-            why = "its thread is the parent's; make a new `Connection` here"
-            raise ForbiddenRequest("using it", "in a forked process", why)
+            why = "its thread runs in the parent only; create a new `Connection` here"
+            raise ForbiddenRequest("using the connection", "in a forked process", why)
 
     def _is_forked(self) -> bool:
         return self._entered_in is not None and self._entered_in != os.getpid()
@@ -167,7 +168,7 @@ class Connection:
     ) -> bool | None:
         atexit.unregister(self._end_with_interpreter)
         if self._portal is not None and self._is_forked():
-            # Its thread is not here and would never answer; a portal that was told to stop is not asked.
+            # Its thread does not exist here and would never answer; a stopped portal is not asked again.
             with suppress(StopIteration, RuntimeError):
                 self._portal.stop().send(None)
             with suppress(RuntimeError):
@@ -180,8 +181,8 @@ class Connection:
             self._portal = self._entered_in = None
 
     def _end_with_interpreter(self) -> None:
-        # A block that is left later, as a global generator's is, would wait for a thread that runs no more. That of a
-        # daemon thread is never left.
+        # A block that is left later, such as a global generator's, would wait for a thread that no longer runs. A
+        # daemon thread never leaves its block.
         if self._is_forked():
             self.__exit__(None, None, None)
         elif self._portal is not None and not (self._entered_by.daemon and self._entered_by.is_alive()):
@@ -192,7 +193,7 @@ class Connection:
                 self.__exit__(None, None, None)
 
     def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run `call` on the loop and wait for it; what interrupts this thread ends it there too."""
+        """Run `call` on the loop and wait for it; interrupting this thread cancels the call."""
         self._raise_if_forked()
         if self._portal is None:
             raise ForbiddenRequest("waiting", "not entered", "use `with Connection(...)`, and wait inside the block")
@@ -206,7 +207,7 @@ class Connection:
     # --- updates ---------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Updates:
-        """The updates, to the job's end. See `updates`."""
+        """Iterate over the updates until the job's end. See `updates`."""
         return self.updates()
 
     def updates(self, *, wait: bool = False) -> Updates:
@@ -215,7 +216,7 @@ class Connection:
 
     @property
     def state(self) -> State:
-        """Where the connection stands."""
+        """The connection's current state."""
         return self._line.state
 
     @property
@@ -225,11 +226,14 @@ class Connection:
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the job ended, or None while that is not known."""
+        """How the job ended, or None if that is not known yet."""
         return self._line.outcome
 
     def result(self, timeout: float | None = None) -> Outcome:
-        """Wait for the job's end and return it. Raises `DeadlineExceeded` after `timeout` seconds; else as its twin."""
+        """Wait for the job's end and return it. See `towline.Connection.result`.
+
+        Raises `DeadlineExceeded` after `timeout` seconds.
+        """
 
         async def result() -> Outcome:
             with anyio.move_on_after(timeout):
@@ -249,7 +253,7 @@ class Connection:
         self._line.connect(token=token)
 
     def retry(self) -> None:
-        """Make an attempt now. See `towline.Connection.retry`."""
+        """Connect now and skip the current wait. See `towline.Connection.retry`."""
         self._line.retry()
 
     def cancel(self) -> bool:
@@ -257,49 +261,50 @@ class Connection:
         return self._line.cancel()
 
     def cancel_job(self) -> CancelAnswer:
-        """Ask the server to stop the job. See `towline.Connection.cancel_job`."""
+        """Ask the server to cancel the job. See `towline.Connection.cancel_job`."""
         return self._wait(self._line.cancel_job)
 
     def background(self, *, grace: float | None = None) -> None:
-        """The host goes to the background. See `towline.Connection.background`."""
+        """Report that the app is in the background. See `towline.Connection.background`."""
         self._line.background(grace=grace)
 
     def foreground(self) -> None:
-        """The host is back."""
+        """Report that the app is in the foreground again."""
         self._line.foreground()
 
     def report_path(self, up: bool, identity: str | None = None) -> None:
-        """Tell how the host's network path stands. See `towline.Connection.report_path`."""
+        """Report the host's network path. See `towline.Connection.report_path`."""
         self._line.report_path(up, identity)
 
     def report_wake(self) -> None:
-        """Tell that the host was suspended and has woken."""
+        """Report that the host was suspended and has woken."""
         self._line.report_wake()
 
     def close(self) -> None:
-        """Stop watching; the job goes on, and `connect()` follows it again. `towline.Connection.aclose`."""
+        """Stop following; the job goes on, and `connect()` follows it again. See `towline.Connection.aclose`."""
         self._wait(self._line.aclose)
 
     def fetch_result(self, *, max_bytes: int = MAX_RESULT) -> Any:
-        """The job's result, fetched if it did not come with the end. See `towline.Connection.fetch_result`."""
+        """Return the job's result, and fetch it if necessary. See `towline.Connection.fetch_result`."""
         return self._wait(lambda: self._line.fetch_result(max_bytes=max_bytes))
 
-    # --- looking at it ---------------------------------------------------------------------------------------------
+    # --- diagnostics -----------------------------------------------------------------------------------------------
 
     def statistics(self) -> Statistics:
-        """How it fares now."""
+        """Return the connection's current state and counts."""
         return self._line._on_loop(self._line.statistics)
 
     def history(self) -> Recording:
-        """The last events and what became of them."""
+        """Return the latest events and their results. See `towline.Connection.history`."""
         return self._line._on_loop(self._line.history)
 
 
 @contextmanager
 def attach(connection: Connection, **options: Any) -> Iterator[Host]:
-    """Tell an entered connection of its host while the block lasts. See `towline.host.attach`, whose options it takes.
+    """Report the machine's state to an entered connection while the block lasts. Takes the options of
+    `towline.host.attach`.
 
-    The `Host` may be told of the window from any thread; its `suspend` is for the loop's thread.
+    The `Host` may be called from any thread, except `suspend`, which is for the loop's thread.
     """
     if connection._portal is None:
         raise ForbiddenRequest("attaching", "not entered", "use `with Connection(...)`, and attach inside the block")
@@ -310,7 +315,7 @@ def attach(connection: Connection, **options: Any) -> Iterator[Host]:
             yield host
         finally:
             if connection._is_forked():
-                stack.pop_all()  # as the connection's own block
+                stack.pop_all()  # as for the connection's own block
 
 
 def _is_async(provider: Callable[[], Any]) -> bool:

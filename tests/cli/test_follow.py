@@ -155,7 +155,7 @@ def test_expected_failures_are_one_line(run: Run, hub: str, books: Path, tmp_pat
             (2, ["import", str(books), "--url", "ftp://127.0.0.1"], "scheme"),
             (2, ["import", str(tmp_path / "nowhere.csv"), "--url", hub], "does not exist"),
             (5, ["import", str(books), "--url", nobody, "--history", str(tmp_path / "no" / "history")], "No such file"),
-            (5, ["watch", "never-heard-of", "--history", str(tmp_path / "history")], "not on record"),
+            (5, ["watch", "never-heard-of", "--history", str(tmp_path / "history")], "no record of job"),
             (2, ["watch", ".."], "job"),
         ]
         for code, arguments, words in cases:

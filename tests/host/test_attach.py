@@ -137,14 +137,14 @@ async def test_in_the_background_there_is_no_attempt_and_no_wake_up() -> None:
 async def test_a_coming_sleep_parts_from_the_server_before_it_comes() -> None:
     async with scene() as one:
         before = anyio.current_time()
-        await one.host._part("sleep")
+        await one.host._close_connection("sleep")
         assert anyio.current_time() - before < 3
         assert one.line.state is State.BACKGROUNDED
         assert one.server.socket.client_close == (1001, "")
         assert not one.server.open_sockets
         await anyio.sleep(3600)
         assert len(one.server.sockets) == 1
-        one.host._return("sleep")
+        one.host._resume("sleep")
         await one.join()
         assert len(one.server.sockets) == 2
 
@@ -163,8 +163,8 @@ async def test_a_process_that_will_be_stopped_parts_first_and_comes_back() -> No
 async def test_waking_does_not_bring_back_what_the_application_hid() -> None:
     async with scene() as one:
         one.host.background()
-        await one.host._part("sleep")
-        one.host._return("sleep")
+        await one.host._close_connection("sleep")
+        one.host._resume("sleep")
         await anyio.sleep(600)
         assert one.line.state is State.BACKGROUNDED
         one.host.foreground()
@@ -197,7 +197,7 @@ async def test_what_a_source_told_ends_with_the_block() -> None:
 
             async with towline.host.attach(line, path=False, suspension=False, sleep=False) as host:
                 host.background()
-                await host._part("sleep")
+                await host._close_connection("sleep")
                 host.foreground()
                 assert line.state is State.BACKGROUNDED
             await line.wait_for(State.CONNECTED, timeout=20)
@@ -215,7 +215,7 @@ async def test_the_block_may_outlive_what_is_followed() -> None:
     source = ScriptedSource()
     source.path = NONE
     async with scene() as one, towline.host.attach(one.line, monitor=PathMonitor(source), sleep=False) as host:
-        await host._part("sleep")
+        await host._close_connection("sleep")
         one.line.cancel()
 
 
@@ -363,7 +363,7 @@ async def test_a_source_that_fails_is_told_once_and_holds_nothing_back(caplog: p
                 await line.wait_for(State.CONNECTED, timeout=20)
                 assert host.sources == set()
                 assert host.missing == {"path": "the driver fell over"}
-    assert told(caplog) == ["the host tells of path no more: the driver fell over"]
+    assert told(caplog) == ["the host no longer reports path: the driver fell over"]
 
 
 async def test_for_a_server_on_this_machine_no_path_is_watched() -> None:
@@ -394,7 +394,7 @@ async def test_what_is_missing_is_told_once(caplog: pytest.LogCaptureFixture, mo
             job.complete({"books": [], "errors": [], "successRate": "0/0"})
             assert isinstance(await line.result(), towline.JobComplete)
     assert sorted(told(caplog)) == [
-        f"the host does not tell of {source}: {why}" for source, why in sorted(host.missing.items())
+        f"the host cannot report {source}: {why}" for source, why in sorted(host.missing.items())
     ]
     if sys.platform == "linux":
         assert set(host.missing) == {"connectivity", "sleep"}

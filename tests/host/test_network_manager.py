@@ -280,4 +280,4 @@ async def test_attached_it_is_a_source_and_the_end_of_the_bus_is_told_once(
             assert host.missing["connectivity"] == "the connection to the bus was lost"
             assert host.sources == {"path", "suspension"}
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["the host tells of connectivity no more: the connection to the bus was lost"]
+    assert warnings == ["the host no longer reports connectivity: the connection to the bus was lost"]

@@ -111,7 +111,7 @@ async def test_a_plain_function_is_told_to_be_an_async_one(follow: Follow, serve
         await line.wait_for(State.RECONNECTING)
         cause = line.statistics().cause
     assert cause is not None
-    assert cause.text == "the token provider is no async function: make it one"
+    assert cause.text == "the token provider is not an async function: define it with async def"
 
 
 async def test_a_provider_has_its_own_deadline(follow: Follow, server: ScriptedServer) -> None:
