@@ -412,9 +412,9 @@ class Connection(AsyncContextManagerMixin):
     async def wait_for(self, *states: State, timeout: float | None = None) -> State:
         """Wait until the connection is, or briefly was, in one of `states`; returns that state.
 
-        Raises `DeadlineExceeded` after `timeout` seconds. As soon as none of the states can be reached any more without
-        your help, it raises `Exhausted`, `Cancelled`, or `StateUnreachable` (the job has ended or the connection was
-        closed).
+        Raises `DeadlineExceeded` after `timeout` seconds. Also raises, without waiting for the timeout, when the
+        connection cannot reach any of the states by itself: `Exhausted`, `Cancelled`, or `StateUnreachable` (the job
+        has ended or the connection was closed).
         """
         if not states:
             raise InvalidArgument("states", "pass at least one state")

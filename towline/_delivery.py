@@ -299,7 +299,7 @@ class Delivery:
         self._sweep()
         self.applied = applied
         if self._unclaimed is not None:
-            # The next consumer that takes this inbox is told what it lost.
+            # The next consumer of this inbox learns what it lost.
             self._unclaimed.put(updates)
         fits = True
         for inbox in list(self._claimed):

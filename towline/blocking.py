@@ -301,10 +301,10 @@ class Connection:
 
 @contextmanager
 def attach(connection: Connection, **options: Any) -> Iterator[Host]:
-    """Report the machine's state to an entered connection while the block lasts. Takes the options of
-    `towline.host.attach`.
+    """Report the machine's state to an entered connection while the block lasts.
 
-    The `Host` may be called from any thread, except `suspend`, which is for the loop's thread.
+    Takes the options of `towline.host.attach`. The `Host` may be called from any thread, except `suspend`, which is for
+    the loop's thread.
     """
     if connection._portal is None:
         raise ForbiddenRequest("attaching", "not entered", "use `with Connection(...)`, and attach inside the block")

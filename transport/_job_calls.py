@@ -145,8 +145,9 @@ class JobCalls:
             await anyio.sleep(max(planned, advice))
 
     async def refresh_token(self, job: str, old: Secret, *, deadline: float = 10.0) -> RefreshedToken:
-        """Exchange the old token for a new one, in one try. Raises `UnexpectedResponse` (401, 425, 429 with
-        `retry_after`).
+        """Exchange the old token for a new one, in one try.
+
+        Raises `UnexpectedResponse` (401, 425 and 429 with `retry_after`).
         """
         response = await self._call(
             "POST",

@@ -17,10 +17,9 @@ class TimedStream(Protocol):
     time: Callable[[], float]
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
-        """Receive some bytes, or none once `deadline` has passed or `wake` was called. Takes nothing if it is
-        cancelled.
+        """Receive some bytes, or none once `deadline` has passed or `wake` was called.
 
-        Raises as `ByteStream.receive`.
+        Takes nothing if it is cancelled. Raises as `ByteStream.receive`.
         """
         ...
 

@@ -69,10 +69,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A reconnect algorithm. `delays` gives the wait before each attempt after a drop; when it ends, the client gives
-    up.
+    """A reconnect algorithm.
 
-    It starts again at each drop, as published clients do. `policy` uses Towline's state machine instead.
+    `delays` gives the wait before each attempt after a drop; when it ends, the client gives up. It starts again at each
+    drop, as published clients do. `policy` uses Towline's state machine instead.
     """
 
     name: str
@@ -130,12 +130,12 @@ ALGORITHMS: Final = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a crowd's run. `dials` counts attempts per second; `busiest` is the largest second's share of
-    clients.
+    """The result of a crowd's run.
 
-    `at_cap` is the share of late delays (from the sixth on) that were exactly the cap, None if there were none.
-    `back_by` is when the last client was connected again, None if some never were. `dials_a_minute` is the 99th
-    percentile, over all clients, of attempts in the client's busiest minute.
+    `dials` counts attempts per second; `busiest` is the largest second's share of the clients. `at_cap` is the share of
+    late delays (from the sixth on) that were exactly the cap, None if there were none. `back_by` is when the last
+    client was connected again, None if some never were. `dials_a_minute` is the 99th percentile, over all clients, of
+    attempts in the client's busiest minute.
     """
 
     algorithm: str

@@ -163,13 +163,13 @@ def _draw(rehearsal: Rehearsal) -> str:
         out.append(f'<text x="{_LEFT - 10}" y="{y + 4}" text-anchor="end" fill="#333333">{name}</text>')
     state, points = State.IDLE.value, [f"{x(0):.1f},{lanes[State.IDLE.value]}"]
     for entry in rehearsal.entries:
-        told = escape_html(f"{entry.at:.3f} s: {entry.state or ''} {entry.what}")
+        label = escape_html(f"{entry.at:.3f} s: {entry.state or ''} {entry.what}")
         if entry.state is None:
             colour = "#2f7d32" if entry.what == "heal" else "#a03020"
             at, top, name = f"{x(entry.at):.1f}", _TOP - 12, escape_html(entry.what.partition(" ")[0])
             out.append(
                 f'<line x1="{at}" y1="{top}" x2="{at}" y2="{bottom - 20}" '
-                f'stroke="{colour}" stroke-dasharray="3 3" stroke-width="1.5"><title>{told}</title></line>'
+                f'stroke="{colour}" stroke-dasharray="3 3" stroke-width="1.5"><title>{label}</title></line>'
             )
             out.append(
                 f'<text x="{at}" y="{top - 4}" transform="rotate(-60 {at} {top - 4})" fill="{colour}">{name}</text>'
@@ -178,7 +178,7 @@ def _draw(rehearsal: Rehearsal) -> str:
             points += [f"{x(entry.at):.1f},{lanes[state]}", f"{x(entry.at):.1f},{lanes[entry.state]}"]
             state = entry.state
             place = f'cx="{x(entry.at):.1f}" cy="{lanes[state]}"'
-            out.append(f'<circle {place} r="4" fill="#234a75"><title>{told}</title></circle>')
+            out.append(f'<circle {place} r="4" fill="#234a75"><title>{label}</title></circle>')
     points.append(f"{x(end):.1f},{lanes[state]}")
     out.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="#234a75" stroke-width="2"/>')
     out += [

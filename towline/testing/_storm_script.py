@@ -58,9 +58,9 @@ class Step(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_fi
         facts = {
             name: value for name, value in msgspec.to_builtins(self).items() if name not in ("do", "after", "last")
         }
-        told = ", ".join(f"{name} {_as_text(value)}" for name, value in facts.items() if value not in ((), []))
+        details = ", ".join(f"{name} {_as_text(value)}" for name, value in facts.items() if value not in ((), []))
         lasting = "" if self.last is None else f" for {self.last:g} s"
-        return f"{self.__struct_config__.tag}{f' ({told})' if told else ''}{lasting}"
+        return f"{self.__struct_config__.tag}{f' ({details})' if details else ''}{lasting}"
 
 
 def _as_text(value: object) -> str:
