@@ -1,4 +1,4 @@
-"""A string that must not be shown. Like `_exceptions`, this module imports no other, so each layer may import it."""
+"""A string that must not be shown. Like `_exceptions`, it imports no other module of ours: each layer may import it."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ class ErrorFrame(_Frame, frozen=True, tag="error"):
 
 
 class JobCanceledFrame(_Frame, frozen=True, tag="job_canceled"):
-    """The job was stopped on request."""
+    """The job was canceled on request."""
 
     payload: CanceledPayload
 

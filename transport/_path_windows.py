@@ -17,7 +17,7 @@ from ._path_polling import source_address
 
 
 class NetworkInformationPathSource:
-    """Reads the connectivity level when the system reports a change, on its own thread."""
+    """Reads the connectivity level after each change, which the system reports on its own thread."""
 
     def __init__(self) -> None:
         self._handover: Handover[None] = Handover(only_newest=True)
