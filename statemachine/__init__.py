@@ -1,13 +1,13 @@
 """The lifecycle of a connection as an explicit state machine: pure data and pure functions.
 
 - `LIFECYCLE` is the table: what every event does in every state.
-- `step` takes one event up: a frozen snapshot in, a frozen snapshot and effects out.
-- `classify` says what an error means.
+- `step` applies one event: a frozen snapshot in, a frozen snapshot and effects out.
+- `classify` turns an error into an event.
 - `Policy` and `Backoff` hold every number.
 - `Recording` and `replay` turn a run into JSON and back into steps; `timeline` shows it.
 
-`Table` and its parts serve other lifecycles too, and so do `describe`, the pictures made from a description, `diff` of
-two of them, and `retrace`. Nothing here does I/O, reads a clock or draws a random number.
+`Table` and its parts also work for other lifecycles, as do `describe`, the pictures of a description, `diff` and
+`retrace`. This package does no I/O, reads no clock and draws no random number.
 """
 
 from ._cells import Action, Branch, Cell, Guard, Kind, Named, Scratch, TimerRule, forbid, go, ignore, stay

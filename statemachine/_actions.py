@@ -1,4 +1,4 @@
-"""The named pieces of work that cells are made of. Each writes the snapshot to be and asks for effects."""
+"""The named actions of the cells. Each one changes the draft of the next snapshot and requests effects."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def forgive(draft: Draft) -> None:
 
 @action()
 def fresh_budget(draft: Draft) -> None:
-    """Begin a new outage's budget, and forget why the last one ended."""
+    """Start a new outage budget and forget why the last one ended."""
     forgive.run(draft)
     draft.set(retries=0, outage_spent=0.0, outage_since=None, cause=None, reason=None, refused_token=None)
 
 
 @action()
 def fresh_start(draft: Draft) -> None:
-    """The user begins again: a new budget, no silence yet; a new token has not been accepted yet."""
+    """Start again for the user: new budget, no silence; the server has not yet accepted a new token."""
     fresh_budget.run(draft)
     forget_silence.run(draft)
     if isinstance(draft.event, Connect) and draft.event.new_token:
@@ -61,13 +61,13 @@ def fresh_start(draft: Draft) -> None:
 
 @action()
 def settle(draft: Draft) -> None:
-    """The link is stable: the outage is over and everything counted in it is reset."""
+    """End the outage, because the link is stable, and reset everything counted in it."""
     fresh_budget.run(draft)
 
 
 @action()
 def use_free_restart(draft: Draft) -> None:
-    """Count a restart that is not charged."""
+    """Count a restart that does not use up the budget."""
     _note(draft)
     draft.set(free_restarts=draft.after.free_restarts + 1)
 
@@ -96,13 +96,13 @@ def _dial(draft: Draft, *, spaced: bool, fresh_token: bool = False) -> None:
 
 @action()
 def dial(draft: Draft) -> None:
-    """Begin an attempt, spaced from the last ones."""
+    """Start an attempt, at the least spacing from the earlier ones."""
     _dial(draft, spaced=True)
 
 
 @action()
 def dial_with_fresh_token(draft: Draft) -> None:
-    """Begin an attempt at once with a fresh token, and count the rejection."""
+    """Start an attempt at once with a fresh token and count the rejection."""
     _note(draft)
     draft.set(rejections=draft.after.rejections + 1)
     _dial(draft, spaced=False, fresh_token=True)
@@ -110,7 +110,7 @@ def dial_with_fresh_token(draft: Draft) -> None:
 
 @action()
 def revive(draft: Draft) -> None:
-    """Begin anew from exhaustion, and note when."""
+    """Reconnect after giving up, with a new budget, and note the time."""
     now, policy = draft.facts.now, draft.policy
     revivals = tuple(at for at in draft.after.revivals if at > now - policy.revival_window)
     draft.set(revivals=(*revivals, now))
@@ -120,7 +120,7 @@ def revive(draft: Draft) -> None:
 
 @action(arms=(Timer.REVIVAL,))
 def await_revival(draft: Draft) -> None:
-    """Where a revival may mend it, come back to it when the next one is allowed."""
+    """If a revival can help, set a timer for the next one that is allowed."""
     if revivable(draft) and draft.after.ticket(Timer.REVIVAL) is None:
         draft.arm(Timer.REVIVAL, exactly(max(0.0, next_revival(draft) - draft.facts.now)))
 
@@ -130,9 +130,9 @@ def await_revival(draft: Draft) -> None:
 
 @action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
 def back_off(draft: Draft) -> None:
-    """Charge the failure, unless it was a trial; wait for the next attempt and ask meanwhile how the job stands.
+    """Count the failure, unless it was a trial; wait for the next attempt and meanwhile fetch the job's state.
 
-    Where the server told its clients to spread, it is not asked either: all of them would ask at once.
+    If the server asked its clients to spread out, the state is not fetched: all clients would ask at once.
     """
     cause = _note(draft)
     n = draft.after.retries
@@ -145,8 +145,8 @@ def back_off(draft: Draft) -> None:
         return
     policy = draft.policy
     delay = policy.backoff.delay(n, shared=cause.shared, advice=cause.advice, limit=policy.advice_limit)
-    # Of clients that were dropped together, all whose draw is shorter than the spacing would dial in step again, right
-    # after it: so such a draw is moved behind it, and keeps its width.
+    # When many clients are dropped together, those that draw a delay shorter than the spacing would all dial again at
+    # the same moment, when the spacing ends. So such a delay starts after the spacing and keeps its random width.
     spaced = draft.after.dials[-1] + policy.dial_spacing - draft.facts.now if draft.after.dials else 0.0
     _wait(draft, delay.moved_behind(spaced, policy.dial_spacing))
     if cause.advice is None or cause.advice.spread is None:
@@ -155,20 +155,20 @@ def back_off(draft: Draft) -> None:
 
 @action()
 def note_loss(draft: Draft) -> None:
-    """Keep the cause; in the background nothing is charged."""
+    """Keep the cause; in the background a failure does not use up the budget."""
     _note(draft)
     draft.set(trial=False)
 
 
 @action(arms=(Timer.BACKOFF,), disarms=(Timer.OUTAGE,))
 def hold(draft: Draft) -> None:
-    """Hold the next attempt while the path is down; nothing is charged and the outage clock stands still."""
+    """Delay the next attempt while the path is down; the budget is not used and the outage clock stops."""
     _hold(draft)
 
 
 @action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
 def wait_briefly(draft: Draft) -> None:
-    """The path is back: the next attempt comes within the first window, whatever had been counted."""
+    """Make the next attempt within the first window, because the path is back, regardless of earlier retries."""
     if path_down(draft):
         _hold(draft)
     else:
@@ -179,7 +179,7 @@ def wait_briefly(draft: Draft) -> None:
 
 @action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
 def wait_a_moment(draft: Draft) -> None:
-    """The host is back: the next attempt comes at once, with just enough spread; held if the path is down."""
+    """Make the next attempt almost at once, because the host is back; delay it if the path is down."""
     if path_down(draft):
         _hold(draft)
     else:
@@ -191,14 +191,14 @@ def _hold(draft: Draft) -> None:
     draft.stop_clock()
     draft.disarm(Timer.OUTAGE)
     if until is None:
-        # Set once for each wait: a path that comes and goes must not put the trial off for ever.
+        # Set once for each wait: a path that comes and goes must not postpone the trial without end.
         until = now + draft.policy.hold
         draft.set(hold_until=until)
     draft.arm(Timer.BACKOFF, exactly(max(now, until, draft.after.advised_until or now) - now))
 
 
 def _advised(draft: Draft, low: float, high: float) -> Delay:
-    """A short delay that what the host reports asks for; the server's own advice outlasts it."""
+    """A short delay after a report by the host; the server's own advice still applies if it is longer."""
     left = max(0.0, (draft.after.advised_until or 0.0) - draft.facts.now)
     return advised(Delay(low, high), left)
 
@@ -215,7 +215,7 @@ def _wait(draft: Draft, delay: Delay) -> None:
 
 @action(arms=(Timer.GRACE,))
 def greet(draft: Draft) -> None:
-    """Say where delivery stands and fetch the state; in the background, begin the grace anew."""
+    """Send `ready` with the cursor and fetch the state; in the background, restart the grace timer."""
     draft.emit(Greet())
     draft.fetch(Purpose.SYNC)
     if not draft.facts.foreground:
@@ -224,14 +224,14 @@ def greet(draft: Draft) -> None:
 
 @action()
 def resync(draft: Draft) -> None:
-    """Hold live frames back and fetch the state, on the same socket."""
+    """Buffer live frames and fetch the state, on the same socket."""
     _note(draft)
     draft.fetch(Purpose.SYNC)
 
 
 @action()
 def refetch(draft: Draft) -> None:
-    """Fetch the state again, a little later each time."""
+    """Fetch the state again, with a longer delay each time."""
     _note(draft)
     n = draft.after.refetches
     draft.set(refetches=n + 1)
@@ -240,7 +240,7 @@ def refetch(draft: Draft) -> None:
 
 @action()
 def refetch_with_fresh_token(draft: Draft) -> None:
-    """Fetch the state again with a fresh token, and count the rejection."""
+    """Fetch the state again with a fresh token and count the rejection."""
     _note(draft)
     draft.set(rejections=draft.after.rejections + 1)
     draft.fetch(Purpose.SYNC, fresh_token=True)
@@ -248,13 +248,13 @@ def refetch_with_fresh_token(draft: Draft) -> None:
 
 @action()
 def skip_state(draft: Draft) -> None:
-    """Come into step without a state: the state call may fail, the socket need not."""
+    """Finish the sync without a state: the state call may fail while the socket works."""
     draft.emit(SkipState())
 
 
 @action(arms=(Timer.STABILITY, Timer.STALL))
 def join(draft: Draft) -> None:
-    """Deliver what was held back; begin to watch for stability and go on watching for silence."""
+    """Deliver the buffered frames; start the stability timer and continue to watch for silence."""
     draft.emit(ReleaseBuffer())
     draft.set(trial=False, peer_known=True, token_accepted=True, in_step_since=draft.facts.now)
     draft.arm(Timer.STABILITY, exactly(draft.policy.stable_after))
@@ -266,13 +266,13 @@ def join(draft: Draft) -> None:
 
 @action(arms=(Timer.STALL,))
 def await_next_look(draft: Draft) -> None:
-    """Wait until the silence is long enough for the next look."""
+    """Set the timer for the next check of the silence."""
     _await_next_look(draft)
 
 
 @action(arms=(Timer.STALL,))
 def look_into_silence(draft: Draft) -> None:
-    """Fetch the state, and look again later."""
+    """Fetch the state and set the timer for the next check."""
     draft.set(stalls=draft.after.stalls + 1)
     draft.fetch(Purpose.STALL)
     _await_next_look(draft)
@@ -280,14 +280,14 @@ def look_into_silence(draft: Draft) -> None:
 
 @action()
 def redial_after_silence(draft: Draft) -> None:
-    """Reconnect once in this silence, uncharged: a server may have lost this socket among its own."""
+    """Reconnect once in this silence, outside the budget: the server may have lost track of this socket."""
     draft.set(silence_redialled=True, cause=_silence(draft))
     _dial(draft, spaced=True)
 
 
 @action()
 def forget_silence(draft: Draft) -> None:
-    """The job gave a sign, or the user begins again."""
+    """Reset the silence, because the job gave a sign or the user starts again."""
     draft.set(stalls=0, silence=0.0, silence_redialled=False)
 
 
@@ -303,20 +303,20 @@ def _silence(draft: Draft) -> Cause:
 
 @action()
 def probe(draft: Draft) -> None:
-    """Ping now: what the host reports is a reason to doubt the link, not to drop it."""
+    """Ping now: after the host's report the link may be broken, but it is not closed yet."""
     draft.emit(Probe())
 
 
 @action(arms=(Timer.GRACE,))
 def begin_grace(draft: Draft) -> None:
-    """Give the link the grace that the background leaves it."""
+    """Start the grace timer: the link may stay open for this long in the background."""
     asked = draft.event.grace if isinstance(draft.event, Background) else None
     draft.arm(Timer.GRACE, exactly(draft.policy.grace if asked is None else asked))
 
 
 @action(disarms=(Timer.GRACE,))
 def end_grace(draft: Draft) -> None:
-    """The host is back in time."""
+    """Stop the grace timer, because the host is back in time."""
     draft.disarm(Timer.GRACE)
 
 
@@ -325,7 +325,7 @@ def end_grace(draft: Draft) -> None:
 
 @action()
 def deliver_end(draft: Draft) -> None:
-    """Deliver the final update, once: this is the only place that does, and it leads where no other end is taken."""
+    """Deliver the final update, once: only this action does so, and it leads to a state that accepts no further end."""
     event = draft.event
     if isinstance(event, JobEnded):
         draft.set(outcome=event.outcome, reason=None)
@@ -334,13 +334,13 @@ def deliver_end(draft: Draft) -> None:
 
 @action()
 def note_accepted_cancel(draft: Draft) -> None:
-    """The server agreed to stop the job: what it refuses from now on may mean that the job was stopped."""
+    """Note that the server agreed to stop the job: a later refusal may mean that the job was stopped."""
     draft.set(cancel_accepted=True)
 
 
 @action()
 def assume_cancelled(draft: Draft) -> None:
-    """The server agreed to stop the job and now does not know it: deliver that end, marked as assumed."""
+    """Deliver `canceled`, marked as assumed: the server agreed to stop the job and now does not know it."""
     _note(draft)
     draft.set(outcome="canceled", reason=None)
     draft.emit(Deliver(outcome="canceled"))
@@ -348,31 +348,31 @@ def assume_cancelled(draft: Draft) -> None:
 
 @action()
 def give_up_on_budget(draft: Draft) -> None:
-    """The outage has used up its retries or its seconds; ask once more how the job stands."""
+    """Give up because the outage has used up its retries or its seconds; fetch the job's state once more."""
     _give_up(draft, "budget")
 
 
 @action()
 def give_up_on_auth(draft: Draft) -> None:
-    """A second token was rejected, or there is no other; ask once more how the job stands."""
+    """Give up because a second token was rejected, or there is no second one; fetch the job's state once more."""
     _give_up(draft, "auth")
 
 
 @action()
 def give_up_on_protocol(draft: Draft) -> None:
-    """The peer keeps breaking the protocol; ask once more how the job stands."""
+    """Give up because the peer keeps breaking the protocol; fetch the job's state once more."""
     _give_up(draft, "protocol")
 
 
 @action()
 def give_up_as_refused(draft: Draft) -> None:
-    """The server, or the want of a token, rules out another attempt; ask once more how the job stands."""
+    """Give up because of the server's refusal or a missing token; fetch the job's state once more."""
     _give_up(draft, draft.event.reason if isinstance(draft.event, Refused) else "protocol")
 
 
 @action()
 def give_up_as_stalled(draft: Draft) -> None:
-    """The job was silent for as long as the policy allows; ask once more how it stands."""
+    """Give up because the job was silent for as long as the policy allows; fetch its state once more."""
     draft.set(cause=_silence(draft))
     _give_up(draft, "stalled")
 
@@ -387,10 +387,10 @@ def _give_up(draft: Draft, reason: Reason) -> None:
 
 
 def _note(draft: Draft) -> Cause:
-    """Keep the cause that the event carries and the server's advice, and count a violation."""
+    """Keep the event's cause and the server's advice, and count a violation of the protocol."""
     event = draft.event
     if isinstance(event, PathLost):
-        cause = Cause(code="path", text="the network path was lost")
+        cause = Cause(code="path", text="the host lost its network path")
     elif isinstance(event, Lost | GapFound | TokenRejected | Refused):
         cause = event.cause
     else:

@@ -1,4 +1,4 @@
-"""What a table is made of: branches, cells, named actions, timers, and members that say what they mean."""
+"""The parts of a table: branches, cells, named actions, timers, and enum members with a description."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ T = TypeVar("T", bound=Enum)
 
 
 class Named(Enum):
-    """An enum whose members say what they mean: `IDLE = "idle", "Nothing runs."`
+    """An enum whose members have a description: `IDLE = "idle", "Nothing runs."`
 
-    The text is the member's `doc`; pictures and documents show it. Any other enum serves a table too, without texts.
+    The description is the member's `doc`; pictures and documents show it. A table also accepts a plain enum.
     """
 
     _value_: str
     doc: str
 
     def __new__(cls, value: str, doc: str = "") -> Named:
-        """Keep the text beside the value."""
+        """Keep the description together with the value."""
         member = object.__new__(cls)
         member._value_ = value
         member.doc = doc
@@ -32,29 +32,29 @@ class Named(Enum):
 
 
 def doc_of(member: Enum) -> str:
-    """What a member says it means; nothing where it is of a plain enum."""
+    """The member's description; empty for a member of a plain enum."""
     return one_line(getattr(member, "doc", ""))
 
 
 class Scratch(Protocol[S]):
-    """What a step is worked out on: thrown away afterwards. The machine moves `state` and notes the `branch` taken."""
+    """The working copy of one step, discarded afterwards. The machine sets `state` and the `branch` it took."""
 
     state: S
     branch: Any
 
     def leave(self, source: S, target: S) -> None:
-        """Called before a branch that goes to `target`, and not for one that stays."""
+        """Called before a branch that goes to `target`; a branch that stays does not call it."""
 
 
 D = TypeVar("D", bound=Scratch[Any])
 
-#: A named function with a docstring: its name is shown in every picture, its docstring in the footnotes.
+#: A named function with a docstring: pictures show its name, footnotes its docstring.
 Guard: TypeAlias = Callable[[D], bool]
 
 
 @dataclass(frozen=True, eq=False)
 class Action(Generic[D, T]):
-    """A named piece of work on the scratch. `arms` and `disarms` are the timers it touches, for the checks."""
+    """A named function that changes the scratch. `arms` and `disarms` list the timers it touches, for the checks."""
 
     run: Callable[[D], None]
     arms: tuple[T, ...] = ()
@@ -72,7 +72,7 @@ class Action(Generic[D, T]):
 
 
 class Kind(Enum):
-    """What a branch does about the event."""
+    """How a branch responds to the event."""
 
     MOVED = "moved"
     KEPT = "kept"
@@ -82,7 +82,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Branch(Generic[S, D, T]):
-    """One way a cell may go. `reason` says why, for what is ignored or forbidden."""
+    """One possible response of a cell. `reason` says why the branch ignores or forbids the event."""
 
     kind: Kind
     target: S | None = None
@@ -97,9 +97,9 @@ Cell: TypeAlias = tuple[Branch[S, D, T], ...]
 
 @dataclass(frozen=True)
 class TimerRule(Generic[S, E]):
-    """Where a timer may run, which event its expiry raises, and `after` what time, in words.
+    """The states a timer may run in, the event its expiry raises, and its time in words (`after`).
 
-    Leaving the states it runs in disarms it.
+    The timer is disarmed when the machine leaves those states.
     """
 
     runs_in: frozenset[S]
@@ -118,14 +118,14 @@ def stay(*actions: Action[D, T], when: Guard[D] | None = None, reason: str = "")
 
 
 def ignore(reason: str) -> Cell[S, D, T]:
-    """Nothing to do, and why; counted."""
+    """Ignore the event for this reason, and count it."""
     return (Branch(Kind.IGNORED, reason=reason),)
 
 
 def forbid(
     reason: str, error: type[ForbiddenRequest] = ForbiddenRequest, *, when: Guard[D] | None = None
 ) -> Branch[S, D, T]:
-    """Not lawful here: a typed error, and nothing changes."""
+    """Forbid the event: raise a typed error and change nothing."""
     return Branch(Kind.FORBIDDEN, when=when, reason=reason, error=error)
 
 
@@ -134,6 +134,6 @@ def one_line(doc: str | None) -> str:
     return " ".join((doc or "").split())
 
 
-#: Whether this Python keeps docstrings. `python -OO` and many frozen programs drop them; `sys.flags` does not show the
-#: latter, so a docstring of this module is looked at.
+#: Whether this Python keeps docstrings. `python -OO` and many frozen programs drop them. `sys.flags` does not show it
+#: for frozen programs, so we look at a docstring of this module.
 HAS_DOCSTRINGS: Final = one_line.__doc__ is not None

@@ -1,13 +1,13 @@
-"""What a table must be, whatever its lifecycle. Each check yields a sentence for everything that it finds.
+"""The rules that every table must follow. Each check yields one sentence for each problem that it finds.
 
-- Every event has a cell in every state; every target is a state; what is ignored or forbidden says why.
-- The branches of a cell exclude each other and leave nothing out: all but the last have a guard, and each means "and
-  none of the earlier ones".
-- Every state can be reached, and from every state a final one can be, where there are any; a final state has no exit.
-- A state that waits has a timer, or says why it cannot wait for ever by accident.
-- A timer is armed only where it runs, somewhere, and its expiry is handled wherever it runs.
+- Every event has a cell in every state; every target is a state; a branch that ignores or forbids gives a reason.
+- The branches of a cell exclude each other and cover every case: all but the last have a guard, and each applies only
+  if no earlier one did.
+- Every state can be reached. If there are final states, each state can reach one. A final state has no exit.
+- A state that waits has a timer, or gives the reason why it cannot hang by accident.
+- Each timer is armed at least once, only in states where it may run, and each of those states handles its expiry.
 - Every guard and action has a docstring, in a Python that keeps docstrings.
-- The machine that was built is the table: the same states, and the same ways with the same guards in the same order.
+- The built machine equals the table: the same states, and the same transitions with the same guards in the same order.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ AnyTable: TypeAlias = "Table[Any, Any, Any, Any]"
 
 
 def shape_findings(table: AnyTable) -> Iterator[str]:
-    """What is wrong with the cells one by one; a table without such findings can be walked by the other checks."""
+    """Problems of single cells; the other checks need a table without these problems."""
     for event in table.cells:
         if not isinstance(event, table.events):
-            yield f"{event!r} has a row and is not an event"
+            yield f"{event!r} has a row but is not an event"
     for event in table.events:
         row = table.cells.get(event)
         if row is None:
@@ -38,7 +38,7 @@ def shape_findings(table: AnyTable) -> Iterator[str]:
             continue
         for state in row:
             if not isinstance(state, table.states):
-                yield f"{event.value}: {state!r} has a cell and is not a state"
+                yield f"{event.value}: {state!r} has a cell but is not a state"
         for state in table.states:
             if not row.get(state):
                 yield f"{event.value} in {state.value} has no cell"
@@ -46,7 +46,7 @@ def shape_findings(table: AnyTable) -> Iterator[str]:
                 yield from _cell_findings(table, event, state)
     for state in (table.initial, *table.final, *table.waits, *table.owns):
         if not isinstance(state, table.states):
-            yield f"{state!r} is named and is not a state"
+            yield f"{state!r} is named but is not a state"
     for timer, rule in table.timers.items():
         if not isinstance(rule.expiry, table.events):
             yield f"the timer {timer.value} raises {rule.expiry!r}, which is not an event"
@@ -60,12 +60,12 @@ def _cell_findings(table: AnyTable, event: Enum, state: Enum) -> Iterator[str]:
     where = f"{event.value} in {state.value}"
     *guarded, last = cell
     if last.when is not None:
-        yield f"{where}: the last branch has a guard, so no branch may apply"
+        yield f"{where}: the last branch has a guard, so no branch may apply; add a branch without one"
     if any(branch.when is None for branch in guarded):
-        yield f"{where}: a branch after one without a guard can never apply"
+        yield f"{where}: a branch can never apply because it follows one without a guard"
     guards = [branch.when for branch in guarded if branch.when is not None]
     if len(set(guards)) != len(guards):
-        yield f"{where}: the same guard stands twice, so two branches overlap"
+        yield f"{where}: two branches have the same guard, so they overlap"
     for branch in cell:
         yield from _branch_findings(table, where, state, branch)
 
@@ -81,18 +81,18 @@ def _branch_findings(table: AnyTable, where: str, state: Enum, branch: Branch[An
         if not isinstance(branch.target, table.states):
             yield f"{where}: {branch.target!r} is not a state"
         elif state in table.final:
-            yield f"{where}: {state.value} is final, and has an exit to {branch.target.value}"
+            yield f"{where}: {state.value} is final but has an exit to {branch.target.value}"
     elif branch.target is not None:
-        yield f"{where}: {branch.kind.value}, and yet has a target"
+        yield f"{where}: {branch.kind.value}, but has a target"
     if branch.kind in (Kind.IGNORED, Kind.FORBIDDEN):
         if not branch.reason:
             yield f"{where}: {branch.kind.value} without a reason"
         if branch.actions:
-            yield f"{where}: {branch.kind.value}, and yet has actions"
+            yield f"{where}: {branch.kind.value}, but has actions"
 
 
 def walk_findings(table: AnyTable) -> Iterator[str]:
-    """What is wrong with the ways through the table."""
+    """Problems of the paths through the table."""
     exits = {state: set[Enum]() for state in table.states}
     for _, source, branch in table.branches():
         if branch.kind is Kind.MOVED:
@@ -110,7 +110,7 @@ def walk_findings(table: AnyTable) -> Iterator[str]:
     for state in table.states:
         timed = any(state in rule.runs_in for rule in table.timers.values())
         if state not in table.final and not timed and not table.waits.get(state):
-            yield f"{state.value} waits without a timer, and without a reason why that is well"
+            yield f"{state.value} waits without a timer; add one, or give the reason in `waits`"
 
 
 def _closure(start: set[Enum], ways: Mapping[Enum, set[Enum]]) -> set[Enum]:
@@ -123,7 +123,7 @@ def _closure(start: set[Enum], ways: Mapping[Enum, set[Enum]]) -> set[Enum]:
 
 
 def timer_findings(table: AnyTable) -> Iterator[str]:
-    """What is wrong with the timers."""
+    """Problems of the timers."""
     armed = set()
     for event, source, branch in table.branches():
         where = f"{event.value} in {source.value}"
@@ -138,15 +138,15 @@ def timer_findings(table: AnyTable) -> Iterator[str]:
                     yield f"{where}: {action.name} arms {timer.value} in {lands_in.value}, where it may not run"
     for timer, rule in table.timers.items():
         if timer not in armed:
-            yield f"the timer {timer.value} is armed nowhere"
+            yield f"no action arms the timer {timer.value}"
         for state in rule.runs_in:
             kinds = {branch.kind for branch in table.cells[rule.expiry][state]}
             if kinds & {Kind.IGNORED, Kind.FORBIDDEN}:
-                yield f"the timer {timer.value} may run out in {state.value}, where {rule.expiry.value} is not handled"
+                yield f"the timer {timer.value} may expire in {state.value}, which does not handle {rule.expiry.value}"
 
 
 def machine_findings(table: AnyTable, machine: Machine) -> Iterator[str]:
-    """Where the machine that was built is not the table."""
+    """Differences between the built machine and the table."""
     if {state.name for state in table.states} != set(machine.states):
         yield "the machine has other states than the table"
     if {event.value for event in table.events} != set(machine.events):
@@ -163,11 +163,11 @@ def machine_findings(table: AnyTable, machine: Machine) -> Iterator[str]:
                 earlier = [(other.when.__name__, False) for other in cell[:place] if other.when is not None]
                 meant.append((_target(branch).name if branch.kind is Kind.MOVED else None, *own, *earlier))
             if built != meant:
-                yield f"{event.value} in {state.value}: the machine goes {built}, the table {meant}"
+                yield f"{event.value} in {state.value}: the machine has {built}, the table {meant}"
 
 
 def _target(branch: Branch[Any, Any, Any]) -> Any:
-    assert branch.target is not None, "shape_findings saw to it"
+    assert branch.target is not None, "shape_findings checks it"
     return branch.target
 
 

@@ -1,7 +1,8 @@
-"""What a failure means for the lifecycle: the one place where errors become events.
+"""Classify failures: the only place where errors become events.
 
-Reads only the error's own facts and where it arose. Sources: RFC 6455 section 7.4 for close codes, RFC 9110 section 15
-for HTTP status codes; what real servers send was looked at, and 1000 from a server means nothing by itself.
+It reads only the error's own facts and the place where it was raised. Sources: RFC 6455 section 7.4 for close codes,
+RFC 9110 section 15 for HTTP status codes, and the behaviour of real servers. 1000 from a server means nothing by
+itself.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from ._policy import Advice
 
 
 class Place(Enum):
-    """Where an error arose."""
+    """The place where an error was raised."""
 
     TOKEN = "token"
-    """While a token was asked for."""
+    """While we requested a token."""
     UPGRADE = "upgrade"
     """While dialling, up to the server's answer to the upgrade."""
     SOCKET = "socket"
@@ -44,23 +45,23 @@ class Place(Enum):
     SYNC = "sync"
     """At the state call, with a socket open."""
     STATUS = "status"
-    """At the state call, without a socket or because of a silence: only a clear answer counts."""
+    """At the state call, without a socket or because of a silence: only an unambiguous answer counts."""
 
 
 class AskState(Struct, frozen=True):
-    """Only the job's state can tell: fetch it once. Not ended: `otherwise`, or `gone` where it answers 404 or 410."""
+    """Fetch the job's state once to decide. If the job has not ended: `otherwise`, or `gone` for 404 or 410."""
 
     otherwise: Lost | Refused
     gone: Refused | None = None
 
 
 class Unavailable(Struct, frozen=True):
-    """There is no state of this job to be had here: follow the socket without."""
+    """The server has no state of this job: follow the socket without it."""
 
 
 Meaning: TypeAlias = Lost | TokenRejected | Refused | AskState | Unavailable | None
 
-# Close codes that everybody connected sees at once: going away, restart, overload.
+# Close codes that all connected clients receive at once: going away, restart, overload.
 _SHARED_CLOSES: Final = frozenset({1001, 1012, 1013})
 _REFUSED_CLOSES: Final = frozenset({1002, 1003, 1007, 1009, 1010})
 _TOKEN_CLOSES: Final = frozenset({1008, 4401})
@@ -77,10 +78,10 @@ def classify(
     cancel_accepted: bool = False,
     state_answered: bool = False,
 ) -> Meaning:
-    """Say what `error` means at `place`; None where it means nothing (a failed status fetch).
+    """Classify `error` at `place`; None if it has no consequence (a failed status fetch).
 
-    `renewable`: a rejected token can be replaced. `strict_sync`: a server without state of this job is not accepted.
-    `cancel_accepted`: the server had agreed to stop the job. `state_answered`: the state call worked before.
+    `renewable`: a rejected token can be replaced. `strict_sync`: a server without a state of this job is not accepted.
+    `cancel_accepted`: the server agreed to stop the job. `state_answered`: the state call worked before.
     """
     cause = cause_of(error, place, path_up=path_up)
     status = _status(error)
@@ -90,12 +91,12 @@ def classify(
         if place is Place.STATUS:
             return Refused(reason="gone", cause=cause, by_fetch=True) if status == 410 else None
         if not strict_sync:
-            # A side call never outranks a socket. A fresh token may mend the call, so it is tried once.
+            # The state call must not end a working socket. A fresh token may make the call work, so we try one once.
             return TokenRejected(cause=cause, by_fetch=True) if status in (401, 403) else Unavailable()
     if isinstance(error, TokenRefused):
         return Refused(reason="auth", cause=cause)
     if isinstance(error, InvalidArgument) and place in (Place.TOKEN, Place.UPGRADE):
-        # The caller's own (a proxy variable that is no URL, a CA file that cannot be read): time does not change it.
+        # The caller's mistake (a proxy variable that is not a URL, an unreadable CA file): a retry cannot help.
         return Refused(reason="usage", cause=cause, final=True)
     if status is not None:
         return _by_status(status, place, cause, renewable=renewable, cancel_accepted=cancel_accepted)
@@ -105,7 +106,7 @@ def classify(
         return Refused(reason="protocol", cause=cause)
     if isinstance(error, MessageTooBig) and place is Place.SOCKET:
         return AskState(otherwise=Refused(reason="protocol", cause=cause, final=True))
-    # Garbage in answer to an upgrade is a server of another kind (a wrong port, say): dialling again will not teach it.
+    # Garbage in answer to an upgrade comes from another kind of server (on a wrong port, say): a retry cannot help.
     if isinstance(error, ProtocolViolation | MessageTooBig) and place is Place.UPGRADE:
         return Refused(reason="protocol", cause=cause)
     return Lost(cause=cause)
@@ -123,7 +124,7 @@ def _by_close(code: int, cause: Cause) -> Lost | TokenRejected | Refused:
 
 
 def _by_status(status: int, place: Place, cause: Cause, *, renewable: bool, cancel_accepted: bool) -> Meaning:
-    """What a status means at the token's source, at the upgrade, or at a state call that is required."""
+    """Classify a status from the token's source, the upgrade, or a required state call."""
     if place is Place.TOKEN:
         return Refused(reason="auth", cause=cause) if status in (401, 403, 404, 410) else Lost(cause=cause)
     by_fetch = place is Place.SYNC
@@ -138,8 +139,8 @@ def _by_status(status: int, place: Place, cause: Cause, *, renewable: bool, canc
         return AskState(otherwise=gone if cancel_accepted else Lost(cause=cause), gone=gone)
     if status in _PASSING_STATUSES or status >= 500:
         return Lost(cause=cause)
-    # A state answer that is a redirect, or a 200 that cannot be read, is a portal or a proxy speaking: another try may
-    # reach the server.
+    # A redirect as the state answer, or an unreadable 200, comes from a captive portal or a proxy: a retry may reach
+    # the server.
     if by_fetch and status < 400:
         return Lost(cause=cause)
     return Refused(reason="protocol", cause=cause)
@@ -155,7 +156,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def cause_of(error: BaseException, place: Place, *, path_up: bool = True) -> Cause:
-    """Put an error into the words of a `Cause`."""
+    """Describe an error as a `Cause`."""
     text = str(error) or type(error).__name__
     code, shared, advice = _code(error), False, None
     match error:
@@ -166,7 +167,7 @@ def cause_of(error: BaseException, place: Place, *, path_up: bool = True) -> Cau
             shared = error.status == 429 or error.status >= 500
             advice = Advice(retry_after=error.retry_after) if error.retry_after is not None else None
         case DeadlineExceeded() if place is Place.SOCKET:
-            # Silence with a path is the server's (or a middlebox's) death, which others see too.
+            # If the path is up, silence means that the server (or a middlebox) died, which other clients see too.
             code, shared = "silence", path_up
     return Cause(
         code=code,
@@ -203,7 +204,7 @@ _CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
 
 
 def close_advice(code: int, reason: str) -> Advice | None:
-    """Read when to come back from the reason of a close for everybody; anything else in a reason is text.
+    """Read the reconnect advice from the reason of a close that went to all clients; any other reason is text.
 
     The reason is `{"retry_in": seconds, "spread": seconds}` as JSON. `retry_in` decides; a spread that is missing or no
     number of seconds costs only itself.

@@ -1,7 +1,7 @@
-"""A table put into words: what every picture, document and comparison is made from, and nothing else.
+"""The description of a table: the only source of every picture, document and comparison.
 
-It is plain data with one canonical JSON form, so that two versions of a machine can be compared though only one of
-them can be imported. `hash` names the machine: the SHA-256 of that form without the hash itself.
+It is plain data with one canonical JSON form, so you can compare two versions of a machine although you can import
+only one of them. `hash` identifies the machine: the SHA-256 of that form without the hash itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VERSION: Final = 1
 
 
 class StateWords(Struct, frozen=True, kw_only=True):
-    """A state: what it means, what it owns, and why it may wait without a timer."""
+    """A state: its meaning, the resources it owns, and the reason why it may wait without a timer."""
 
     name: str
     doc: str = ""
@@ -38,7 +38,7 @@ class EventWords(Struct, frozen=True, kw_only=True):
 
 
 class BranchWords(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One way a cell may go: `kind` is moved, kept, ignored or forbidden."""
+    """One possible response of a cell: `kind` is moved, kept, ignored or forbidden."""
 
     kind: str
     target: str | None = None
@@ -49,7 +49,7 @@ class BranchWords(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CellWords(Struct, frozen=True, kw_only=True):
-    """What an event does in a state: branches in order, each meaning "and none of the earlier ones"."""
+    """The response to an event in a state: branches in order; each applies only if no earlier one did."""
 
     event: str
     state: str
@@ -83,7 +83,7 @@ class TimerWords(Struct, frozen=True, kw_only=True):
 
 
 class Description(Struct, frozen=True, kw_only=True):
-    """A whole table in words."""
+    """The description of a whole table."""
 
     version: int = VERSION
     name: str
@@ -102,19 +102,19 @@ class Description(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Description:
-        """Read a description; raises `InvalidArgument` for one that is damaged, edited or of another version."""
+        """Read a description; raise `InvalidArgument` if it is damaged, edited or of another version."""
         try:
             description = msgspec.json.decode(text, type=cls)
         except (msgspec.DecodeError, RecursionError) as error:
             raise InvalidArgument("description", str(error)) from error
         if description.version != VERSION:
-            raise InvalidArgument("description", f"version {description.version} is not known, only {VERSION}")
+            raise InvalidArgument("description", f"version {description.version} is unknown; use {VERSION}")
         if description.hash != _hash(description):
-            raise InvalidArgument("description", "its hash does not fit: it was changed, or cut")
+            raise InvalidArgument("description", "the hash does not match: the file was edited or cut")
         return description
 
     def cell(self, event: str, state: str) -> CellWords | None:
-        """The cell of this event in this state, or None where the table had no such event or state."""
+        """The cell of this event in this state, or None if the table has no such event or state."""
         return next((cell for cell in self.cells if (cell.event, cell.state) == (event, state)), None)
 
     def edges(self) -> list[tuple[CellWords, BranchWords]]:
@@ -123,9 +123,9 @@ class Description(Struct, frozen=True, kw_only=True):
 
 
 def describe(table: Table[Any, Any, Any, Any]) -> Description:
-    """Put a table into words.
+    """Describe a table.
 
-    The docstrings of guards and actions are part of them, and so of the hash: a Python that drops docstrings
+    The docstrings of guards and actions are part of the description and of its hash. A Python that drops docstrings
     (`python -OO`) describes the same table without them.
     """
     expiries = {rule.expiry: timer for timer, rule in table.timers.items()}

@@ -1,4 +1,4 @@
-"""What changed between two versions of a machine, by meaning: cells, not lines of text."""
+"""The differences between two versions of a machine, compared by cell instead of by line of text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ACCEPTED: Final = frozenset({"moved", "kept"})
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """One change: what kind, where, was and is. `breaking`: whoever relied on the old one may be let down."""
+    """One change: its kind, place, and the text before and after. `breaking`: users of the old version may fail."""
 
     kind: str
     where: str
@@ -83,7 +83,7 @@ def _cell_changes(where: str, old: CellWords, new: CellWords, *, was_final: bool
         return
     if [branch.guard for branch in old.branches] != [branch.guard for branch in new.branches]:
         yield Change(kind="guards changed", where=where, before=before, after=after)
-    # The guards of a cell differ, so they tell which branch is which in both.
+    # The guards of a cell differ, so they identify each branch in both versions.
     was = {branch.guard: branch for branch in old.branches}
     both = [(was[branch.guard], branch) for branch in new.branches if branch.guard in was]
     for kind, fields in (
@@ -138,7 +138,7 @@ _SAME: Final = 'color="#999999", fontcolor="#999999"'
 
 
 def diff_dot(base: Description, head: Description) -> str:
-    """Both machines in one graph: what was added is green, what was removed red and dashed, what changed amber."""
+    """Both machines in one graph: added parts green, removed parts red and dashed, changed parts amber."""
     old, new = _edges(base), _edges(head)
     states = {state.name: (base, state) for state in base.states} | {state.name: (head, state) for state in head.states}
     lines = [f'digraph "{head.name} changed" {{', *DOT_STYLE]

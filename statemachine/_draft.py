@@ -1,7 +1,7 @@
-"""The scratch a step is worked out on, and what each state owns.
+"""The working copy of one step, and the resources that each state owns.
 
-Leaving a state gives back what it owns and the next does not, before the next state's own actions run. That is one
-rule here, not a duty of each cell: there is one socket at the most by construction.
+When the machine leaves a state, it releases the resources that the next state does not own, before the next state's
+actions run. This is one rule here instead of a duty of each cell, so there is never more than one socket.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ._snapshot import Snapshot
 
 
 class Resource(Enum):
-    """What a state can own besides timers."""
+    """A resource, other than a timer, that a state can own."""
 
     ATTEMPT = "attempt"
     SOCKET = "socket"
@@ -40,7 +40,7 @@ OWNS: Final[Mapping[State, frozenset[Resource]]] = {
 
 _LINK: Final = frozenset({State.CONNECTING, State.SYNCING, State.CONNECTED, State.RECONNECTING})
 
-#: Where each timer may run; leaving those states disarms it.
+#: The states in which each timer may run; it is disarmed when the machine leaves them.
 RUNS_IN: Final[Mapping[Timer, frozenset[State]]] = {
     Timer.BACKOFF: frozenset({State.RECONNECTING}),
     Timer.OUTAGE: frozenset({State.RECONNECTING}),
@@ -50,20 +50,20 @@ RUNS_IN: Final[Mapping[Timer, frozenset[State]]] = {
     Timer.REVIVAL: frozenset({State.EXHAUSTED}),
 }
 
-# In these the outage clock stands still: nobody is trying.
+# The outage clock stops in these states, because no attempts are made.
 _AT_REST: Final = frozenset({State.IDLE, State.BACKGROUNDED, State.EXHAUSTED, State.CANCELLED})
 
-# Entering these makes whatever was under way a matter of the past. (A dial raises the generation by itself.)
+# Entering one of these states makes all earlier work stale. (A dial raises the generation by itself.)
 _NEW_GENERATION: Final = frozenset({State.IDLE, State.BACKGROUNDED, State.CANCELLED})
 
-# RFC 6455 section 7.4.1. After 1000 some servers delete the client's token, so it is sent only when the job's end is
-# known; all other closes are 1001.
+# RFC 6455 section 7.4.1. Some servers delete the client's token after 1000, so we send it only after the job has
+# ended; all other closes are 1001.
 _DONE: Final = 1000
 _GOING_AWAY: Final = 1001
 
 
 class Draft:
-    """One step in the making. `before`, `event`, `facts` and `policy` are given; `after` and `effects` come of it."""
+    """One step in progress. `before`, `event`, `facts` and `policy` are the input; `after` and `effects` the result."""
 
     __slots__ = ("after", "before", "branch", "effects", "event", "facts", "policy", "state")
 
@@ -80,17 +80,17 @@ class Draft:
             self.set(armed=self._others(event.timer))
 
     def set(self, **changes: Any) -> None:
-        """Change fields of the snapshot to be."""
+        """Change fields of the next snapshot."""
         self.after = replace(self.after, **changes)
 
     def emit(self, effect: AnyEffect) -> None:
-        """Ask for an effect, after those asked for already."""
+        """Request an effect, after those requested earlier."""
         self.effects.append(effect)
 
     # --- timers and fetches -------------------------------------------------------------------------------------
 
     def arm(self, timer: Timer, delay: Delay) -> None:
-        """Start a timer, in place of one that runs already."""
+        """Start a timer; if it already runs, restart it."""
         ticket = self.after.tickets + 1
         self.set(tickets=ticket, armed=(*self._others(timer), (timer, ticket)))
         self.emit(Arm(timer=timer, ticket=ticket, delay=delay))
@@ -102,7 +102,7 @@ class Draft:
             self.emit(Disarm(timer=timer))
 
     def fetch(self, purpose: Purpose, *, delay: float = 0.0, fresh_token: bool = False) -> None:
-        """Ask for a state fetch; an earlier one's answer becomes stale."""
+        """Request a state fetch; the answer to an earlier fetch becomes stale."""
         self.set(fetch=self.after.fetch + 1)
         self.emit(
             FetchState(
@@ -120,22 +120,22 @@ class Draft:
     # --- the outage clock ---------------------------------------------------------------------------------------
 
     def start_clock(self) -> None:
-        """Let the outage clock run."""
+        """Start the outage clock."""
         if self.after.outage_since is None:
             self.set(outage_since=self.facts.now)
 
     def stop_clock(self) -> None:
-        """Hold the outage clock: what has run stays spent."""
+        """Pause the outage clock and keep the time already spent."""
         if self.after.outage_since is not None:
             self.set(outage_spent=self.after.outage_seconds(self.facts.now), outage_since=None)
 
     # --- leaving a state ----------------------------------------------------------------------------------------
 
     def leave(self, source: State, target: State) -> None:
-        """Give back what `source` owns and `target` does not."""
+        """Release the resources that `source` owns and `target` does not."""
         owned, kept = OWNS[source], OWNS[target]
         if Resource.FETCH in owned:
-            # Its answer may be queued already: a new number makes that stale.
+            # The answer may already be queued: a new fetch number makes it stale.
             self.set(fetch=self.after.fetch + 1)
             self.emit(CancelFetch())
         if Resource.ATTEMPT in owned and target is not State.SYNCING:
@@ -161,7 +161,7 @@ class Draft:
             self.set(generation=self.after.generation + 1)
 
     def _heard(self) -> bool:
-        """Whether the job gave a sign on the socket of the last dial: then the server took the token."""
+        """Whether the job gave a sign on the socket of the last dial; if so, the server accepted the token."""
         sign, dials = self.facts.last_sign, self.after.dials
         return sign is not None and bool(dials) and sign >= dials[-1]
 
@@ -175,7 +175,7 @@ class Draft:
         return _GOING_AWAY, 0.0
 
     def _forget_dial_to_come(self) -> None:
-        # A dial that was given up before it opened has cost nobody anything.
+        # A dial that was abandoned before it opened does not count for the spacing.
         dials = self.after.dials
         if dials and dials[-1] > self.facts.now:
             self.set(dials=dials[:-1])

@@ -1,4 +1,4 @@
-"""What the machine asks for, as frozen values. It performs none of them: whoever drives it does, in order."""
+"""The effects that the machine requests, as frozen values. The engine that drives it performs them, in order."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ._policy import Delay
 
 
 class Purpose(Enum):
-    """What a state fetch is for."""
+    """The purpose of a state fetch."""
 
     SYNC = "sync"
-    """To come into step: several tries; after the last the connection comes into step without a state."""
+    """To sync: several tries; if the last one fails, the connection syncs without a state."""
     STATUS = "status"
-    """To learn, without a socket, whether the job ended meanwhile: one try, its failure changes nothing."""
+    """To learn, without a socket, whether the job has ended: one try; a failure changes nothing."""
     STALL = "stall"
-    """To learn why a living socket has gone quiet: one try, its failure changes nothing."""
+    """To learn why an open socket is silent: one try; a failure changes nothing."""
 
 
 class Effect(Struct, frozen=True, kw_only=True, tag_field="effect"):
-    """What all effects share."""
+    """Base of all effects."""
 
 
 class Dial(Effect, frozen=True, kw_only=True, tag="dial"):
-    """Begin an attempt, not before `not_before` on the loop's clock, with a fresh token if told so."""
+    """Start an attempt, not before `not_before` on the loop's clock; `fresh_token` asks for a fresh token first."""
 
     generation: int
     not_before: float
@@ -35,15 +35,15 @@ class Dial(Effect, frozen=True, kw_only=True, tag="dial"):
 
 
 class AbandonDial(Effect, frozen=True, tag="abandon_dial"):
-    """Give up the attempt under way."""
+    """Abandon the attempt in progress."""
 
 
 class Greet(Effect, frozen=True, tag="greet"):
-    """Say `ready` on the new socket, with the cursor."""
+    """Send `ready` on the new socket, with the cursor."""
 
 
 class FetchState(Effect, frozen=True, kw_only=True, tag="fetch_state"):
-    """Fetch the job's state after `delay` seconds; what comes of it carries `generation` and `fetch`."""
+    """Fetch the job's state after `delay` seconds; the resulting event carries `generation` and `fetch`."""
 
     purpose: Purpose
     generation: int
@@ -53,26 +53,26 @@ class FetchState(Effect, frozen=True, kw_only=True, tag="fetch_state"):
 
 
 class CancelFetch(Effect, frozen=True, tag="cancel_fetch"):
-    """Give up the state fetch under way."""
+    """Cancel the state fetch in progress."""
 
 
 class SkipState(Effect, frozen=True, tag="skip_state"):
-    """Come into step without a state: the socket decides."""
+    """Finish the sync without a state: only the socket counts."""
 
 
 class CloseSocket(Effect, frozen=True, kw_only=True, tag="close_socket"):
-    """Close with `code` and wait at most `wait` seconds for the peer's answer; 0: write it and be gone."""
+    """Close with `code` and wait up to `wait` seconds for the peer's answer; 0: write the frame and do not wait."""
 
     code: int
     wait: float = 0.0
 
 
 class Probe(Effect, frozen=True, tag="probe"):
-    """Ping now; if nothing comes in, the link is lost."""
+    """Ping now; if nothing answers in time, the link is lost."""
 
 
 class Arm(Effect, frozen=True, kw_only=True, tag="arm"):
-    """Start the timer, in place of one that runs already; its expiry carries `ticket`."""
+    """Start or restart the timer; its expiry carries `ticket`."""
 
     timer: Timer
     ticket: int
@@ -86,18 +86,18 @@ class Disarm(Effect, frozen=True, kw_only=True, tag="disarm"):
 
 
 class ReleaseBuffer(Effect, frozen=True, tag="release_buffer"):
-    """Deliver what the sync found and the frames it held back; the change to `connected` is told after them."""
+    """Deliver the state from the sync and the buffered frames, then report the change to `connected`."""
 
 
 class Deliver(Effect, frozen=True, kw_only=True, tag="deliver"):
-    """Deliver the job's end: the one place it can come from. Without an `update` the end is assumed."""
+    """Deliver the job's end; only this effect does so. Without an `update` the end is assumed."""
 
     outcome: str
     update: Any = None
 
 
 class SaveCursor(Effect, frozen=True, tag="save_cursor"):
-    """Store how far delivery has come."""
+    """Save the cursor: the position of the last delivered frame."""
 
 
 AnyEffect: TypeAlias = (

@@ -1,6 +1,6 @@
-"""The questions on which a cell branches. Each reads the snapshot as it was, the event and its facts; nothing else.
+"""The conditions on which a cell branches. Each reads only the snapshot before the step, the event and its facts.
 
-In a cell they stand in order, and each means "and none of the earlier ones".
+In a cell they are tried in order; each applies only if no earlier one did.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ def job_has_ended(draft: Draft) -> bool:
 
 
 def in_background(draft: Draft) -> bool:
-    """The host asked for quiet."""
+    """The host is in the background."""
     return not draft.facts.foreground
 
 
 def path_down(draft: Draft) -> bool:
-    """The host says that it has no network path."""
+    """The host reports that it has no network path."""
     return not draft.facts.path_up
 
 
 def same_refused_token(draft: Draft) -> bool:
-    """The fixed token that was refused is still the one given."""
+    """The given token is still the fixed token that the server refused."""
     before, facts = draft.before, draft.facts
     refused = before.reason in ("auth", "revoked")
     return refused and facts.token_id is not None and facts.token_id == before.refused_token
 
 
 def budget_left(draft: Draft) -> bool:
-    """The outage has retries and seconds left, or this attempt was a trial that is not charged."""
+    """The outage has retries and seconds left, or this attempt was a trial outside the budget."""
     before, backoff = draft.before, draft.policy.backoff
     if before.trial:
         return True
@@ -42,19 +42,19 @@ def budget_left(draft: Draft) -> bool:
 
 
 def broken_too_often(draft: Draft) -> bool:
-    """This stream broke the protocol, and so did enough others since the last stable link."""
+    """This stream broke the protocol, and enough others did since the last stable link."""
     event = draft.event
     violation = isinstance(event, Lost | GapFound) and event.cause.violation
     return violation and draft.before.violations + 1 >= draft.policy.violations
 
 
 def first_rejection(draft: Draft) -> bool:
-    """The first rejection since the last stable link, and a fresh token can be had."""
+    """This is the first rejection since the last stable link, and a fresh token is available."""
     return draft.facts.renewable and draft.before.rejections == 0
 
 
 def first_rejection_by_fetch(draft: Draft) -> bool:
-    """As above, and it was the state call that rejected the token: the socket may live on."""
+    """The state call rejected the token, as in `first_rejection`: the socket may stay open."""
     return isinstance(draft.event, TokenRejected) and draft.event.by_fetch and first_rejection(draft)
 
 
@@ -65,12 +65,12 @@ def only_the_state_call_failed(draft: Draft) -> bool:
 
 
 def cancel_was_accepted(draft: Draft) -> bool:
-    """The server had agreed to stop the job."""
+    """The server agreed to stop the job."""
     return draft.before.cancel_accepted
 
 
 def cancel_is_confirmed(draft: Draft) -> bool:
-    """The server had agreed to stop the job, and now does not know the job or any token for it."""
+    """The server agreed to stop the job, and now does not know the job or any token for it."""
     event, before = draft.event, draft.before
     if not before.cancel_accepted or not isinstance(event, Refused):
         return False
@@ -78,18 +78,18 @@ def cancel_is_confirmed(draft: Draft) -> bool:
 
 
 def refused_for_good(draft: Draft) -> bool:
-    """Trying again cannot help: the refusal is final, or this peer was never in step and may be the wrong one."""
+    """A retry cannot help: the refusal is final, or no sync with this peer ever worked, so it may be the wrong one."""
     event = draft.event
     passing = isinstance(event, Refused) and event.reason == "protocol" and not event.final
     return not (passing and draft.before.peer_known)
 
 
-# A timer may fire a rounding error early; then it is on time.
+# A timer may fire early by a rounding error; that counts as on time.
 _ROUNDING: Final = 0.001
 
 
 def silence_is_short(draft: Draft) -> bool:
-    """The job spoke after the timer was armed: the next look is not due yet."""
+    """The job gave a sign after the timer was armed: the next check is not due yet."""
     due = draft.policy.next_look(draft.before.stalls)
     return draft.before.silent_seconds(draft.facts) + _ROUNDING < due
 
@@ -101,40 +101,40 @@ def stall_limit_reached(draft: Draft) -> bool:
 
 
 def reconnect_may_help(draft: Draft) -> bool:
-    """Two looks found no sign of the job, none was made for it yet in this silence, and host and path allow it."""
+    """Two checks found no sign of the job, this silence has had no reconnect yet, and host and path allow one."""
     before = draft.before
     return before.stalls >= 2 and not before.silence_redialled and foreground_and_path_up(draft)
 
 
 def refetch_left(draft: Draft) -> bool:
-    """Fewer refetches than the policy allows since the last stable link."""
+    """The policy allows another refetch before the next stable link."""
     return draft.before.refetches < len(draft.policy.refetch_waits)
 
 
 def free_restart_left(draft: Draft) -> bool:
-    """Fewer free restarts than the policy allows since the last stable link."""
+    """The policy allows another free restart before the next stable link."""
     return draft.before.free_restarts < draft.policy.free_restarts
 
 
 def spent_budget(draft: Draft) -> bool:
-    """It was the budget that ran out, not a refusal."""
+    """The engine gave up because the budget ran out, not because of a refusal."""
     return draft.before.reason == "budget"
 
 
 def revival_allowed(draft: Draft) -> bool:
-    """What the host reports may mend it (the budget, a certificate), it is in foreground, and it is not too soon."""
+    """A revival can help (the budget or a certificate was the cause), the host is in the foreground, and it is time."""
     return revivable(draft) and not in_background(draft) and next_revival(draft) <= draft.facts.now
 
 
 def revivable(draft: Draft) -> bool:
-    """The budget ran out, or a certificate was bad and the path is another one: what the host reports may mend it."""
+    """A revival can help: the budget ran out, or a certificate was rejected and the network path has changed."""
     cause = draft.before.cause
     another_path = isinstance(draft.event, PathRestored | PathChanged)
     return spent_budget(draft) or (another_path and cause is not None and cause.certificate)
 
 
 def next_revival(draft: Draft) -> float:
-    """When the next revival is allowed, on the loop's clock: not before the server's own advice either."""
+    """The earliest time of the next revival, on the loop's clock; it also respects the server's own advice."""
     revivals, policy = draft.before.revivals, draft.policy
     earliest = max(draft.facts.now, draft.before.advised_until or 0.0)
     if revivals:
@@ -145,5 +145,5 @@ def next_revival(draft: Draft) -> float:
 
 
 def foreground_and_path_up(draft: Draft) -> bool:
-    """The host is in foreground and has a network path."""
+    """The host is in the foreground and has a network path."""
     return draft.facts.foreground and draft.facts.path_up

@@ -1,18 +1,19 @@
 """The lifecycle of a connection: every state, every event, every cell.
 
-What this is: the whole of what a connection does about whatever happens to it. Pictures, documentation, tests and the
-running engine are made from `LIFECYCLE`; there is no other place where a state changes.
+This module defines how a connection responds to each event in each state. Pictures, documentation, tests and the
+running engine are made from `LIFECYCLE`; no other code changes a state.
 
-What it does not know: sockets, clocks, randomness, the job's data. Data frames never come here; only what can change
-the lifecycle is an event.
+It does not know sockets, clocks, randomness or the job's data. Data frames never come here; an event is only something
+that can change the lifecycle.
 
-Which rules are not in the table, and why:
+These rules are not in the table:
 
-- An event of an older generation or fetch, or of a timer armed anew since, is stale and never fired (`step`): it would
-  otherwise need a guard in every cell.
-- Leaving a state gives back what it owns (`_draft.OWNS`, `_draft.RUNS_IN`): so that no cell can forget it.
-- The job's end is taken in every state that does not hold an outcome, whoever saw it; `deliver_end` leads to `idle`,
-  where no further end is taken.
+- An event of an older generation or fetch, or of a timer that was armed again since, is stale and never fired (`step`).
+  Otherwise every cell would need a guard for it.
+- When the machine leaves a state, it releases that state's resources (`_draft.OWNS`, `_draft.RUNS_IN`), so that no cell
+  can forget it.
+- Every state without an outcome accepts the job's end from any source; `deliver_end` leads to `idle`, which accepts no
+  further end.
 """
 
 from __future__ import annotations
@@ -33,24 +34,22 @@ from ._table import Table
 LifecycleCell: TypeAlias = Cell[S, Draft, Timer]
 
 
-NO_ATTEMPT: Final[LifecycleCell] = ignore(
-    "no attempt is under way here; a late success belongs to one that was given up"
-)
-NO_SYNC: Final[LifecycleCell] = ignore("no sync is under way here")
-NO_STREAM: Final[LifecycleCell] = ignore("no stream is followed here, so none can have a gap")
-NO_LINK: Final[LifecycleCell] = ignore("there is no link to lose here; its loss was already acted upon")
-NO_TOKEN_USED: Final[LifecycleCell] = ignore("no token is in use here")
-NOTHING_ASKED: Final[LifecycleCell] = ignore("nothing was asked of the server from here")
-ALREADY_OVER: Final[LifecycleCell] = ignore("an end was told already, or nothing is followed")
-NOT_IN_STEP: Final[LifecycleCell] = ignore("silence is measured in connected only")
-NO_BACKOFF: Final[LifecycleCell] = ignore("no wait for an attempt runs here")
-NO_OUTAGE: Final[LifecycleCell] = ignore("the outage clock is looked at in reconnecting only")
-NOT_CONNECTED: Final[LifecycleCell] = ignore("stability is measured in connected only")
-NO_GRACE: Final[LifecycleCell] = ignore("no grace runs here: there is nothing left to close")
-NOT_LOOKED_INTO: Final[LifecycleCell] = ignore("a silence is looked into in connected only")
-NOTHING_HEARD: Final[LifecycleCell] = ignore("nothing of the job is heard from here")
-NO_REVIVAL: Final[LifecycleCell] = ignore("a revival is awaited in exhausted only")
-FINAL: Final[LifecycleCell] = ignore("cancelled is final: nothing is left that this could concern")
+NO_ATTEMPT: Final[LifecycleCell] = ignore("no attempt is in progress; a late success belongs to an abandoned attempt")
+NO_SYNC: Final[LifecycleCell] = ignore("no sync is in progress")
+NO_STREAM: Final[LifecycleCell] = ignore("no stream is open, so it cannot have a gap")
+NO_LINK: Final[LifecycleCell] = ignore("there is no link to lose; its loss was already handled")
+NO_TOKEN_USED: Final[LifecycleCell] = ignore("no token is in use")
+NOTHING_ASKED: Final[LifecycleCell] = ignore("no request to the server is open")
+ALREADY_OVER: Final[LifecycleCell] = ignore("the job's end was already delivered, or no job is followed")
+NOT_IN_STEP: Final[LifecycleCell] = ignore("only connected measures the silence")
+NO_BACKOFF: Final[LifecycleCell] = ignore("no wait for an attempt is running")
+NO_OUTAGE: Final[LifecycleCell] = ignore("only reconnecting checks the outage clock")
+NOT_CONNECTED: Final[LifecycleCell] = ignore("only connected measures stability")
+NO_GRACE: Final[LifecycleCell] = ignore("no grace timer is running: there is nothing to close")
+NOT_LOOKED_INTO: Final[LifecycleCell] = ignore("only connected checks a silence")
+NOTHING_HEARD: Final[LifecycleCell] = ignore("no message of the job can arrive")
+NO_REVIVAL: Final[LifecycleCell] = ignore("only exhausted waits for a revival")
+FINAL: Final[LifecycleCell] = ignore("cancelled is final: nothing is running")
 
 # Cells that several states share.
 _FAILED: Final[LifecycleCell] = (
@@ -74,7 +73,7 @@ _REFUSED: Final[LifecycleCell] = (
 )
 _REFUSED_WITH_SOCKET: Final[LifecycleCell] = (
     _REFUSED[0],
-    stay(when=when.only_the_state_call_failed, reason="a side call never outranks a socket"),
+    stay(when=when.only_the_state_call_failed, reason="a failed state call does not end a working socket"),
     *_REFUSED[1:],
 )
 _JOB_ENDED: Final[LifecycleCell] = (go(S.IDLE, do.deliver_end),)
@@ -91,23 +90,25 @@ _RESTART: Final[LifecycleCell] = (
     go(S.CONNECTING, do.use_free_restart, do.dial, when=when.free_restart_left),
     stay(),
 )
-_NEAR_AGAIN: Final[LifecycleCell] = (stay(do.wait_briefly),)
+_RETRY_SOON: Final[LifecycleCell] = (stay(do.wait_briefly),)
 _REVIVE: Final[LifecycleCell] = (
     go(S.CONNECTING, do.revive, when=when.revival_allowed),
     stay(do.await_revival),
 )
-_BEGIN_ANEW: Final[LifecycleCell] = (
-    forbid("the server refused this very token: give another one first", when=when.same_refused_token),
+_START_AGAIN: Final[LifecycleCell] = (
+    forbid("the server refused this very token: pass another one as token=", when=when.same_refused_token),
     go(S.CONNECTING, do.fresh_start, do.dial),
 )
-_IS_CANCELLED: Final[LifecycleCell] = (forbid("it was cancelled, which is final: make a new Connection", Cancelled),)
+_IS_CANCELLED: Final[LifecycleCell] = (
+    forbid("the connection was cancelled, which is final: make a new Connection", Cancelled),
+)
 
 _PATH_IS_BACK: Final[Mapping[S, LifecycleCell]] = {
     S.IDLE: _KEEP,
     S.CONNECTING: _RESTART,
     S.SYNCING: _PROBE,
     S.CONNECTED: _PROBE,
-    S.RECONNECTING: _NEAR_AGAIN,
+    S.RECONNECTING: _RETRY_SOON,
     S.BACKGROUNDED: _KEEP,
     S.EXHAUSTED: _REVIVE,
     S.CANCELLED: FINAL,
@@ -116,7 +117,7 @@ _PATH_IS_BACK: Final[Mapping[S, LifecycleCell]] = {
 CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
     T.CONNECT: {
         S.IDLE: (
-            forbid("the job has ended: see `outcome`", JobEnded, when=when.job_has_ended),
+            forbid("the job has ended: read `outcome`", JobEnded, when=when.job_has_ended),
             go(S.BACKGROUNDED, do.fresh_start, when=when.in_background),
             go(S.RECONNECTING, do.fresh_start, do.hold, when=when.path_down),
             go(S.CONNECTING, do.fresh_start, do.dial),
@@ -126,17 +127,17 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.CONNECTED: _FORGIVE,
         S.RECONNECTING: _FORGIVE,
         S.BACKGROUNDED: _FORGIVE,
-        S.EXHAUSTED: _BEGIN_ANEW,
+        S.EXHAUSTED: _START_AGAIN,
         S.CANCELLED: _IS_CANCELLED,
     },
     T.RETRY: {
-        S.IDLE: (forbid("nothing was begun that could be tried again: call connect()"),),
+        S.IDLE: (forbid("there is no attempt to retry: call connect() first"),),
         S.CONNECTING: _FORGIVE,
         S.SYNCING: _FORGIVE,
         S.CONNECTED: _FORGIVE,
         S.RECONNECTING: (go(S.CONNECTING, do.forgive, do.dial),),
         S.BACKGROUNDED: (go(S.CONNECTING, do.forgive, do.dial),),
-        S.EXHAUSTED: _BEGIN_ANEW,
+        S.EXHAUSTED: _START_AGAIN,
         S.CANCELLED: _IS_CANCELLED,
     },
     T.OPENED: {
@@ -190,7 +191,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.CONNECTED: _TOKEN_REJECTED,
         S.RECONNECTING: NO_TOKEN_USED,
         S.BACKGROUNDED: NO_TOKEN_USED,
-        S.EXHAUSTED: ignore("it has given up already; a user's connect asks for a token anew"),
+        S.EXHAUSTED: ignore("the engine has given up; the user's connect requests a token again"),
         S.CANCELLED: FINAL,
     },
     T.REFUSED: {
@@ -200,7 +201,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.CONNECTED: _REFUSED_WITH_SOCKET,
         S.RECONNECTING: (_REFUSED[0], go(S.EXHAUSTED, do.give_up_as_refused)),
         S.BACKGROUNDED: NOTHING_ASKED,
-        S.EXHAUSTED: (_REFUSED[0], *ignore("it has given up already, for a reason that stays the first")),
+        S.EXHAUSTED: (_REFUSED[0], *ignore("the engine has given up; the first reason stays")),
         S.CANCELLED: FINAL,
     },
     T.JOB_ENDED: {
@@ -341,14 +342,14 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.CANCELLED: FINAL,
     },
     T.CANCEL: {
-        S.IDLE: (stay(when=when.job_has_ended, reason="the job's end came first, and is the answer"), *_CANCEL),
+        S.IDLE: (stay(when=when.job_has_ended, reason="the job ended first, so its outcome stays"), *_CANCEL),
         S.CONNECTING: _CANCEL,
         S.SYNCING: _CANCEL,
         S.CONNECTED: _CANCEL,
         S.RECONNECTING: _CANCEL,
         S.BACKGROUNDED: _CANCEL,
         S.EXHAUSTED: _CANCEL,
-        S.CANCELLED: (stay(reason="the same answer as the first time"),),
+        S.CANCELLED: (stay(reason="the connection is already cancelled"),),
     },
     T.CLOSE: {
         S.IDLE: _KEEP,
@@ -363,12 +364,12 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
 }
 
 _EXPIRY: Final[Mapping[Timer, tuple[T, str]]] = {
-    Timer.BACKOFF: (T.BACKOFF_ELAPSED, "the drawn delay, or 60 s of a hold"),
+    Timer.BACKOFF: (T.BACKOFF_ELAPSED, "the drawn delay, or 60 s while the path is down"),
     Timer.OUTAGE: (T.BUDGET_SPENT, "10 min of an outage"),
     Timer.STABILITY: (T.LINK_STABLE, "30 s"),
     Timer.STALL: (T.STALLED, "120 s, 240 s, then every 600 s of silence"),
-    Timer.GRACE: (T.GRACE_ELAPSED, "30 s, on phones at once"),
-    Timer.REVIVAL: (T.REVIVAL_DUE, "30 s, 6 an hour"),
+    Timer.GRACE: (T.GRACE_ELAPSED, "30 s, 0 s on phones"),
+    Timer.REVIVAL: (T.REVIVAL_DUE, "30 s, at most 6 an hour"),
 }
 
 LIFECYCLE: Final[Table[S, T, Draft, Timer]] = Table(
@@ -382,9 +383,9 @@ LIFECYCLE: Final[Table[S, T, Draft, Timer]] = Table(
     owns={state: tuple(sorted(resource.value for resource in OWNS[state])) for state in S},
     waits={
         S.IDLE: "waits for the user",
-        S.CONNECTING: "the attempt has one deadline, kept by the socket's own loop, and ends in opened or lost",
-        S.SYNCING: "each fetch has a deadline and the socket a heartbeat, and all of them end in an event",
-        S.BACKGROUNDED: "waits for the host or the user, by their own wish",
-        S.EXHAUSTED: "waits for the user, the host or, where one was due too early, the revival timer",
+        S.CONNECTING: "the socket's own loop keeps the attempt's deadline; the attempt ends in opened or lost",
+        S.SYNCING: "each fetch has a deadline and the socket has a heartbeat; each of them ends in an event",
+        S.BACKGROUNDED: "waits for the host or the user, as they asked",
+        S.EXHAUSTED: "waits for the user, the host or, if a revival was too early, the revival timer",
     },
 )

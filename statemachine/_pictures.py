@@ -1,6 +1,6 @@
-"""A description as documents and pictures: a Markdown matrix, Mermaid, DOT.
+"""Documents and pictures of a description: a Markdown matrix, Mermaid, DOT.
 
-Nothing here knows a lifecycle of its own: whatever is shown was told by the table.
+This module knows no particular lifecycle: it shows only the description that it is given.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Place = tuple[str, str, int]
 
 
 _LEGEND: Final = (
-    'A cell\'s branches stand in order; each means "and none of the earlier ones".',
-    "`→` leads to a state, `=` handles the event in the state, `–` ignores it and counts it (for the reason noted),",
-    "`✗` is a typed error and changes nothing. In brackets the guard, after the colon the actions.",
+    "The branches of a cell are tried in order; each applies only if no earlier one did.",
+    "`→` leads to a state, `=` handles the event in the state, `–` ignores and counts it (the footnote says why),",
+    "`✗` raises a typed error and changes nothing. The guard is in brackets, the actions are after the colon.",
     "",
 )
 
@@ -25,7 +25,7 @@ _LEGEND: Final = (
 def markdown(description: Description, *, covered: Collection[Place] | None = None) -> str:
     """The matrix of events and states, with its reasons, guards, actions and timers.
 
-    `covered` marks each branch that a run did not take with `✘`, and gives the share that it did.
+    `covered` are the branches that a run took: the rest is marked with `✘`, and their share is given.
     """
     return "\n".join(_markdown(description, covered)) + "\n"
 
@@ -35,15 +35,15 @@ def _markdown(description: Description, covered: Collection[Place] | None) -> It
     guards = {guard.name: place for place, guard in enumerate(description.guards, 1)}
     yield f"# The machine `{description.name}`"
     yield ""
-    yield "Made from the table; do not edit."
+    yield "Generated from the table; do not edit."
     yield ""
     yield f"Hash `{description.hash}`."
     yield f"{len(description.states)} states, {len(description.events)} events, {len(description.cells)} cells,"
-    yield f"{len(description.timers)} timers. 0 findings: a table that has any cannot be made."
+    yield f"{len(description.timers)} timers. 0 problems: a table with a problem cannot be created."
     if covered is not None:
         everything = [(cell.event, cell.state, n) for cell in description.cells for n in range(len(cell.branches))]
         hit = sum(place in covered for place in everything)
-        yield f"Covered: {hit} of {len(everything)} branches ({hit / len(everything):.1%}); `✘` marks the others."
+        yield f"Covered: {hit} of {len(everything)} branches ({hit / len(everything):.1%}); `✘` marks the rest."
     yield ""
     yield from _LEGEND
     yield "| event | " + " | ".join(_text(state.name) for state in description.states) + " |"
@@ -70,7 +70,8 @@ def _markdown(description: Description, covered: Collection[Place] | None) -> It
         owns = ", ".join(words.owns) or "–"
         yield f"| **{_text(words.name)}** | {_text(words.doc)} | {_text(owns)} | {_waits(description, words)} |"
     yield ""
-    yield "Leaving a state gives back what it owns and the next does not, and stops its timers, before anything begins."
+    yield "When the machine leaves a state, it first releases the resources that the next state does not own and stops"
+    yield "the timers that may not run there."
     yield ""
     yield "## Events"
     yield ""
@@ -131,8 +132,8 @@ def _timer(description: Description, timer: TimerWords) -> str:
     }
     runs = ", ".join(timer.runs_in)
     by = "; ".join([*sorted(disarms), "leaving these states"])
-    told = (f"**{timer.name}**", timer.doc, timer.after, runs, "; ".join(armed), by, timer.expiry)
-    return f"| {' | '.join(map(_text, told))} |"
+    row = (f"**{timer.name}**", timer.doc, timer.after, runs, "; ".join(armed), by, timer.expiry)
+    return f"| {' | '.join(map(_text, row))} |"
 
 
 def _uses(cell: CellWords, action: str) -> bool:
@@ -140,7 +141,7 @@ def _uses(cell: CellWords, action: str) -> bool:
 
 
 def _text(text: str) -> str:
-    """Text that neither ends a cell nor is taken for markup."""
+    """Escape text so that it cannot end a cell or act as markup."""
     escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
     return " ".join(escaped.split())
 
@@ -149,10 +150,10 @@ def _text(text: str) -> str:
 
 
 def mermaid(description: Description, *, overview: bool = False) -> str:
-    """A Mermaid `stateDiagram-v2`: one transition a line, in table order, in the small subset that forges render.
+    """A Mermaid `stateDiagram-v2`: one transition per line, in table order, in the small subset that forges render.
 
-    `overview` draws one line for each pair of states, with the names of the events; what begins a state anew is left
-    out.
+    `overview` draws one line for each pair of states, with the names of the events, and omits transitions from a state
+    to itself.
     """
     ids = {state.name: f"s{place}" for place, state in enumerate(description.states)}
     lines = ["stateDiagram-v2"]
@@ -163,7 +164,7 @@ def mermaid(description: Description, *, overview: bool = False) -> str:
             lines.append(f"    {ids[source]} --> {ids[target]} : {_label(', '.join(events))}")
     else:
         for cell, branch in description.edges():
-            assert branch.target is not None, "edges() gives no other"
+            assert branch.target is not None, "edges() yields only branches with a target"
             lines.append(
                 f"    {ids[cell.state]} --> {ids[branch.target]} : {_label(edge_label(description, cell, branch))}"
             )
@@ -182,12 +183,12 @@ def _pairs(description: Description) -> dict[tuple[str, str], list[str]]:
 
 
 def edge_label(description: Description, cell: CellWords, branch: BranchWords) -> str:
-    """What stands at a transition: the event (a timer's with its time) and the guard."""
+    """The label of a transition: the event (for a timer also its time) and the guard."""
     event = next(event for event in description.events if event.name == cell.event)
     label = event.name
     if timer := _timer_of(description, event):
         label += f" after {timer.after}" if timer.after else f" by {timer.name}"
-    # "else": a later branch has no guard of its own and means "none of the earlier ones".
+    # "else": a last branch without a guard applies if no earlier one did.
     guard = branch.guard or ("else" if len(cell.branches) > 1 else None)
     return f"{label} [{guard}]" if guard else label
 
@@ -196,7 +197,7 @@ def _timer_of(description: Description, event: EventWords) -> TimerWords | None:
     return next((timer for timer in description.timers if timer.name == event.timer), None)
 
 
-#: What ends or begins something in a Mermaid label, as the entities that it knows.
+#: Characters with a meaning in a Mermaid label, and the entities that replace them.
 _MERMAID: Final = {char: f"#{ord(char)};" for char in '#;:<>"{}\\`'}
 
 
@@ -210,7 +211,7 @@ _FILL: Final = {"initial": "#e7f0fd", "final": "#eeeeee", "other": "#ffffff"}
 
 
 def dot(description: Description) -> str:
-    """A Graphviz graph: one edge a transition, a timer's dashed, with what is meant as tooltips."""
+    """A Graphviz graph: one edge per transition, dashed for a timer, with the docstrings as tooltips."""
     lines = [
         f"digraph {_quoted(description.name)} {{",
         *DOT_STYLE,
@@ -231,7 +232,7 @@ DOT_STYLE: Final = (
 
 
 def dot_state(description: Description, state: StateWords, look: str = "") -> str:
-    """The line of a state."""
+    """The DOT line of a state."""
     kind = "initial" if state.name == description.initial else "final" if state.final else "other"
     shape = ", peripheries=2" if state.final else ""
     look = look or f'fillcolor="{_FILL[kind]}"'
@@ -239,7 +240,7 @@ def dot_state(description: Description, state: StateWords, look: str = "") -> st
 
 
 def dot_edge(description: Description, cell: CellWords, branch: BranchWords, look: str) -> str:
-    """The line of a transition."""
+    """The DOT line of a transition."""
     guard = next((guard.doc for guard in description.guards if guard.name == branch.guard), "")
     docs = [action.doc for action in description.actions if action.name in branch.actions]
     tooltip = " ".join(filter(None, [f"If: {guard}" if guard else "", *docs, branch.reason])) or cell.event

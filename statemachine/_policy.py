@@ -1,6 +1,7 @@
 """Every number of the lifecycle, as frozen and validated values.
 
-Seconds throughout. A delay is not drawn here: a policy gives the bounds, and whoever holds the randomness draws.
+All times are in seconds. No delay is drawn here: a policy gives the bounds, and the engine, which owns the random
+generator, draws.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def _not_negative(name: str, number: float) -> None:
 
 
 class Delay(Struct, frozen=True):
-    """A delay to be drawn: uniform in `low`..`high`, at least `at_least`, plus uniform in 0..`extra`."""
+    """The bounds of a random delay: uniform in `low`..`high`, at least `at_least`, plus uniform in 0..`extra`."""
 
     low: float
     high: float
@@ -35,12 +36,12 @@ class Delay(Struct, frozen=True):
     extra: float = 0.0
 
     def draw(self, random: Callable[[], float]) -> float:
-        """Draw it; `random` gives numbers in 0..1."""
+        """Draw the delay in seconds; `random` returns numbers in 0..1."""
         delay = max(self.low + (self.high - self.low) * random(), self.at_least)
         return delay + self.extra * random() if self.extra else delay
 
     def moved_behind(self, least: float, width: float) -> Delay:
-        """The delay from `least` on, with room to choose still: its own width, or `width` where that is less."""
+        """The same delay, but not before `least`, and still random: over its own width or `width`, if that is less."""
         if self.low >= least:
             return self
         high = max(self.high, least + min(self.high - self.low, width))
@@ -48,15 +49,15 @@ class Delay(Struct, frozen=True):
 
 
 def exactly(seconds: float) -> Delay:
-    """A delay without a choice."""
+    """A delay of exactly this many seconds."""
     return Delay(seconds, seconds)
 
 
 class Advice(Struct, frozen=True, kw_only=True):
-    """What the server said about coming back.
+    """The server's advice about when to reconnect.
 
-    `retry_after` (HTTP `Retry-After`) is the least wait. `retry_in` and `spread` come with a close for everybody: wait
-    `retry_in`, then anywhere within `spread`.
+    `retry_after` (HTTP `Retry-After`) is the least wait. `retry_in` and `spread` come with a close for all clients:
+    wait `retry_in`, then a random part of `spread`.
     """
 
     retry_after: float | None = None
@@ -64,22 +65,22 @@ class Advice(Struct, frozen=True, kw_only=True):
     spread: float | None = None
 
     def least(self, limit: float) -> float:
-        """The least wait asked for, in seconds, cut at `limit`."""
+        """The least wait that the server asked for, in seconds, capped at `limit`."""
         return min(self.retry_in if self.retry_in is not None else self.retry_after or 0.0, limit)
 
 
 def advised(delay: Delay, least: float) -> Delay:
-    """The delay, but `least` at the least; and clients told the same number must not come back in the same instant."""
+    """The delay, but at least `least`, plus a random part so that clients with the same advice do not coincide."""
     return Delay(delay.low, delay.high, at_least=least, extra=min(5.0, 0.1 * least))
 
 
 class Backoff(Struct, frozen=True, kw_only=True):
-    """How long to wait before retry n (0, 1, 2 ...) of an outage, and how many there are.
+    """The wait before retry n (0, 1, 2 ...) of an outage, and the number of retries.
 
-    The window is `base * factor**n`, first cut at `cap`, then jittered: `none` waits the whole window, `equal`
-    the upper half of it, `full` anything from `floor` on. `shared_window` is the least window for a cause that hits
-    every client at once; it is what keeps 10,000 clients from coming back in one second. An outage ends with
-    `exhausted` after `attempts` retries or `seconds`, whichever is first.
+    The window is `base * factor**n`, capped at `cap`, then jittered: `none` waits the whole window, `equal` at least
+    half of it, `full` any time from `floor` to the whole window. `shared_window` is the least window for a cause that
+    affects every client at once; it keeps 10,000 clients from reconnecting in one second. An outage ends with
+    `exhausted` after `attempts` retries or `seconds`, whichever comes first.
     """
 
     base: float = 1.0
@@ -105,26 +106,26 @@ class Backoff(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def patient(cls) -> Backoff:
-        """The default: full jitter from 1 s (5 s where everybody was hit), cap 30 s, 20 retries or 10 minutes."""
+        """The default: full jitter from 1 s (5 s for a shared cause), cap 30 s, 20 retries or 10 minutes."""
         return cls()
 
     @classmethod
     def original(cls) -> Backoff:
-        """1, 2, 4, 8, 16 s, exactly, five retries: what the first system did.
+        """Exactly 1, 2, 4, 8, 16 s, five retries, as the original system did.
 
-        Not the default: without jitter all clients dial in the same second, and with five retries most give up after
-        a restart that takes longer than 31 s.
+        It is not the default: without jitter all clients dial in the same second, and with five retries most of them
+        give up during a server restart that takes longer than 31 s.
         """
         return cls(jitter="none", attempts=5, floor=0.0, shared_window=0.0)
 
     def window(self, n: int, *, shared: bool = False) -> float:
-        """The window of retry n: capped, not yet jittered."""
-        # factor**n overflows a float for a large n; the cap is reached long before.
+        """The window of retry n, capped and not yet jittered."""
+        # factor**n overflows a float for a large n; the cap applies long before that.
         grown = self.base * self.factor ** min(n, 64)
         return min(self.cap, max(self.shared_window if shared else self.base, grown))
 
     def delay(self, n: int, *, shared: bool = False, advice: Advice | None = None, limit: float = 900.0) -> Delay:
-        """The delay before retry n, with the server's advice (cut at `limit`) taken into account."""
+        """The delay before retry n; it respects the server's advice, capped at `limit`."""
         if advice is not None and advice.retry_in is not None:
             start = advice.least(limit)
             return Delay(start, start + min(advice.spread or 0.0, limit))
@@ -144,22 +145,23 @@ _NOT_NEGATIVE: Final = (
 
 
 class Policy(Struct, frozen=True, kw_only=True):
-    """All other numbers of a connection. The defaults are for a desktop or terminal program.
+    """All other numbers of a connection. The defaults suit a desktop or terminal program.
 
-    Dialling: a dial opens at least `dial_spacing` after the one before and at most `dials_per_window` times within
-    `dial_window`; no success shortens either. `prompt` bounds the wait after a user's action, a wake or a return to the
-    foreground; `restored_window` the one after the path came back. While the path is down a dial is held for `hold`,
-    then tried once without charge. `free_restarts` attempts an outage may be begun anew because the path changed.
+    Dialling: dials are at least `dial_spacing` apart, and at most `dials_per_window` happen within `dial_window`, even
+    after successful ones. `prompt` is the longest wait after a user's action, a wake-up or a return to the foreground;
+    `restored_window` is the longest wait after the path came back. While the path is down the engine delays a dial by
+    `hold`, then tries once without using the budget. `free_restarts` is how many attempts of an outage may restart for
+    free because the path changed.
 
-    Links: one counts as stable after `stable_after` in `connected`. In the background everything is closed after
-    `grace` (0 on phones). `violations` broken streams without a stable link between them end it.
+    Links: a link counts as stable after `stable_after` in `connected`. In the background the engine closes everything
+    after `grace` (0 on phones). After `violations` broken streams without a stable link in between it gives up.
 
-    Silence: without a sign of the job for `stall_after[0]` the state is fetched, again after `stall_after[1]` and so
-    on, the last number repeating. After the second such look without a sign one reconnect is made. A silence of
-    `stall_limit` ends in `exhausted` with the reason `stalled`; None, the default, sets no limit, because a job may be
-    silent for hours. Set it for a server whose state says "running" for a job that no longer exists.
+    Silence: the engine fetches the state after `stall_after[0]` without a sign of the job, again after `stall_after[1]`
+    and so on; the last number repeats. After the second check without a sign it reconnects once. After a silence of
+    `stall_limit` it gives up with the reason `stalled`. None, the default, sets no limit, because a job may be silent
+    for hours. Set a limit for a server whose state says "running" for a job that no longer exists.
 
-    Revival from `exhausted`: at least `revival_spacing` apart, at most `revivals_per_window` within `revival_window`.
+    Revivals from `exhausted` are at least `revival_spacing` apart, at most `revivals_per_window` in `revival_window`.
     """
 
     backoff: Backoff = Backoff()
@@ -180,24 +182,27 @@ class Policy(Struct, frozen=True, kw_only=True):
     revivals_per_window: int = 6
     revival_window: float = 3600.0
     advice_limit: float = 900.0
-    #: The whole attempt: DNS, TCP, TLS, upgrade. The token provider has `token_deadline` before it.
+    #: The deadline of a whole attempt: DNS, TCP, TLS, upgrade. Before it, the token provider has `token_deadline`.
     connect_deadline: float = 10.0
     token_deadline: float = 30.0
-    #: Liveness: a ping after `ping_after` without inbound bytes, lost at `lost_after`; a probe waits `probe`.
+    #: Liveness: ping after `ping_after` without received bytes; the link is lost after `lost_after`, or `probe` after
+    #: a probe.
     ping_after: float = 15.0
     lost_after: float = 25.0
     probe: float = 5.0
-    #: How long the closing handshake may take: at the end and in `aclose()`, and on `cancel()`.
+    #: How long the closing handshake may take: `close_wait` at the job's end and in `aclose()`, `cancel_wait` in
+    #: `cancel()`.
     close_wait: float = 2.0
     cancel_wait: float = 0.5
-    #: The state fetch while syncing: its deadline, and the waits between its tries; elsewhere one try.
+    #: The state fetch while syncing: the deadline of each try and the waits between tries. Other fetches try once, with
+    #: `status_deadline`.
     fetch_deadline: float = 10.0
     fetch_waits: tuple[float, ...] = (1.0, 2.0, 4.0)
     status_deadline: float = 5.0
 
     @classmethod
     def original(cls) -> Policy:
-        """What the first system did: `Backoff.original()`, and no least time between two dials either."""
+        """The numbers of the original system: `Backoff.original()`, and no least time between two dials."""
         return cls(backoff=Backoff.original(), dial_spacing=0.0)
 
     def __post_init__(self) -> None:
@@ -216,10 +221,10 @@ class Policy(Struct, frozen=True, kw_only=True):
             for number in getattr(self, name):
                 _positive(name, number)
         if self.lost_after <= self.ping_after:
-            raise InvalidArgument("lost_after", "must exceed ping_after, or no ping could be answered in time")
+            raise InvalidArgument("lost_after", "must be greater than ping_after, which leaves time to answer a ping")
 
     def next_look(self, looks: int) -> float:
-        """How long a silence lasts, in seconds, when it is looked into again after so many looks."""
+        """The length of the silence, in seconds, at which the next check is due after `looks` checks."""
         waits = self.stall_after
         due = sum(waits[: looks + 1]) + max(0, looks + 1 - len(waits)) * waits[-1]
         return due if self.stall_limit is None else min(due, self.stall_limit)

@@ -1,7 +1,7 @@
-"""A recorded run of the machine: what a flight recorder holds, as versioned JSON that can be replayed.
+"""A recorded run of the machine, as versioned JSON that can be replayed.
 
-A recording begins with the snapshot before its first entry, so that it replays exactly though the entries before that
-were forgotten. It holds no token and no job data: of an end it keeps the kind only.
+A recording starts with the snapshot before its first entry, so it replays exactly although earlier entries were
+dropped. It holds no token and no job data: of a job's end it keeps only the kind.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VERSION: Final = 1
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """One event taken up: in which state, with which facts, and what became of it. `verdict` None: forbidden."""
+    """One handled event: its facts, the states before and after, and the verdict. `verdict` None: forbidden."""
 
     event: AnyEvent
     facts: Facts
@@ -36,7 +36,7 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 class Recording(Struct, frozen=True, kw_only=True):
-    """Entries in order, and all that is needed to replay them."""
+    """Entries in order, with everything needed to replay them."""
 
     version: int = VERSION
     policy: Policy = Policy()
@@ -49,13 +49,13 @@ class Recording(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Recording:
-        """Read a recording; raises `InvalidArgument` for one that is damaged or of another version."""
+        """Read a recording; raise `InvalidArgument` if it is damaged or of another version."""
         try:
             recording = msgspec.json.decode(data, type=cls)
         except (msgspec.DecodeError, RecursionError) as error:
             raise InvalidArgument("recording", str(error)) from error
         if recording.version != VERSION:
-            raise InvalidArgument("recording", f"version {recording.version} is not known, only {VERSION}")
+            raise InvalidArgument("recording", f"version {recording.version} is unknown; use {VERSION}")
         return recording
 
 
@@ -67,19 +67,19 @@ class Recorder:
         self._entries: deque[tuple[Snapshot, Entry]] = deque(maxlen=limit)
 
     def record(self, before: Snapshot, entry: Entry) -> None:
-        """Add an entry, forgetting the oldest beyond the limit."""
+        """Add an entry; beyond the limit, drop the oldest."""
         if isinstance(entry.event, JobEnded):
             entry = msgspec.structs.replace(entry, event=msgspec.structs.replace(entry.event, update=None))
         self._entries.append((before, entry))
 
     def recording(self) -> Recording:
-        """What is held now."""
+        """The recording of the entries kept now."""
         start = self._entries[0][0] if self._entries else Snapshot()
         return Recording(policy=self._policy, start=start, entries=tuple(entry for _, entry in self._entries))
 
 
 class Divergence(NamedTuple):
-    """Where a replay first went another way than the recording: the entry's place, and what came of it now."""
+    """The first entry whose replay differs from the recording: its place, and the result of the replay."""
 
     place: int
     entry: Entry
@@ -89,7 +89,7 @@ class Divergence(NamedTuple):
 
 
 def replay(recording: Recording) -> Divergence | None:
-    """Run the recording through the machine as it is now; None where every step is as recorded."""
+    """Run the recording through the present machine; None if every step matches."""
     snapshot = recording.start
     for place, entry in enumerate(recording.entries):
         verdict: Verdict | None
@@ -104,7 +104,7 @@ def replay(recording: Recording) -> Divergence | None:
 
 
 def coverage(recording: Recording) -> set[tuple[str, str, int]]:
-    """Which branches of the table a recording took: event, state, place of the branch in its cell."""
+    """The branches of the table that a recording took: event, state, place of the branch in its cell."""
     snapshot, taken = recording.start, set()
     for entry in recording.entries:
         if not is_stale(snapshot, entry.event):

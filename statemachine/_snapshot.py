@@ -8,7 +8,7 @@ from ._events import Cause, Facts, Reason, State, Timer
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """One connection's lifecycle at rest.
+    """The lifecycle of one connection between two events.
 
     `generation` is raised by a new attempt, background, cancel, close and the end; `fetch` by each state fetch. Times
     are on the loop's clock, in seconds.
@@ -18,44 +18,45 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     generation: int = 0
     fetch: int = 0
 
-    # The budget of an outage: retries made, and seconds of it that have run (a hold and the background stop the clock).
+    # The budget of an outage: the retries made and the seconds spent. The clock stops while the path is down and in the
+    # background.
     retries: int = 0
     outage_spent: float = 0.0
     outage_since: float | None = None
 
-    # What only `link_stable` and a user's `connect` or `retry` reset.
+    # Counters that only `link_stable` and the user's `connect` or `retry` reset.
     free_restarts: int = 0
     rejections: int = 0
     refetches: int = 0
     violations: int = 0
 
-    # The attempt under way was begun although the path was down: its failure is not charged.
+    # The present attempt started although the path was down: its failure does not use up the budget.
     trial: bool = False
-    # Until when the waiting attempt may be held for the path, and until when the server asked us to stay away.
+    # The latest time of an attempt while the path is down, and the time until which the server asked us to wait.
     hold_until: float | None = None
     advised_until: float | None = None
 
-    # What is known of the other side: it was in step once; it accepted this token; it agreed to stop the job.
+    # Facts about the server: a sync with it worked once; it accepted this token; it agreed to stop the job.
     peer_known: bool = False
     token_accepted: bool = False
     cancel_accepted: bool = False
 
-    # The job's silence: looks made into it, seconds of it that earlier links saw, when this link came in step, and
-    # whether a reconnect was made because of it. Reconnects keep all of this; a sign of the job resets it.
+    # The job's silence: the checks made, its seconds on earlier links, the time when this link became connected, and
+    # whether we reconnected because of it. Reconnects keep all of this; a sign of the job resets it.
     stalls: int = 0
     silence: float = 0.0
     in_step_since: float | None = None
     silence_redialled: bool = False
 
-    # When dials opened (or are to open), and when revivals were made: the newest last, bounded by the policy.
+    # The times of past and planned dials, and of revivals: the newest last, bounded by the policy.
     dials: tuple[float, ...] = ()
     revivals: tuple[float, ...] = ()
 
-    # Which timers run, with the ticket of each, and the last ticket given.
+    # The running timers with their tickets, and the last ticket issued.
     armed: tuple[tuple[Timer, int], ...] = ()
     tickets: int = 0
 
-    # How it stands: the last failure, why it gave up, which fixed token was refused, how the job ended.
+    # The results so far: the last failure, why the engine gave up, which fixed token was refused, how the job ended.
     cause: Cause | None = None
     reason: Reason | None = None
     refused_token: str | None = None
@@ -66,12 +67,12 @@ class Snapshot(Struct, frozen=True, kw_only=True):
         return next((ticket for armed, ticket in self.armed if armed is timer), None)
 
     def outage_seconds(self, now: float) -> float:
-        """How long the outage has lasted, holds and background left out."""
+        """How long the outage has lasted, without the time the path was down or in the background."""
         running = 0.0 if self.outage_since is None else max(0.0, now - self.outage_since)
         return self.outage_spent + running
 
     def silent_seconds(self, facts: Facts) -> float:
-        """How long the job has been silent while this connection was in step to hear it."""
+        """How long the job has been silent while this connection was connected."""
         if self.in_step_since is None:
             return self.silence
         if facts.last_sign is not None and facts.last_sign > self.in_step_since:

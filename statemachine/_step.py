@@ -19,20 +19,20 @@ _DEFAULT: Final = Policy()
 
 
 class Verdict(Enum):
-    """What became of an event."""
+    """The result of an event."""
 
     MOVED = "moved"
-    """It led to another state, or to the same one begun anew."""
+    """The event led to another state, or entered the same state again."""
     KEPT = "kept"
-    """It was handled in the state."""
+    """The event was handled and the state stayed."""
     IGNORED = "ignored"
-    """It does not matter here, for the reason that its cell gives."""
+    """The event was ignored; its cell gives the reason."""
     STALE = "stale"
-    """It speaks of an attempt, a fetch or a timer that is no more."""
+    """The event belongs to an attempt, a fetch or a timer that no longer exists."""
 
 
 class Step(NamedTuple):
-    """The answer of `step`."""
+    """The result of `step`."""
 
     snapshot: Snapshot
     effects: tuple[AnyEffect, ...]
@@ -40,10 +40,10 @@ class Step(NamedTuple):
 
 
 def step(snapshot: Snapshot, event: AnyEvent, facts: Facts, policy: Policy = _DEFAULT) -> Step:
-    """Take up one event.
+    """Apply one event to a snapshot.
 
-    Raises `ForbiddenRequest` (or its kind) for a request that the state does not allow; nothing has changed then, nor
-    whatever else is raised: the snapshot given is never touched.
+    Raises `ForbiddenRequest` (or a subclass) for a request that the state does not allow. The given snapshot never
+    changes, also if another error is raised.
     """
     if is_stale(snapshot, event):
         return Step(snapshot, (), Verdict.STALE)
@@ -55,7 +55,7 @@ def step(snapshot: Snapshot, event: AnyEvent, facts: Facts, policy: Policy = _DE
 
 
 def is_stale(snapshot: Snapshot, event: AnyEvent) -> bool:
-    """Whether the event speaks of an attempt, a fetch or a timer that is no more. An end is never stale."""
+    """Whether the event belongs to an attempt, a fetch or a timer that no longer exists. An end is never stale."""
     if isinstance(event, JobEnded):
         return False
     if isinstance(event, Expiry):

@@ -1,16 +1,17 @@
 """A state machine as data: a typed table in which every event has a cell in every state.
 
-This module knows no lifecycle. It says what a table is, checks at construction that it holds together, and fires it
-through one flat `transitions.Machine`, which is shared by every snapshot that ever steps through it:
+This module knows no lifecycle. It defines a table, checks it at construction, and fires events through one flat
+`transitions.Machine`, which all snapshots share:
 
-- A cell is an ordered list of branches. A branch with a guard applies if no earlier one did; the last has no guard.
+- A cell is an ordered list of branches. A branch applies if its guard is true and no earlier branch applied; the last
+  branch has no guard.
 - A branch goes to a state, stays, ignores (with a written reason) or forbids (with a typed error).
-- What happens besides is a list of named actions, which write onto a scratch object. If one raises, the scratch is
-  thrown away and nothing has changed.
+- A branch also has a list of named actions, which change a scratch object. If one raises, the scratch is discarded and
+  nothing has changed.
 
-How `transitions` is used, and why: no model is attached (an attached model costs 12 KiB and generated methods), nested
-and async machines are not used (they are slower, and the async one needs asyncio), and each branch carries its
-predecessors' guards negated, so that the order in which `transitions` tries them does not matter.
+Three choices about `transitions`: no model is attached (an attached model costs 12 KiB and generated methods). Nested
+and async machines are not used (they are slower, and the async one needs asyncio). Each branch carries the negated
+guards of the earlier branches, so the order in which `transitions` tries them does not matter.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .._exceptions import ForbiddenRequest, TableError
 from ._cells import Branch, Cell, D, E, Guard, Kind, S, T, TimerRule
 from ._checks import machine_findings, shape_findings, timer_findings, walk_findings
 
-# transitions writes a line at DEBUG for every callback; a level that the application chose is left alone.
+# transitions logs a line at DEBUG for every callback; a level that the application has set stays unchanged.
 _LOGGER: Final = logging.getLogger("transitions")
 if _LOGGER.level == logging.NOTSET:
     _LOGGER.setLevel(logging.WARNING)
@@ -36,11 +37,11 @@ if _LOGGER.level == logging.NOTSET:
 
 @dataclass(frozen=True, eq=False)
 class Table(Generic[S, E, D, T]):
-    """A whole machine as data; making one that does not hold together raises `TableError` with every finding.
+    """A whole machine as data; an incomplete or contradictory table raises `TableError` with every problem.
 
-    `cells[event][state]` is a cell. `final` states have no exit. `waits` gives, for each state that waits for
-    something without a timer of its own, the reason why that cannot be for ever by accident. `owns` says, for the
-    documents, what each state holds besides timers; leaving it gives that back (the scratch's `leave` does).
+    `cells[event][state]` is a cell. `final` states have no exit. `waits` gives, for each state that waits without a
+    timer, the reason why it cannot hang by accident. `owns` lists, for the documents, the resources of each state other
+    than timers; the scratch's `leave` releases them.
     """
 
     name: str
@@ -76,21 +77,21 @@ class Table(Generic[S, E, D, T]):
                     yield event, state, branch
 
     def fire(self, event: E, scratch: D) -> None:
-        """Take the cell of `event` in `scratch.state`: run its actions on the scratch and move it.
+        """Fire `event` in `scratch.state`: run the cell's actions on the scratch and change its state.
 
-        A forbidden branch raises its error; whatever raises, the scratch is to be thrown away.
+        A forbidden branch raises its error. After any error, discard the scratch.
         """
         self._machine.events[event.value].trigger(scratch)
 
     @property
     def machine(self) -> Machine:
-        """The `transitions` machine made from this table, for whoever wants to look at it."""
+        """The `transitions` machine built from this table, for inspection."""
         return self._machine
 
     def enabled(self, event: E, scratch: D) -> list[Branch[S, D, T]]:
-        """Every branch that the machine would take, asking each: exactly one, or the guards do not exclude each other.
+        """Every branch whose conditions hold; if there is more than one, the guards do not exclude each other.
 
-        For tests: `fire` takes the first that applies and asks no further.
+        This is for tests: `fire` takes the first branch that applies and does not try the others.
         """
         question = EventData(None, None, self._machine, scratch, args=(), kwargs={})
         ways = self._machine.events[event.value].transitions[scratch.state.name]
@@ -101,7 +102,7 @@ class Table(Generic[S, E, D, T]):
             if all(condition.check(question) for condition in way.conditions)
         ]
 
-    # What __post_init__ made of the table.
+    # Built from the table by __post_init__.
     _machine: Machine = field(init=False, repr=False)
 
     def _build(self) -> Machine:
@@ -128,7 +129,7 @@ class Table(Generic[S, E, D, T]):
 
 
 def _condition(guard: Guard[Any]) -> Callable[[EventData], bool]:
-    # transitions compares a condition's answer with `== True`: anything else that is true would count as false.
+    # transitions compares a condition's result with `== True`, so any other true value would count as false.
     def condition(event_data: EventData) -> bool:
         return bool(guard(event_data.model))
 

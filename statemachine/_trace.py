@@ -1,7 +1,7 @@
-"""The way that a run took through a machine: as a timeline of text, and as a picture of states over time.
+"""The path of a run through a machine, as a timeline of text and as a picture of states over time.
 
-A `Journey` is such a way in words, of any table: what was recorded of a connection becomes one by `journey`, an
-application's own lifecycle may write its own, and `retrace` runs it through the table as that is now.
+A `Journey` describes such a path, for any table. `journey` makes one from a connection's recording, an application with
+its own lifecycle may write its own, and `retrace` runs a journey through the present table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSION: Final = 1
 
 
 class Passage(Struct, frozen=True, kw_only=True):
-    """One event of a journey: when (seconds), where, what came of it (`forbidden` where it was refused), and notes."""
+    """One event of a journey: its time in seconds, the states before and after, the verdict and a note."""
 
     at: float
     event: str
@@ -38,7 +38,7 @@ class Passage(Struct, frozen=True, kw_only=True):
 
 
 class Journey(Struct, frozen=True, kw_only=True):
-    """A way through a machine. `states` are those of the table, in its order."""
+    """A path through a machine. `states` are those of the table, in its order."""
 
     version: int = VERSION
     table: str
@@ -51,18 +51,18 @@ class Journey(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Journey:
-        """Read a journey; raises `InvalidArgument` for one that is damaged or of another version."""
+        """Read a journey; raise `InvalidArgument` if it is damaged or of another version."""
         try:
             journey = msgspec.json.decode(data, type=cls)
         except (msgspec.DecodeError, RecursionError) as error:
             raise InvalidArgument("journey", str(error)) from error
         if journey.version != VERSION:
-            raise InvalidArgument("journey", f"version {journey.version} is not known, only {VERSION}")
+            raise InvalidArgument("journey", f"version {journey.version} is unknown; use {VERSION}")
         return journey
 
 
 class Departure(NamedTuple):
-    """Where a journey first left the table as it is now: its place, and what came of that passage."""
+    """The first event whose replay differs from the journey: its place, and the result in the present table."""
 
     place: int
     passage: Passage
@@ -71,7 +71,7 @@ class Departure(NamedTuple):
 
 
 def journey(recording: Recording) -> Journey:
-    """What a connection's recording tells, with causes, and the delays that the machine asked for."""
+    """Turn a connection's recording into a journey, with causes and the delays that the machine requested."""
     snapshot, passages = recording.start, []
     for entry in recording.entries:
         notes = [_cause(entry.event)]
@@ -119,10 +119,10 @@ def _delay(effect: object, now: float) -> str:
 def retrace(
     table: Table[Any, Any, Any, Any], journey: Journey, scratch_for: Callable[[Passage, Any], Any]
 ) -> Departure | None:
-    """Run a journey through the table; None where every passage goes as it went.
+    """Run a journey through the table; None if every event gives the same result.
 
-    `scratch_for(passage, state)` makes the scratch for a passage that begins in `state`; if it keeps something between
-    passages (counters, say), it is the one to carry that on.
+    `scratch_for(passage, state)` makes the scratch for an event that starts in `state`. If the scratch needs data from
+    earlier events (counters, say), `scratch_for` must keep it.
     """
     state = table.states(journey.passages[0].source) if journey.passages else table.initial
     for place, passage in enumerate(journey.passages):
@@ -143,7 +143,7 @@ def retrace(
 
 
 def timeline(journey: Journey, departure: int | None = None) -> str:
-    """A line for each passage; `departure` marks the place where a replay went another way."""
+    """One line for each event; `departure` marks the place where a replay differed."""
     return "\n".join(_timeline(journey, departure)) + "\n"
 
 
@@ -168,7 +168,7 @@ def _way(passage: Passage) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that may come from a server, without what a terminal would obey."""
+    """Escape text that may come from a server, so that it cannot control the terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
@@ -187,9 +187,9 @@ _COLOURS: Final = {
 
 
 def timeline_svg(journey: Journey, departure: int | None = None) -> str:
-    """States over time: a lane each, the way as a line, a dot for every event; what is meant shows on hovering.
+    """States over time as SVG: one lane per state, the path as a line, a dot with a tooltip for each event.
 
-    Time runs from left to right and is squeezed: a second and an hour both keep room for what happened after them.
+    Time runs from left to right on a logarithmic scale, so that both a second and an hour fit on the page.
     """
     lanes = {name: _TOP + _LANE * (place + 0.5) for place, name in enumerate(journey.states)}
     marks, x = [], float(_LEFT + 20)
@@ -217,12 +217,12 @@ def timeline_svg(journey: Journey, departure: int | None = None) -> str:
     last_label = -math.inf
     for place, (passage, x) in enumerate(zip(journey.passages, marks, strict=True)):
         seconds = passage.at - journey.passages[0].at
-        told = f"{seconds:.3f} s: {passage.event}, {_way(passage)}. {passage.note}"
+        tooltip = f"{seconds:.3f} s: {passage.event}, {_way(passage)}. {passage.note}"
         radius = 7 if place == departure else 4
         colour = _COLOURS.get(passage.verdict, "#234a75")
         out.append(
             f'<circle cx="{x:.1f}" cy="{lanes[passage.target]:g}" r="{radius}" fill="{colour}">'
-            f"<title>{escape(printable(told))}</title></circle>"
+            f"<title>{escape(printable(tooltip))}</title></circle>"
         )
         if x - last_label >= 60:
             out.append(f'<text x="{x:.1f}" y="{bottom}" text-anchor="middle" fill="#666666">{seconds:.3g} s</text>')

@@ -138,7 +138,7 @@ def test_every_footnote_is_there_and_used() -> None:
 def test_timers_states_and_the_hash_are_told() -> None:
     text = markdown(LIFE)
     assert LIFE.hash in text
-    assert "0 findings" in text
+    assert "0 problems" in text
     for timer in LIFE.timers:
         (row,) = (row for row in rows(text) if row[0].strip() == f"**{timer.name}**" and len(row) == 7)
         assert timer.after in row[2]

@@ -152,17 +152,17 @@ FLAWS: dict[str, tuple[Callable[[Rows], object], tuple[str, ...]]] = {
     "no target": (put(Ask.SLAM, Gate.OPEN, Branch(Kind.MOVED)), ("None is not a state",)),
     "a target of what stays": (
         put(Ask.PUSH, Gate.OPEN, Branch(Kind.KEPT, Gate.SHUT)),
-        ("push in open: kept, and yet has a target",),
+        ("push in open: kept, but has a target",),
     ),
     "an exit of a final state": (
         put(Ask.SLAM, Gate.WELDED, go(Gate.OPEN)),
-        ("slam in welded: welded is final, and has an exit to open",),
+        ("slam in welded: welded is final but has an exit to open",),
     ),
     "a guard on the last": (put(Ask.PUSH, Gate.OPEN, stay(when=has_key)), ("the last branch has a guard",)),
     "a branch never taken": (put(Ask.PUSH, Gate.OPEN, stay(), stay()), ("can never apply",)),
     "overlapping guards": (
         put(Ask.PUSH, Gate.OPEN, stay(when=has_key), go(Gate.SHUT, when=has_key), stay()),
-        ("the same guard stands twice",),
+        ("two branches have the same guard",),
     ),
     "a guard without a docstring": (
         put(Ask.PUSH, Gate.OPEN, stay(when=undocumented), stay()),
@@ -176,7 +176,7 @@ FLAWS: dict[str, tuple[Callable[[Rows], object], tuple[str, ...]]] = {
     "forbidden without a reason": (put(Ask.PUSH, Gate.WELDED, forbid("")), ("forbidden without a reason",)),
     "ignored with actions": (
         put(Ask.SLAM, Gate.SHUT, Branch(Kind.IGNORED, reason="so", actions=(SWING,))),
-        ("ignored, and yet has actions",),
+        ("ignored, but has actions",),
     ),
     "an unreachable final state": UNREACHED,
     "a trap": (
@@ -189,21 +189,21 @@ FLAWS: dict[str, tuple[Callable[[Rows], object], tuple[str, ...]]] = {
     ),
     "a timer armed nowhere": (
         put(Ask.PUSH, Gate.SHUT, go(Gate.OPEN)),
-        ("the timer pull is armed nowhere",),
+        ("no action arms the timer pull",),
     ),
     "an expiry that is not handled": (
         lambda rows: (put(Ask.SLAM, Gate.OPEN, *ignore("no"))(rows), put(Ask.PUSH, Gate.OPEN, go(Gate.SHUT))(rows)),
-        ("the timer pull may run out in open, where slam is not handled",),
+        ("the timer pull may expire in open, which does not handle slam",),
     ),
 }  # fmt: skip
 
 OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "a state that waits for ever": ({"waits": {}}, ("shut waits without a timer, and without a reason",)),
+    "a state that waits for ever": ({"waits": {}}, ("shut waits without a timer; add one, or give the reason",)),
     "a timer without a rule": (
         {"timers": {}, "waits": dict.fromkeys(Gate, "so")},
         ("push in shut: swing touches the timer pull, which has no rule",),
     ),
-    "a final state of another kind": ({"final": frozenset({Other.THING})}, ("is named and is not a state",)),
+    "a final state of another kind": ({"final": frozenset({Other.THING})}, ("is named but is not a state",)),
     "a timer that raises no event": (
         {"timers": {Spring.PULL: TimerRule(frozenset({Gate.OPEN}), Other.THING)}},
         ("raises <Other.THING: 'thing'>, which is not an event",),
@@ -271,7 +271,7 @@ def test_a_machine_that_is_not_the_table_is_found() -> None:
         table = gate()
         tamper(table.machine.events["push"].transitions["SHUT"][1])
         (found,) = machine_findings(table, table.machine)
-        assert found.startswith("push in shut: the machine goes")
+        assert found.startswith("push in shut: the machine has")
     table = gate()
     table.machine.events["push"].transitions["SHUT"].reverse()
     assert len(list(machine_findings(table, table.machine))) == 1

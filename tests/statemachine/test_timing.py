@@ -520,7 +520,7 @@ def test_three_free_restarts_an_outage() -> None:
     run.world(path_up=False)
     run.take(PathLost())
     assert (state(run), run.snapshot.retries) == (State.RECONNECTING, 1)
-    assert run.snapshot.cause == Cause(code="path", text="the network path was lost")
+    assert run.snapshot.cause == Cause(code="path", text="the host lost its network path")
 
 
 @pytest.mark.parametrize("request_", [Connect(), Retry()], ids=["connect", "retry"])

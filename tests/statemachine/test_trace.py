@@ -75,7 +75,7 @@ def recorded() -> Recording:
 
 def test_the_timeline_is_readable() -> None:
     told = timeline(journey(recorded()))
-    why = "nothing was begun that could be tried again: call connect()"
+    why = "there is no attempt to retry: call connect() first"
     assert told.splitlines()[:3] == [
         f"       0.000 s  retry        idle ✗                    {why}",
         "       1.500 s  connect      idle → connecting",
