@@ -1,50 +1,50 @@
 """Every error Towline raises, in one tree.
 
-This is the one module that each layer may import: it imports nothing itself.
+Every layer may import this module; it imports no other part of Towline.
 
-The tree says who is at fault::
+The tree shows who is at fault::
 
     TowlineError
-    ├── UsageError                 the calling program: mend the call
-    │   ├── InvalidArgument        (a ValueError) a value that cannot be right
-    │   ├── ForbiddenRequest       the request is not lawful in the present state
+    ├── UsageError                 the calling program: fix the call
+    │   ├── InvalidArgument        (a ValueError) an argument has an unusable value
+    │   ├── ForbiddenRequest       the present state does not allow the request
     │   │   ├── JobEnded           ... because the job has ended
     │   │   └── Cancelled          ... because cancel() was called: final
-    │   ├── StateUnreachable       what was waited for cannot happen any more
-    │   ├── TokenProviderFailed    the program's token provider raised, or gave no token
-    │   └── TableError             a state table that does not hold together
+    │   ├── StateUnreachable       the state or result you wait for cannot be reached
+    │   ├── TokenProviderFailed    the program's token provider raised or returned no token
+    │   └── TableError             a state table is incomplete or contradicts itself
     ├── RemoteError                the peer
-    │   ├── ProtocolViolation      it sent bytes that no server may send
-    │   ├── MalformedMessage       it sent a message that does not fit its type
+    │   ├── ProtocolViolation      it sent bytes that the protocol forbids
+    │   ├── MalformedMessage       it sent a message that is not valid for its type
     │   ├── MessageTooBig          it sent more than the limits allow
-    │   ├── HandshakeRefused       it answered the upgrade with something else than 101
-    │   ├── UnexpectedResponse     it answered an HTTP call with something we cannot use
-    │   ├── TokenRefused           it (or the token provider) will give no token
-    │   └── ConnectionClosed       it ended the WebSocket, or we did
-    ├── NetworkError               what lies between
+    │   ├── HandshakeRefused       it answered the upgrade with a status other than 101
+    │   ├── UnexpectedResponse     it answered an HTTP call with an unusable response
+    │   ├── TokenRefused           it (or the token provider) refuses to issue a token
+    │   └── ConnectionClosed       the WebSocket was closed, by the peer or by us
+    ├── NetworkError               the network between you and the peer
     │   ├── NameNotResolved
     │   ├── ConnectFailed
     │   ├── ConnectionBroken
     │   ├── ProxyFailed
     │   └── CertificateRejected    the peer's certificate could not be verified
-    ├── DeadlineExceeded           (a TimeoutError) nobody answered in time
-    ├── UnexpectedFailure          code outside Towline raised something else: `network=`, `store=`, a library
+    ├── DeadlineExceeded           (a TimeoutError) no answer arrived in time
+    ├── UnexpectedFailure          code outside Towline raised another error: `network=`, `store=`, a library
     ├── Exhausted                  the engine has given up; `reason` says why
-    ├── HubStorageError            the job hub's log cannot be used, or did not take a write
-    ├── JobFailure                 raised by a job's own function: how that job failed
+    ├── HubStorageError            the job hub's log cannot be opened, read or written
+    ├── JobFailure                 a job's own function raises it to say how the job failed
     └── TokenStoreError            the token store
         ├── Locked                 the keyring is locked, or did not answer
-        ├── KeyUnavailable         the key that wrapped the store is not to be had
-        ├── Damaged                a file is not what was written
-        ├── WrongKey               the key given is not the one that wrapped the store
-        ├── RecordMismatch         a record speaks of another job or origin
-        ├── UnsafePermissions      others could read or replace the files
-        ├── UnknownVersion         written by a newer Towline
-        ├── ReadFailed             a file is there and could not be read
-        └── WriteFailed            nothing was saved; what stood there before still stands
+        ├── KeyUnavailable         the key that protects the store is not available
+        ├── Damaged                a file is not as Towline wrote it
+        ├── WrongKey               the given key is not the one that protects the store
+        ├── RecordMismatch         a record belongs to another job or origin
+        ├── UnsafePermissions      other users can read or replace the files
+        ├── UnknownVersion         a newer Towline wrote the store
+        ├── ReadFailed             a file exists but cannot be read
+        └── WriteFailed            nothing was saved; the earlier content is still there
 
-Facts are fields, the sentence is made in `__str__`, the cause is `__cause__`. No error holds a token, a header or
-bytes of a message. Unless a docstring says otherwise, the object that raised is still usable.
+Each error keeps its facts in fields, builds its text in `__str__` and has its cause in `__cause__`. No error holds a
+token, a header or bytes of a message. Unless a docstring says otherwise, the object that raised is still usable.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class TowlineError(Exception):
 
 
 class UsageError(TowlineError):
-    """The calling program asked for something that cannot be; nothing has changed."""
+    """The calling program made an impossible request; nothing has changed."""
 
 
 class InvalidArgument(UsageError, ValueError):
-    """A value that cannot be right (a URL, a header, a job id, a number of a policy); nothing was begun."""
+    """An argument has an unusable value (a URL, a header, a job id, a number of a policy); nothing was started."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(name, problem)
@@ -76,7 +76,7 @@ class InvalidArgument(UsageError, ValueError):
 
 
 class ForbiddenRequest(UsageError):
-    """The request is not lawful in the state the connection is in; the state is unchanged and still usable."""
+    """The connection's present state does not allow the request; the state is unchanged and still usable."""
 
     def __init__(self, request: str, state: str, why: str) -> None:
         super().__init__(request, state, why)
@@ -89,15 +89,15 @@ class ForbiddenRequest(UsageError):
 
 
 class JobEnded(ForbiddenRequest):
-    """The job has ended, so there is nothing to connect to; the connection's `outcome` holds how it ended."""
+    """The job has ended, so there is nothing to connect to; the connection's `outcome` says how it ended."""
 
 
 class Cancelled(ForbiddenRequest):
-    """`cancel()` was called on this connection, which is final; make a new `Connection`."""
+    """`cancel()` was called on this connection and is final; make a new `Connection`."""
 
 
 class StateUnreachable(UsageError):
-    """What was waited for cannot happen from the state the connection is in; it is still usable."""
+    """The wanted state or result cannot be reached from the present state; the connection is still usable."""
 
     def __init__(self, wanted: str, state: str, hint: str = "") -> None:
         super().__init__(wanted, state, hint)
@@ -106,14 +106,14 @@ class StateUnreachable(UsageError):
         self.hint = hint
 
     def __str__(self) -> str:
-        told = f"{self.wanted} cannot come about while {self.state}"
-        return f"{told}: {self.hint}" if self.hint else told
+        problem = f"cannot reach {self.wanted} while {self.state}"
+        return f"{problem}: {self.hint}" if self.hint else problem
 
 
 class TokenProviderFailed(UsageError):
-    """The program's token provider raised, or gave no token; the engine tries again, within its budget.
+    """The program's token provider raised or returned no token; the engine retries within its budget.
 
-    `problem` says which; an error that was raised is the cause.
+    `problem` says which of the two happened. If the provider raised, its error is the cause.
     """
 
     def __init__(self, problem: str) -> None:
@@ -121,19 +121,19 @@ class TokenProviderFailed(UsageError):
         self.problem = problem
 
     def __str__(self) -> str:
-        # Not the provider's own text: it may quote the token.
+        # The provider's own text is left out, because it may quote the token.
         return f"the token provider {self.problem}"
 
 
 class TableError(UsageError):
-    """A state table has a hole or a contradiction. `findings` lists every one, a sentence each."""
+    """A state table is incomplete or contradicts itself. `findings` has one sentence for each problem."""
 
     def __init__(self, findings: tuple[str, ...]) -> None:
         super().__init__(findings)
         self.findings = findings
 
     def __str__(self) -> str:
-        return f"{len(self.findings)} findings in the state table: " + "; ".join(self.findings)
+        return f"the state table has {len(self.findings)} problems: " + "; ".join(self.findings)
 
 
 # --- the peer --------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class RemoteError(TowlineError):
 class ProtocolViolation(RemoteError):
     """The peer sent bytes that the protocol forbids; this socket or exchange is dead.
 
-    `close_code` is what we told it (RFC 6455 section 7.4.1), or None where the handshake had not ended.
+    `close_code` is the code we closed with (RFC 6455 section 7.4.1), or None if the handshake had not finished.
     """
 
     def __init__(self, problem: str, close_code: int | None = None) -> None:
@@ -159,15 +159,15 @@ class ProtocolViolation(RemoteError):
 
 
 class MalformedMessage(RemoteError):
-    """A message is not JSON, or does not fit its type; it was skipped and the socket lives on.
+    """A message is not JSON or is not valid for its type; it was skipped and the socket stays open.
 
-    `type` is the message's type where it could be read, `path` where the trouble is (`$.payload.progress`). A frame's
-    `job_id`, `epoch` and `seq` are kept where they could be read: it had its place in the log all the same.
+    `type` is the message's type, if readable. `path` is the place of the problem (`$.payload.progress`). `job_id`,
+    `epoch` and `seq` are the frame's, if readable, because the frame still takes its place in the log.
     """
 
     def __init__(
         self,
-        type: str | None,  # noqa: A002 - the wire's own word
+        type: str | None,  # noqa: A002 - the name of the field in the message
         path: str,
         problem: str,
         *,
@@ -184,7 +184,7 @@ class MalformedMessage(RemoteError):
         self.seq = seq
 
     def __str__(self) -> str:
-        return f"a message of type {self.type!r} does not fit at {self.path}: {self.problem}"
+        return f"skipped a message of type {self.type!r} that is not valid at {self.path}: {self.problem}"
 
 
 class MessageTooBig(RemoteError):
@@ -202,8 +202,8 @@ class MessageTooBig(RemoteError):
 class HandshakeRefused(RemoteError):
     """The server answered the upgrade with a status other than 101; there is no socket.
 
-    `retry_after` is the server's advice in seconds, already turned from a date where it was one. `body` is at most
-    64 KiB of what came with the answer; it is the server's text, to be escaped before it is shown.
+    `retry_after` is the server's advice in seconds; a date was converted to seconds. `body` is the first 64 KiB of
+    the answer's body at most. It is the server's text: escape it before you show it.
     """
 
     def __init__(self, status: int, *, retry_after: float | None = None, body: bytes = b"") -> None:
@@ -213,12 +213,12 @@ class HandshakeRefused(RemoteError):
         self.body = body
 
     def __str__(self) -> str:
-        advice = "" if self.retry_after is None else f", and asks to come back in {self.retry_after:g} s"
+        advice = "" if self.retry_after is None else f"; it asks to retry after {self.retry_after:g} s"
         return f"the server refused the WebSocket with HTTP status {self.status}{advice}"
 
 
 class UnexpectedResponse(RemoteError):
-    """An HTTP call was answered with something that cannot be used; the call may be made again.
+    """The server answered an HTTP call with an unusable response; the call may be repeated.
 
     `status` is the HTTP status, `problem` says what is wrong with the answer, `retry_after` is advice in seconds.
     """
@@ -234,9 +234,9 @@ class UnexpectedResponse(RemoteError):
 
 
 class TokenRefused(RemoteError):
-    """No token is to be had: raise it from a token provider to say that asking again is of no use."""
+    """No token is available: raise it from a token provider to stop further requests for one."""
 
-    def __init__(self, problem: str = "no token is to be had") -> None:
+    def __init__(self, problem: str = "no token is available") -> None:
         super().__init__(problem)
         self.problem = problem
 
@@ -245,10 +245,10 @@ class TokenRefused(RemoteError):
 
 
 class ConnectionClosed(RemoteError):
-    """The WebSocket has ended; the socket is dead, whatever was received before it stays delivered.
+    """The WebSocket was closed; the socket is dead, and messages received earlier stay delivered.
 
-    `code` and `reason` are the peer's close frame (RFC 6455 section 7.1.5), with 1005 for a frame without a code and
-    1006 for an end without a frame. `sent_code` is what we sent, or None. `by_us` says who spoke first.
+    `code` and `reason` come from the peer's close frame (RFC 6455 section 7.1.5): 1005 for a frame without a code,
+    1006 if no close frame arrived. `sent_code` is the code we sent, or None. `by_us` is true if we closed first.
     """
 
     def __init__(self, code: int, reason: str = "", *, sent_code: int | None = None, by_us: bool = False) -> None:
@@ -260,12 +260,12 @@ class ConnectionClosed(RemoteError):
 
     def __str__(self) -> str:
         who = "we" if self.by_us else "the server"
-        # The reason is the server's text: repr() escapes what a terminal would obey.
+        # The reason is the server's text: repr() escapes control sequences that a terminal would execute.
         why = f" ({self.reason!r})" if self.reason else ""
         return f"{who} closed the WebSocket with code {self.code}{why}"
 
 
-# --- what lies between -----------------------------------------------------------------------------------------
+# --- the network -----------------------------------------------------------------------------------------------
 
 
 class NetworkError(TowlineError):
@@ -284,7 +284,7 @@ class NameNotResolved(NetworkError):
 
 
 class ConnectFailed(NetworkError):
-    """No address of the host took the connection; `problem` is the operating system's own word."""
+    """No address of the host accepted the connection; `problem` is the operating system's own text."""
 
     def __init__(self, host: str, port: int, problem: str) -> None:
         super().__init__(host, port, problem)
@@ -297,7 +297,7 @@ class ConnectFailed(NetworkError):
 
 
 class ConnectionBroken(NetworkError):
-    """An established connection ended without the protocol's farewell (reset, EOF, TLS torn down); it is dead."""
+    """An established connection ended without the protocol's closing handshake (reset, EOF, TLS abort); it is dead."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
@@ -308,7 +308,7 @@ class ConnectionBroken(NetworkError):
 
 
 class ProxyFailed(NetworkError):
-    """The proxy did not open the way; `status` is its HTTP status where it gave one."""
+    """The proxy did not open a tunnel; `status` is its HTTP status, if it sent one."""
 
     def __init__(self, problem: str, *, status: int | None = None) -> None:
         super().__init__(problem)
@@ -316,11 +316,11 @@ class ProxyFailed(NetworkError):
         self.status = status
 
     def __str__(self) -> str:
-        return f"the proxy did not open the way: {self.problem}"
+        return f"the proxy did not open a tunnel: {self.problem}"
 
 
 class CertificateRejected(NetworkError):
-    """The peer's certificate could not be verified, so nothing was sent; `problem` is the verifier's word."""
+    """The peer's certificate could not be verified, so nothing was sent; `problem` is the verifier's text."""
 
     def __init__(self, host: str, problem: str) -> None:
         super().__init__(host, problem)
@@ -332,7 +332,7 @@ class CertificateRejected(NetworkError):
 
 
 class DeadlineExceeded(TowlineError, TimeoutError):
-    """`what` did not happen within `seconds`; asking again is lawful."""
+    """A wait of `seconds` for `what` timed out; you may repeat the call."""
 
     def __init__(self, what: str, seconds: float) -> None:
         super().__init__(what, seconds)
@@ -340,13 +340,13 @@ class DeadlineExceeded(TowlineError, TimeoutError):
         self.seconds = seconds
 
     def __str__(self) -> str:
-        return f"{self.what} did not happen within {self.seconds:g} s"
+        return f"timed out after {self.seconds:g} s waiting for {self.what}"
 
 
 class UnexpectedFailure(TowlineError):
-    """Code that Towline called raised an error that is none of these; the error is the cause, and was logged.
+    """Code that Towline called raised an error of another type; that error is the cause and was logged.
 
-    `who` names what was called (an attempt to connect, the store), `problem` the kind of the error.
+    `who` names the called code (an attempt to connect, the store), `problem` the type of its error.
     """
 
     def __init__(self, who: str, problem: str) -> None:
@@ -359,14 +359,14 @@ class UnexpectedFailure(TowlineError):
 
 
 class Exhausted(TowlineError):
-    """The engine makes no further attempt by itself; `connect()` or `retry()` begins anew.
+    """The engine has given up and will not reconnect by itself; `connect()` or `retry()` starts again.
 
-    `reason` is one of `budget` (the retries or the time of an outage are spent), `auth` (the token was never accepted),
-    `revoked` (the server accepted this token before and rejects it now), `protocol` (the server refuses or breaks the
-    protocol), `gone` (the server does not know the job), `stalled` (the job was silent for `Policy.stall_limit`) and
-    `usage` (an argument or an environment variable cannot be used, and the text names it).
-    `cause` describes the last failure and is `__cause__` too where it was an exception. It does not mean that the job
-    has failed: the job may go on without a follower.
+    `reason` is one of `budget` (the retries or the time of an outage are used up), `auth` (the server never accepted
+    the token), `revoked` (the server accepted this token before and rejects it now), `protocol` (the server refuses or
+    breaks the protocol), `gone` (the server does not know the job), `stalled` (the job was silent for
+    `Policy.stall_limit`) and `usage` (an argument or an environment variable is unusable, and the text names it).
+    `cause` describes the last failure; if that was an exception, it is also `__cause__`. This error does not mean that
+    the job has failed: the job may continue without a follower.
     """
 
     def __init__(self, reason: str, cause: str) -> None:
@@ -385,9 +385,9 @@ class Exhausted(TowlineError):
 
 
 class HubStorageError(TowlineError):
-    """The hub's log could not do what was asked: nothing of the failed call was kept, and it may be made again.
+    """An operation on the hub's log failed: nothing of the call was saved, and the call may be repeated.
 
-    `path` is the database it speaks of, where there is one.
+    `path` is the database, if there is one.
     """
 
     def __init__(self, problem: str, *, path: Path | None = None) -> None:
@@ -400,10 +400,10 @@ class HubStorageError(TowlineError):
 
 
 class JobFailure(TowlineError):
-    """Raise it in a job's function to end the job as failed, with words its watcher can use.
+    """Raise it in a job's function to end the job as failed, with a text for its followers.
 
-    `code` is for programs, `message` for people, `details` any JSON value; `retryable` says whether a new job with
-    the same input may do better.
+    `code` is for programs, `message` for people, `details` any JSON value. `retryable` says whether a new job with
+    the same input may succeed.
     """
 
     def __init__(self, code: str, message: str, *, details: object = None, retryable: bool = False) -> None:
@@ -421,7 +421,7 @@ class JobFailure(TowlineError):
 
 
 class TokenStoreError(TowlineError):
-    """The token store could not do what was asked. `path` is the file or folder it speaks of, if any."""
+    """An operation on the token store failed. `path` is the file or folder concerned, if any."""
 
     def __init__(self, problem: str, *, path: Path | None = None) -> None:
         super().__init__(problem)
@@ -437,36 +437,36 @@ class Locked(TokenStoreError):
 
 
 class KeyUnavailable(TokenStoreError):
-    """The key that wrapped this store is not to be had; the records are untouched. Bring the key back."""
+    """The key that protects this store is not available; the records are unchanged. Restore the key."""
 
 
 class Damaged(TokenStoreError):
-    """A file is not what was written; it is left in place for a person to see."""
+    """A file is not as Towline wrote it; it is left in place so that you can inspect it."""
 
 
 class WrongKey(TokenStoreError):
-    """The key given is not the one that wrapped this store; the records are untouched."""
+    """The given key is not the one that protects this store; the records are unchanged."""
 
 
 class RecordMismatch(TokenStoreError):
-    """A record was opened that speaks of another job or origin than was asked for; its token is not given out."""
+    """The opened record belongs to another job or origin than the requested one; its token is withheld."""
 
 
 class UnsafePermissions(TokenStoreError):
-    """Others could read or replace the files; mend the owner or mode that the message names."""
+    """Other users can read or replace the files; fix the owner or mode that the message names."""
 
 
 class UnknownVersion(TokenStoreError):
-    """The store was written by a newer Towline; nothing was changed. Upgrade."""
+    """A newer Towline wrote the store; nothing was changed. Upgrade Towline."""
 
 
 class ReadFailed(TokenStoreError):
-    """A file or folder is there and could not be read (not permitted, disk error, locked for too long)."""
+    """A file or folder exists but cannot be read (not permitted, disk error, locked for too long)."""
 
 
 class WriteFailed(TokenStoreError):
-    """The change was not made safe (disk full, read-only, not permitted); what stood there before still stands.
+    """The change was not saved safely (disk full, read-only, not permitted); the earlier content is still there.
 
-    If the very last step failed, the folder's own sync, the change is there to be read, whole, but a power cut
-    could take it back. Calling again is lawful.
+    If only the last step failed, the sync of the folder, then the whole change can be read, but a power cut could
+    undo it. You may repeat the call.
     """
