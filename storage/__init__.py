@@ -1,4 +1,4 @@
-"""The encrypted store of tokens and cursors. docs/format.md says what stands on the disk."""
+"""The encrypted store of tokens and cursors. docs/format.md describes the files."""
 
 from __future__ import annotations
 

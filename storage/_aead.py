@@ -1,6 +1,6 @@
-"""The one place that touches `cryptography`: sealing with AES-256-GCM, and the two derivations of the format.
+"""The only module that uses `cryptography`: sealing with AES-256-GCM, and the two derivations of the format.
 
-It is imported at the first use of a key: `cryptography` takes some 30 ms to load, which `import towline` need not pay.
+It is imported at the first use of a key: `cryptography` takes about 30 ms to load, which would slow `import towline`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEAL_BYTES: Final = 16
 
 
 class NotAuthentic(Exception):
-    """The sealed bytes, their associated data or the key are not those of the sealing."""
+    """The sealed bytes, their associated data or the key differ from those used for sealing."""
 
 
 class Cipher:

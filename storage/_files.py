@@ -1,4 +1,4 @@
-"""The folder of this system."""
+"""The folder implementation for this operating system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the two implementations of a folder share, and what they promise. `_files` picks the one of this system."""
+"""The common parts of the two folder implementations. `_files` picks the one for this operating system."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Final, NamedTuple
 
 from .._exceptions import ReadFailed, TokenStoreError, WriteFailed
 
-PATIENCE: Final = 10.0  # seconds to wait for another process's lock; a holder needs milliseconds
+PATIENCE: Final = 10.0  # seconds to wait for another process's lock, which is normally held for milliseconds
 TEMPORARY: Final = ".tmp"
 
 
 class Stamp(NamedTuple):
-    """Two equal stamps of one name mean the same file with the same content: files here are only ever replaced."""
+    """Identifies a version of a file: equal stamps mean the same content, because files are only ever replaced."""
 
     device: int
     inode: int
@@ -24,16 +24,16 @@ class Stamp(NamedTuple):
 
 
 def never() -> None:
-    """The `tick` of a call that nobody can cancel."""
+    """The `tick` of a call that cannot be cancelled."""
 
 
 def temporary_of(name: str) -> str:
-    """The one temporary of a file: under the lock there is at most one writer, so at most one is ever left over."""
+    """The temporary file's name: the lock allows one writer at a time, so at most one temporary can be left over."""
     return Path(name).stem + TEMPORARY
 
 
 def take_lock(attempt: Callable[[], bool], *, exclusive: bool, path: Path, tick: Callable[[], None]) -> None:
-    """Call `attempt` until it says that it has the lock. Polled, not blocking: `tick` may end the wait."""
+    """Poll `attempt` until it returns true (it has the lock). `tick` may raise to end the wait."""
     refusal: type[TokenStoreError] = WriteFailed if exclusive else ReadFailed
     deadline = time.monotonic() + PATIENCE
     pause = 0.0005
@@ -44,7 +44,7 @@ def take_lock(attempt: Callable[[], bool], *, exclusive: bool, path: Path, tick:
         except OSError as exc:
             raise refusal(f"the folder cannot be locked: {says(exc)}", path=path) from exc
         if time.monotonic() >= deadline:
-            raise refusal(f"another process has held the lock for {PATIENCE:g} s", path=path)
+            raise refusal(f"another process has held the lock for {PATIENCE:g} s; try again", path=path)
         tick()
         time.sleep(pause)
         pause = min(pause * 1.5, 0.02)
@@ -52,7 +52,7 @@ def take_lock(attempt: Callable[[], bool], *, exclusive: bool, path: Path, tick:
 
 @contextmanager
 def renamed(ours: type[TokenStoreError], folder: Path, name: str = "") -> Iterator[None]:
-    """The seam where an operating system's error becomes one of ours."""
+    """Convert an operating system's error to one of ours."""
     try:
         yield
     except OSError as exc:
@@ -60,5 +60,5 @@ def renamed(ours: type[TokenStoreError], folder: Path, name: str = "") -> Iterat
 
 
 def says(exc: OSError) -> str:
-    """The operating system's own word, without the path."""
+    """The operating system's own text, without the path."""
     return exc.strerror or type(exc).__name__

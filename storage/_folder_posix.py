@@ -1,8 +1,8 @@
-"""A private folder and the files in it, on POSIX. Every system call that the store makes is here.
+"""A private folder and its files, on POSIX. All system calls of the store are here.
 
-All names are looked up from the folder's own descriptor, so that what was checked is what is used. A file is
-replaced whole: temporary, fsync, rename, fsync of the folder. The lock is `flock` on the same descriptor (no lock
-file): each open folder has its own, so it holds between threads as well as between processes.
+All names are resolved relative to the folder's open descriptor, so the checked folder is the one in use. Writing
+replaces a whole file: temporary, fsync, rename, fsync of the folder. The lock is `flock` on the same descriptor (no
+lock file). Each open folder has its own descriptor, so the lock works between threads and between processes.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import Final, Self
 from .._exceptions import Damaged, ReadFailed, UnsafePermissions, WriteFailed
 from ._folder import Stamp, never, renamed, says, take_lock, temporary_of
 
-assert sys.platform != "win32"  # this is how a type checker is told what system this module is for
+assert sys.platform != "win32"  # this tells a type checker which system this module is for
 
 _CHUNK: Final = 64 * 1024
-# Linux: a read that notes its time makes the next fsync write one inode more, a quarter of a save.
+# Linux: a read that updates the access time makes the next fsync write one more inode, a quarter of a save's time.
 _NO_ATIME: Final[int] = getattr(os, "O_NOATIME", 0)
 
 
 class Folder:
-    """An open, checked folder; a context manager that closes it and with it drops its lock.
+    """An open, checked folder. As a context manager it closes the folder, which also releases its lock.
 
-    With `private` (the store's own folder) no right may stand for group or others; without it (the folder of a key
-    file, which other programs may share) only their right to write is refused.
+    With `private` (the store's own folder), group and others must have no permissions. Without it (the folder of a key
+    file, which other programs may share), only write permission for them is rejected.
     """
 
-    own_names: Final[frozenset[str]] = frozenset()  # of files that the folder itself needs
+    own_names: Final[frozenset[str]] = frozenset()  # files that the folder itself needs
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -46,7 +46,7 @@ class Folder:
 
     @classmethod
     def open(cls, path: Path, *, private: bool = True) -> Self | None:
-        """Open the folder, or return None where there is none. Raises `UnsafePermissions`, `ReadFailed`."""
+        """Open the folder, or return None if it does not exist. Raises `UnsafePermissions`, `ReadFailed`."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -67,14 +67,14 @@ class Folder:
 
     @classmethod
     def make(cls, path: Path, *, private: bool = True) -> Self:
-        """Open the folder, making it and what is missing above it with mode 0700. Raises `WriteFailed` too."""
+        """Open the folder; create it and missing parents with mode 0700. Also raises `WriteFailed`."""
         folder = cls.open(path, private=private)
         if folder is None:
             with renamed(WriteFailed, path):
                 _make(path)
             folder = cls.open(path, private=private)
         if folder is None:
-            raise WriteFailed("the folder went away as soon as it was made", path=path)
+            raise WriteFailed("the folder was removed right after it was created", path=path)
         return folder
 
     def __enter__(self) -> Self:
@@ -83,13 +83,13 @@ class Folder:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # it was opened for reading: nothing can be lost here
+        with suppress(OSError):  # opened for reading, so a failed close loses nothing
             os.close(self._fd)
 
     # --- locking ---
 
     def lock(self, *, exclusive: bool, tick: Callable[[], None] = never) -> None:
-        """Take the folder's lock, waiting at most `PATIENCE` seconds. `tick` is called while waiting and may raise."""
+        """Acquire the folder's lock within `PATIENCE` seconds. `tick` is called while waiting and may raise."""
 
         def attempt() -> bool:
             try:
@@ -103,7 +103,7 @@ class Folder:
     # --- reading ---
 
     def stamp(self, name: str) -> Stamp | None:
-        """What tells one version of a file from the next, or None where there is no such file."""
+        """The stamp of the file's present version, or None if there is no such file."""
         with renamed(ReadFailed, self.path, name):
             try:
                 found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
@@ -112,26 +112,26 @@ class Folder:
         return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def read(self, name: str, *, limit: int) -> bytes | None:
-        """The file's bytes, or None where there is no such file.
+        """The file's bytes, or None if there is no such file.
 
         Raises `UnsafePermissions`, `ReadFailed`, and `Damaged` for a file longer than `limit`.
         """
         try:
-            # O_NONBLOCK: a FIFO with this name would hold us until somebody writes to it.
+            # O_NONBLOCK: opening a FIFO with this name would otherwise block until another process writes to it.
             fd = self._open(name)
         except FileNotFoundError:
             return None
         except OSError as exc:
             if exc.errno in (errno.ELOOP, errno.ENXIO):
-                raise UnsafePermissions("is a symbolic link or no regular file", path=self.path / name) from exc
+                raise UnsafePermissions("is a symbolic link or not a regular file", path=self.path / name) from exc
             raise ReadFailed(says(exc), path=self.path / name) from exc
         try:
             with renamed(ReadFailed, self.path, name):
                 found = os.fstat(fd)
                 if not stat.S_ISREG(found.st_mode):
-                    raise UnsafePermissions("is no regular file", path=self.path / name)
+                    raise UnsafePermissions("is not a regular file", path=self.path / name)
                 _check(found, self.path, 0o077, name)
-                data = io.BytesIO()  # not bytes: a traceback that prints locals must not show a key file
+                data = io.BytesIO()  # not bytes: a traceback that prints locals must not show the content of a key file
                 while data.tell() <= limit:
                     if not data.write(os.read(fd, min(limit + 1 - data.tell(), _CHUNK))):
                         return data.getvalue()
@@ -141,14 +141,14 @@ class Folder:
         raise Damaged(f"is longer than {limit} bytes", path=self.path / name)
 
     def _open(self, name: str) -> int:
-        # O_NONBLOCK: a FIFO with this name would hold us until somebody writes to it.
+        # O_NONBLOCK: opening a FIFO with this name would otherwise block until another process writes to it.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             return os.open(name, flags | _NO_ATIME, dir_fd=self._fd)
         except PermissionError as exc:
             if exc.errno != errno.EPERM:
                 raise
-        return os.open(name, flags, dir_fd=self._fd)  # it is not ours: say so, after a look at its owner
+        return os.open(name, flags, dir_fd=self._fd)  # another user's file: `_check` says so
 
     def names(self) -> list[str]:
         """The names of all files, sorted."""
@@ -158,9 +158,9 @@ class Folder:
     # --- writing, all under the exclusive lock ---
 
     def anchor(self) -> None:
-        """Return when a power cut would not take away the folder's own name, nor those of ours above it.
+        """Sync the names of the folder and of its parents that belong to us, so that they survive a power cut.
 
-        Called before the first file is written, by whoever does that: another process may have made the folder.
+        Every first writer of a file calls this, because another process may have created the folder.
         """
         with renamed(WriteFailed, self.path):
             device = os.fstat(self._fd).st_dev
@@ -175,21 +175,21 @@ class Folder:
                     os.close(fd)
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """Put `data` in place of the file, and return when it would survive a power cut.
+        """Replace the file's content by `data`, and return when the new content would survive a power cut.
 
-        Raises `WriteFailed`: the old file still stands; only if it was the folder's fsync that failed, the new one
-        stands, whole, and a power cut could bring the old one back.
+        Raises `WriteFailed`: the old file is still there. Only if the fsync of the folder failed, the complete new file
+        is there, and a power cut could restore the old one.
         """
         temporary = temporary_of(name)
         with renamed(WriteFailed, self.path, name):
             try:
                 fd = self._create(temporary)
-            except FileExistsError:  # a writer was killed; the lock says that it is not alive
+            except FileExistsError:  # left by a killed writer: we hold the lock, so it is not alive
                 os.unlink(temporary, dir_fd=self._fd)
                 fd = self._create(temporary)
             try:
                 try:
-                    if stat.S_IMODE(os.fstat(fd).st_mode) != 0o600:  # the umask took something away
+                    if stat.S_IMODE(os.fstat(fd).st_mode) != 0o600:  # the umask removed permissions
                         os.fchmod(fd, 0o600)
                     rest = memoryview(data)
                     while rest:
@@ -205,7 +205,7 @@ class Folder:
             _sync(self._fd)
 
     def remove(self, *names: str) -> None:
-        """Remove the files that are there, and return when they would stay away after a power cut."""
+        """Remove these files if they exist, and return when the removal would survive a power cut."""
         with renamed(WriteFailed, self.path):
             gone = False
             for name in names:
@@ -227,16 +227,16 @@ def _make(path: Path) -> None:
         except FileNotFoundError:
             _make(path.parent)
             os.mkdir(path, 0o700)  # noqa: PTH102
-    except FileExistsError:  # another process was faster
+    except FileExistsError:  # another process created it first
         return
     os.chmod(path, 0o700)  # noqa: PTH101 - whatever the umask took away
 
 
 def _sync(fd: int) -> None:
-    """Return when the disk itself has it: macOS's fsync stops at the drive's cache (fcntl(2), F_FULLFSYNC)."""
+    """Sync to the disk itself: macOS's fsync only reaches the drive's cache (fcntl(2), F_FULLFSYNC)."""
     full = getattr(fcntl, "F_FULLFSYNC", None)
     if full is not None:
-        with suppress(OSError):  # not every file system knows it
+        with suppress(OSError):  # not every file system supports it
             fcntl.fcntl(fd, full)
             return
     os.fsync(fd)
@@ -247,4 +247,4 @@ def _check(found: os.stat_result, folder: Path, forbidden: int, name: str = "") 
         raise UnsafePermissions(f"belongs to user {found.st_uid}, not to {os.geteuid()}", path=folder / name)
     if found.st_mode & forbidden:
         mode = stat.S_IMODE(found.st_mode)
-        raise UnsafePermissions(f"has mode {mode:04o}, which lets others in: chmod go-rwx", path=folder / name)
+        raise UnsafePermissions(f"has mode {mode:04o}, which gives others access: chmod go-rwx", path=folder / name)

@@ -1,8 +1,8 @@
-"""A private folder and the files in it, on Windows.
+"""A private folder and its files, on Windows.
 
-What differs from POSIX, and what docs/format.md says of it: who may read is what the user's profile folder grants
-(Python 3.12.4 and later make the folder for its owner alone); a folder has no lock and no fsync, so a byte of the
-file `lock` is locked, and a rename is as durable as NTFS's journal makes it.
+It differs from POSIX as docs/format.md says. The user's profile folder decides who may read (Python 3.12.4 and later
+create the folder for its owner alone). A folder has no lock and no fsync, so we lock a byte of the file `lock`, and a
+rename is as durable as NTFS's journal makes it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Final, Self
 from .._exceptions import Damaged, ReadFailed, UnsafePermissions, WriteFailed
 from ._folder import Stamp, never, renamed, says, take_lock, temporary_of
 
-assert sys.platform == "win32"  # this is how a type checker is told what system this module is for
+assert sys.platform == "win32"  # this tells a type checker which system this module is for
 
 _LOCK: Final = "lock"
 _CHUNK: Final = 64 * 1024
-_REPLACE_TRIES: Final = 20  # a virus scanner that holds the file lets go within milliseconds
+_REPLACE_TRIES: Final = 20  # a virus scanner that holds the file open releases it within milliseconds
 
 
 class Folder:
-    """See `_folder_posix.Folder`: the same methods with the same promises, but for those named above."""
+    """See `_folder_posix.Folder`: the same methods with the same guarantees, except for the differences above."""
 
     own_names: Final[frozenset[str]] = frozenset({_LOCK})
 
@@ -40,7 +40,7 @@ class Folder:
 
     @classmethod
     def open(cls, path: Path, *, private: bool = True) -> Self | None:
-        """Open the folder, or return None where there is none."""
+        """Open the folder, or return None if it does not exist."""
         try:
             found = path.lstat()
         except FileNotFoundError:
@@ -53,12 +53,12 @@ class Folder:
 
     @classmethod
     def make(cls, path: Path, *, private: bool = True) -> Self:
-        """Open the folder, making it and what is missing above it."""
+        """Open the folder; create it and missing parents."""
         with renamed(WriteFailed, path):
             path.mkdir(0o700, parents=True, exist_ok=True)
         folder = cls.open(path)
         if folder is None:
-            raise WriteFailed("the folder went away as soon as it was made", path=path)
+            raise WriteFailed("the folder was removed right after it was created", path=path)
         return folder
 
     def __enter__(self) -> Self:
@@ -69,10 +69,10 @@ class Folder:
     ) -> None:
         if self._lock is not None:
             with suppress(OSError):
-                os.close(self._lock)  # which also drops the lock
+                os.close(self._lock)  # this also releases the lock
 
     def lock(self, *, exclusive: bool, tick: Callable[[], None] = never) -> None:
-        """Take the folder's lock; Windows has one kind of it only, so readers wait for each other too."""
+        """Acquire the folder's lock. Windows has only exclusive locks, so readers also wait for each other."""
         with renamed(WriteFailed if exclusive else ReadFailed, self.path, _LOCK):
             fd = self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_BINARY | os.O_NOINHERIT, 0o600)
 
@@ -86,7 +86,7 @@ class Folder:
         take_lock(attempt, exclusive=exclusive, path=self.path, tick=tick)
 
     def stamp(self, name: str) -> Stamp | None:
-        """What tells one version of a file from the next, or None where there is no such file."""
+        """The stamp of the file's present version, or None if there is no such file."""
         with renamed(ReadFailed, self.path, name):
             try:
                 found = (self.path / name).lstat()
@@ -95,18 +95,18 @@ class Folder:
         return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def read(self, name: str, *, limit: int) -> bytes | None:
-        """The file's bytes, or None where there is no such file."""
+        """The file's bytes, or None if there is no such file."""
         path = self.path / name
         with renamed(ReadFailed, path):
             try:
                 found = path.lstat()
                 if not stat.S_ISREG(found.st_mode) or _is_link(found):
-                    raise UnsafePermissions("is a link or no regular file", path=path)
+                    raise UnsafePermissions("is a link or not a regular file", path=path)
                 fd = os.open(path, os.O_RDONLY | os.O_BINARY | os.O_NOINHERIT)
             except FileNotFoundError:
                 return None
             try:
-                data = io.BytesIO()  # not bytes: a traceback that prints locals must not show a key file
+                data = io.BytesIO()  # not bytes: a traceback that prints locals must not show the content of a key file
                 while data.tell() <= limit:
                     if not data.write(os.read(fd, min(limit + 1 - data.tell(), _CHUNK))):
                         return data.getvalue()
@@ -120,15 +120,15 @@ class Folder:
             return sorted(path.name for path in self.path.iterdir())
 
     def anchor(self) -> None:
-        """Nothing: NTFS keeps the names of folders by itself."""
+        """Do nothing: NTFS journals the names of folders by itself."""
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """Put `data` in place of the file. Raises `WriteFailed`: the old file still stands."""
+        """Replace the file's content by `data`. Raises `WriteFailed`: the old file is still there."""
         path = self.path / name
         temporary = self.path / temporary_of(name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_BINARY | os.O_NOINHERIT
         with renamed(WriteFailed, path):
-            temporary.unlink(missing_ok=True)  # a writer was killed; the lock says that it is not alive
+            temporary.unlink(missing_ok=True)  # left by a killed writer: we hold the lock, so it is not alive
             fd = os.open(temporary, flags, 0o600)
             try:
                 try:
@@ -145,7 +145,7 @@ class Folder:
                 raise
 
     def remove(self, *names: str) -> None:
-        """Remove the files that are there."""
+        """Remove these files if they exist."""
         with renamed(WriteFailed, self.path):
             for name in names:
                 (self.path / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The keyset of one folder: opened once, read again whenever another process replaced it, made, added to, rewrapped."""
+"""The keyset of one folder: open it once, reread it after another process replaced it, create, extend, rewrap it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYSET: Final = "keyset.json"
 
 
 class Wrapping(NamedTuple):
-    """What keys are wrapped with from now on."""
+    """The cipher and parameters that wrap keys from now on."""
 
     source: Source
     kdf: Kdf
@@ -34,7 +34,7 @@ class Wrapping(NamedTuple):
 
 @dataclass(slots=True, repr=False)
 class _Open:
-    """What was read last. `proven`: a record was seen that names one of these keys."""
+    """The keyset as it was last read. `proven`: we have seen a record that names one of these keys."""
 
     stamp: Stamp
     keyset: Keyset
@@ -44,11 +44,11 @@ class _Open:
 
 
 class Keychain:
-    """Methods that take a folder need its lock, but for `prepare`; those that write need it exclusively."""
+    """The keys of a folder. Except `prepare`, methods with a folder argument need its lock, writers exclusively."""
 
     def __init__(self, path: Path, *, app: str, provider: KeyProvider | None, now: Callable[[], float]) -> None:
         if isinstance(provider, KeyFile) and provider.path.parent == path:
-            raise InvalidArgument("provider", "the key file must not lie beside the records that it guards")
+            raise InvalidArgument("provider", "keep the key file in another folder than the records that it protects")
         self._path = path / KEYSET
         self._app = app
         self._provider = provider
@@ -59,9 +59,9 @@ class Keychain:
     # --- opening ---
 
     def prepare(self, folder: Folder, *, begin: bool, tick: Callable[[], None]) -> Wrapping | None:
-        """Ask the provider before the lock is taken, since a person may have to answer it.
+        """Ask the provider for the key before locking, because a person may have to answer.
 
-        Returns what a new keyset is to be wrapped with if there is none and one is to begin.
+        Returns the wrapping for a new keyset if there is none and one is needed.
         """
         stamp = folder.stamp(KEYSET)
         if stamp is None:
@@ -70,16 +70,16 @@ class Keychain:
         return None
 
     def current(self, folder: Folder, tick: Callable[[], None]) -> Keys | None:
-        """The opened keyset as it stands now, or None where there is none."""
+        """The present keyset, opened, or None if there is none."""
         stamp = folder.stamp(KEYSET)
         if stamp is not None:
             return self._read(folder, stamp, tick)
         if any(RECORD_NAME.fullmatch(name) for name in folder.names()):
-            raise Damaged("the keyset is gone, though there are records", path=self._path)
+            raise Damaged("the keyset is missing although there are records; restore it from a backup", path=self._path)
         return None
 
     def _read(self, folder: Folder, stamp: Stamp, tick: Callable[[], None]) -> Keys | None:
-        while not self._opening.acquire(timeout=0.02):  # one thread asks the provider, the others share its answer
+        while not self._opening.acquire(timeout=0.02):  # one thread asks the provider for all
             tick()
         try:
             if self._open is None or self._open.stamp != stamp:
@@ -94,7 +94,7 @@ class Keychain:
             self._opening.release()
 
     def wrapping(self, provider: KeyProvider | None = None) -> Wrapping:
-        """A fresh answer of the provider given, or of the one that a new store gets."""
+        """A fresh answer of the given provider, or of the default provider for a new store."""
         from ._aead import Cipher
 
         provider = provider or self._provider or default_provider(self._app)
@@ -102,35 +102,35 @@ class Keychain:
         return Wrapping(provider.source, kdf, Cipher(key))
 
     def provider(self) -> KeyProvider:
-        """The provider of the keyset that was opened last."""
+        """The provider of the last opened keyset."""
         return self._provider or provider_of(self._opened().keyset.entry.source, self._app)
 
     # --- what it knows ---
 
     @property
     def proven(self) -> bool:
-        """Whether a record was seen that names one of the current keys."""
+        """Whether we have seen a record that names one of the current keys."""
         return self._open is not None and self._open.proven
 
     def prove(self) -> None:
-        """Remember that such a record was seen."""
+        """Note that such a record was seen."""
         if self._open is not None:
             self._open.proven = True
 
     @property
     def is_dated(self) -> bool:
-        """Whether the costs of the keyset that was opened last are below today's."""
+        """Whether the costs of the last opened keyset are below today's."""
         return self._open is not None and any(is_dated(entry.kdf) for entry in self._open.keyset.keys)
 
     def source(self, folder: Folder) -> Source | None:
-        """What wrapped the keyset as it stands on the disk, asking nobody for a key."""
+        """The kind of provider that wrapped the keyset on the disk, found without asking for a key."""
         data = folder.read(KEYSET, limit=MAX_KEYSET_BYTES)
         return None if data is None else parse(data, self._path).entry.source
 
     # --- writing ---
 
     def begin(self, folder: Folder, wrapping: Wrapping) -> None:
-        """Make the keyset of a new store."""
+        """Create the keyset of a new store."""
         folder.anchor()
         root = self._entry(wrapping, "root")
         names = self._entry(wrapping, "name")
@@ -146,7 +146,7 @@ class Keychain:
         self.current(folder, never)
 
     def retire(self, folder: Folder, *, keep: Container[str]) -> None:
-        """Drop every root key but the primary and those that records still name."""
+        """Drop all root keys except the primary and those that records still name."""
         keyset = self._opened().keyset
         kept = tuple(entry for entry in keyset.keys if entry.id == keyset.primary or entry.id in keep)
         if kept != keyset.keys:
@@ -154,7 +154,7 @@ class Keychain:
             self.current(folder, never)
 
     def rewrap(self, folder: Folder, wrapping: Wrapping) -> None:
-        """Wrap every key anew; `adopt` must follow. The keys stay the same, so no record has to change."""
+        """Wrap every key again; call `adopt` next. The keys stay the same, so no record has to change."""
         opened = self._opened()
         keyset = msgspec.structs.replace(
             opened.keyset,
@@ -164,7 +164,7 @@ class Keychain:
         self._write(folder, keyset)
 
     def adopt(self, provider: KeyProvider | None) -> None:
-        """Open the store by another provider from now on."""
+        """Use another provider to open the store from now on."""
         self._provider = provider or self._provider
 
     def _rewrapped(self, old: Entry, wrapping: Wrapping, role: Role) -> Entry:
@@ -194,7 +194,7 @@ class Keychain:
     def _write(self, folder: Folder, keyset: Keyset) -> None:
         data = spell(keyset)
         if len(data) > MAX_KEYSET_BYTES:
-            raise WriteFailed("the keyset is full of keys that damaged records still name", path=self._path)
+            raise WriteFailed("the keyset is full: delete the damaged records that name its keys", path=self._path)
         folder.write(KEYSET, data)
 
     def _opened(self) -> _Open:
@@ -204,7 +204,7 @@ class Keychain:
 
 
 class _Asked:
-    """Gives the cipher of an entry's provider, asking it once for all entries of the same source and kdf."""
+    """The ciphers of the providers; each is asked once for all entries of the same source and kdf."""
 
     def __init__(self, provider: KeyProvider | None, app: str) -> None:
         self._provider = provider

@@ -1,7 +1,7 @@
 """The operating system's keyring, through `keyring` (the extra of that name).
 
-`keyring` takes whatever backend it finds, and with keyrings.alt installed that can be a plain-text file. So only
-backends of an allow-list are spoken to, each directly: never the chain, which falls through to the next one.
+`keyring` uses any backend that it finds, and with keyrings.alt installed that can be a plain-text file. So we only use
+backends of an allow-list, each directly. We never use the chain, which falls back to the next backend.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _T = TypeVar("_T")
 
 
 class KeyringKey:
-    """A key in the OS keyring: service `app`, one entry a store, named in the keyset.
+    """A key in the OS keyring: service `app`, one entry per store, named in the keyset.
 
-    Nothing is unlocked and nobody is asked on a Secret Service; macOS and KWallet may show their own dialogue.
+    With a Secret Service we unlock nothing and show no prompt; macOS and KWallet may show their own dialogue.
     An answer that takes longer than `seconds` counts as `Locked`.
     """
 
@@ -55,12 +55,12 @@ class KeyringKey:
         """See `KeyProvider`."""
         kdf = Stored(os.urandom(16).hex())
         _within(self.seconds, lambda: _put(self.app, kdf.id))
-        return kdf, self.open(kdf)  # read back: what the keyring did not keep must not wrap anything
+        return kdf, self.open(kdf)  # read it back: a key that the keyring did not save must not wrap a store
 
     def open(self, kdf: Kdf) -> bytes:
         """See `KeyProvider`."""
         if not isinstance(kdf, Stored):
-            raise Damaged("the keyset does not name the keyring's entry")
+            raise Damaged("the keyset does not name an entry of the keyring")
         entry = kdf.id
         key = _within(self.seconds, lambda: _get(self.app, entry))
         if key is None:
@@ -68,12 +68,12 @@ class KeyringKey:
         return key
 
     def check(self) -> None:
-        """Raise `KeyUnavailable` or `Locked` unless there is an allowed, unlocked keyring that answers."""
+        """Raise `KeyUnavailable` or `Locked` unless an allowed, unlocked keyring answers."""
         _within(self.seconds, _backend)
 
 
 def usable(app: str) -> KeyProvider | None:
-    """The OS keyring if it can be used without asking anybody, else None."""
+    """The OS keyring if it can be used without a prompt, else None."""
     if importlib.util.find_spec("keyring") is None:
         return None
     provider = KeyringKey(app)
@@ -93,7 +93,7 @@ def _get(app: str, entry: str) -> bytes | None:
 
 
 def _backend() -> KeyringBackend:
-    """The backend that `keyring` would take first, if it is an allowed one and unlocked."""
+    """The backend that `keyring` prefers, if it is allowed and unlocked."""
     if importlib.util.find_spec("keyring") is None:
         raise KeyUnavailable("the package `keyring` is not installed: pip install 'towline[keyring]'")
     import keyring
@@ -103,25 +103,26 @@ def _backend() -> KeyringBackend:
     chained = list(backend.backends) if isinstance(backend, ChainerBackend) else [backend]
     allowed = [one for one in chained if _name(one) in ALLOWED]
     if not allowed:
-        raise KeyUnavailable(f"the keyring {_name(chained[0]) if chained else 'of no kind'} is not one to trust")
+        found = _name(chained[0]) if chained else "none"
+        raise KeyUnavailable(f"no allowed keyring was found (found: {found}); pass another provider as provider=")
     if _name(allowed[0]) in _SECRET_SERVICE:
         _check_unlocked()
     return allowed[0]
 
 
 def _check_unlocked() -> None:
-    """`keyring` would ask the user to unlock, or to make, the default collection; we must not."""
+    """Check the default collection, because `keyring` would prompt the user to unlock or create it."""
     import secretstorage
 
     connection = secretstorage.dbus_init()
     try:
         locked = secretstorage.Collection(connection, _DEFAULT_COLLECTION).is_locked()
     except secretstorage.ItemNotFoundException:
-        raise KeyUnavailable("the Secret Service has no default collection") from None
+        raise KeyUnavailable("the Secret Service has no default collection; create one") from None
     finally:
         connection.close()
     if locked:
-        raise Locked("the keyring is locked: unlock it and call again")
+        raise Locked("the keyring is locked: unlock it and try again")
 
 
 def _name(backend: object) -> str:
@@ -129,7 +130,7 @@ def _name(backend: object) -> str:
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """Run `call` in a thread of its own, since a keyring may wait for a user who is away: it is left behind then."""
+    """Run `call` in a separate thread, which is abandoned after the timeout: a keyring may wait for an absent user."""
     values: SimpleQueue[_T | TokenStoreError] = SimpleQueue()
 
     def run() -> None:
@@ -149,11 +150,11 @@ def _within(seconds: float, call: Callable[[], _T]) -> _T:
 
 
 def _ours(exc: Exception) -> TokenStoreError:
-    """Without the cause: the frames of `keyring` hold the key, and a traceback that prints locals would show it."""
+    """Convert an error and drop its cause: the frames of `keyring` hold the key, and tracebacks may print locals."""
     if isinstance(exc, TokenStoreError):
         return exc
     from keyring.errors import KeyringLocked
 
     if isinstance(exc, KeyringLocked) or type(exc).__name__ in ("LockedException", "PromptDismissedException"):
-        return Locked("the keyring is locked: unlock it and call again")
+        return Locked("the keyring is locked: unlock it and try again")
     return KeyUnavailable(f"the keyring failed with {type(exc).__name__}")

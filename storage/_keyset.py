@@ -1,6 +1,6 @@
 """keyset.json as a value, and its bytes (docs/format.md). Pure: no files, no clock, no randomness.
 
-`Keyset` is what stands on the disk, wrapped. `Keys` is what it holds once a provider has opened it.
+`Keyset` is the wrapped content of the file. `Keys` are the opened keys, after a provider gave the wrapping key.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _Lanes = Annotated[int, msgspec.Meta(ge=1, le=8)]
 
 
 class NoKdf(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name", tag="none"):
-    """The provider has 32 random bytes; nothing is derived."""
+    """No derivation: the provider has 32 random bytes."""
 
 
 class Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name", tag="stored"):
-    """The provider keeps several keys of 32 random bytes; this is the name of the one that was used."""
+    """The name of the key in use: the provider keeps several keys of 32 random bytes."""
 
     id: _Id
 
 
 class Argon2id(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name", tag="argon2id"):
-    """Argon2id (RFC 9106): `m` KiB of memory, `t` passes, `p` lanes. Values above these bounds are never computed."""
+    """Argon2id (RFC 9106): `m` KiB of memory, `t` passes, `p` lanes. Values above these bounds are rejected."""
 
     m: Annotated[int, msgspec.Meta(ge=8, le=1024 * 1024)]
     t: Annotated[int, msgspec.Meta(ge=1, le=10)]
@@ -71,7 +71,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Keyset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file. `primary` is the id of the root key that new records are sealed with."""
+    """The content of the file. `primary` is the id of the root key that seals new records."""
 
     v: Literal[1]
     primary: _Id
@@ -102,25 +102,25 @@ def spell(keyset: Keyset) -> bytes:
 def parse(data: bytes, path: Path | None = None) -> Keyset:
     """Read what `spell` wrote. Raises `Damaged` or `UnknownVersion` (K1 to K5)."""
     if len(data) > MAX_KEYSET_BYTES:
-        raise Damaged(f"a keyset cannot be longer than {MAX_KEYSET_BYTES} bytes", path=path)
+        raise Damaged(f"the keyset is longer than {MAX_KEYSET_BYTES} bytes", path=path)
     try:
         version = _VERSION.decode(data).v
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise Damaged("the keyset is not JSON with a version", path=path) from exc
     if version != 1:
-        raise UnknownVersion(f"this keyset is of version {version}, this program knows 1", path=path)
+        raise UnknownVersion(f"the keyset has version {version}, this program reads version 1: upgrade", path=path)
     try:
         keyset = _DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise Damaged(f"the keyset does not hold together: {exc}", path=path) from exc
+        raise Damaged(f"the keyset is not valid: {exc}", path=path) from exc
     if spell(keyset) != data:
-        raise Damaged("the keyset is not what was written", path=path)
+        raise Damaged("the keyset was changed after it was written", path=path)
     ids = [entry.id for entry in (*keyset.keys, keyset.names)]
     if len(set(ids)) != len(ids) or keyset.primary not in ids[:-1]:
-        raise Damaged("the keyset's ids do not hold together", path=path)
+        raise Damaged("the keyset's ids contradict each other", path=path)
     for entry in (*keyset.keys, keyset.names):
         if not _bounded(entry.kdf):
-            raise Damaged("the keyset asks for costs that no writer would set", path=path)
+            raise Damaged("the keyset has derivation costs out of range", path=path)
     return keyset
 
 
@@ -129,7 +129,7 @@ def _sum(keyset: Keyset) -> str:
 
 
 def _bounded(kdf: Kdf) -> bool:
-    """The bounds that one field's range cannot express."""
+    """Check the bounds that involve more than one field."""
     match kdf:
         case Argon2id():
             return kdf.m >= 8 * kdf.p
@@ -147,7 +147,7 @@ Role = Literal["root", "name"]
 def wrap(
     key: bytes, wrapping: Cipher, role: Role, *, key_id: str, made: int, source: Source, kdf: Kdf, nonce: bytes
 ) -> Entry:
-    """Make the entry of one key under the provider's cipher."""
+    """Wrap one key with the provider's cipher and return its entry."""
     entry = Entry(id=key_id, made=made, source=source, kdf=kdf, wrapped=bytes(60))
     return msgspec.structs.replace(entry, wrapped=nonce + wrapping.seal(nonce, key, _associated(entry, role)))
 
@@ -162,7 +162,7 @@ class Keys:
 
 
 def unwrap(keyset: Keyset, cipher_for: Callable[[Entry], Cipher], path: Path | None = None) -> Keys:
-    """Open every entry. `cipher_for` gives the wrapping cipher of an entry's source and kdf. Raises `WrongKey` (K6)."""
+    """Open every entry. `cipher_for` returns the cipher for an entry's source and kdf. Raises `WrongKey` (K6)."""
     from ._aead import record_cipher
 
     return Keys(
@@ -180,7 +180,7 @@ def unwrap_one(entry: Entry, cipher_for: Callable[[Entry], Cipher], role: Role, 
         return cipher_for(entry).open(entry.wrapped[:12], entry.wrapped[12:], _associated(entry, role))
     except NotAuthentic:
         raise WrongKey(
-            f"the key that the source {entry.source!r} gives is not the one that wrapped this store", path=path
+            f"the key from the source {entry.source!r} is not the one that wrapped this store", path=path
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""A passphrase as the key, stretched by Argon2id, or by scrypt where the OpenSSL at hand has no Argon2."""
+"""A passphrase as the key, stretched by Argon2id, or by scrypt if the installed OpenSSL has no Argon2."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _KEY_BYTES: Final = 32
 
 
 class PassphraseKey:
-    """`ask` is called in a worker thread whenever the store is opened, and gives the passphrase.
+    """Derives the key from a passphrase. `ask` returns the passphrase; a worker thread calls it when a store is opened.
 
-    It is called without any lock held; what it raises goes to the caller of the store. The passphrase is normalised
-    to NFC, so that it does not matter on which system it is typed.
+    No lock is held during the call. The caller of the store gets any error that `ask` raises. The passphrase is
+    normalised to NFC, so that it does not matter on which system it is typed.
     """
 
     source: Final = "passphrase"
@@ -47,7 +47,7 @@ class PassphraseKey:
             case Scrypt():
                 return _scrypt(self._passphrase(), kdf)
             case _:
-                raise Damaged("the keyset does not say how the passphrase is stretched")
+                raise Damaged("the keyset names no derivation for a passphrase")
 
     def _passphrase(self) -> Secret:
         answer = self._ask()
@@ -59,14 +59,14 @@ class PassphraseKey:
 
 
 def todays_costs(salt: bytes) -> Argon2id | Scrypt:
-    """What a passphrase is stretched with now."""
+    """The derivation and costs for a new passphrase."""
     if has_argon2():
         return Argon2id(MEMORY_KIB, PASSES, LANES, salt)
     return Scrypt(SCRYPT_N, SCRYPT_R, 1, salt)
 
 
 def is_dated(kdf: Kdf) -> bool:
-    """Whether today's costs are higher, so that the store had better be wrapped anew."""
+    """Whether today's costs are higher, so that the store should be wrapped again."""
     match kdf:
         case Argon2id():
             return kdf.m < MEMORY_KIB or kdf.t < PASSES
@@ -77,7 +77,7 @@ def is_dated(kdf: Kdf) -> bool:
 
 
 def has_argon2() -> bool:
-    """Whether the OpenSSL that `cryptography` is linked to knows Argon2 (3.2 and later)."""
+    """Whether the OpenSSL that `cryptography` is linked to supports Argon2 (3.2 and later)."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.kdf.argon2 import Argon2id as Derivation
 
@@ -97,7 +97,7 @@ def _argon2id(passphrase: Secret, kdf: Argon2id) -> bytes:
             salt=kdf.salt, length=_KEY_BYTES, iterations=kdf.t, lanes=kdf.p, memory_cost=kdf.m, ad=None, secret=None
         )
     except UnsupportedAlgorithm as exc:
-        raise KeyUnavailable("this system's OpenSSL is too old for Argon2id, which wrapped this store") from exc
+        raise KeyUnavailable("the store was wrapped with Argon2id, which needs OpenSSL 3.2 or later") from exc
     return derivation.derive(_spelled(passphrase))
 
 

@@ -1,6 +1,6 @@
-"""Where the key that wraps a store comes from. Never plain text beside the records, never a prompt by default.
+"""The sources of the key that wraps a store. None keeps it with the records; by default none shows a prompt.
 
-No frame that an error passes through holds a key: tracebacks that print locals would show it.
+No frame that an error passes through holds a key, because tracebacks that print locals would show it.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from ._keyset import Entry, Kdf, NoKdf, Source
 ENVIRONMENT: Final = "TOWLINE_KEY"
 CREDENTIAL: Final = "towline-key"
 KEY_BYTES: Final = 32
+_NEEDED: Final = f"{KEY_BYTES} random bytes: make one with `openssl rand -base64 {KEY_BYTES}`"
 _FILE_BYTES: Final = 45
 
 
 class KeyProvider(Protocol):
-    """Gives the 32 bytes that wrap a store's keys. Called in a worker thread.
+    """Supplies the 32 bytes that wrap a store's keys. It is called in a worker thread.
 
-    A store is opened by a provider of the `source` that wrapped it, and by no other. A program's own provider has
-    the source `caller` and, unless it derives or keeps several keys, the `kdf` `NoKdf()`.
+    Only a provider of the same `source` can open a store. A program's own provider has the source `caller` and, unless
+    it derives keys or keeps several, the `kdf` `NoKdf()`.
     """
 
     @property
     def source(self) -> Source:
-        """What the keyset records."""
+        """The name that the keyset records."""
         ...
 
     def create(self) -> tuple[Kdf, bytes]:
-        """The key for a store that begins or is wrapped anew, and what `open` needs to give it again.
+        """The key for a new or rewrapped store, and the parameters with which `open` returns it again.
 
-        Raises `KeyUnavailable` or `Locked`. Of two first uses at the same moment one answer is thrown away.
+        Raises `KeyUnavailable` or `Locked`. If two processes create the store at once, one answer is discarded.
         """
         ...
 
     def open(self, kdf: Kdf) -> bytes:
-        """The key again. Raises `KeyUnavailable`, or `Locked` where the user can unlock it."""
+        """Return the key again. Raises `KeyUnavailable`, or `Locked` if the user can unlock it."""
         ...
 
 
@@ -88,7 +89,7 @@ class EnvironmentKey:
             raise KeyUnavailable(f"the environment variable {self.variable} is not set")
         key = decoded(os.environ[self.variable])
         if key is None:
-            raise KeyUnavailable(f"the value of {self.variable} is not base64 of {KEY_BYTES} random bytes")
+            raise KeyUnavailable(f"the value of {self.variable} is not base64 of {_NEEDED}")
         return key
 
 
@@ -105,7 +106,7 @@ class CredentialKey:
 
     @property
     def path(self) -> Path | None:
-        """Where the service manager put it; None outside a service."""
+        """The credential's path from the service manager; None outside a service."""
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         return None if not folder else Path(folder) / self.name
 
@@ -120,22 +121,22 @@ class CredentialKey:
     def _read(self) -> bytes:
         path = self.path
         if path is None:
-            raise KeyUnavailable(f"there is no credential {self.name!r}: this is not a service that was given one")
+            raise KeyUnavailable(f"there is no systemd credential {self.name!r}: add LoadCredential= to the service")
         try:
             with path.open("rb") as file:
                 key = decoded(file.read(_FILE_BYTES + 1).removesuffix(b"\n"))
         except OSError as exc:
             raise KeyUnavailable(f"the credential cannot be read: {exc.strerror}", path=path) from exc
         if key is None:
-            raise KeyUnavailable(f"the credential is not base64 of {KEY_BYTES} random bytes", path=path)
+            raise KeyUnavailable(f"the credential is not base64 of {_NEEDED}", path=path)
         return key
 
 
 class KeyFile:
-    """A file of mode 0600, made at first use: what a program gets that sets up nothing.
+    """A file of mode 0600, created at first use: the default when a program configures no other provider.
 
-    It guards what is copied without it (backups of the state folder, other users). It does not guard against
-    programs of the same user, who can read both files.
+    It protects copies made without it (backups of the state folder) and against other users. It does not protect
+    against programs of the same user, which can read both files.
     """
 
     source: Final = "file"
@@ -145,7 +146,7 @@ class KeyFile:
 
     @classmethod
     def default(cls, app: str = "towline") -> Self:
-        """The one in the user's configuration folder. Raises `KeyUnavailable` for a user without a home."""
+        """The key file in the user's configuration folder. Raises `KeyUnavailable` for a user without a home."""
         from platformdirs import user_config_path
 
         folder = user_folder(user_config_path, app)
@@ -156,7 +157,7 @@ class KeyFile:
     def create(self) -> tuple[Kdf, bytes]:
         """See `KeyProvider`."""
         with Folder.make(self.path.parent, private=False) as folder:
-            folder.lock(exclusive=True)  # of two first uses, the second finds the key of the first
+            folder.lock(exclusive=True)  # if two processes create it at once, the second one uses the key of the first
             if folder.stamp(self.path.name) is None:
                 folder.anchor()
                 folder.write(self.path.name, memoryview(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n"))
@@ -169,18 +170,18 @@ class KeyFile:
     def _read(self) -> bytes:
         folder = Folder.open(self.path.parent, private=False)
         if folder is None:
-            raise KeyUnavailable("the key file is gone", path=self.path)
+            raise KeyUnavailable("the key file is missing; restore it from a backup", path=self.path)
         with folder:
             key = _parsed(folder.read(self.path.name, limit=_FILE_BYTES))
         if isinstance(key, bytes):
             return key
         if key is _Absent:
-            raise KeyUnavailable("the key file is gone", path=self.path)
-        raise Damaged("this is no key file: 44 characters of base64 and a newline", path=self.path)
+            raise KeyUnavailable("the key file is missing; restore it from a backup", path=self.path)
+        raise Damaged("this is not a key file, which holds 44 characters of base64 and a newline", path=self.path)
 
 
 def default_provider(app: str) -> KeyProvider:
-    """What a store that begins is wrapped with."""
+    """The provider for a new store."""
     if ENVIRONMENT in os.environ:
         return EnvironmentKey()
     credential = CredentialKey()
@@ -192,7 +193,7 @@ def default_provider(app: str) -> KeyProvider:
 
 
 def provider_of(source: Source, app: str) -> KeyProvider:
-    """The provider that a keyset names. Raises `KeyUnavailable` for those that only the program can give."""
+    """The provider that a keyset names. Raises `KeyUnavailable` for a source that only the program can supply."""
     match source:
         case "env":
             return EnvironmentKey()
@@ -205,26 +206,26 @@ def provider_of(source: Source, app: str) -> KeyProvider:
         case "file":
             return KeyFile.default(app)
         case _:
-            raise KeyUnavailable(f"this store was wrapped by the source {source!r}: pass that provider")
+            raise KeyUnavailable(f"the source {source!r} wrapped this store: pass its provider as provider=")
 
 
 def opened_by(provider: KeyProvider, entry: Entry) -> bytes:
     """The provider's key for an entry. Raises `KeyUnavailable` if another provider wrapped it (K7)."""
     if provider.source != entry.source:
         raise KeyUnavailable(
-            f"this store was wrapped by the source {entry.source!r}, the provider given is {provider.source!r}"
+            f"the source {entry.source!r} wrapped this store, but provider= is of the source {provider.source!r}"
         )
     return checked(provider.open(entry.kdf), provider)
 
 
 def created_by(provider: KeyProvider) -> tuple[Kdf, bytes]:
-    """The provider's key for a store that begins."""
+    """The provider's key for a new store."""
     kdf, key = provider.create()
     return kdf, checked(key, provider)
 
 
 def checked(key: bytes, provider: KeyProvider) -> bytes:
-    """The provider's answer, or `KeyUnavailable` if that cannot be a key."""
+    """Check the provider's answer; raise `KeyUnavailable` if it cannot be a key."""
     problem = _problem(key)
     if problem is not None:
         del key
@@ -233,7 +234,7 @@ def checked(key: bytes, provider: KeyProvider) -> bytes:
 
 
 def decoded(text: bytes | str) -> bytes | None:
-    """The key that base64 spells, or None where it spells none. It raises nothing: its frame holds the key."""
+    """Decode a key from base64, or return None if it is not one. It never raises, because its frame holds the key."""
     try:
         key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -246,25 +247,25 @@ def decoded(text: bytes | str) -> bytes | None:
 def _problem(key: bytes) -> str | None:
     if len(key) != KEY_BYTES:
         return f"is not {KEY_BYTES} bytes long"
-    # 32 random bytes have fewer than 16 distinct values once in 10**16 times; what a person types often has.
+    # 32 random bytes have fewer than 16 distinct values once in 10**16 times; typed text often does.
     return "is not random" if len(set(key)) < 16 else None
 
 
-#: What a user without a home can set in place of naming a file or folder.
+#: The variables that a user without a home can set instead of naming a file or folder.
 HOMES: Final = "or set HOME, or XDG_STATE_HOME and XDG_CONFIG_HOME"
 
 
 def user_folder(find: Callable[..., Path], app: str) -> Path | None:
-    """A folder of this user, or None where none is known: no `HOME`, and a user id that has no entry."""
+    """A folder of this user, or None if it is unknown: no `HOME`, and no entry for the user id."""
     try:
         folder = find(app, appauthor=False)
-    except RuntimeError:  # platformdirs, and `Path.home` beneath it
+    except RuntimeError:  # raised by platformdirs, through `Path.home`
         return None
-    return folder if folder.is_absolute() else None  # older ones leave the `~` as it is
+    return folder if folder.is_absolute() else None  # older versions leave the `~` in the path
 
 
 class _Absent:
-    """There is no file."""
+    """The key file does not exist."""
 
 
 def _parsed(data: bytes | None) -> bytes | type[_Absent] | None:

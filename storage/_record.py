@@ -1,6 +1,6 @@
 """A record as a value, and its sealed bytes (docs/format.md). Pure: no files, no clock, no randomness.
 
-No frame that an error passes through holds the plaintext: tracebacks that print locals would show the token.
+No frame that an error passes through holds the plaintext, because tracebacks that print locals would show the token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECORD_NAME: Final = re.compile(r"([0-9a-f]{32})\.tok")
 
 
 class Cursor(NamedTuple):
-    """How far a job's updates were delivered: event `seq` of the server's log `epoch`."""
+    """The position of the last delivered update: event `seq` of the server's log `epoch`."""
 
     epoch: str
     seq: int
@@ -39,10 +39,10 @@ class Cursor(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """All that is kept of one job.
+    """Everything that is kept of one job.
 
-    Times are seconds since 1970, kept to the millisecond. `outcome` is JSON text, None while the job is not known to
-    have ended. `context` is the program's own (where the job was followed) and is not meant for secrets.
+    Times are seconds since 1970, to the millisecond. `outcome` is JSON text, None until the job is known to have ended.
+    `context` is the program's own text (where the job was followed) and is not meant for secrets.
     """
 
     job: str
@@ -56,15 +56,15 @@ class Record:
 
     @property
     def ended(self) -> bool:
-        """Whether the job's end was taken by its consumer."""
+        """Whether the consumer has received the job's end."""
         return self.outcome is not None
 
     def is_over(self, now: float) -> bool:
-        """Whether the job has ended and its record's time is up, so that it counts as deleted."""
+        """Whether the job has ended and its record has expired, so that it counts as deleted."""
         return self.ended and self.expires is not None and self.expires <= now
 
     def for_origin(self, origin: str, path: Path | None = None) -> Record:
-        """Return this record if it is one for `origin`, or raise `RecordMismatch`."""
+        """Return this record if it was saved for `origin`, or raise `RecordMismatch`."""
         if self.origin != origin:
             raise RecordMismatch(f"the token was saved for {self.origin!r}, not for {origin!r}", path=path)
         return self
@@ -83,7 +83,7 @@ def with_token(
     context: Mapping[str, str] | None,
     now: float,
 ) -> Record:
-    """The record after a save: at the same origin it keeps cursor, end and, unless given anew, context."""
+    """The record after a save: at the same origin it keeps cursor, end and, unless a new one is given, context."""
     new = Record(job=_text("job", job), origin=_text("origin", origin), token=_token(token), saved=_time("now", now))
     if old is not None and old.origin == origin:
         new = replace(new, cursor=old.cursor, outcome=old.outcome, context=old.context)
@@ -98,7 +98,7 @@ def with_token(
 
 
 def with_cursor(old: Record, cursor: Cursor, *, now: float) -> Record:
-    """The record after a delivery. Within one epoch a cursor never goes back: the same record is returned then."""
+    """The record after a delivery. Within one epoch a cursor never goes back: then the record stays the same."""
     _text("epoch", cursor.epoch)
     if not 0 <= cursor.seq < 2**63:
         raise InvalidArgument("seq", "must be between 0 and 2**63 - 1")
@@ -108,7 +108,7 @@ def with_cursor(old: Record, cursor: Cursor, *, now: float) -> Record:
 
 
 def with_end(old: Record, outcome: str, *, now: float) -> Record:
-    """The record after the end was taken. The first end stands: the same record is returned if there is one."""
+    """The record after the job's end. The first end stays: if there is one, the record stays the same."""
     if old.ended:
         return old
     try:
@@ -126,7 +126,7 @@ def check_job(job: str) -> str:
 def _encodable(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # it carries the whole text: it must not become the context of what we raise
+    except UnicodeEncodeError:  # its error carries the whole text, so it must not become the context of ours
         return False
     return True
 
@@ -135,7 +135,7 @@ def _text(name: str, text: str, *, empty: bool = False) -> str:
     if not text and not empty:
         raise InvalidArgument(name, "must not be empty")
     if not _encodable(text):
-        raise InvalidArgument(name, "holds half a surrogate pair, which UTF-8 cannot spell")
+        raise InvalidArgument(name, "holds half a surrogate pair, which UTF-8 cannot encode")
     return text
 
 
@@ -143,7 +143,7 @@ def _token(token: Secret | None) -> Secret | None:
     if token is not None and not token.reveal():
         raise InvalidArgument("token", "must not be empty")
     if token is not None and not _encodable(token.reveal()):
-        raise InvalidArgument("token", "holds half a surrogate pair, which UTF-8 cannot spell")
+        raise InvalidArgument("token", "holds half a surrogate pair, which UTF-8 cannot encode")
     return token
 
 
@@ -196,20 +196,20 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A record as it was read, with what its header said."""
+    """A record as it was read, and its header."""
 
     record: Record
     header: Header
 
 
 def read_header(data: bytes, path: Path | None = None) -> Header:
-    """Check everything that can be checked without a key (R1 to R4)."""
+    """Check all rules that need no key (R1 to R4)."""
     if not OVERHEAD + BLOCK <= len(data) <= MAX_RECORD_BYTES or (len(data) - OVERHEAD) % BLOCK:
-        raise Damaged(f"a record cannot be {len(data)} bytes long", path=path)
+        raise Damaged(f"the record has an impossible length of {len(data)} bytes", path=path)
     if data[:3] != MAGIC[:3]:
-        raise Damaged("this is no record of a token store", path=path)
+        raise Damaged("this is not a record of a token store", path=path)
     if data[3] != MAGIC[3] or data[4] != SUITE:
-        raise UnknownVersion("this record was written by a newer version", path=path)
+        raise UnknownVersion("a newer version wrote this record: upgrade Towline", path=path)
     if data[5:8] != bytes(3):
         raise Damaged("the header's reserved bytes are not zero", path=path)
     return Header(data[8:24].hex(), int.from_bytes(data[24:32]))
@@ -220,24 +220,24 @@ def seal(record: Record, cipher: Cipher, header: Header, *, nonce: bytes, tag: b
     clear = MAGIC + bytes((SUITE, 0, 0, 0)) + bytes.fromhex(header.key_id) + header.generation.to_bytes(8) + nonce
     data = clear + cipher.seal(nonce, _spell(record), clear + tag)
     if len(data) > MAX_RECORD_BYTES:
-        raise InvalidArgument("record", f"token, outcome and context do not fit in {MAX_RECORD_BYTES} bytes")
+        raise InvalidArgument("record", f"token, outcome and context together are longer than {MAX_RECORD_BYTES} bytes")
     return data
 
 
 def unseal(data: bytes, cipher_of: Callable[[str], Cipher | None], *, tag: bytes, path: Path | None = None) -> Opened:
-    """Read what `seal` wrote. `cipher_of` knows the keyset's keys by their id. Raises `Damaged`, `UnknownVersion`."""
+    """Read what `seal` wrote. `cipher_of` maps the keyset's key ids to ciphers. Raises `Damaged`, `UnknownVersion`."""
     from ._aead import NotAuthentic
 
     header = read_header(data, path)
     cipher = cipher_of(header.key_id)
     if cipher is None:
-        raise Damaged("the keyset does not hold the key that this record names", path=path)
+        raise Damaged("the keyset does not have the key that this record names", path=path)
     try:
         record = _read(cipher.open(data[32:44], data[44:], data[:44] + tag))
     except NotAuthentic:
-        raise Damaged("the record is not what was written", path=path) from None
+        raise Damaged("the record was changed after it was written", path=path) from None
     if record is None:
-        raise Damaged("the record's content is not spelled as version 1 spells it", path=path)
+        raise Damaged("the record's content is not in the exact form of version 1", path=path)
     return Opened(record, header)
 
 
@@ -264,7 +264,7 @@ def _pad(text: bytes) -> bytes:
 
 
 def _read(plain: bytes) -> Record | None:
-    """The record, or None: the caller raises, since a traceback through this frame would show `plain`."""
+    """The record, or None: the caller raises, because a traceback through this frame would show `plain`."""
     try:
         found = _DECODER.decode(plain)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""The records of a folder whose lock is held and whose keys are open."""
+"""The records of a locked folder whose keys are open."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._record import MAX_RECORD_BYTES, RECORD_NAME, Header, Opened, Record, name
 
 
 class Session:
-    """Lives as long as the lock; what writes needs the exclusive one."""
+    """Access to the records while the lock is held; methods that write need the exclusive lock."""
 
     def __init__(self, folder: Folder, keychain: Keychain, keys: Keys) -> None:
         self.folder = folder
@@ -21,39 +21,39 @@ class Session:
         self._keys = keys
 
     def find(self, job: str) -> Opened | None:
-        """The job's record, or None where there is no file for it."""
+        """The job's record, or None if it has no file."""
         opened = self.open(tag_of(self._keys.names, job))
         if opened is None:
             self._prove()
         return opened
 
     def open(self, tag: bytes) -> Opened | None:
-        """The record of a file, or None where there is no such file."""
+        """The record of a file, or None if there is no such file."""
         name = name_of(tag)
         data = self.folder.read(name, limit=MAX_RECORD_BYTES)
         if data is None:
             return None
         opened = unseal(data, self._keys.ciphers.get, tag=tag, path=self.folder.path / name)
         if tag_of(self._keys.names, opened.record.job) != tag:
-            raise RecordMismatch("the record speaks of another job", path=self.folder.path / name)
+            raise RecordMismatch("the record belongs to another job", path=self.folder.path / name)
         self._keychain.prove()
         return opened
 
     def tags(self) -> list[bytes]:
-        """The tags of all records, from their files' names; other names are not ours to read."""
+        """The tags of all records, from their files' names; other files are not read."""
         return [bytes.fromhex(found[1]) for name in self.folder.names() if (found := RECORD_NAME.fullmatch(name))]
 
     def leftovers(self) -> list[str]:
-        """The names of temporaries. Under the lock nobody is writing them: their writers were killed."""
+        """The names of leftover temporaries: we hold the lock, so their writers were killed."""
         return [name for name in self.folder.names() if name.endswith(TEMPORARY)]
 
     def strangers(self) -> list[str]:
-        """The names of files that no store makes."""
+        """The names of files that a store does not create."""
         ours = {KEYSET, *self.folder.own_names, *self.leftovers(), *(name_of(tag) for tag in self.tags())}
         return [name for name in self.folder.names() if name not in ours]
 
     def put(self, old: Opened | None, record: Record) -> None:
-        """Write a job's record in place of the one that `find` gave."""
+        """Replace a job's record, as returned by `find`."""
         tag = tag_of(self._keys.names, record.job)
         header = Header(self._keys.primary, 1 if old is None else old.header.generation + 1)
         cipher = self._keys.ciphers[self._keys.primary]
@@ -61,7 +61,7 @@ class Session:
         self._keychain.prove()
 
     def reseal(self, tag: bytes) -> bool:
-        """Seal a file with the primary key. False if it is so already, or gone."""
+        """Seal a file with the primary key. Returns False if it already is, or no longer exists."""
         opened = self.open(tag)
         if opened is None or opened.header.key_id == self._keys.primary:
             return False
@@ -69,9 +69,9 @@ class Session:
         return True
 
     def keys_in_use(self) -> set[str]:
-        """The ids of the keys that records name; all keys if a file may not be read.
+        """The ids of the keys that records name; all keys if a file cannot be read.
 
-        A file without a sound header opens under no key, so none is kept for it.
+        A file without a valid header opens under no key, so no key is kept for it.
         """
         found: set[str] = set()
         for tag in self.tags():
@@ -84,23 +84,25 @@ class Session:
         return found
 
     def remove(self, job: str) -> None:
-        """Remove a job's file and its temporary. The file need not be readable."""
+        """Remove a job's file and its temporary, even if the file is unreadable."""
         name = name_of(tag_of(self._keys.names, job))
         if self.folder.stamp(name) is None:
             self._prove()
         self.folder.remove(name, temporary_of(name))
 
     def _prove(self) -> None:
-        """Raise `Damaged` if there are records and none of them knows this keyset (K8).
+        """Raise `Damaged` if there are records and none of them names a key of this keyset (K8).
 
-        Another store's keyset opens well if the same key wrapped it, and then no job has a file: without this look
-        the store would pass for an empty one.
+        Another store's keyset opens without error if the same key wrapped it, and then no job has a file. Without this
+        check the store would look empty.
         """
         if self._keychain.proven:
             return
         tags = self.tags()
         if tags and not any(self._knows(tag) for tag in tags):
-            raise Damaged("none of the records was sealed with this keyset", path=self.folder.path / KEYSET)
+            raise Damaged(
+                "no record was sealed with this keyset: is it another store's?", path=self.folder.path / KEYSET
+            )
         if tags:
             self._keychain.prove()
 

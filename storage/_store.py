@@ -1,4 +1,4 @@
-"""The token store as programs use it: async, with the file work in a worker thread."""
+"""The token store's async interface, which does the file work in a worker thread."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _T = TypeVar("_T")
 
 
 class Store(ABC):
-    """What the engine needs of a token store. `TokenStore` keeps it on disk, `MemoryTokenStore` in memory.
+    """The interface that the engine needs of a token store. `TokenStore` is on disk, `MemoryTokenStore` in memory.
 
-    A job has one record: its token, the origin the token may be sent to, how far its updates were delivered, and its
-    end. Every method raises a `TokenStoreError` where the record cannot be read or written, and `InvalidArgument`
-    for a value that cannot be kept; `None` means that nothing is on record, and nothing else.
+    A job has one record: its token, the origin that may receive the token, the cursor of the last delivered update, and
+    the job's end. Every method raises a `TokenStoreError` if the record cannot be read or written, and
+    `InvalidArgument` for a value that cannot be stored. `None` means only that there is no record.
     """
 
     @abstractmethod
@@ -40,11 +40,11 @@ class Store(ABC):
         *,
         context: Mapping[str, str] | None = None,
     ) -> None:
-        """Save a job's token; it may be sent to `origin` only (`https://api.example:443`).
+        """Save a job's token, which may be sent only to `origin` (`https://api.example:443`).
 
-        `expires` is in seconds since 1970. `token` None keeps a job on record that needs none. `context` is a few
-        words of the caller's own, kept from the former save if left out; no secrets. Saved for the same origin as
-        before, cursor and end stay; for another one, the record begins anew.
+        `expires` is in seconds since 1970. Pass `token` None for a job that needs no token. `context` is a short text
+        of the caller, without secrets; if left out, the earlier one stays. If the origin is the same as before, cursor
+        and end stay; otherwise the record starts empty.
         """
 
     @abstractmethod
@@ -53,20 +53,20 @@ class Store(ABC):
 
     @abstractmethod
     async def read(self, job: str) -> Record | None:
-        """Return the whole record. Compare `origin` before the token is sent anywhere."""
+        """Return the whole record. Compare `origin` before you send the token anywhere."""
 
     @abstractmethod
     async def save_cursor(self, job: str, epoch: str, seq: int) -> bool:
-        """Save that the event `seq` of `epoch` was delivered, and leave everything else as it stands by then.
+        """Save that the event `seq` of `epoch` was delivered, and leave the rest of the record unchanged.
 
-        Returns False where the job has no record. Within one epoch a cursor never goes back.
+        Returns False if the job has no record. Within one epoch a cursor never goes back.
         """
 
     @abstractmethod
     async def mark_ended(self, job: str, outcome: bytes | str) -> bool:
         """Save that the job ended: `outcome` is JSON text. The record stays until `delete` or its expiry.
 
-        Returns False where the job has no record. The first outcome stands. Raises `InvalidArgument` if it is not
+        Returns False if the job has no record. The first outcome stays. Raises `InvalidArgument` if `outcome` is not
         JSON, or too long for a record of 64 KiB.
         """
 
@@ -80,19 +80,20 @@ class Store(ABC):
 
     @abstractmethod
     async def delete_all(self) -> None:
-        """Remove everything, readable or not."""
+        """Remove all records, readable or not."""
 
 
 class TokenStore(Store):
-    """An encrypted store in a private folder; docs/format.md says what stands there.
+    """An encrypted store in a private folder; docs/format.md describes the files.
 
-    Several stores, threads and processes may use one folder. A call that has returned has survived a power cut; a
-    cancelled call was made whole or not at all. Nothing is opened or asked for before the first call.
+    Several stores, threads and processes may use one folder. The change of a call that has returned survives a power
+    cut; a cancelled call has either made its whole change or none. No file is opened and no key is requested before
+    the first call.
 
-    `folder` is by default `<user state folder>/<app>/tokens`. `provider` gives the key that wraps the store; by
-    default it is the first that there is of `TOWLINE_KEY`, a systemd credential, the system's keyring and a key file in
-    the user's configuration folder, which is made at first use. An existing store is opened by the kind of provider
-    that wrapped it and by no other. `now` is the wall clock.
+    `folder` is by default `<user state folder>/<app>/tokens`. `provider` supplies the key that wraps the store. By
+    default it is the first available one of: `TOWLINE_KEY`, a systemd credential, the system's keyring, and a key file
+    in the user's configuration folder, which is created at first use. Only the kind of provider that wrapped an
+    existing store can open it. `now` is the wall clock.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class TokenStore(Store):
 
     @property
     def folder(self) -> Path:
-        """Where the records are."""
+        """The folder of the records."""
         return self._vault.folder
 
     async def save(
@@ -161,31 +162,32 @@ class TokenStore(Store):
         return await _in_thread(partial(self._vault.jobs, tick=_tick))
 
     async def delete_all(self) -> None:
-        """See `Store.delete_all`. It needs no key, so it also ends a store whose key is lost."""
+        """See `Store.delete_all`. It needs no key, so it also works if the key is lost."""
         await _in_thread(partial(self._vault.delete_all, tick=_tick))
 
     async def source(self) -> Source | None:
-        """Return the kind of provider that wrapped the store, None where no store was begun. No key is asked for."""
+        """Return the kind of provider that wrapped the store, or None if there is no store. No key is requested."""
         return await _in_thread(partial(self._vault.source, tick=_tick))
 
     async def rotate(self) -> int:
-        """Seal every record with a new key and forget the old one; returns how many were sealed.
+        """Seal every record with a new key and drop the old one; return the number of sealed records.
 
-        This, after a `delete`, is what makes deleting sure. Ended half-way it has lost nothing, and the next call
-        finishes. Raises `Damaged` where a record cannot be read: it keeps the old key until it is deleted.
+        Call it after a `delete` to make copies of the deleted record unreadable. An interrupted call loses nothing, and
+        the next one finishes the work. Raises `Damaged` if a record cannot be read: the old key stays until you
+        delete that record.
         """
         return await _in_thread(partial(self._vault.rotate, tick=_tick))
 
     async def rewrap(self, provider: KeyProvider | None = None) -> None:
-        """Wrap the store by another provider, which opens it from now on; None: the same one with today's costs."""
+        """Wrap the store with another provider, which opens it from now on. None: the same one with today's costs."""
         await _in_thread(partial(self._vault.rewrap, provider, tick=_tick))
 
     async def needs_rewrap(self) -> bool:
-        """Return whether the store was wrapped with lower costs than are thought right today."""
+        """Return whether the store was wrapped with lower costs than today's default."""
         return await _in_thread(partial(self._vault.needs_rewrap, tick=_tick))
 
     async def verify(self) -> Verification:
-        """Read everything, change nothing, and say what is damaged."""
+        """Read everything, change nothing, and report damaged records."""
         return await _in_thread(partial(self._vault.verify, tick=_tick))
 
     async def _amend(self, job: str, edit: Callable[[Record], Record]) -> bool:
@@ -194,7 +196,7 @@ class TokenStore(Store):
 
 
 class MemoryTokenStore(Store):
-    """The same promises, but for the disk: for tests under virtual time, and for programs that keep no tokens."""
+    """A store in memory with the same behaviour: for tests under virtual time and programs that save no tokens."""
 
     def __init__(self, *, now: Callable[[], float] = time.time) -> None:
         self._records: dict[str, Record] = {}
@@ -260,7 +262,7 @@ class MemoryTokenStore(Store):
 
 
 def default_folder(app: str) -> Path:
-    """Where a store is kept if the program names no folder. Raises `InvalidArgument` for a user without a home."""
+    """The default folder of a store. Raises `InvalidArgument` for a user without a home."""
     from platformdirs import user_state_path
 
     folder = user_folder(user_state_path, app)
@@ -281,10 +283,10 @@ def _as_text(outcome: bytes | str) -> str:
 
 
 async def _in_thread(call: Callable[[], _T]) -> _T:
-    """Run `call` in a worker thread. Once begun it is waited for, whatever is cancelled meanwhile."""
+    """Run `call` in a worker thread. Once started it runs to its end, even if the caller is cancelled."""
     return await anyio.to_thread.run_sync(call)
 
 
 def _tick() -> None:
-    """End the wait for another process's lock if the call was cancelled: nothing is begun by then."""
+    """End the wait for another process's lock if the call was cancelled; nothing has started by then."""
     anyio.from_thread.check_cancelled()

@@ -1,4 +1,4 @@
-"""The store without its event loop: blocking calls, meant for a worker thread."""
+"""The blocking calls of the store, to be made in a worker thread."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _UNREADABLE: Final = (Damaged, ReadFailed, RecordMismatch, UnknownVersion, Unsaf
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What `verify` found: every record that opens, and an error for each that does not.
+    """The result of `verify`: every readable record, and an error for each unreadable one.
 
     `leftovers` are the names of temporaries that a killed writer left; they are harmless, and the next writer of the
-    same record takes them away. `strangers` are files that the store did not make.
+    same record removes them. `strangers` are files that the store did not create.
     """
 
     records: tuple[Record, ...]
@@ -44,15 +44,15 @@ class Verification:
 
     @property
     def is_sound(self) -> bool:
-        """Whether every record opens."""
+        """Whether every record is readable."""
         return not self.findings
 
 
 class Vault:
-    """The records of one folder. Safe between threads and between processes.
+    """The records of one folder, safe for use by several threads and processes.
 
-    `tick` of every call is called while it waits for another process, and may raise to end the waiting; once the
-    lock is held nothing interrupts.
+    While a call waits for another process it calls `tick`, which may raise to end the wait. Nothing interrupts a call
+    that holds the lock.
     """
 
     def __init__(self, folder: Path, *, app: str, provider: KeyProvider | None, now: Callable[[], float]) -> None:
@@ -63,7 +63,7 @@ class Vault:
     # --- one job ---
 
     def read(self, job: str, tick: Callable[[], None] = never) -> Record | None:
-        """The job's record, or None where there is no file for it."""
+        """The job's record, or None if it has no file."""
         with self._session(exclusive=False, tick=tick) as session:
             opened = None if session is None else session.find(job)
         if opened is not None and self._is_over(opened):
@@ -79,9 +79,9 @@ class Vault:
         begin: bool,
         tick: Callable[[], None] = never,
     ) -> Record | None:
-        """Replace the job's record by what `edit` makes of it, if that is another one; return what stands then.
+        """Apply `edit` to the job's record and save the result if it differs; return the present record.
 
-        Unless it may `begin`, a store that is not there stays away, and None is returned without `edit`.
+        If there is no store and `begin` is false, create none and return None without calling `edit`.
         """
         with self._session(exclusive=True, begin=begin, tick=tick) as session:
             if session is None:
@@ -94,7 +94,7 @@ class Vault:
             return new
 
     def delete(self, job: str, tick: Callable[[], None] = never) -> None:
-        """Remove the job's record; a job without one is well."""
+        """Remove the job's record, if there is one."""
         with self._session(exclusive=True, tick=tick) as session:
             if session is not None:
                 session.remove(job)
@@ -112,7 +112,7 @@ class Vault:
         return sorted(opened.record.job for opened in found if not opened.record.is_over(now))
 
     def delete_all(self, tick: Callable[[], None] = never) -> None:
-        """Remove every record and the keyset. No key is needed, so this also ends a store whose key is lost."""
+        """Remove every record and the keyset. It needs no key, so it also works if the key is lost."""
         folder = Folder.open(self.folder)
         if folder is None:
             return
@@ -125,7 +125,7 @@ class Vault:
     # --- upkeep ---
 
     def source(self, tick: Callable[[], None] = never) -> Source | None:
-        """The kind of provider that wrapped the store, None where none was begun. No key is needed."""
+        """The kind of provider that wrapped the store, or None if there is no store. No key is needed."""
         folder = Folder.open(self.folder)
         if folder is None:
             return None
@@ -134,7 +134,7 @@ class Vault:
             return self._keychain.source(folder)
 
     def verify(self, tick: Callable[[], None] = never) -> Verification:
-        """Read everything, change nothing. Raises what stands in the way of reading anything: folder, keyset, key."""
+        """Read everything, change nothing. Raises if the folder, the keyset or the key cannot be used."""
         records: list[Record] = []
         findings: list[TokenStoreError] = []
         with self._session(exclusive=False, tick=tick) as session:
@@ -155,10 +155,10 @@ class Vault:
             )
 
     def rotate(self, tick: Callable[[], None] = never) -> int:
-        """Seal every record with a new root key, then forget the old one. Returns how many were sealed anew.
+        """Seal every record with a new root key, then drop the old one. Returns the number of sealed records.
 
-        The lock is let go between records. Ended half-way, by whatever, it leaves each record readable under the old
-        key or the new; the next `rotate` finishes the work. Raises `Damaged` if a record cannot be read: the key
+        The lock is released between records. If the call is interrupted, each record stays readable under the old key
+        or the new one, and the next `rotate` finishes the work. Raises `Damaged` if a record cannot be read: the key
         that it names is kept.
         """
         sealed = 0
@@ -166,7 +166,7 @@ class Vault:
             if session is None:
                 return sealed
             tags = session.tags()
-            self._keychain.retire(session.folder, keep=session.keys_in_use())  # of rotations that were cut short
+            self._keychain.retire(session.folder, keep=session.keys_in_use())  # left by interrupted rotations
             self._keychain.add(session.folder)
         for tag in tags:
             with self._session(exclusive=True, tick=tick) as session, suppress(*_UNREADABLE):
@@ -175,7 +175,7 @@ class Vault:
             if session is None:
                 return sealed
             broken: list[TokenStoreError] = []
-            for tag in session.tags():  # all are sealed by now, but for the unreadable and those saved meanwhile
+            for tag in session.tags():  # all are sealed by now, except unreadable ones and those saved in the meantime
                 try:
                     sealed += session.reseal(tag)
                 except _UNREADABLE as exc:
@@ -183,12 +183,12 @@ class Vault:
             self._keychain.retire(session.folder, keep=session.keys_in_use())
             session.folder.remove(*session.leftovers())
         if broken:
-            problem = f"{len(broken)} records cannot be read, and were not sealed anew; this is the first"
+            problem = f"{len(broken)} records cannot be read and were not sealed with the new key; this is the first"
             raise Damaged(problem, path=broken[0].path) from broken[0]
         return sealed
 
     def rewrap(self, provider: KeyProvider | None, tick: Callable[[], None] = never) -> None:
-        """Wrap the store's keys by another provider, or by the same with today's costs; records stay the same."""
+        """Wrap the store's keys with another provider, or with the same at today's costs; records stay the same."""
         with self._session(exclusive=False, tick=tick) as session:
             own = None if session is None else self._keychain.provider()
         wrapping = self._keychain.wrapping(provider or own)
@@ -206,7 +206,7 @@ class Vault:
 
     @contextmanager
     def _session(self, *, exclusive: bool, tick: Callable[[], None], begin: bool = False) -> Iterator[Session | None]:
-        """The locked folder and its keys, or None where there is no store, unless it may `begin`."""
+        """The locked folder and its keys, or None if there is no store and `begin` is false."""
         folder = Folder.make(self.folder) if begin else Folder.open(self.folder)
         if folder is None:
             yield None
@@ -217,7 +217,7 @@ class Vault:
             keys = self._keychain.current(folder, tick)
             if keys is None and begin:
                 self._keychain.begin(folder, wrapping or self._keychain.wrapping())
-                keys = self._keychain.current(folder, tick)  # read back, as every later reader will
+                keys = self._keychain.current(folder, tick)  # read it back, as every later reader will
             if keys is None:
                 yield None
                 return
@@ -229,7 +229,7 @@ class Vault:
         return opened.record.is_over(self._now())
 
     def _sweep(self, over: list[Opened], tick: Callable[[], None]) -> None:
-        """Remove ended records whose time is up. Where that cannot be done they stay, unseen."""
+        """Remove ended records that have expired. If that fails they stay on disk, but are not returned."""
         with suppress(WriteFailed), self._session(exclusive=True, tick=tick) as session:
             if session is None:
                 return

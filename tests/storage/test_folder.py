@@ -145,7 +145,7 @@ async def test_a_spoiled_key_file_is_damaged_or_no_key(store: TokenStore, folder
 
 
 async def test_the_key_file_does_not_lie_beside_the_records(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="beside"):
+    with pytest.raises(InvalidArgument, match="in another folder than the records"):
         TokenStore(tmp_path / "tokens", provider=KeyFile(tmp_path / "tokens" / "key"))
 
 

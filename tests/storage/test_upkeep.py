@@ -69,7 +69,7 @@ async def test_a_rotation_seals_all_anew_and_forgets_the_old_key(store: TokenSto
         assert await one.load("a", ORIGIN) == Secret("token of a")
         assert await one.jobs() == ["a", "b"]
     files["a"].write_bytes(before[files["a"]])  # a copy from before the rotation is of no use to anybody
-    with pytest.raises(Damaged, match="does not hold the key"):
+    with pytest.raises(Damaged, match="does not have the key"):
         await store.load("a", ORIGIN)
 
 
@@ -104,7 +104,7 @@ async def test_keys_that_no_record_names_do_not_pile_up(store: TokenStore, folde
 async def test_a_keyset_full_of_keys_is_not_written(store: TokenStore, folder: Path) -> None:
     files = await save(store, "a", "b")
     files["b"].chmod(0o640)
-    with pytest.raises(WriteFailed, match="full of keys"):
+    with pytest.raises(WriteFailed, match="keyset is full"):
         for _ in range(100):
             with pytest.raises(Damaged):
                 await store.rotate()
