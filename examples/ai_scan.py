@@ -4,8 +4,8 @@
     python examples/ai_scan.py
     curl -H 'content-type: image/jpeg' --data-binary @shelf.jpg http://127.0.0.1:8470/api/scan
 
-The photo is read several times: whole, smaller, blurred, and turned. How many of those readings agree on a barcode is
-the confidence in it. Decoding blocks, so it runs in worker threads.
+The job reads the photo several times: whole, smaller, blurred and rotated. The confidence in a barcode is the share of
+readings that agree on it. Decoding blocks, so it runs in worker threads.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ from towline.transport import AiScanResult, BoundingBox, ScannedBook
 MOST_PIXELS = 50_000_000
 APPROVED = 0.5
 
-# Each reading: what it does to the photo, and how much smaller it makes it.
+# Each reading: a function that changes the photo, and the factor by which it shrinks it.
 READINGS: dict[str, tuple[float, Callable[[Image.Image], Image.Image]]] = {
     "whole": (1, lambda photo: photo),
     "smaller": (0.75, lambda photo: photo.resize((photo.width * 3 // 4, photo.height * 3 // 4))),
@@ -34,18 +34,18 @@ READINGS: dict[str, tuple[float, Callable[[Image.Image], Image.Image]]] = {
 
 
 def open_photo(path: Path) -> Image.Image:
-    """Open a photo in shades of grey. Raises `JobFailure` for what is none, or is too large."""
+    """Open a photo in greyscale. Raises `JobFailure` if the file is not a photo or is too large."""
     try:
         photo = Image.open(path)
         if photo.width * photo.height > MOST_PIXELS:
-            raise JobFailure("BAD_PHOTO", f"a photo has at most {MOST_PIXELS} pixels")
+            raise JobFailure("BAD_PHOTO", f"the photo is too large: send one of at most {MOST_PIXELS} pixels")
         return photo.convert("L")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise JobFailure("BAD_PHOTO", "the upload is not a photo that can be read") from error
+        raise JobFailure("BAD_PHOTO", "the upload is not a readable photo") from error
 
 
 def read_once(photo: Image.Image, name: str) -> dict[str, BoundingBox]:
-    """Read the photo in one way: barcodes by their text, each with its corners in pixels of the whole photo."""
+    """Read the photo once: a dict from a barcode's text to its corners, in pixels of the whole photo."""
     scale, change = READINGS[name]
     found: dict[str, BoundingBox] = {}
     for barcode in zxingcpp.read_barcodes(change(photo), formats=zxingcpp.BarcodeFormat.EAN13):

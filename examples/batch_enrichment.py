@@ -3,8 +3,8 @@
     python examples/batch_enrichment.py examples/books.csv
     curl -H 'content-type: application/json' -d '{"books": [{"title": "Emma"}]}' http://127.0.0.1:8470/api/enrich
 
-A book that is not found, or makes no sense, is a result, not a failed job. The catalogue is built from a CSV file by
-the same rules by which `csv_import` reads one.
+A book that is not found or not valid becomes a result; it does not fail the job. The catalogue is built from a CSV file
+by the same rules that `csv_import` uses.
 """
 
 import re
@@ -25,7 +25,7 @@ MOST_BOOKS = 10_000
 
 
 class Wanted(msgspec.Struct):
-    """What is known of a book that is looked up."""
+    """The known data of a book to look up."""
 
     title: str = ""
     author: str | None = None
@@ -38,7 +38,7 @@ class Batch(msgspec.Struct):
 
 @dataclass
 class Catalogue:
-    """Books by ISBN, and by title and author as people write them."""
+    """Books by ISBN, and by title and author in any spelling of case and punctuation."""
 
     by_isbn: dict[str, ImportedBook] = field(default_factory=dict)
     by_title: dict[str, list[ImportedBook]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Catalogue:
         self.by_title.setdefault(plain(book.title), []).append(book)
 
     def look_up(self, wanted: Wanted) -> EnrichedBook:
-        """The book of that number; without one, the book of that title whose author agrees."""
+        """Find the book by its ISBN or, without one, by title and author."""
         found: ImportedBook | None
         if wanted.isbn is not None:
             if not isbn.is_valid(wanted.isbn):
@@ -71,13 +71,16 @@ def failure(wanted: Wanted, problem: str) -> EnrichedBook:
 
 
 def plain(text: str) -> str:
-    """Letters and digits only, so that `L'Éducation` and `l’éducation` are one."""
+    """The text in lower case with letters and digits only, so that `L'Éducation` equals `l’éducation`."""
     return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
 
 def batch_enrichment(catalogue: Catalogue) -> JobFunction:
-    """Make the pipeline's function. A look-up is quick and always the same, so a run after a restart begins anew: the
-    hub tells nothing twice."""
+    """Make the pipeline's function.
+
+    A look-up is quick and always gives the same result, so a run after a restart starts from the first book. The hub
+    sends no event twice.
+    """
 
     async def run(context: JobContext, upload: Upload) -> BatchEnrichmentResult:
         begun = time.monotonic()
@@ -86,7 +89,7 @@ def batch_enrichment(catalogue: Catalogue) -> JobFunction:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise JobFailure("BAD_BATCH", f"the list of books cannot be read: {error}") from error
         if len(batch.books) > MOST_BOOKS:
-            raise JobFailure("BAD_BATCH", f"a batch has at most {MOST_BOOKS} books")
+            raise JobFailure("BAD_BATCH", f"the batch is too large: send at most {MOST_BOOKS} books")
         await context.start(len(batch.books))
         books: list[EnrichedBook] = []
         for wanted in batch.books:
@@ -105,7 +108,7 @@ def batch_enrichment(catalogue: Catalogue) -> JobFunction:
 
 
 def load_catalogue(path: Path) -> Catalogue:
-    """Read a catalogue from a CSV file; its bad rows are left out."""
+    """Read a catalogue from a CSV file; bad rows are skipped."""
     catalogue = Catalogue()
     for book in read_books(path):
         if isinstance(book, ImportedBook):

@@ -1,11 +1,11 @@
-"""The work in Celery, the watching in Towline: one hub (or many) hands jobs to workers that tell how they get on.
+"""Jobs that run in Celery and are followed with Towline: hubs queue the jobs, and workers report their progress.
 
     TOWLINE_REDIS=redis://127.0.0.1 CATALOGUE=examples/books.csv
-    celery --app examples.celery_enrichment.app worker        # as many as there is work for
-    python -m examples.celery_enrichment                      # as many as there are watchers
+    celery --app examples.celery_enrichment.app worker        # start as many as the work needs
+    python -m examples.celery_enrichment                      # start as many as the followers need
 
-A worker that dies takes nothing with it: Celery gives the task to another one, which goes on where the job stood, in
-the same epoch. A job that is canceled stops at its next report. A job has failed only after Celery's last try.
+If a worker dies, nothing is lost: Celery gives the task to another worker, which continues the job in the same epoch.
+A canceled job stops at its next report. A job fails only after Celery's last try.
 """
 
 import os
@@ -22,7 +22,7 @@ TRIES = 5
 
 app = Celery("books", broker=REDIS)
 app.conf.update(
-    # A task is done when its work is done, not when it was fetched.
+    # Acknowledge a task after its work is done instead of when it is fetched.
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     worker_prefetch_multiplier=1,
@@ -31,14 +31,14 @@ app.conf.update(
 )
 
 
-class ToldTask(Task):
-    """A task whose failure, after the last try, is the job's."""
+class JobTask(Task):
+    """A task that fails its job after the last try."""
 
     def on_failure(self, exc: Exception, task_id: str, args: list[str], kwargs: dict[str, str], einfo: object) -> None:
         give_up(args[0])
 
 
-@app.task(bind=True, base=ToldTask, name="books.enrich", max_retries=TRIES - 1)
+@app.task(bind=True, base=JobTask, name="books.enrich", max_retries=TRIES - 1)
 def enrich(self: Task, job_id: str, path: str) -> None:
     try:
         run(job_id, Path(path))

@@ -1,6 +1,7 @@
-"""A job followed in a thread, for toolkits that have an event loop of their own (Qt, Tk).
+"""Follow a job in a thread, for toolkits that run their own event loop (Qt, Tk).
 
-`told` is called in that thread with each update, and at last with None: it must only hand on what it got.
+That thread calls `on_update` with each update, and finally with None; the callback should only pass the update to the
+GUI's thread.
 """
 
 import threading
@@ -13,12 +14,14 @@ from towline.host import Host
 
 
 class Follower:
-    """Begun by `start`, told of the window by `set_seen`, ended by the job or by `stop`; all from the GUI's thread."""
+    """Follows a job in a thread until the job ends or `stop` is called. Call its methods from the GUI's thread."""
 
-    def __init__(self, line: towline.blocking.Connection, told: Callable[[towline.AnyUpdate | None], object]) -> None:
+    def __init__(
+        self, line: towline.blocking.Connection, on_update: Callable[[towline.AnyUpdate | None], object]
+    ) -> None:
         self.line = line
         self.error: towline.TowlineError | None = None
-        self._told = told
+        self._on_update = on_update
         self._host: Host | None = None
         self._seen = True
         self._turn = threading.Lock()
@@ -28,17 +31,17 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop following, if that has not ended; the job goes on."""
+        """Stop following; the job continues."""
         self.line.cancel()
         self._thread.join()
 
     def set_seen(self, seen: bool) -> None:
-        """Whether anybody sees the window. A level: it may be told again, and before the connection is there."""
+        """Report whether the window is visible, as often as you like, also before the connection exists."""
         with self._turn:
             self._seen = seen
-            self._tell_host()
+            self._update_host()
 
-    def _tell_host(self) -> None:
+    def _update_host(self) -> None:
         if self._host is not None:
             if self._seen:
                 self._host.foreground()
@@ -48,7 +51,7 @@ class Follower:
     def _set_host(self, host: Host | None) -> None:
         with self._turn:
             self._host = host
-            self._tell_host()
+            self._update_host()
 
     def _follow(self) -> None:
         try:
@@ -56,9 +59,9 @@ class Follower:
                 self._set_host(stack.enter_context(towline.blocking.attach(line)))
                 stack.callback(self._set_host, None)
                 for update in line:
-                    self._told(update)
+                    self._on_update(update)
         except towline.Cancelled:
-            pass  # `stop` came before the connection was there
+            pass  # `stop` was called before the connection existed
         except towline.TowlineError as error:
             self.error = error
-        self._told(None)
+        self._on_update(None)

@@ -1,4 +1,4 @@
-"""A job in a window, with Qt (PySide6): quiet while the window is hidden, minimised, or its application suspended.
+"""Follow a job in a Qt window (PySide6), in the background while it is hidden or minimised or the app is suspended.
 
 python examples/qt_watch.py wss://api.example/ws/progress JOB        # the token is in TOWLINE_TOKEN
 """
@@ -16,10 +16,10 @@ import towline.blocking
 
 
 class Window(QWidget):
-    """Follows one job from its making on, and closes with it."""
+    """A window that follows one job as soon as it is created, and closes when the job ends."""
 
-    # A signal may be emitted in any thread; its receiver runs in the window's.
-    told = Signal(object)
+    # Any thread may emit a signal; the receiver runs in the window's thread.
+    updated = Signal(object)
 
     def __init__(self, line: towline.blocking.Connection) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class Window(QWidget):
         layout = QVBoxLayout(self)
         layout.addWidget(self.bar)
         layout.addWidget(self.item)
-        self.told.connect(self.take)
-        self.follower = Follower(line, self.told.emit)
+        self.updated.connect(self.take)
+        self.follower = Follower(line, self.updated.emit)
         self.follower.start()
         QGuiApplication.instance().applicationStateChanged.connect(self.look)
 

@@ -1,4 +1,4 @@
-"""Looking up a list of books in a worker elsewhere, told by a `Reporter`: what the examples with work queues share."""
+"""Look up a list of books in a separate worker and report with a `Reporter`: shared by the work queue examples."""
 
 import contextlib
 import os
@@ -17,18 +17,18 @@ from .batch_enrichment import Batch, Catalogue, load_catalogue
 REDIS = os.environ.get("TOWLINE_REDIS", "redis://127.0.0.1")
 FILES = Path(os.environ.get("TOWLINE_FILES", "towline-files"))
 CATALOGUE = Path(os.environ.get("CATALOGUE", "examples/books.csv"))
-DELAY = float(os.environ.get("DELAY", "0"))  # seconds a book, to see it work
+DELAY = float(os.environ.get("DELAY", "0"))  # seconds for each book, to make the progress visible
 
 
 @cache
 def catalogue() -> Catalogue:
-    """The catalogue, read once by each worker process."""
+    """The catalogue, which each worker process reads once."""
     return load_catalogue(CATALOGUE)
 
 
 def run(job_id: str, path: Path) -> None:
-    """One run of the job, from where the run before had come. What it raises, its queue may try again."""
-    # Canceled: there is nothing left to do.
+    """Run the job, starting where an earlier run stopped. If it raises, the queue may retry."""
+    # JobEnded: the job was canceled, so nothing is left to do.
     with contextlib.suppress(JobEnded), Reporter.from_url(REDIS, job_id) as report:
         look_up(report, path)
 
@@ -41,7 +41,7 @@ def look_up(report: Reporter, path: Path) -> None:
         report.fail("BAD_BATCH", f"the list of books cannot be read: {error}")
         return
     report.start(len(wanted))
-    # A look-up is quick and always the same: those of the run before are made again, and told by nobody.
+    # A look-up is quick and always gives the same result: repeat those of the earlier run without reporting them.
     done = [catalogue().look_up(book) for book in wanted[: report.processed]]
     for book in wanted[report.processed :]:
         done.append(catalogue().look_up(book))
@@ -60,6 +60,6 @@ def look_up(report: Reporter, path: Path) -> None:
 
 
 def give_up(job_id: str) -> None:
-    """End the job as failed: for after the queue's last try, not before."""
+    """End the job as failed. Call this only after the queue's last try."""
     with contextlib.suppress(JobEnded, InvalidArgument), Reporter.from_url(REDIS, job_id) as report:
         report.fail("GAVE_UP", "the books could not be looked up", retryable=True)

@@ -1,8 +1,8 @@
-"""The work in taskiq, an asyncio queue; otherwise as in `celery_enrichment`.
+"""Jobs that run in taskiq, an asyncio queue; everything else is as in `celery_enrichment`.
 
 TOWLINE_REDIS=redis://127.0.0.1 CATALOGUE=examples/books.csv
-taskiq worker examples.taskiq_enrichment:broker           # as many as there is work for
-python -m examples.taskiq_enrichment                      # as many as there are watchers
+taskiq worker examples.taskiq_enrichment:broker           # start as many as the work needs
+python -m examples.taskiq_enrichment                      # start as many as the followers need
 """
 
 import asyncio
@@ -22,18 +22,19 @@ from towline.server import Hub, Upload, serve
 from .reported_enrichment import FILES, REDIS, give_up, run
 
 TRIES = 5
-LOST_AFTER = float(os.environ.get("LOST_AFTER", "15"))  # seconds without a word of a worker's
+LOST_AFTER = float(os.environ.get("LOST_AFTER", "15"))  # seconds without a sign of a worker
 
 
 class Broker(RedisStreamBroker):
-    """taskiq's broker, with workers that keep saying that they are there.
+    """taskiq's broker, with workers that report regularly that they are alive.
 
-    By itself it looks for the tasks of dead workers only after a new task has come, and takes every task that is older
-    than `idle_timeout` for one of them. Here a worker looks whenever it is idle, and keeps what it has in hand young.
+    The original broker looks for the tasks of dead workers only after a new task has come, and counts every task older
+    than `idle_timeout` as one of them. Here an idle worker looks regularly, and a busy worker refreshes the age of its
+    own tasks.
     """
 
     def __init__(self, url: str, lost_after: float) -> None:
-        # Tasks that came before the first worker did are theirs too, so its group begins at the stream's beginning.
+        # The group reads the stream from its beginning, so that workers also get tasks queued before they started.
         super().__init__(
             url, idle_timeout=round(lost_after * 1000), xread_block=round(lost_after * 250), consumer_id="0"
         )
@@ -71,7 +72,7 @@ class Broker(RedisStreamBroker):
             while True:
                 await asyncio.sleep(self.idle_timeout / 4000)
                 if self._in_hand:
-                    with suppress(RedisError):  # the next time will do
+                    with suppress(RedisError):  # try again next time
                         group = self.queue_name, self.consumer_group_name, self.consumer_name
                         await redis.xclaim(*group, min_idle_time=0, message_ids=[*self._in_hand], justid=True)
 

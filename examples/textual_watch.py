@@ -1,4 +1,4 @@
-"""A job in the terminal, with Textual: quiet while the terminal has no focus, and parted while Ctrl-Z has stopped it.
+"""Follow a job in the terminal with Textual: in the background without focus, disconnected while stopped by Ctrl-Z.
 
     python examples/textual_watch.py wss://api.example/ws/progress JOB        # the token is in TOWLINE_TOKEN
 
@@ -16,7 +16,7 @@ import towline.host
 
 
 class Watch(App[towline.Outcome]):
-    """Follows one job and ends with it, or with Ctrl-Q, and then the job goes on."""
+    """Follows one job until it ends. Ctrl-Q quits earlier; the job continues."""
 
     BINDINGS = [("ctrl+z", "suspend_process", "Suspend")]  # noqa: RUF012 - as Textual has it
 
@@ -63,7 +63,7 @@ class Watch(App[towline.Outcome]):
 
     async def action_suspend_process(self) -> None:
         if self.host is not None:
-            await self.host.suspend()  # a stopped process answers no ping: part from the server first
+            await self.host.suspend()  # a stopped process cannot answer pings, so disconnect first
         super().action_suspend_process()
 
 

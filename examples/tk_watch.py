@@ -1,9 +1,8 @@
-"""A job in a window, with Tk: quiet while the window is withdrawn or iconified.
+"""Follow a job in a Tk window: in the background while the window is withdrawn or iconified.
 
     python examples/tk_watch.py wss://api.example/ws/progress JOB        # the token is in TOWLINE_TOKEN
 
-Tk may be called by its own thread only, so what the follower tells lies in a queue that the window looks into; while
-nobody sees the window, it does not.
+Only Tk's own thread may call Tk, so the follower puts updates into a queue that the window polls while it is visible.
 """
 
 import os
@@ -21,7 +20,7 @@ EVERY = 50  # milliseconds
 
 
 class Window(tkinter.Tk):
-    """Follows one job from its making on, and closes with it."""
+    """A window that follows one job as soon as it is created, and closes when the job ends."""
 
     def __init__(self, line: towline.blocking.Connection) -> None:
         super().__init__()
@@ -29,8 +28,8 @@ class Window(tkinter.Tk):
         self.bar.pack(fill="x")
         self.item = ttk.Label(self)
         self.item.pack()
-        self.told: SimpleQueue[towline.AnyUpdate | None] = SimpleQueue()
-        self.follower = Follower(line, self.told.put)
+        self.updates: SimpleQueue[towline.AnyUpdate | None] = SimpleQueue()
+        self.follower = Follower(line, self.updates.put)
         self.look_again: str | None = None
         self.bind("<Map>", self.shown)
         self.bind("<Unmap>", self.hidden)
@@ -41,7 +40,7 @@ class Window(tkinter.Tk):
         self.look_again = self.after(EVERY, self.look)
         while True:
             try:
-                update = self.told.get_nowait()
+                update = self.updates.get_nowait()
             except Empty:
                 return
             if update is None:
