@@ -1,9 +1,9 @@
-"""The contestants. `python clients.py CONTESTANT WORK URL N` does one piece of work and prints one JSON line.
+"""The clients to compare. `python clients.py CONTESTANT WORK URL N` runs one workload and prints one JSON line.
 
-Works: `receive` (N messages in a row), `echo` (N round trips), `drops` (N times from the end of a connection to the
-first message on the next), `idle` (N connections, then a quiet time), `idle-connections` (the same with whole
-`Connection`s), `follow` (a job of N events).
-`cpu` is this process's CPU time in seconds from the first message to the last, `wall` the real time.
+Workloads: `receive` (N messages in a row), `echo` (N round trips), `drops` (N times from the end of a connection to the
+first message on the next), `idle` (N connections without traffic for some seconds), `idle-connections` (the same with
+whole `Connection`s), `follow` (a job of N events).
+`cpu` is this process's CPU time in seconds from the first message to the last, `wall` is the real time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
-QUIET = 20.0  # seconds an idle process is watched
+QUIET = 20.0  # seconds of measuring an idle process
 
 
 class Watch:
@@ -26,7 +26,7 @@ class Watch:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def stop(self, **more: float) -> NoReturn:
-        """Print the result and end the process: how a library takes its leave is not measured."""
+        """Print the result and exit the process at once, so that the shutdown of a library is not measured."""
         used = {"cpu": time.process_time() - self.cpu, "wall": time.perf_counter() - self.wall}
         os.write(1, json.dumps({**used, **more}).encode() + b"\n")
         os._exit(0)
@@ -36,7 +36,7 @@ WATCH = Watch()
 
 
 def memory() -> int:
-    """Resident bytes now."""
+    """The resident memory of this process, in bytes."""
     with open("/proc/self/statm") as file:  # noqa: PTH123 - a benchmark's own process
         return int(file.read().split()[1]) * resource.getpagesize()
 
@@ -90,7 +90,7 @@ def towline(backend: str, **backend_options: Any) -> Any:
         WATCH.stop()
 
     async def hold_many(hold: Callable[[], Awaitable[None]], count: int, *, together: int) -> None:
-        """Have `hold` run `count` times at once, and watch how quiet that is."""
+        """Run `hold` `count` times concurrently and measure the idle load."""
         before = memory()
         async with anyio.create_task_group() as tasks:
             for number in range(count):
@@ -343,7 +343,7 @@ def httpx_ws(work: str, url: str, count: int) -> None:
                         await socket.receive_text()
                         await socket.receive_text()
                 except Exception:
-                    pass  # it wraps the drop in groups of its own
+                    pass  # it wraps the drop in its own exception groups
             WATCH.stop()
         raise AssertionError(work)
 
@@ -351,7 +351,7 @@ def httpx_ws(work: str, url: str, count: int) -> None:
 
 
 def blocking(work: str, url: str, count: int) -> None:
-    """A blocking socket and nothing else: what the machine allows."""
+    """A plain blocking socket: the upper limit on this machine."""
     import socket
 
     port, path = url.removeprefix("ws://127.0.0.1:").split("/", 1)
@@ -393,4 +393,4 @@ CONTESTANTS: dict[str, Callable[[str, str, int], None]] = {
 if __name__ == "__main__":
     name, work, url, count = sys.argv[1:]
     CONTESTANTS[name](work, url, int(count))
-    raise SystemExit("the work came to no end")
+    raise SystemExit("the workload did not finish")

@@ -1,13 +1,14 @@
-"""How many events a second come from jobs to their watchers, and how old they are on arrival, by hubs and storage.
+"""Measure the hub: events per second from jobs to followers, and their age on arrival, by number of hubs and storage.
 
     python benchmarks/hub.py            # prints a Markdown table; about two minutes
 
-Jobs, hubs, Redis and watchers share this machine, each hub and each half of the watchers a process of its own: what is
-measured is the whole, not a hub alone. SQLite writes with `synchronous=FULL`, Redis with `appendfsync always`.
+Jobs, hubs, Redis and followers share this machine. Each hub is one process, and the followers are split over two, so
+the result is for the whole system instead of a single hub. SQLite writes with `synchronous=FULL`, Redis with
+`appendfsync always`.
 
-Events and frames a second are counted with every job telling as fast as it can, from the first message at a watcher to
-the last at all of them; nothing is merged or left out. The ages are those of 200 events a second in all, from the job's
-call to the watcher's having the message.
+For events and frames per second every job reports as fast as it can. The time runs from the first message at a follower
+to the last message at all of them; no event is merged or dropped. The ages are measured at 200 events per second in
+total, from the job's call until the follower has the message.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ import msgspec
 from websockets.asyncio.client import connect
 
 JOBS = 8
-EVENTS = 600  # of each job, flat out
-PACE = 200.0  # events a second of all jobs, paced
+EVENTS = 600  # of each job, at full speed
+PACE = 200.0  # events per second of all jobs, at the measured pace
 SECONDS = 6.0
 CLIENT_PROCESSES = 2
 HUB = """
@@ -58,7 +59,7 @@ serve(port=0, hub=hub)
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: so many hubs, so many watchers of each job."""
+    """One case: a storage, a number of hubs, and a number of followers of each job."""
 
     storage: str
     hubs: int
@@ -119,7 +120,7 @@ async def watch_all(targets: list[tuple[str, str]]) -> None:
 
 
 def measure(urls: list[str], files: Path, case: Case, events: int, pause: float) -> dict[str, Any]:
-    """Start the jobs and their watchers, spread over the hubs, let them go, and gather what the watchers saw."""
+    """Start the jobs and followers, spread over the hubs, release them, and collect the followers' measurements."""
     started = []
     for number in range(case.jobs):
         answer = httpx.post(
@@ -128,7 +129,7 @@ def measure(urls: list[str], files: Path, case: Case, events: int, pause: float)
             headers={"content-type": "application/octet-stream"},
         )
         started.append(answer.raise_for_status().json())
-    # The watchers of a job are spread over all hubs, so most are not where it runs.
+    # The followers of a job are spread over all hubs, so most of them are on another hub than the job.
     targets = []
     for job in started:
         for number in range(case.watchers):
@@ -154,7 +155,7 @@ def measure(urls: list[str], files: Path, case: Case, events: int, pause: float)
         seen.append(json.loads(watcher.stdout.read()))
         assert watcher.wait() == 0
     ages = sorted(age for one in seen for age in one["ages"])
-    assert len(ages) == events * len(targets), "an event was lost, or came twice"
+    assert len(ages) == events * len(targets), "an event was lost or delivered twice"
     seconds = max(one["last"] for one in seen) - min(one["first"] for one in seen)
     return {
         "events": events * case.jobs / seconds,
@@ -176,7 +177,7 @@ def start_redis(folder: Path) -> subprocess.Popen[str]:
 
 
 def run(case: Case) -> str:
-    """Measure one case: a row of the table."""
+    """Measure one case and return its row of the table."""
     processes: list[subprocess.Popen[str]] = []
     with tempfile.TemporaryDirectory(prefix="towline") as name:
         folder = Path(name)
@@ -214,7 +215,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for case in CASES:
         if case.storage == "Redis" and shutil.which("redis-server") is None:
-            sys.exit("no redis-server on this machine (apt-get install redis-server)")
+            sys.exit("redis-server is not installed: apt-get install redis-server")
         print(run(case), flush=True)
     print(f"\n{os.cpu_count()} cores; load before: {os.getloadavg()[2]:.1f} (15 min)")
 

@@ -1,7 +1,7 @@
-"""`make bench`: Towline beside its peers, as ratios.
+"""`make bench`: compare Towline with its peers, as ratios.
 
-Each figure is the median over rounds in which the contestants take turns, each time in a fresh process bound to one
-core; the server has the other. A single absolute time says little on a shared machine: read the ratios.
+Each figure is the median over several rounds. In a round the clients take turns, each in a fresh process bound to one
+core; the server has the other core. A single absolute time says little on a shared machine, so read the ratios.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Row:
-    """One piece of work. `unit` is what is compared; `targets` are the ratios to reach, by peer."""
+    """One workload. `unit` is the measure to compare; `targets` are the ratios to reach, by peer."""
 
     name: str
     work: str
@@ -29,7 +29,7 @@ class Row:
     contestants: tuple[str, ...]
     targets: dict[str, float]
     unit: str = "cpu"  # or "wall"
-    most: bool = False  # the targets are upper bounds of our time over theirs
+    most: bool = False  # if true, the targets are upper bounds of our time divided by theirs
 
 
 BULK = (
@@ -61,7 +61,7 @@ ROWS = (
         {"websockets-trio": 7, "trio-websocket": 20},
     ),
     Row(
-        "one message a round trip, 200 B",
+        "one message per round trip, 200 B",
         "echo",
         "/echo/200",
         20_000,
@@ -138,7 +138,7 @@ def measure(contestant: str, row: Row, port: str) -> dict[str, float] | None:
     try:
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=90)
     except subprocess.TimeoutExpired:
-        print(f"  {contestant}: came to no end in 90 s", file=sys.stderr)
+        print(f"  {contestant}: did not finish within 90 s", file=sys.stderr)
         return None
     if done.returncode or not done.stdout:
         print(f"  {contestant}: {done.stderr.strip().splitlines()[-1:] or 'no result'}", file=sys.stderr)
@@ -150,7 +150,7 @@ def measure(contestant: str, row: Row, port: str) -> dict[str, float] | None:
 def print_row(row: Row, taken: dict[str, list[float]]) -> None:
     ours = row.contestants[0]
     medians = {name: statistics.median(values) for name, values in taken.items() if values}
-    print(f"\n{row.name} ({row.unit}, a message or cycle)")
+    print(f"\n{row.name} ({row.unit}, per message or cycle)")
     for name, value in medians.items():
         if name == ours or ours not in medians:
             print(f"  {name:16} {value * 1e6:10.2f} µs")
@@ -169,7 +169,7 @@ def idle(
 ) -> None:
     """Print memory and CPU of `count` idle connections.
 
-    `contestants` have the most KiB each may take, if any; `most_cpu` is the most per cent of a core per 1,000.
+    `contestants` maps each client to its limit in KiB, if any; `most_cpu` is the limit in per cent of a core per 1,000.
     """
     print(f"\n{count} idle {what} with heartbeats")
     for contestant, most in contestants.items():
@@ -189,8 +189,8 @@ def idle(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
-    parser.add_argument("--idle", type=int, default=5000, help="idle connections; 0 leaves that row out")
+    parser.add_argument("--only", default="", help="run only rows whose name contains this text")
+    parser.add_argument("--idle", type=int, default=5000, help="number of idle connections; 0 skips that row")
     options = parser.parse_args()
     server = subprocess.Popen(
         [*pinned(0), sys.executable, str(HERE / "server.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

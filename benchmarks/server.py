@@ -1,10 +1,10 @@
-"""The other end of the benchmarks: blocking sockets and bytes made in advance, so that the client is what is measured.
+"""The server of the benchmarks: blocking sockets and prepared bytes, so that the result measures the client.
 
-It prints its port, then serves until its standard input ends. The path says what to do::
+It prints its port, then serves until its standard input ends. The path selects the workload::
 
-    /bulk/200/100000      100,000 text messages of 200 bytes, as fast as they are taken
+    /bulk/200/100000      100,000 text messages of 200 bytes, as fast as the client reads
     /deflate/200/100000   the same, compressed without context takeover
-    /echo/200             each message is answered by one of the same size
+    /echo/200             the server answers each message with one of the same size
     /drop/rst             one message, then the end by RST (or by FIN: /drop/fin)
     /job/100000           a job's log: started, 99,998 progress messages, complete (job j, sequence checked)
     /idle                 nothing; pings are answered
@@ -40,7 +40,7 @@ def compressed(payload: bytes) -> bytes:
 
 
 def text(size: int) -> bytes:
-    """Text like a progress message, of an exact size."""
+    """A text like a progress message, of exactly this size."""
     body = json.dumps({"type": "job_progress", "progress": 0.5, "status": "working", "item": "x" * size}).encode()
     return body[:size]
 
@@ -78,7 +78,7 @@ def blast(connection: socket.socket, message: bytes, count: int) -> None:
 
 
 def echo(connection: socket.socket, size: int) -> None:
-    wire = len(frame(b"x" * size)) + 4  # the client's frame has a mask besides
+    wire = len(frame(b"x" * size)) + 4  # the client's frame also has a mask
     answer = frame(text(size))
     buffer = bytearray()
     while True:
@@ -166,12 +166,12 @@ def serve(connection: socket.socket) -> None:
             IDLE.add(connection)
             return
     except OSError:
-        pass  # the client has gone: the work is done
+        pass  # the client has disconnected, so the workload is done
     connection.close()
 
 
 class Idle:
-    """Sockets on which nothing happens but pings; one thread for all."""
+    """Idle sockets that only answer pings, all served by one thread."""
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()

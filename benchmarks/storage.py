@@ -1,9 +1,9 @@
-"""What the token store costs: a load once the key is open, and a save beside its own system calls alone.
+"""Measure the token store: a load with an opened key, and a save compared with its bare system calls.
 
     python benchmarks/storage.py [--folder DIR] [--rounds N]
 
-Run it on the disk that is meant: a save costs about two fsyncs, and those are the disk's. Store and bare calls take
-turns, so that both meet the same disk; medians are printed, with how far the middle half spreads.
+Run it on the disk that you want to measure: a save costs about two fsyncs, which depend on the disk. Store calls and
+bare calls take turns, so that both see the same disk. The output is medians and the spread of the middle half.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ TOKEN = Secret("t" * 64)
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """The duration of a call in seconds."""
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun
 
 
-def told(what: str, seconds: list[float]) -> float:
-    """Print a median in microseconds, and return it."""
+def report(what: str, seconds: list[float]) -> float:
+    """Print the median in microseconds and return it."""
     low, median, high = (1e6 * part for part in statistics.quantiles(seconds, n=4))
     print(f"{what:<44} {median:9.1f} µs   (middle half {low:.1f} to {high:.1f})")
     return median
 
 
 def bare_write(folder: Path) -> None:
-    """A record's bytes, safe from a power cut, with nothing around it: the least that any store can do."""
+    """Write a record's bytes so that they survive a power cut, and nothing else: the minimum for any store."""
     fd = os.open(folder / "bare.tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     os.write(fd, bytes(316))
     os.fsync(fd)
@@ -57,7 +57,7 @@ def bare_write(folder: Path) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, help="where to make the store; by default the folder for temporaries")
+    parser.add_argument("--folder", type=Path, help="where to create the store; by default the folder for temporaries")
     parser.add_argument("--rounds", type=int, default=300)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
@@ -73,23 +73,23 @@ def measure(folder: Path, rounds: int) -> None:
     vault = Vault(folder / "tokens", app="bench", provider=CallerKey(KEY), now=time.time)
     opening = timed(lambda: vault.change("j1", edit, begin=True))
     print(f"{'first save: folder, keyset, record':<44} {1e6 * opening:9.1f} µs")
-    told("load, once the key is open", [timed(lambda: vault.read("j1")) for _ in range(rounds * 10)])
+    report("load, with an opened key", [timed(lambda: vault.read("j1")) for _ in range(rounds * 10)])
     for backend in ("asyncio", "trio"):
-        told(f"... with the hop to a thread, {backend}", anyio.run(loads, folder, rounds, backend=backend))
+        report(f"... with the hop to a thread, {backend}", anyio.run(loads, folder, rounds, backend=backend))
     bare_write(folder)
     saves, bares = [], []
     for _ in range(rounds):
         saves.append(timed(lambda: vault.change("j1", edit, begin=True)))
         bares.append(timed(lambda: bare_write(folder)))
-    save = told("save", saves)
-    bare = told("write, fsync, rename, fsync alone", bares)
-    # On a disk that others use too, the lower quartiles are the pairs that were least disturbed.
+    save = report("save", saves)
+    bare = report("write, fsync, rename, fsync alone", bares)
+    # If other programs use the disk too, the lower quartiles are the least disturbed pairs.
     quiet = statistics.quantiles(saves, n=4)[0] / statistics.quantiles(bares, n=4)[0]
     print(f"{'a save costs':<44} {save / bare:9.2f} × by the medians, {quiet:.2f} × by the lower quartiles")
 
 
 async def loads(folder: Path, rounds: int) -> list[float]:
-    """Loads as a program makes them."""
+    """Loads through the async interface, as a program makes them."""
     store = TokenStore(folder / "tokens", provider=CallerKey(KEY))
     taken = []
     for _ in range(rounds * 3):
