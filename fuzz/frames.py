@@ -1,4 +1,4 @@
-# INVARIANT: any bytes, however cut, give the same messages within the limits, then one and the same typed end.
+# INVARIANT: the same bytes, split in any way, give the same messages within the limits and then the same typed end.
 """Fuzz the open WebSocket; `make fuzz`. The first three bytes choose the cut, compression, and turns."""
 
 from towline._exceptions import ConnectionBroken, ConnectionClosed, MessageTooBig, ProtocolViolation
@@ -45,9 +45,9 @@ def check(data: bytes) -> None:
 
 
 def both_wrong(*outcomes: tuple[list[Message], object]) -> bool:
-    """Whether a message was refused that inflates past the limit and then does not inflate.
+    """Whether the rejected message first inflates past the limit and later fails to inflate.
 
-    zlib says first what it meets first in the bytes it is given, and with an error it gives none of what came before.
+    zlib reports the first problem in the bytes of one call, and together with an error it returns no earlier output.
     """
     refusals: list[object] = [MessageTooBig, (ProtocolViolation, 1007)]
     return all(messages == outcomes[0][0] and end in refusals for messages, end in outcomes)

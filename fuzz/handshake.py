@@ -1,4 +1,4 @@
-# INVARIANT: whatever the server answers, however it is cut: one of three answers or a typed error, within the limits.
+# INVARIANT: any bytes, split in any way, give one of three answers or a typed error, within the limits.
 """Fuzz the opening handshake; `make fuzz`. The first two bytes choose where the rest is cut."""
 
 from base64 import b64encode

@@ -1,4 +1,4 @@
-# INVARIANT: any answer, however cut, gives the same head and body, or a typed error; nothing else comes out.
+# INVARIANT: the same answer, split in any way, gives the same head and body, or a typed error, and nothing else.
 """Fuzz the HTTP exchange, `Retry-After` and the messages' codec; `make fuzz`. The first two bytes choose the cut."""
 
 import contextlib
