@@ -206,8 +206,8 @@ _CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
 def close_advice(code: int, reason: str) -> Advice | None:
     """Read the reconnect advice from the reason of a close that went to all clients; any other reason is text.
 
-    The reason is `{"retry_in": seconds, "spread": seconds}` as JSON. `retry_in` decides; a spread that is missing or no
-    number of seconds costs only itself.
+    The reason is `{"retry_in": seconds, "spread": seconds}` as JSON. Without a valid `retry_in` there is no advice; a
+    missing or invalid `spread` is ignored.
     """
     if code not in _SHARED_CLOSES or not reason.startswith("{"):
         return None
