@@ -247,7 +247,7 @@ async def test_a_keyring_in_plain_text_is_refused(
 ) -> None:
     plain = PlainText()
     monkeypatch.setattr(keyring, "get_keyring", lambda: plain)
-    with pytest.raises(KeyUnavailable, match="PlainText.; pass another provider"):
+    with pytest.raises(KeyUnavailable, match="PlainText"):
         await TokenStore(tmp_path / "tokens", provider=KeyringKey()).save("j1", "t", ORIGIN)
     monkeypatch.setattr(ChainerBackend, "backends", [plain, trusted])
     monkeypatch.setattr(keyring, "get_keyring", ChainerBackend)

@@ -575,7 +575,9 @@ def flat(struct: Any) -> dict[str, Any]:
         if isinstance(value, msgspec.Struct):
             fields.update(flat(value))
         else:
-            fields[field.encode_name] = json.loads(bytes(value), parse_int=str) if isinstance(value, msgspec.Raw) else value
+            fields[field.encode_name] = (
+                json.loads(bytes(value), parse_int=str) if isinstance(value, msgspec.Raw) else value
+            )
     return fields
 
 
