@@ -25,8 +25,10 @@ def handled(number: signal.Signals, handler: Any) -> Callable[[], object]:
     return lambda: signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP])
+@pytest.mark.parametrize(
+    ("number", "backend"),
+    [(signal.SIGINT, "asyncio"), (signal.SIGTERM, "trio"), (signal.SIGHUP, "asyncio"), (signal.SIGTSTP, "trio")],
+)
 def test_what_the_parent_ignores_stays_ignored(
     job_server: Any, begin: Begin, number: signal.Signals, backend: str
 ) -> None:
@@ -49,8 +51,7 @@ def test_what_the_parent_ignores_stays_ignored(
     assert "backgrounded" not in said
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("number", "backend"), [(signal.SIGTERM, "asyncio"), (signal.SIGHUP, "trio")])
 def test_the_server_is_told_and_the_command_to_resume_is_printed(
     job_server: Any, begin: Begin, number: signal.Signals, backend: str
 ) -> None:
@@ -77,7 +78,7 @@ def test_a_terminal_that_is_closed_says_goodbye_to_the_server(job_server: Any, o
     assert terminal.process.wait(PATIENCE) in (5, 130)  # by what it notices first
 
 
-@pytest.mark.parametrize("job", ["plain", "-V1StGXR8", "--json", "it's a/b"])
+@pytest.mark.parametrize("job", ["-V1StGXR8", "--json", "it's a/b"])
 def test_the_command_that_is_printed_resumes_any_job(
     job_server: Any, environment: dict[str, str], run: Run, begin: Begin, job: str
 ) -> None:
