@@ -211,7 +211,7 @@ def main() -> None:
     if sys.argv[1:] == ["watch"]:
         asyncio.run(watch_all(json.load(sys.stdin)))
         return
-    print("| storage | hubs | jobs | watchers of each | events/s | frames/s | age p50, ms | age p99, ms |")
+    print("| storage | hubs | jobs | followers of each | events/s | frames/s | age p50, ms | age p99, ms |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for case in CASES:
         if case.storage == "Redis" and shutil.which("redis-server") is None:

@@ -37,7 +37,7 @@ def test_the_guide_runs(example: str, capsys: Any, monkeypatch: Any) -> None:
 
     run_virtual(main)
     told = capsys.readouterr().out
-    assert ("told by:" in told) is (example == "main")
+    assert ("sources:" in told) is (example == "main")
     assert "JobComplete" in told
 
 
