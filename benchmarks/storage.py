@@ -30,9 +30,9 @@ TOKEN = Secret("t" * 64)
 
 def timed(call: Callable[[], object]) -> float:
     """The duration of a call in seconds."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     call()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def report(what: str, seconds: list[float]) -> float:
@@ -93,9 +93,9 @@ async def loads(folder: Path, rounds: int) -> list[float]:
     store = TokenStore(folder / "tokens", provider=CallerKey(KEY))
     taken = []
     for _ in range(rounds * 3):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         await store.load("j1", ORIGIN)
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - start)
     return taken
 
 

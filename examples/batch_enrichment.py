@@ -56,7 +56,7 @@ class Catalogue:
                 return failure(wanted, "not a valid ISBN")
             found = self.by_isbn.get(isbn.validate(wanted.isbn, convert=True))
         elif not plain(wanted.title):
-            return failure(wanted, "neither a title nor an ISBN")
+            return failure(wanted, "the book has no title and no ISBN")
         else:
             author = plain(wanted.author or "")
             candidates = self.by_title.get(plain(wanted.title), [])
@@ -83,7 +83,7 @@ def batch_enrichment(catalogue: Catalogue) -> JobFunction:
     """
 
     async def run(context: JobContext, upload: Upload) -> BatchEnrichmentResult:
-        begun = time.monotonic()
+        start = time.monotonic()
         try:
             batch = msgspec.json.decode(await anyio.Path(upload.path).read_bytes(), type=Batch)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -100,7 +100,7 @@ def batch_enrichment(catalogue: Catalogue) -> JobFunction:
             total_processed=len(books),
             success_count=hits,
             failure_count=len(books) - hits,
-            duration=round((time.monotonic() - begun) * 1000),
+            duration=round((time.monotonic() - start) * 1000),
             enriched_books=books,
         )
 

@@ -34,7 +34,7 @@ def run(job_id: str, path: Path) -> None:
 
 
 def look_up(report: Reporter, path: Path) -> None:
-    begun = time.monotonic()
+    start = time.monotonic()
     try:
         wanted = msgspec.json.decode(path.read_bytes(), type=Batch).books
     except msgspec.DecodeError as error:
@@ -53,7 +53,7 @@ def look_up(report: Reporter, path: Path) -> None:
             total_processed=len(done),
             success_count=hits,
             failure_count=len(done) - hits,
-            duration=round((time.monotonic() - begun) * 1000),
+            duration=round((time.monotonic() - start) * 1000),
             enriched_books=done,
         )
     )

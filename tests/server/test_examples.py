@@ -69,7 +69,7 @@ def test_hits_and_misses(client: Any) -> None:
         "not in the catalogue",
         "not a valid ISBN",
         None,
-        "neither a title nor an ISBN",
+        "the book has no title and no ISBN",
     ]
 
 
