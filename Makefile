@@ -30,9 +30,10 @@ soak: install  ## the figures that take long, as a table
 mutations: install  ## break the engine on purpose, and see a test turn red each time
 	$(BIN)/python tests/mutations.py $(ARGS)
 
-lint: install  ## ruff, mypy --strict on an installed copy, pictures as the table has them
+lint: install  ## ruff, plain English, mypy --strict on an installed copy, pictures as the table has them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/words.py
 	rm -rf build/typecheck build/lib build/bdist.*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache -p towline
