@@ -22,7 +22,7 @@ from typing import Final, Self
 from .._exceptions import Damaged, ReadFailed, UnsafePermissions, WriteFailed
 from ._folder import Stamp, never, renamed, says, take_lock, temporary_of
 
-assert sys.platform != "win32"  # this tells a type checker which system this module is for
+assert sys.platform != "win32"  # for type checkers: this module is for one system
 
 _CHUNK: Final = 64 * 1024
 # Linux: a read that updates the access time makes the next fsync write one more inode, a quarter of a save's time.
@@ -229,7 +229,7 @@ def _make(path: Path) -> None:
             os.mkdir(path, 0o700)  # noqa: PTH102
     except FileExistsError:  # another process created it first
         return
-    os.chmod(path, 0o700)  # noqa: PTH101 - whatever the umask took away
+    os.chmod(path, 0o700)  # noqa: PTH101 - restores what the umask removed
 
 
 def _sync(fd: int) -> None:

@@ -22,7 +22,7 @@ from typing import Final, Self
 from .._exceptions import Damaged, ReadFailed, UnsafePermissions, WriteFailed
 from ._folder import Stamp, never, renamed, says, take_lock, temporary_of
 
-assert sys.platform == "win32"  # this tells a type checker which system this module is for
+assert sys.platform == "win32"  # for type checkers: this module is for one system
 
 _LOCK: Final = "lock"
 _CHUNK: Final = 64 * 1024
