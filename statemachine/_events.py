@@ -22,7 +22,7 @@ class State(Named):
     CONNECTING = "connecting", "One attempt is in progress: DNS, TCP, TLS and upgrade, within one deadline."
     SYNCING = "syncing", "The socket is open; live frames are buffered while the job's state is fetched."
     CONNECTED = "connected", "The socket is open and delivery is up to date with the server."
-    RECONNECTING = "reconnecting", "Waiting for the next attempt."
+    RECONNECTING = "reconnecting", "The engine waits for the next attempt."
     BACKGROUNDED = (
         "backgrounded",
         "The host is in the background: no socket, no attempts; the budget is kept until the host or the user acts.",

@@ -122,7 +122,7 @@ def spent_budget(draft: Draft) -> bool:
 
 
 def revival_allowed(draft: Draft) -> bool:
-    """A revival can help (the budget or a certificate was the cause), the host is in the foreground, and it is time."""
+    """A revival can help, the host is in the foreground, and enough time has passed since the last one."""
     return revivable(draft) and not in_background(draft) and next_revival(draft) <= draft.facts.now
 
 

@@ -96,7 +96,7 @@ _REVIVE: Final[LifecycleCell] = (
     stay(do.await_revival),
 )
 _START_AGAIN: Final[LifecycleCell] = (
-    forbid("the server refused this very token: pass another one as token=", when=when.same_refused_token),
+    forbid("the server refused this very token: call connect(token=...) with a new one", when=when.same_refused_token),
     go(S.CONNECTING, do.fresh_start, do.dial),
 )
 _IS_CANCELLED: Final[LifecycleCell] = (
@@ -385,7 +385,7 @@ LIFECYCLE: Final[Table[S, T, Draft, Timer]] = Table(
         S.IDLE: "waits for the user",
         S.CONNECTING: "the socket's own loop keeps the attempt's deadline; the attempt ends in opened or lost",
         S.SYNCING: "each fetch has a deadline and the socket has a heartbeat; each of them ends in an event",
-        S.BACKGROUNDED: "waits for the host or the user, as they asked",
+        S.BACKGROUNDED: "waits until the host or the user acts",
         S.EXHAUSTED: "waits for the user, the host or, if a revival was too early, the revival timer",
     },
 )
