@@ -140,9 +140,9 @@ class Draft:
             self.emit(CancelFetch())
         if Resource.ATTEMPT in owned and target is not State.SYNCING:
             self.emit(AbandonDial())
-            self._forget_dial_to_come()
+            self._drop_planned_dial()
         if Resource.SOCKET in owned and Resource.SOCKET not in kept:
-            code, wait = self._farewell()
+            code, wait = self._close_code_and_wait()
             self.emit(CloseSocket(code=code, wait=wait))
         if source is State.CONNECTED or (Resource.SOCKET in owned and Resource.SOCKET not in kept):
             self.emit(SaveCursor())
@@ -165,7 +165,7 @@ class Draft:
         sign, dials = self.facts.last_sign, self.after.dials
         return sign is not None and bool(dials) and sign >= dials[-1]
 
-    def _farewell(self) -> tuple[int, float]:
+    def _close_code_and_wait(self) -> tuple[int, float]:
         event, policy = self.event, self.policy
         if isinstance(event, JobEnded):
             return _DONE, policy.close_wait
@@ -174,7 +174,7 @@ class Draft:
             return _GOING_AWAY, wait
         return _GOING_AWAY, 0.0
 
-    def _forget_dial_to_come(self) -> None:
+    def _drop_planned_dial(self) -> None:
         # A dial that was abandoned before it opened does not count for the spacing.
         dials = self.after.dials
         if dials and dials[-1] > self.facts.now:
