@@ -94,7 +94,7 @@ class Fetches:
         try:
             token = await self._engine.tokens.get(fresh=effect.fresh_token) if patient else self._engine.tokens.held
             if token is None:
-                return StateUnreachable("an answer about the job", "without a token")
+                return StateUnreachable("the job's state", "without a token")
             state = await self._engine.calls.fetch_state(
                 self._engine.settings.job,
                 token,

@@ -189,6 +189,6 @@ class Links:
             with suppress(TowlineError), anyio.move_on_after(limit) as sending:
                 await websocket.send(encode(link.greeting).decode())
             if sending.cancelled_caught:
-                raise DeadlineExceeded("the sending of `ready`", limit)
+                raise DeadlineExceeded("room to send `ready`", limit)
         while True:
             self._engine.data.take_in(link, await websocket.receive_batch())

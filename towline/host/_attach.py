@@ -65,7 +65,7 @@ class Host:
     async def suspend(self) -> None:
         """Close the connection now, because the process is about to be stopped.
 
-        Returns when the server was told, at most 4 s later. Call it on the connection's own loop. Sleep and
+        Returns when the close frame was sent, at most 4 s later. Call it on the connection's own loop. Sleep and
         `job_control` do this automatically.
         """
         await self._close_connection("a stop")

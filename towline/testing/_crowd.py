@@ -118,7 +118,7 @@ def _full_jitter(draw: random.Random) -> Iterator[float]:
 
 ALGORITHMS: Final = (
     Algorithm("towline patient", "Backoff.patient()", 30.0, policy=Policy()),
-    Algorithm("towline patient, spread", "and the server tells a spread", 30.0, policy=Policy(), spread=50.0),
+    Algorithm("towline patient, spread", "with a spread sent by the server", 30.0, policy=Policy(), spread=50.0),
     Algorithm("towline original", "Policy.original()", 30.0, policy=Policy.original()),
     Algorithm("websockets", "at once, then 0 to 5 s, then 3.1 s × 1.618, cap 90", 90.0, _websockets),
     Algorithm("socket.io", "1 s × 2 ± 50 %, then cap 5", 5.0, _socket_io),
