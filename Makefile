@@ -40,7 +40,7 @@ lint: install  ## ruff, plain English, mypy --strict on an installed copy, pictu
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache ../../tests/typing/api.py
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache/windows --platform win32 --follow-imports silent -p towline.storage -m towline.host._attach -m towline.host._sleep_windows -m towline.transport._path -m towline.transport._path_windows
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache/macos --platform darwin --follow-imports silent -m towline.host._attach -m towline.host._sleep_macos -m towline.transport._path -m towline.transport._path_macos
-	$(BIN)/towline diagram --check
+	$(BIN)/towline diagram --check --out docs/machine
 
 test-system: install  ## other servers, Redis, nginx: what Debian and npm have, where it is installed
 	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/node mermaid jsdom ws workerd esbuild; fi

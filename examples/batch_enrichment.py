@@ -1,6 +1,6 @@
 """A hub whose jobs look up lists of books in a local catalogue.
 
-    python examples/batch_enrichment.py examples/books.csv
+    python examples/batch_enrichment.py towline/cli/books.csv
     curl -H 'content-type: application/json' -d '{"books": [{"title": "Emma"}]}' http://127.0.0.1:8470/api/enrich
 
 A book that is not found or not valid becomes a result; it does not fail the job. The catalogue is built from a CSV file

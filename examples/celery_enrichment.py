@@ -1,6 +1,6 @@
 """Jobs that run in Celery and are followed with Towline: hubs queue the jobs, and workers report their progress.
 
-    TOWLINE_REDIS=redis://127.0.0.1 CATALOGUE=examples/books.csv
+    TOWLINE_REDIS=redis://127.0.0.1 CATALOGUE=towline/cli/books.csv
     celery --app examples.celery_enrichment.app worker        # start as many as the work needs
     python -m examples.celery_enrichment                      # start as many as the followers need
 

@@ -16,7 +16,7 @@ from .batch_enrichment import Batch, Catalogue, load_catalogue
 
 REDIS = os.environ.get("TOWLINE_REDIS", "redis://127.0.0.1")
 FILES = Path(os.environ.get("TOWLINE_FILES", "towline-files"))
-CATALOGUE = Path(os.environ.get("CATALOGUE", "examples/books.csv"))
+CATALOGUE = Path(os.environ.get("CATALOGUE", "towline/cli/books.csv"))
 DELAY = float(os.environ.get("DELAY", "0"))  # seconds for each book, to make the progress visible
 
 

@@ -1,6 +1,6 @@
 """Jobs that run in taskiq, an asyncio queue; everything else is as in `celery_enrichment`.
 
-TOWLINE_REDIS=redis://127.0.0.1 CATALOGUE=examples/books.csv
+TOWLINE_REDIS=redis://127.0.0.1 CATALOGUE=towline/cli/books.csv
 taskiq worker examples.taskiq_enrichment:broker           # start as many as the work needs
 python -m examples.taskiq_enrichment                      # start as many as the followers need
 """

@@ -407,9 +407,17 @@ class Hub(AsyncContextManagerMixin):
                 self._last_watcher_left.set()
 
     async def adopt(
-        self, pipeline: str, incoming: Path, name: str | None, owner: str, request: Request | None
+        self,
+        pipeline: str,
+        incoming: Path,
+        name: str | None,
+        owner: str,
+        request: Request | None,
+        job_id: str | None = None,
     ) -> StartedJob:
         """Make a job of an upload that lies in a folder of its own; the same request gives the same job.
+
+        Without `job_id` the id is random.
 
         Raises `InvalidArgument`, and `RequestMismatch` where the request's key was used for something else.
         """
@@ -420,7 +428,7 @@ class Hub(AsyncContextManagerMixin):
                 "the hub is not running: enter it, by `async with hub:` in your application's lifespan"
             )
         new = Job(
-            id=secrets.token_hex(16),
+            id=job_id or secrets.token_hex(16),
             pipeline=pipeline,
             owner=owner,
             epoch=secrets.token_hex(8),

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,12 +37,18 @@ class _Server(uvicorn.Server):
     """Serves one hub on one listening socket, says where, and lets the hub say goodbye before connections are cut."""
 
     def __init__(
-        self, config: uvicorn.Config, hub: Hub, listener: socket.socket, announce: Callable[[str], None]
+        self,
+        config: uvicorn.Config,
+        hub: Hub,
+        listener: socket.socket,
+        announce: Callable[[str], None],
+        ready: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__(config)
         self._hub = hub
         self._listener = listener
         self._announce = announce
+        self._ready = ready
         self._ignored: set[int] = set()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -57,6 +63,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._announce(_url(self._listener))
+        if self._ready is not None:
+            await self._ready(_url(self._listener))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -120,7 +128,7 @@ def serve(
     if workers < 1 or (workers > 1 and hub is not None):
         raise InvalidArgument("workers", "must be above zero, and is 1 for a hub of your own")
     if hub is None:
-        hub = _csv_hub(database, files, row_delay)
+        hub = csv_hub(database, files, row_delay)
     if workers == 1:
         return make_server(hub, host, port, announce).run()
     if not hub.log.shared:
@@ -132,7 +140,8 @@ def serve(
     return None
 
 
-def _csv_hub(database: Path | str, files: Path | None, row_delay: float) -> Hub:
+def csv_hub(database: Path | str, files: Path | None, row_delay: float) -> Hub:
+    """Make a hub with the `csv_import` pipeline, and with metrics where their extra is installed."""
     hub = Hub(database, files=files, metrics=find_spec("prometheus_client") is not None)
     hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import(row_delay=row_delay))
     return hub
@@ -147,13 +156,22 @@ async def _check(hub: Hub) -> None:
 
 def _serve_one(database: Path | str, files: Path | None, row_delay: float, listener: socket.socket) -> None:
     """One of several processes."""
-    hub = _csv_hub(database, files, row_delay)
+    hub = csv_hub(database, files, row_delay)
     _Worker(_config(hub), hub, listener, lambda url: None).run()
 
 
-def make_server(hub: Hub, host: str, port: int, announce: Callable[[str], None]) -> uvicorn.Server:
-    """Make the server of a hub; setting its `should_exit` stops it as a signal does."""
-    return _Server(_config(hub), hub, _listen(host, port), announce)
+def make_server(
+    hub: Hub,
+    host: str,
+    port: int,
+    announce: Callable[[str], None],
+    ready: Callable[[str], Awaitable[None]] | None = None,
+) -> uvicorn.Server:
+    """Make the server of a hub; setting its `should_exit` stops it as a signal does.
+
+    `announce` and then `ready` are called with the hub's URL once it listens. An error of `ready` stops the server.
+    """
+    return _Server(_config(hub), hub, _listen(host, port), announce, ready)
 
 
 def _config(hub: Hub) -> uvicorn.Config:

@@ -11,6 +11,7 @@
 """
 
 from ._cells import Action, Branch, Cell, Guard, Kind, Named, Scratch, TimerRule, forbid, go, ignore, stay
+from ._chart import chart
 from ._classify import AskState, Place, Unavailable, cause_of, classify, close_advice
 from ._description import Description, describe
 from ._diff import Change, diff, diff_dot, diff_markdown
@@ -158,6 +159,7 @@ __all__ = [
     "Verdict",
     "Woke",
     "cause_of",
+    "chart",
     "classify",
     "close_advice",
     "coverage",

@@ -160,7 +160,7 @@ def mermaid(description: Description, *, overview: bool = False) -> str:
     lines += [f'    state "{_label(name)}" as {short}' for name, short in ids.items()]
     lines.append(f"    [*] --> {ids[description.initial]}")
     if overview:
-        for (source, target), events in _pairs(description).items():
+        for (source, target), events in pairs(description).items():
             lines.append(f"    {ids[source]} --> {ids[target]} : {_label(', '.join(events))}")
     else:
         for cell, branch in description.edges():
@@ -172,14 +172,15 @@ def mermaid(description: Description, *, overview: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pairs(description: Description) -> dict[tuple[str, str], list[str]]:
-    pairs: dict[tuple[str, str], list[str]] = {}
+def pairs(description: Description) -> dict[tuple[str, str], list[str]]:
+    """The names of the events that lead from one state to another, by the two states."""
+    found: dict[tuple[str, str], list[str]] = {}
     for cell, branch in description.edges():
         if branch.target is not None and branch.target != cell.state:
-            events = pairs.setdefault((cell.state, branch.target), [])
+            events = found.setdefault((cell.state, branch.target), [])
             if cell.event not in events:
                 events.append(cell.event)
-    return pairs
+    return found
 
 
 def edge_label(description: Description, cell: CellWords, branch: BranchWords) -> str:

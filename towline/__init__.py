@@ -96,6 +96,8 @@ from .transport import (
     open_websocket,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AnyUpdate",
     "Backoff",

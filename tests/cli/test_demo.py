@@ -10,16 +10,15 @@ import pytest
 
 from towline.cli import _demo
 
-ROOT = Path(__file__).parent.parent.parent
-
 
 @pytest.mark.timeout(100)
-def test_the_demo_ends_well() -> None:
-    command = [sys.executable, "-P", "-m", "towline", "demo", str(ROOT / "examples" / "books.csv"), "--backend", "trio"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=90)
+def test_the_demo_runs_in_an_empty_folder_and_finds_nothing_wrong(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "towline", "demo", "--backend", "trio"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=90, cwd=tmp_path)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert answer.stdout.splitlines()[-1].endswith("each once, in order, one end")
+    assert answer.stdout.splitlines()[-1].endswith("each delivered once, in order, with one end")
     assert answer.stderr == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_history_that_a_killed_client_did_not_write_is_a_finding(tmp_path: Path) -> None:

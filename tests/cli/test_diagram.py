@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from towline.cli import _diagram
-from towline.statemachine import LIFECYCLE, Description, describe, mermaid
+from towline.statemachine import LIFECYCLE, Description, describe
 from towline.statemachine._description import BranchWords, _hash
 
 LIFE = describe(LIFECYCLE)
@@ -25,9 +25,9 @@ def test_it_writes_what_it_checks(tmp_path: Path) -> None:
     written = run("--out", tmp_path / "machine")
     assert written.exit_code == 0
     names = {path.name for path in (tmp_path / "machine").iterdir()}
-    assert names == {f"connection{end}" for end in (".md", ".mmd", ".overview.mmd", ".dot", ".json")}
+    assert names == {f"connection{end}" for end in (".md", ".mmd", ".overview.mmd", ".chart.svg", ".dot", ".json")}
     checked = run("--check", "--out", tmp_path / "machine")
-    assert (checked.exit_code, "is what the table says" in checked.output) == (0, True)
+    assert (checked.exit_code, "agrees with the table" in checked.output) == (0, True)
 
 
 def test_drift_is_shown_and_fails(tmp_path: Path) -> None:
@@ -51,15 +51,15 @@ def test_a_changed_table_drifts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "connection.json" in checked.output
 
 
-def test_the_committed_files_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
-    checked = run("--check")
+def test_the_committed_files_are_current() -> None:
+    checked = run("--check", "--out", Path(__file__).parents[2] / "docs" / "machine")
     assert checked.exit_code == 0, checked.output
 
 
-def test_the_readme_shows_the_table_s_picture() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert f"```mermaid\n{mermaid(LIFE, overview=True)}```" in readme
+def test_a_check_needs_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the default must not depend on a checkout
+    refused = run("--check")
+    assert (refused.exit_code, "add --out FOLDER" in refused.output) == (2, True)
 
 
 def test_it_prints_mermaid_when_asked_for_nothing() -> None:
@@ -72,7 +72,7 @@ def test_formats_are_chosen(tmp_path: Path) -> None:
     run("--format", "md, json", "--out", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"connection.md", "connection.json"}
     refused = run("--format", "pdf")
-    assert (refused.exit_code, "no format pdf" in refused.output) == (2, True)
+    assert (refused.exit_code, "there is no format pdf" in refused.output) == (2, True)
 
 
 def test_svg_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,9 +147,11 @@ def test_git_revisions_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / "docs" / "machine" / "connection.json").write_text(description.to_json(), encoding="utf-8")
         git("add", ".")
         git("commit", "-q", "-m", "a version")
-    assert "newly forbidden" in run("diff", "HEAD~1", "HEAD").output
-    refused = run("diff", "HEAD~7")
-    assert (refused.exit_code, "neither a file nor a git revision" in refused.output) == (2, True)
+    file = "docs/machine/connection.json"
+    assert "newly forbidden" in run("diff", f"HEAD~1:{file}", f"HEAD:{file}").output
+    for unknown in (f"HEAD~7:{file}", "HEAD"):
+        refused = run("diff", unknown)
+        assert (refused.exit_code, "neither a file nor" in refused.output) == (2, True)
     assert run("diff", "--", "--output=x").exit_code == 2
 
 

@@ -102,7 +102,7 @@ def test_ctrl_c_stops_following_and_the_job_is_resumed(run: Run, begin: Begin, h
                 process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         # Nobody is at a terminal: there is no word of a second Ctrl-C, and no wait for it.
-        assert said == "stopped following; the job goes on. Resume with"
+        assert said == "stopped following; the job continues. Resume with"
         assert command.split()[:3] == ["towline", "watch", job]
     resumed = run("watch", job, "--json")
     seen += [int(str(line["seq"])) for line in lines_of(resumed) if line.get("seq")]
@@ -140,7 +140,7 @@ def test_ctrl_c_does_not_wait_for_what_the_machine_tells(
             while process.stdout.readline() != "[connected]\n":
                 pass
             process.send_signal(signal.SIGINT)
-            assert "the job goes on. Resume with" in process.stderr.readline()
+            assert "the job continues. Resume with" in process.stderr.readline()
             mute.close()
             assert process.wait(20) == 130
 

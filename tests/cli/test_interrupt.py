@@ -60,7 +60,7 @@ def test_once_leaves_the_job_and_twice_cancels_it(
     first = open_terminal("import", long, "--url", hub, "--backend", backend)
     first.wait_for(r"\[connected\]")
     first.press(CTRL_C)
-    command = first.wait_for(r"stopped following; the job goes on. Resume with\n  (towline watch .*)\n")[1]
+    command = first.wait_for(r"stopped following; the job continues. Resume with\n  (towline watch .*)\n")[1]
     first.wait_for(r"press Ctrl-C again within 3 s to ask the server to cancel it")
     if isinstance(ended_by, signal.Signals):
         first.process.send_signal(ended_by)
@@ -76,7 +76,7 @@ def test_once_leaves_the_job_and_twice_cancels_it(
     second.press(CTRL_C)
     second.wait_for(r"press Ctrl-C again")
     second.press(CTRL_C)
-    second.wait_for(r"the server was asked to cancel the job, and will")
+    second.wait_for(r"the server accepted the request to cancel the job")
     code, last_words = second.leave()
     assert code == 3
     assert "canceled" in last_words
@@ -89,7 +89,7 @@ def test_sigterm_at_a_terminal_is_the_end_of_it(open_terminal: Open, hub: str, l
     terminal = open_terminal("import", long, "--url", hub)
     terminal.wait_for(r"\[connected\]")
     terminal.process.send_signal(signal.SIGTERM)
-    terminal.wait_for(r"stopped following; the job goes on. Resume with\n  towline watch .*\n")
+    terminal.wait_for(r"stopped following; the job continues. Resume with\n  towline watch .*\n")
     code, last_words = terminal.leave()
     assert code == 130
     assert "press Ctrl-C again" not in last_words

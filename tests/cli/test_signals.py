@@ -63,7 +63,7 @@ def test_the_server_is_told_and_the_command_to_resume_is_printed(
         process.send_signal(number)
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert re.fullmatch(r"stopped following; the job goes on. Resume with\n  towline watch j1 --store .*\n", errors)
+    assert re.fullmatch(r"stopped following; the job continues. Resume with\n  towline watch j1 --store .*\n", errors)
     assert job_server.left.wait(PATIENCE)
     assert job_server.closes == [1001]
 

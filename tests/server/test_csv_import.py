@@ -15,7 +15,7 @@ from towline.server._statistics import Counters
 pytestmark = pytest.mark.anyio
 
 GOOD = "9780306406157"
-EXAMPLE = Path(__file__).parents[2] / "examples" / "books.csv"
+EXAMPLE = Path(__file__).parents[2] / "towline" / "cli" / "books.csv"
 
 
 class Killed(BaseException):

@@ -14,6 +14,7 @@ import pytest
 from towline.server import Hub
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+BOOKS = Path(__file__).parents[2] / "towline" / "cli" / "books.csv"
 
 
 def load(name: str) -> ModuleType:
@@ -31,7 +32,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, serving: Any) -> Iterator[A
     pytest.importorskip("zxingcpp")
     enrichment, scan = load("batch_enrichment"), load("ai_scan")
     hub = Hub(tmp_path_factory.mktemp("hub") / "hub.db")
-    catalogue = enrichment.load_catalogue(EXAMPLES / "books.csv")
+    catalogue = enrichment.load_catalogue(BOOKS)
     hub.job("batch_enrichment", path="/api/enrich", media_types=("application/json",))(
         enrichment.batch_enrichment(catalogue)
     )

@@ -6,6 +6,7 @@ import re
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from towline.statemachine import (
     Description,
     Kind,
     Table,
+    chart,
     describe,
     dot,
     forbid,
@@ -216,12 +218,29 @@ def test_dot_quotes() -> None:
     assert '"a;b:c<d>#e\\"f\\\\g|h[i]" -> "end"' in dot(WORDS)
 
 
+# --- chart -------------------------------------------------------------------------------------------------------
+
+
+def test_a_chart_is_svg_with_every_state_and_every_event_between_two() -> None:
+    root = ElementTree.fromstring(chart(LIFE))
+    texts = [text.text for text in root.iterfind("{*}text")][1:]
+    moves = {(c.state, b.target, c.event) for c, b in LIFE.edges() if b.target != c.state}
+    assert sorted(filter(None, texts)) == sorted([s.name for s in LIFE.states] + [event for *_, event in moves])
+    assert LIFE.hash in (root.findtext("{*}desc") or "")
+
+
+def test_a_chart_escapes_names() -> None:
+    texts = [text.text for text in ElementTree.fromstring(chart(WORDS)).iterfind("{*}text")]
+    assert {odd.value for odd in Odd} <= set(texts)
+
+
 def test_the_committed_files_are_what_the_table_says() -> None:
     for name, text in {
         "connection.json": LIFE.to_json(),
         "connection.md": markdown(LIFE),
         "connection.mmd": mermaid(LIFE),
         "connection.overview.mmd": mermaid(LIFE, overview=True),
+        "connection.chart.svg": chart(LIFE),
         "connection.dot": dot(LIFE),
     }.items():
         message = f"docs/machine/{name} is stale: run `towline diagram --out docs/machine`"

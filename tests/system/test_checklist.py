@@ -53,7 +53,7 @@ def load(name):
 hub = Hub(sys.argv[2], limits=Limits(running_jobs=1))
 hub.job("csv_import", path="/api/imports/csv", media_types=("text/csv",))(csv_import(row_delay=float(sys.argv[3])))
 enrichment = load("batch_enrichment")
-catalogue = enrichment.load_catalogue(pathlib.Path({str(ROOT)!r}, "examples", "books.csv"))
+catalogue = enrichment.load_catalogue(pathlib.Path({str(ROOT)!r}, "towline", "cli", "books.csv"))
 hub.job("batch_enrichment", path="/api/enrich", media_types=("application/json",))(
     enrichment.batch_enrichment(catalogue)
 )

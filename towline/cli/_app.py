@@ -1,9 +1,12 @@
-"""The commands. What only one of them needs is imported when it is called, so that `--help` stays quick."""
+"""The commands. Each imports what only it needs when it is called, so that `--help` stays fast."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from .. import __version__
 from ._demo import demo
 from ._diagram import app as diagram
 from ._exit import Commands
@@ -17,30 +20,49 @@ from ._trace import trace
 app = typer.Typer(
     name="towline",
     cls=Commands,
-    help="Follow long-running jobs to their true end.",
     epilog="Exit codes: 0 complete, 1 the job failed (or a check found something), 2 usage, 3 canceled, 4 gave up, "
-    "5 other trouble, 70 a bug of Towline, 130 interrupted.",
+    "5 other error, 70 a bug in Towline, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# The texts stand here and not in docstrings, which `python -OO` and frozen programs drop.
-app.command("import", help="Upload a CSV file as a job of a hub, and follow it to its end.")(import_csv)
-app.command("watch", help="Follow a job to its end; one that is on record needs its id alone.")(watch)
-app.command("serve", help="Run a job hub: it takes CSV imports from this machine, and tells of their progress.")(serve)
-app.command("demo", help="Follow one real job through every kind of drop, and check that nothing was lost.")(demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"towline {__version__}")
+        raise typer.Exit
+
+
+# The help texts are arguments and not docstrings, because `python -OO` and frozen programs drop docstrings.
+# The first sentence of each is at most 60 characters, because the list of commands cuts longer ones.
+@app.callback(help="Follow long-running jobs to their end, across lost connections and restarts.")
+def towline(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """`towline`."""
+
+
+app.command("import", help="Upload a CSV file to a hub and follow the job.")(import_csv)
+app.command("watch", help="Follow a job to its end. A job in the token store needs only its id.")(watch)
+app.command("serve", help="Run a job hub on this machine. It imports CSV files and reports their progress.")(serve)
+app.command("demo", help="Follow a real job through every kind of drop. Then check that no update was lost.")(demo)
 app.command(
     "trace",
-    help="Replay a recorded history, show the way it took, and where it first leaves the machine as it is now.",
+    help="Replay a recorded history. Shows each step, and the first one that the current machine would take differently.",
 )(trace)
 app.command(
     "rehearse",
-    help="Follow a job through the faults of a script, which a proxy on this machine makes; 0 if all held that must.",
+    help="Follow a job of your server through scripted faults. A proxy on this machine makes the faults. "
+    "The exit code is 0 if every check passed.",
 )(rehearse)
 app.command(
     "simulate",
-    help="Simulate many clients, side by side: Towline's presets and published algorithms. No sockets, virtual time.",
+    help="Simulate how many clients reconnect to one server. Compares Towline's policies with published algorithms, "
+    "in virtual time and without sockets.",
 )(simulate)
 app.add_typer(tokens)
 app.add_typer(diagram, name="diagram")

@@ -1,7 +1,7 @@
-"""`towline demo`: one real job, followed through every kind of drop, and checked against the hub's own log.
+"""`towline demo`: follow one real job through every kind of drop, and check the updates against the hub's log.
 
-Everything is real: the hub and the client are processes of their own, the link runs over TCP through a proxy that
-breaks it, the hub is killed with SIGKILL and started again, the client is ended and resumed by the job's id alone.
+Nothing is simulated: the hub and the client are separate processes, and a proxy breaks the TCP connection between
+them. The hub is killed with SIGKILL and restarted. The client is ended, and another one resumes by the job's id.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.resources import as_file
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -31,13 +32,14 @@ from ..statemachine import Recording, State, replay
 from ..transport import CsvImportResult
 from ._exit import ExitCode, fail
 from ._follow import Backend, BackendOption
+from ._sample import SAMPLE_FILE
 from ._view import View, chosen_view, in_words
 
-#: The whole of it, in seconds: past that something is wrong.
+#: Seconds for the whole demo; it fails if it takes longer.
 _LIMIT: Final = 60.0
-#: Short, so that a black hole is noticed within the demo: a program would leave the defaults (15 and 25 s).
+#: Short, so that the demo detects a black hole quickly. Your program should keep the defaults (15 and 25 s).
 _PING_AFTER, _LOST_AFTER = 1.0, 2.5
-#: A pause after each row, in seconds: the job is to outlast what is done to it.
+#: Seconds between two rows, so that the job outlasts the faults.
 _ROW_DELAY: Final = 0.1
 
 _read_line: Final = msgspec.json.Decoder(AnyUpdate | StateChange).decode
@@ -45,33 +47,38 @@ _read_line: Final = msgspec.json.Decoder(AnyUpdate | StateChange).decode
 
 def demo(
     file: Annotated[
-        Path, typer.Argument(help="The CSV file to import.", exists=True, dir_okay=False, readable=True)
-    ] = Path("examples/books.csv"),
+        Path | None,
+        typer.Argument(
+            help="CSV file to import. Default: a sample of 318 books.", exists=True, dir_okay=False, readable=True
+        ),
+    ] = None,
     backend: BackendOption = "asyncio",
 ) -> None:
     """`towline demo`."""
     try:
-        from ..server import read_events  # noqa: F401 - asked for now, so that its absence is told at once
+        from ..server import read_events  # noqa: F401 - imported now, so that a missing extra is reported at once
     except ImportError as error:
         fail(
             ExitCode.USAGE, f"the demo needs the server extra: pip install 'towline[server]' ({error.name} is missing)"
         )
-    raise typer.Exit(anyio.run(_run, file, backend, backend=backend))
+    with nullcontext(file) if file is not None else as_file(SAMPLE_FILE) as table:
+        code = anyio.run(_run, table, backend, backend=backend)
+    raise typer.Exit(code)
 
 
 class _ClientGone(Exception):
-    """The client's process ended although it was to go on."""
+    """The client's process ended too early."""
 
 
-# --- what is seen ------------------------------------------------------------------------------------------------
+# --- what happened -----------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Story:
-    """What happened, and what the client told of the job."""
+    """What happened so far, and the updates that the client reported."""
 
     view: View
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     timeline: list[tuple[float, str, str]] = field(default_factory=list)
     updates: list[AnyUpdate] = field(default_factory=list)
     job: str = ""
@@ -80,56 +87,56 @@ class Story:
     changed: anyio.Event = field(default_factory=anyio.Event)
     client_gone: bool = False
 
-    def tell(self, who: str, what: str) -> None:
+    def add(self, who: str, what: str) -> None:
         """Add a line to the timeline."""
-        self.timeline.append((time.monotonic() - self.began, who, what))
+        self.timeline.append((time.monotonic() - self.started, who, what))
         if who != "client":
             self.view.note(**{who: what})
 
-    def take(self, line: bytes) -> None:
-        """Take in a line of the client's JSON."""
+    def read(self, line: bytes) -> None:
+        """Read a line of the client's JSON."""
         facts = msgspec.json.decode(line)
         if facts["type"] == "job":
             self.job = facts["job"]
             return
         if facts["type"] == "interruption":
-            self.tell("client", facts["text"].partition(".")[0])
+            self.add("client", facts["text"].partition(".")[0])
             return
-        told = _read_line(line)
-        if isinstance(told, StateChange):
-            self.state = told.state
-            cause = "" if told.cause is None else f"  ({escape(told.cause.text)})"
-            self.tell("client", told.state.value + cause)
-            self.view.state(told)
+        event = _read_line(line)
+        if isinstance(event, StateChange):
+            self.state = event.state
+            cause = "" if event.cause is None else f"  ({escape(event.cause.text)})"
+            self.add("client", event.state.value + cause)
+            self.view.state(event)
         else:
-            if isinstance(told, JobComplete):
-                told = load_outcome(line.decode(), {})
-            self.updates.append(told)
-            self.view.update(told)
-            if isinstance(told, Progress):
-                self.share = self.share if told.progress is None else told.progress
+            if isinstance(event, JobComplete):
+                event = load_outcome(line.decode(), {})
+            self.updates.append(event)
+            self.view.update(event)
+            if isinstance(event, Progress):
+                self.share = self.share if event.progress is None else event.progress
             else:
-                self.tell("client", in_words(told))
-        self.look_again()
+                self.add("client", in_words(event))
+        self.notify()
 
-    def look_again(self) -> None:
-        """Let whoever waits for something look whether it is so."""
+    def notify(self) -> None:
+        """Let `until` check its condition again."""
         self.changed.set()
         self.changed = anyio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until what the client told makes the condition true."""
+        """Wait until the client's reports make the condition true."""
         while not condition():
             if self.client_gone:
                 raise _ClientGone
             await self.changed.wait()
 
 
-# --- the parts ---------------------------------------------------------------------------------------------------
+# --- processes ---------------------------------------------------------------------------------------------------
 
 
 class HubProcess:
-    """A hub as a process of its own, that can be killed and started again on the same port and database."""
+    """A hub in a separate process. It can be killed and restarted on the same port and database."""
 
     def __init__(self, database: Path) -> None:
         self.database = database
@@ -146,12 +153,12 @@ class HubProcess:
             stderr=None,
         )
         if self._process.stdout is None:
-            raise AssertionError("a pipe was asked for")
+            raise AssertionError("stdout is a pipe")
         announced = await BufferedByteReceiveStream(self._process.stdout).receive_until(b"\n", 1024)
         self.port = int(announced.rstrip().rpartition(b":")[2])
 
     async def stop(self, number: signal.Signals) -> None:
-        """End it with a signal, and wait until it is gone."""
+        """End it with a signal, and wait for the process to exit."""
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(number)
@@ -162,7 +169,7 @@ class HubProcess:
 async def _client(
     story: Story, *arguments: str, backend: Backend, environment: dict[str, str]
 ) -> AsyncIterator[Process]:
-    """A `towline` process whose JSON lines go into the story; it has ended when the block is left."""
+    """Run a `towline` process and read its JSON lines into the story. It has exited when the block ends."""
     options = ["--json", "--backend", backend, "--ping-after", str(_PING_AFTER), "--lost-after", str(_LOST_AFTER)]
     command = [sys.executable, "-m", "towline", *arguments, *options]
     async with anyio.create_task_group() as tasks:
@@ -180,15 +187,15 @@ async def _client(
 
 async def _read_lines(process: Process, story: Story) -> None:
     if process.stdout is None:
-        raise AssertionError("a pipe was asked for")
+        raise AssertionError("stdout is a pipe")
     story.client_gone = False
     rest = b""
     async for piece in process.stdout:
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
-            story.take(line)
+            story.read(line)
     story.client_gone = True
-    story.look_again()
+    story.notify()
 
 
 # --- the run -----------------------------------------------------------------------------------------------------
@@ -202,68 +209,68 @@ async def _run(file: Path, backend: Backend) -> int:
             try:
                 await _follow_through_drops(story, hub, file, Path(folder), backend)
             except* _ClientGone:
-                story.tell("demo", "the client's process ended although it was to go on")
+                story.add("demo", "the client's process ended too early")
             finally:
                 with anyio.CancelScope(shield=True):
                     await hub.stop(signal.SIGTERM)
         if limit.cancelled_caught:
-            story.tell("demo", f"not done within {_LIMIT:.0f} s")
+            story.add("demo", f"not finished within {_LIMIT:.0f} s")
         findings = _check(story, hub.database) + _check_histories(Path(folder))
     _print_story(story, findings)
     return ExitCode.COMPLETE if not findings else ExitCode.TROUBLE
 
 
 async def _follow_through_drops(story: Story, hub: HubProcess, file: Path, folder: Path, backend: Backend) -> None:
-    # Product code of `towline.testing`, imported here: the other commands do not need it.
+    # Imported here, because the other commands do not need it.
     from ..testing import FaultProxy
 
-    # A key of its own, so that the user's key file is neither needed nor made.
+    # A separate key and store, so that the demo leaves the user's own alone.
     environment = {
         **os.environ,
         "TOWLINE_KEY": base64.b64encode(os.urandom(32)).decode(),
         "TOWLINE_STORE": str(folder / "tokens"),
     }
     await hub.start()
-    story.tell("hub", f"listens on port {hub.port}, with SQLite in {folder}")
+    story.add("hub", f"listening on port {hub.port}, with SQLite in {folder}")
     async with FaultProxy("127.0.0.1", hub.port) as proxy:
         url = f"http://127.0.0.1:{proxy.port}"
-        story.tell("demo", f"uploads {file} and follows the job through a proxy")
-        begin = ["import", str(file), "--url", url, "--history", str(folder / "history-1.json")]
-        async with _client(story, *begin, backend=backend, environment=environment) as process:
+        story.add("demo", f"uploads {file.name} and follows the job through a proxy")
+        start = ["import", str(file), "--url", url, "--history", str(folder / "history-1.json")]
+        async with _client(story, *start, backend=backend, environment=environment) as process:
             await _at(story, 0.12)
-            await _drop(story, "the link is cut by FIN", lambda: proxy.cut("fin"))
+            await _drop(story, "the connection is closed (FIN)", lambda: proxy.cut("fin"))
             await _at(story, 0.28)
-            await _drop(story, "the link is cut by RST", lambda: proxy.cut("rst"))
+            await _drop(story, "the connection is reset (RST)", lambda: proxy.cut("rst"))
             await _at(story, 0.42)
 
             async def swallow_everything() -> None:
                 proxy.black_hole()
 
-            await _drop(story, "the link becomes a black hole", swallow_everything)
+            await _drop(story, "the connection becomes a black hole", swallow_everything)
             await proxy.heal()
-            story.tell("fault", "the black hole is gone")
+            story.add("fault", "the network works again")
             await _at(story, 0.55)
             await _drop(story, "the hub is killed with SIGKILL", lambda: hub.stop(signal.SIGKILL))
             await anyio.sleep(0.5)
             await hub.start()
-            story.tell("hub", "is started again, and takes its job up where it was")
+            story.add("hub", "is restarted, and continues the job")
             await _at(story, 0.7)
-            story.tell("fault", "the client's process is ended")
+            story.add("fault", "the client's process is terminated")
             process.terminate()
-        story.tell("demo", f"resumes job {story.job} by its id alone")
+        story.add("demo", f"resumes job {story.job} in another process, by its id")
         resume = ["watch", story.job, "--history", str(folder / "history-2.json")]
         async with _client(story, *resume, backend=backend, environment=environment):
             pass
 
 
 async def _at(story: Story, share: float) -> None:
-    """Wait until the job has come this far, and the client is in step."""
+    """Wait until the job has reached this share and the client is connected."""
     await story.until(lambda: story.share >= share and story.state is State.CONNECTED)
 
 
 async def _drop(story: Story, what: str, act: Callable[[], Awaitable[Any]]) -> None:
-    """Do it, and wait until the client has noticed."""
-    story.tell("fault", what)
+    """Cause a fault, and wait until the client has noticed it."""
+    story.add("fault", what)
     await act()
     await story.until(lambda: story.state is not State.CONNECTED)
 
@@ -272,11 +279,11 @@ async def _drop(story: Story, what: str, act: Callable[[], Awaitable[Any]]) -> N
 
 
 def _check(story: Story, database: Path) -> list[str]:
-    """Compare what the client told with the hub's own log; each finding is a sentence, none is success."""
+    """Compare the client's updates with the hub's log. Each finding is a sentence; no finding is a success."""
     from ..server import read_events
 
     logged = [event.seq for event in read_events(database, story.job)] if story.job else []
-    told: list[int] = []
+    delivered: list[int] = []
     findings = []
     for update in story.updates:
         if isinstance(update, Resynced):
@@ -284,31 +291,33 @@ def _check(story: Story, database: Path) -> list[str]:
                 findings.append(f"{update.missed} events were missed")
         elif update.seq is not None:
             first = update.first_seq if isinstance(update, Progress) else None
-            told.extend(range(first or update.seq, update.seq + 1))
+            delivered.extend(range(first or update.seq, update.seq + 1))
     ends = [update for update in story.updates if isinstance(update, JobComplete | JobFailed)]
     if not logged:
         findings.append("the hub's log is empty")
-    if told != logged:
-        findings.append(f"the client told {len(told)} events, not the {len(logged)} of the log, once each and in order")
+    if delivered != logged:
+        findings.append(
+            f"the client delivered {len(delivered)} events, not the {len(logged)} of the log, once each and in order"
+        )
     if len(ends) != 1 or story.updates[-1] is not ends[-1]:
-        findings.append(f"the end was told {len(ends)} times, or not last")
+        findings.append(f"the end was delivered {len(ends)} times, or not last")
     elif not isinstance(ends[0], JobComplete):
         findings.append(f"the job did not complete: {in_words(ends[0])}")
     return findings
 
 
 def _check_histories(folder: Path) -> list[str]:
-    """Replay what each client's machine did."""
+    """Replay the history of each client."""
     files = sorted(folder.glob("history-*.json"))
-    findings = [] if len(files) == 2 else [f"{len(files)} recordings were left, not 2"]
+    findings = [] if len(files) == 2 else [f"there are {len(files)} histories, not 2"]
     for file in files:
         try:
             divergence = replay(Recording.from_json(file.read_bytes()))
-        except InvalidArgument as error:  # its client was killed before it wrote anything
+        except InvalidArgument as error:  # the client was killed before it wrote anything
             findings.append(f"{file.name} cannot be read: {error}")
             continue
         if divergence is not None:
-            findings.append(f"{file.name} replays otherwise from event {divergence.place + 1} on")
+            findings.append(f"{file.name} replays differently from event {divergence.place + 1} on")
     return findings
 
 
@@ -324,11 +333,11 @@ def _print_story(story: Story, findings: list[str]) -> None:
             print(f"  rejected: {escape(row.title)}: {escape(row.error)}")
         if len(rejected) > 5:
             print(f"  ... and {len(rejected) - 5} more")
-    print("\nCheck against the hub's own log")
+    print("\nCheck against the hub's log")
     if findings:
         for finding in findings:
             print(f"  WRONG: {finding}")
     else:
         last = story.updates[-1].seq
-        print("  both recorded runs replay through the machine without divergence")
-        print(f"  events 1 to {last}: each once, in order, one end")
+        print("  both histories replay through the state machine as recorded")
+        print(f"  events 1 to {last}: each delivered once, in order, with one end")

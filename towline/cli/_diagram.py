@@ -1,4 +1,4 @@
-"""`towline diagram`: the machine as documents and pictures, the check that the files are current, and comparison."""
+"""`towline diagram`: write the state machine as documents and pictures, check such files, and compare versions."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from typing import Annotated, Any, Final
 import typer
 
 from .._exceptions import InvalidArgument
-from ..statemachine import Description, Table, describe, diff, diff_dot, diff_markdown, dot, markdown, mermaid
+from ..statemachine import Description, Table, chart, describe, diff, diff_dot, diff_markdown, dot, markdown, mermaid
 from ..statemachine._cells import HAS_DOCSTRINGS
 
-app = typer.Typer(help="Show the machine: documents, pictures, comparison of versions.")
+app = typer.Typer(help="Draw the state machine, check the pictures, compare versions.")
 
 LIFECYCLE: Final = "towline.statemachine:LIFECYCLE"
-FOLDER: Final = Path("docs/machine")
 
 _MAKERS: Final[dict[str, tuple[str, Callable[[Description], str]]]] = {
     "md": (".md", markdown),
     "mermaid": (".mmd", mermaid),
     "overview": (".overview.mmd", lambda description: mermaid(description, overview=True)),
+    "chart": (".chart.svg", chart),
     "dot": (".dot", dot),
     "json": (".json", Description.to_json),
     "svg": (".svg", lambda description: render_svg(dot(description))),
 }
-#: What is committed: an SVG is made from the DOT by whoever wants one.
-_COMMITTED: Final = "md,mermaid,overview,dot,json"
+#: The formats to commit. `svg` is not among them, because it needs Graphviz.
+_COMMITTED: Final = "md,mermaid,overview,chart,dot,json"
 
-TableOption = Annotated[str, typer.Option("--table", help="MODULE:NAME of a table of your own.")]
+TableOption = Annotated[str, typer.Option("--table", help="Your own table, as MODULE:NAME.")]
 
 
 def fail(problem: str) -> typer.Exit:
-    """Say what is wrong, and give the exit to raise."""
+    """Print what is wrong, and return the exit to raise."""
     typer.echo(f"towline: {problem}", err=True)
     return typer.Exit(2)
 
@@ -44,14 +44,14 @@ def fail(problem: str) -> typer.Exit:
 def load_table(name: str) -> Table[Any, Any, Any, Any]:
     """Import a table by MODULE:NAME."""
     if not HAS_DOCSTRINGS:
-        raise fail("the documents quote docstrings, which this Python drops: run it without -OO and PYTHONOPTIMIZE=2")
+        raise fail("the documents need docstrings: run Python without -OO and PYTHONOPTIMIZE=2")
     module, _, attribute = name.partition(":")
     try:
         table = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise fail(f"no table {name}: {error}") from error
+        raise fail(f"--table {name} cannot be imported: {error}") from error
     if not isinstance(table, Table):
-        raise fail(f"{name} is not a towline.statemachine.Table")
+        raise fail(f"--table {name} is not a towline.statemachine.Table")
     return table
 
 
@@ -59,7 +59,7 @@ def render_svg(source: str) -> str:
     """Draw a DOT text with Graphviz."""
     program = shutil.which("dot")
     if program is None:
-        raise fail("SVG is drawn by Graphviz, and there is no `dot` on the PATH; all other formats work without")
+        raise fail("--format svg needs Graphviz: put its program `dot` on the PATH, or use --format chart")
     drawn = subprocess.run(
         [program, "-Tsvg"], input=source, capture_output=True, encoding="utf-8", timeout=60, check=False
     )
@@ -69,28 +69,34 @@ def render_svg(source: str) -> str:
 
 
 def pictures(description: Description, formats: str) -> dict[str, str]:
-    """File names and texts of the formats asked for, by commas."""
+    """Make the documents of some formats, separated by commas: file names and texts."""
     wanted = [name.strip() for name in formats.split(",") if name.strip()]
     for name in wanted:
         if name not in _MAKERS:
-            raise fail(f"no format {name}: there are {', '.join(_MAKERS)}")
+            raise fail(f"there is no format {name}: use {', '.join(_MAKERS)}")
     return {description.name + _MAKERS[name][0]: _MAKERS[name][1](description) for name in wanted}
 
 
 @app.callback(invoke_without_command=True)
 def diagram(
     context: typer.Context,
-    formats: Annotated[str | None, typer.Option("--format", help="Any of " + ",".join(_MAKERS) + ".")] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder to write to; without it, print.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Compare with the files there; exit 1 on drift.")] = False,
+    formats: Annotated[
+        str | None, typer.Option("--format", help="Formats, separated by commas: " + ",".join(_MAKERS) + ".")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; without it, print.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the files in the folder --out; exit 1 if stale.")
+    ] = False,
     table: TableOption = LIFECYCLE,
 ) -> None:
-    """Write the machine as documents and pictures, made from its table and nothing else."""
+    """`towline diagram`."""
     if context.invoked_subcommand is not None:
         return
+    if check and out is None:
+        raise fail("--check needs the folder of the files: add --out FOLDER")
     description = describe(load_table(table))
-    if check:
-        raise typer.Exit(_check(pictures(description, formats or _COMMITTED), out or FOLDER))
+    if check and out is not None:
+        raise typer.Exit(_check(pictures(description, formats or _COMMITTED), out))
     if out is None:
         for text in pictures(description, formats or "mermaid").values():
             typer.echo(text, nl=False)
@@ -113,26 +119,24 @@ def _check(texts: dict[str, str], folder: Path) -> int:
         lines = difflib.unified_diff(there.splitlines(), text.splitlines(), str(path), "the table", lineterm="", n=1)
         typer.echo("\n".join(lines))
     typer.echo(
-        f"{folder} is not what the table says: run `towline diagram --out {folder}`"
-        if drift
-        else f"{folder} is what the table says"
+        f"{folder} is stale: run `towline diagram --out {folder}`" if drift else f"{folder} agrees with the table"
     )
     return int(drift)
 
 
-@app.command("diff", help="Say what changed between two versions of the machine, as Markdown.")
+@app.command("diff", help="List what changed between two versions, as Markdown.")
 def compare(
-    base: Annotated[str, typer.Argument(help="A JSON file, or a git revision.")],
-    head: Annotated[str, typer.Argument(help="The same; without it, the table as it is now.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Write a coloured picture to this .svg or .dot file.")] = None,
-    fail_on: Annotated[str, typer.Option(help="`breaking`: exit 1 if a change may let somebody down.")] = "",
+    base: Annotated[str, typer.Argument(help="JSON file, or REVISION:PATH of one in git.")],
+    head: Annotated[str, typer.Argument(help="The same; default: the current table.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Also draw the changes to this .svg or .dot file.")] = None,
+    fail_on: Annotated[str, typer.Option(help="`breaking`: exit 1 if a change may break a program.")] = "",
     table: TableOption = LIFECYCLE,
 ) -> None:
     """`towline diagram diff`."""
     if fail_on not in ("", "breaking"):
-        raise fail(f"--fail-on {fail_on}: there is `breaking` only")
+        raise fail(f"--fail-on {fail_on}: use --fail-on breaking")
     now = describe(load_table(table))
-    old, new = read_description(base, now.name), read_description(head, now.name) if head else now
+    old, new = read_description(base), read_description(head) if head else now
     changes = diff(old, new)
     typer.echo(diff_markdown(old, new, changes), nl=False)
     if out is not None:
@@ -142,17 +146,16 @@ def compare(
         raise typer.Exit(1)
 
 
-def read_description(source: str, name: str) -> Description:
-    """Read a description from a JSON file, or from the one committed at a git revision."""
+def read_description(source: str) -> Description:
+    """Read a description from a JSON file, or from one that is committed in git (`REVISION:PATH`)."""
     try:
         if Path(source).is_file():
             return Description.from_json(Path(source).read_bytes())
-        if source.startswith("-"):
-            raise fail(f"{source} is neither a file nor a git revision")
-        committed = f"{source}:./{FOLDER.as_posix()}/{name}.json"
-        shown = subprocess.run(["git", "show", committed], capture_output=True, timeout=30, check=False)
+        if source.startswith("-") or ":" not in source:
+            raise fail(f"{source} is neither a file nor a REVISION:PATH in git")
+        shown = subprocess.run(["git", "show", source], capture_output=True, timeout=30, check=False)
         if shown.returncode:
-            raise fail(f"{source} is neither a file nor a git revision with {FOLDER.as_posix()}/{name}.json")
+            raise fail(f"{source} is neither a file nor in git: {shown.stderr.decode(errors='replace').strip()}")
         return Description.from_json(shown.stdout)
     except InvalidArgument as error:
         raise fail(f"{source}: {error}") from error

@@ -29,40 +29,40 @@ from ._exit import ExitCode, code_of
 from ._output_file import output_file
 from ._view import View, chosen_view
 
-#: Where a hub starts an import (docs of the hub).
+#: The hub's call that starts an import (docs/hub.md).
 IMPORT_PATH: Final = "/api/imports/csv"
 _PIECE: Final = 256 << 10
 
 Backend = Literal["asyncio", "trio"]
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 StoreOption = Annotated[
-    Path | None, typer.Option("--store", envvar="TOWLINE_STORE", help="Folder of the token store, if not the user's.")
+    Path | None, typer.Option("--store", envvar="TOWLINE_STORE", help="Folder of the token store; your own by default.")
 ]
-BackendOption = Annotated[Backend, typer.Option("--backend", help="The event loop to run on.")]
+BackendOption = Annotated[Backend, typer.Option("--backend", help="Event loop to run on.")]
 InsecureOption = Annotated[
-    bool, typer.Option("--allow-insecure", help="Allow a line without TLS to other hosts than this one.")
+    bool, typer.Option("--allow-insecure", help="Allow connections without TLS to other machines.")
 ]
-PingOption = Annotated[float, typer.Option("--ping-after", help="Silence after which the link is pinged, in seconds.")]
-LostOption = Annotated[float, typer.Option("--lost-after", help="Silence after which it counts as lost, in seconds.")]
+PingOption = Annotated[float, typer.Option("--ping-after", help="Send a ping after this many seconds of silence.")]
+LostOption = Annotated[float, typer.Option("--lost-after", help="Reconnect after this many seconds of silence.")]
 TokenFileOption = Annotated[
     Path | None,
     typer.Option(
         "--token-file",
-        help="Read the token from this file (- for standard input). TOWLINE_TOKEN is read else, then the store.",
+        help="File with the token (- for standard input). Default: TOWLINE_TOKEN, then the token store.",
     ),
 ]
 HistoryOption = Annotated[
-    Path | None, typer.Option("--history", help="Write what the machine did to this file, for `towline trace`.")
+    Path | None, typer.Option("--history", help="Write the history to this file, for `towline trace`.")
 ]
 _DEFAULTS: Final = Policy()
 
 
 def import_csv(
-    file: Annotated[Path, typer.Argument(help="The CSV file to import.", exists=True, dir_okay=False, readable=True)],
-    url: Annotated[str, typer.Option("--url", help="The hub: http(s)://host[:port][/path].")],
+    file: Annotated[Path, typer.Argument(help="CSV file to import.", exists=True, dir_okay=False, readable=True)],
+    url: Annotated[str, typer.Option("--url", help="URL of the hub: http(s)://host[:port][/path].")],
     json: JsonOption = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Start the job, keep its token, and leave.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start the job, store its token and exit.")] = False,
     store: StoreOption = None,
     backend: BackendOption = "asyncio",
     allow_insecure: InsecureOption = False,
@@ -74,7 +74,7 @@ def import_csv(
     with output_file(history) as write_history:
         hub = parse_url(url, schemes=("https", "http"), allow_insecure=allow_insecure)
         if "?" in hub.target:
-            raise InvalidArgument("url", "a hub's URL has no query")
+            raise InvalidArgument("url", "the URL of a hub has no query: leave out ? and what follows it")
         path = hub.path.rstrip("/")
         where = "ws" + hub.at(path + PROGRESS_PATH).whole.removeprefix("http")
         policy = Policy(ping_after=ping_after, lost_after=lost_after)
@@ -98,7 +98,7 @@ def import_csv(
                     policy=policy,
                     on_state=view.state,
                 )
-                resume = _resume(started.job, store, allow_insecure=allow_insecure)
+                resume = resume_command(started.job, store, allow_insecure=allow_insecure)
                 return await _follow(line, view, write_history, resume)
 
         code = anyio.run(run, backend=backend)
@@ -106,9 +106,9 @@ def import_csv(
 
 
 def watch(
-    job: Annotated[str, typer.Argument(help="The job's id; write -- before one that begins with a dash.")],
+    job: Annotated[str, typer.Argument(help="Id of the job; write -- before an id that starts with a dash.")],
     url: Annotated[
-        str | None, typer.Option("--url", help="Where it is followed: ws(s)://… Left out: as on record.")
+        str | None, typer.Option("--url", help="URL of the job's stream: ws(s)://… Default: the stored one.")
     ] = None,
     token_file: TokenFileOption = None,
     json: JsonOption = False,
@@ -135,7 +135,9 @@ def watch(
                     policy=policy,
                     on_state=view.state,
                 )
-                return await _follow(line, view, write_history, _resume(job, store, allow_insecure=allow_insecure))
+                return await _follow(
+                    line, view, write_history, resume_command(job, store, allow_insecure=allow_insecure)
+                )
 
         code = anyio.run(run, backend=backend)
     raise typer.Exit(code)
@@ -148,38 +150,38 @@ async def _pieces(file: Path) -> AsyncIterator[bytes]:
 
 
 def given_token(file: Path | None) -> Secret | None:
-    """The token from a file or the environment: an argument would be seen by every user of the machine."""
+    """Read the token from a file or the environment. Every user of the machine could see an argument."""
     if file is not None:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         text = data.removeprefix(codecs.BOM_UTF8).strip().decode("ascii", "replace")
         if not text:
-            raise InvalidArgument("token_file", "the file is empty")
+            raise InvalidArgument("token_file", "the file is empty; it must hold the token")
         return Secret(text)
     text = os.environ.get("TOWLINE_TOKEN", "").strip()
     return Secret(text) if text else None
 
 
 async def _follow(line: Connection, view: View, write_history: Callable[[bytes], None], resume: str) -> ExitCode:
-    """Show a job until it ends or somebody presses Ctrl-C; `resume` is the command that follows it again."""
+    """Show a job until it ends or is interrupted; `resume` is the command that follows it again."""
     failure: TowlineError | OSError | None = None
     entered = False
-    # Only somebody at a terminal can read that a second Ctrl-C does more, and press it.
+    # A second Ctrl-C has a meaning only where a person can read about it: on a terminal.
     window = WINDOW if sys.stderr.isatty() else 0.0
 
-    def tell(what: Interruption) -> None:
-        with suppress(OSError):  # SIGHUP comes when the terminal is gone: the server is told all the same
+    def show(what: Interruption) -> None:
+        with suppress(OSError):  # after SIGHUP there is no terminal to write to; the server still gets its close
             view.say("interruption", _interrupted(what, resume, window))
 
     async with anyio.create_task_group() as tasks:
 
         async def stop_on_signal() -> None:
-            await watch_interrupts(line, tell, window=window)
+            await watch_interrupts(line, show, window=window)
 
         try:
             async with line:
                 entered = True
-                # Before the rest, for a bus may take its time to answer.
-                if sys.platform != "win32":  # there Ctrl-C is a KeyboardInterrupt, which closes everything too
+                # Started first, because D-Bus may be slow to answer `attach`.
+                if sys.platform != "win32":  # on Windows, Ctrl-C raises KeyboardInterrupt, which closes everything too
                     tasks.start_soon(stop_on_signal)
                 async with attach(line, job_control=sys.platform != "win32"):
                     async for update in line:
@@ -194,12 +196,12 @@ async def _follow(line: Connection, view: View, write_history: Callable[[bytes],
     return ExitCode.INTERRUPTED if line.outcome is None else code_of(line.outcome)
 
 
-def _resume(job: str, store: Path | None, *, allow_insecure: bool) -> str:
-    """The command that follows a job on record, from any folder."""
+def resume_command(job: str, store: Path | None, *, allow_insecure: bool = False) -> str:
+    """Make the command that follows a stored job, from any folder."""
     options = ["--allow-insecure"] if allow_insecure else []
     if store is not None:
         options += ["--store", str(store.absolute())]
-    # After `--` a job is a job, whatever it begins with.
+    # `--` lets an id start with a dash.
     return shlex.join(["towline", "watch", *([*options, "--", job] if job.startswith("-") else [job, *options])])
 
 
@@ -208,12 +210,12 @@ def _interrupted(what: Interruption, resume: str, window: float) -> str:
         case "stopped" | "terminated":
             waits = what == "stopped" and window
             again = f"\npress Ctrl-C again within {window:.0f} s to ask the server to cancel it" if waits else ""
-            return f"stopped following; the job goes on. Resume with\n  {escape(resume)}{again}"
+            return f"stopped following; the job continues. Resume with\n  {escape(resume)}{again}"
         case "accepted":
-            return "the server was asked to cancel the job, and will"
+            return "the server accepted the request to cancel the job"
         case "too_late":
             return "the job had ended before it could be cancelled"
         case "unknown":
-            return "the server was asked to cancel the job, and does not say whether it will"
+            return "the server got the request to cancel the job, but did not say whether it will"
         case TowlineError():
-            return f"the server could not be asked to cancel the job, which goes on: {escape(str(what))}"
+            return f"the request to cancel the job failed, and the job continues: {escape(str(what))}"

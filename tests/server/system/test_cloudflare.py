@@ -16,6 +16,7 @@ from towline.server import read_books
 from towline.transport import ImportedBook
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
+BOOKS = Path(__file__).parents[3] / "towline" / "cli" / "books.csv"
 ROWS = 30
 CSV = b"title,author,isbn\n" + b"".join(b"Book %d,Somebody,9780306406157\n" % n for n in range(ROWS))
 MANY = b"title,author\n" + b"".join(b"Book %d,Somebody\n" % n for n in range(10_000))
@@ -235,7 +236,7 @@ Empty more;K;;;;\r
 Last;M;;;"""
 
 
-@pytest.mark.parametrize("content", [b"\xef\xbb\xbf" + TRICKY.encode(), (EXAMPLES / "books.csv").read_bytes()])
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf" + TRICKY.encode(), (BOOKS).read_bytes()])
 def test_rows_are_read_as_the_hub_reads_them(client: Any, start_key: Any, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "books.csv"
     file.write_bytes(content)

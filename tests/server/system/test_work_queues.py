@@ -68,7 +68,7 @@ class Scene:
         self._environment = os.environ | {
             "TOWLINE_REDIS": redis_url,
             "TOWLINE_FILES": str(folder / "files"),
-            "CATALOGUE": str(ROOT / "examples" / "books.csv"),
+            "CATALOGUE": str(ROOT / "towline" / "cli" / "books.csv"),
             "DELAY": "0.03",
             "LOST_AFTER": str(LOST_AFTER),
         }

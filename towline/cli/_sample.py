@@ -1,0 +1,47 @@
+"""The sample: a CSV file of books that comes with the package, and a hub that imports it as a job."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from ..storage import TokenStore
+from ..transport import parse_url
+from ..transport._job_calls import PROGRESS_PATH
+from ._follow import resume_command
+
+SAMPLE_FILE: Final = files(__package__).joinpath("books.csv")
+#: Seconds between two rows. The job takes about 80 s, so that you can open another terminal and follow it.
+SAMPLE_DELAY: Final = 0.25
+
+
+def serve_sample(host: str, port: int, database: Path, files: Path, row_delay: float, store: Path | None) -> None:
+    """Serve a hub on which a sample job runs, and print how to follow that job.
+
+    The job's token goes into the user's token store, where `towline watch` and `Connection(job=…)` look for it:
+    it need not be copied, and no terminal or shell history shows it.
+    """
+    from ..server._sample import start_sample
+    from ..server._serve import announce_on_stdout, csv_hub, make_server
+
+    hub = csv_hub(database, files, row_delay)
+    tokens = TokenStore(store)
+
+    async def start_job(url: str) -> None:
+        job, is_new = await start_sample(hub, SAMPLE_FILE.read_bytes())
+        if is_new:  # a record is about the job with this id on another hub, in another folder
+            await tokens.delete(job.job_id)
+        origin = str(parse_url(url, schemes=("http",)).origin)
+        stream = f"ws{url.removeprefix('http')}{PROGRESS_PATH}"
+        await tokens.save(job.job_id, job.token, origin, context={"url": stream})
+        typer.echo(
+            "A sample job is running. Follow it from another terminal:\n"
+            f"  {resume_command(job.job_id, store)}\n"
+            f"or open {url} in a browser.\n"
+            "Ctrl-C stops the hub. Start it again, and the job continues."
+        )
+
+    make_server(hub, host, port, announce_on_stdout, start_job).run()
