@@ -52,7 +52,7 @@ app.command("serve", help="Run a job hub on this machine. It imports CSV files a
 app.command("demo", help="Follow a real job through every kind of drop. Then check that no update was lost.")(demo)
 app.command(
     "trace",
-    help="Replay a recorded history. Shows each step, and the first one that the current machine would take differently.",
+    help="Replay a recorded history. Shows each step, and the first one that the current machine takes differently.",
 )(trace)
 app.command(
     "rehearse",
