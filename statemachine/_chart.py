@@ -18,7 +18,7 @@ _COLOURS: Final = {"state": "#234a75", "final": "#57606a", "events": "#f3f6fa", 
 
 
 def chart(description: Description) -> str:
-    """Draw the chart of a table as SVG. Its description names the table's hash."""
+    """Draw the chart of a table as SVG."""
     states = description.states
     between = pairs(description)
     heights = [
@@ -33,7 +33,7 @@ def chart(description: Description) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top + sum(heights) + 2}" '
         f'font-family="Helvetica, Arial, sans-serif" font-size="11" text-anchor="middle">',
         f"<title>The states of {escape(description.name)} and the events between them</title>",
-        f"<desc>Made from the table with the hash {description.hash}; do not edit.</desc>",
+        "<desc>Made from the table; do not edit.</desc>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
         f'<text x="1" y="18" text-anchor="start" fill="{_COLOURS["text"]}">Read along a row: these events lead from '
         f"the state in dark to the state of the column. Initial state: {escape(description.initial)}.</text>",

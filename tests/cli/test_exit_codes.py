@@ -49,7 +49,7 @@ def test_an_unexpected_error(
     assert answer.returncode == ExitCode.UNEXPECTED == 70
     assert "Traceback" in answer.stderr
     assert "deep inside" in answer.stderr
-    assert answer.stderr.splitlines()[-1].startswith("towline: this error is a bug of Towline")
+    assert answer.stderr.splitlines()[-1].startswith("towline: this error is a bug in Towline")
 
 
 def test_without_its_extra_it_says_so(environment: dict[str, str]) -> None:

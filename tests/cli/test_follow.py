@@ -256,4 +256,7 @@ def test_a_hub_under_a_path(run: Run, begin: Begin, mounted: str, tmp_path: Path
 
 def test_a_hubs_url_has_no_query(run: Run, books: Path) -> None:
     answer = run("import", str(books), "--url", "http://127.0.0.1:9/jobs?tenant=a")
-    assert (answer.returncode, answer.stderr) == (2, "towline: url: a hub's URL has no query\n")
+    assert (answer.returncode, answer.stderr) == (
+        2,
+        "towline: url: the URL of a hub has no query: leave out ? and what follows it\n",
+    )

@@ -117,7 +117,10 @@ def test_a_stream_may_be_closed(call: Call, hub: str, tmp_path: Path, closed: li
 def test_a_token_from_a_stream_that_is_closed(call: Call) -> None:
     arguments = ["watch", "j1", "--url", "ws://127.0.0.1:1/ws/progress", "--token-file", "-"]
     answer = call(*arguments, preexec_fn=lambda: os.close(0))
-    assert (answer.returncode, answer.stderr) == (2, b"towline: token_file: the file is empty\n")
+    assert (answer.returncode, answer.stderr) == (
+        2,
+        b"towline: token_file: the file is empty; it must hold the token\n",
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")

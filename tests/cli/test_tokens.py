@@ -77,13 +77,13 @@ def test_delete_takes_one_or_all(folder: Path) -> None:
 
 
 def test_rotate_and_verify(folder: Path) -> None:
-    assert run("rotate").stdout == "2 records sealed with a new key\n"
+    assert run("rotate").stdout == "2 records encrypted with a new key\n"
     (folder / "notes").touch(0o600)
     (folder / "0.tmp").touch(0o600)
     sound = run("verify")
-    assert (sound.exit_code, sound.stdout.splitlines()[0]) == (0, "2 records are sound, 0 are not")
-    assert "not made by the store: notes" in sound.stdout
-    assert "harmless: 0.tmp" in sound.stdout
+    assert (sound.exit_code, sound.stdout.splitlines()[0]) == (0, "2 records are intact, 0 are not")
+    assert "not a file of the store: notes" in sound.stdout
+    assert "harmless leftover of an interrupted save: 0.tmp" in sound.stdout
     record = next(folder.glob("*.tok"))
     record.write_bytes(b"")
     damaged = run("verify")
@@ -120,7 +120,7 @@ def test_every_failure_has_its_advice(folder: Path, tmp_path: Path, monkeypatch:
     assert "chmod -R go-rwx" in run("list").stderr
     folder.chmod(0o700)
     (tmp_path / "config" / "towline" / "key").unlink()
-    assert "Bring it back" in run("list").stderr
+    assert "Restore it" in run("list").stderr
     other = tmp_path / "other"
     anyio.run(TokenStore(other, provider=CallerKey(bytes(range(32)))).save, "j1", TOKEN, ORIGIN)
     assert "pass that provider" in run("list", "--store", str(other)).stderr

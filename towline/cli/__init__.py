@@ -1,4 +1,4 @@
-"""The command line: `towline --help`. It needs the `cli` extra, and `serve` the `server` extra."""
+"""The command line: `towline --help`. It needs the extra `cli`; `serve` and `demo` also need the extra `server`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 from ._streams import prepare_streams
 
-# What `_exit.ExitCode` calls USAGE, UNEXPECTED and INTERRUPTED: that module needs the extra.
+# The same as in `_exit.ExitCode`, which cannot be imported without the extra.
 _USAGE: Final = 2
 _UNEXPECTED: Final = 70
 _INTERRUPTED: Final = 130
@@ -18,7 +18,7 @@ _INTERRUPTED: Final = 130
 def main() -> None:
     """Run the command line and exit with its code.
 
-    An error that no command expects is a bug: it keeps its traceback, and has an exit code that nothing else has.
+    An unexpected error is a bug: it is printed with its traceback, and exits with a code that is used for nothing else.
     """
     prepare_streams()
     try:
@@ -37,5 +37,5 @@ def main() -> None:
     except BaseException:
         with suppress(OSError):
             traceback.print_exc()
-            print("towline: this error is a bug of Towline; please report it with the lines above", file=sys.stderr)
+            print("towline: this error is a bug in Towline; please report it with the lines above", file=sys.stderr)
         sys.exit(_UNEXPECTED)

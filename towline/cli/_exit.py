@@ -1,4 +1,4 @@
-"""What the exit code tells, and how an expected failure is said: one line, no traceback."""
+"""The exit codes, and the report of expected errors: one line without a traceback."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from .._updates import JobCanceled, JobComplete, JobFailed, Outcome
 
 
 class ExitCode(IntEnum):
-    """How it ended."""
+    """How a command ended."""
 
     COMPLETE = 0
     FAILED = 1
     """The job failed."""
     USAGE = 2
-    """What was asked for cannot be; typer's own code too."""
+    """An argument or an environment variable cannot be used; typer uses this code too."""
     CANCELED = 3
-    """The job was stopped on request."""
+    """The job was canceled."""
     GAVE_UP = 4
-    """The job may go on, but its server could not be reached any more."""
+    """Towline stopped trying to follow the job, which may still run."""
     TROUBLE = 5
-    """Something else failed: the message says what."""
+    """Another error; the message describes it."""
     UNEXPECTED = 70
-    """A bug of Towline, with its traceback on standard error; sysexits.h calls it EX_SOFTWARE."""
+    """A bug in Towline, with its traceback on standard error; EX_SOFTWARE in sysexits.h."""
     INTERRUPTED = 130
-    """Ctrl-C, SIGTERM or SIGHUP; the job goes on."""
+    """Ctrl-C, SIGTERM or SIGHUP; the job continues."""
 
 
 def code_of(outcome: Outcome) -> ExitCode:
-    """The exit code for how a job ended."""
+    """Return the exit code for the end of a job."""
     match outcome:
         case JobComplete():
             return ExitCode.COMPLETE
@@ -49,14 +49,14 @@ def code_of(outcome: Outcome) -> ExitCode:
 
 
 def fail(code: ExitCode, problem: object) -> NoReturn:
-    """Say what is wrong on standard error, and exit."""
-    with suppress(OSError):  # where nothing can be written any more, the code still says it
+    """Print what is wrong on standard error, and exit."""
+    with suppress(OSError):  # standard error may be closed; the exit code is still right
         typer.echo(f"towline: {escape(str(problem))}", err=True)
     raise typer.Exit(code)
 
 
 class Commands(TyperGroup):
-    """All commands: what one of them raises on purpose becomes a line and an exit code."""
+    """The group of all commands. It turns expected errors into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
@@ -66,7 +66,7 @@ class Commands(TyperGroup):
 
 @contextmanager
 def expected_failures() -> Iterator[None]:
-    """Turn Towline's own errors into a line and an exit code; anything else is a bug, which `main` reports."""
+    """Turn Towline's errors into one line and an exit code. Other errors are bugs, which `main` reports."""
     try:
         yield
     except Exhausted as error:
@@ -77,13 +77,13 @@ def expected_failures() -> Iterator[None]:
         fail(ExitCode.TROUBLE, error)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
-            # What is still in the buffer would fail once more as the interpreter ends, with an exit code of its own.
+            # Without this the interpreter would flush the buffer at exit, fail again and change the exit code.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail(ExitCode.TROUBLE, error)
     except (KeyboardInterrupt, typer.Abort) as error:  # `Abort` is Ctrl-C at a prompt
         raise typer.Exit(ExitCode.INTERRUPTED) from error
     except BaseExceptionGroup as group:
-        # Ctrl-C where nobody waits for it: on trio it comes to whichever task runs, and out of its task group.
+        # Trio raises KeyboardInterrupt in the task that runs, so it may arrive in the group of a task group.
         if group.subgroup(KeyboardInterrupt) is None:
             raise
         raise typer.Exit(ExitCode.INTERRUPTED) from group

@@ -1,4 +1,4 @@
-"""`towline import` and `towline watch`: start a job, and follow one to its end."""
+"""`towline import` and `towline watch`: start a job, and follow it to its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`towline rehearse`: follow a real job through a scripted storm, and show how it went."""
+"""`towline rehearse`: follow a real job while a proxy causes the faults of a script, and report what happened."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def rehearse(
-    url: Annotated[str, typer.Argument(help="Where the job is followed: ws(s)://…")],
-    job: Annotated[str, typer.Option("--job", help="The job's id.")],
+    url: Annotated[str, typer.Argument(help="URL of the job's stream: ws(s)://…")],
+    job: Annotated[str, typer.Option("--job", help="Id of the job.")],
     script: Annotated[
-        Path, typer.Option("--script", help="The storm, in TOML.", exists=True, dir_okay=False, readable=True)
+        Path, typer.Option("--script", help="TOML file with the faults.", exists=True, dir_okay=False, readable=True)
     ],
-    seed: Annotated[int | None, typer.Option("--seed", help="In place of the script's.")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Write the report as JSON to this file.")] = None,
-    svg: Annotated[Path | None, typer.Option("--svg", help="Draw states and faults over time to this file.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed, instead of the one in the script.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file, as JSON.")] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Draw states and faults to this SVG file.")] = None,
     token_file: TokenFileOption = None,
     store: StoreOption = None,
     backend: BackendOption = "asyncio",
@@ -41,15 +41,15 @@ def rehearse(
     from ..testing import Rehearsal, StormScript
     from ..testing import rehearse as run_rehearsal
 
-    broken_off = False
+    interrupted = False
 
     async def wait_interrupt() -> None:
-        nonlocal broken_off
-        if sys.platform == "win32":  # there Ctrl-C is a KeyboardInterrupt, which closes everything too
+        nonlocal interrupted
+        if sys.platform == "win32":  # on Windows, Ctrl-C raises KeyboardInterrupt, which closes everything too
             await anyio.sleep_forever()
         with anyio.open_signal_receiver(*heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
             await anext(signals)
-        broken_off = True
+        interrupted = True
 
     with ExitStack() as files:
         storm = StormScript.from_toml(_text_of(script))
@@ -63,7 +63,7 @@ def rehearse(
             return await run_rehearsal(
                 url,
                 storm,
-                told=_tell,
+                told=_show,
                 until=wait_interrupt,
                 job=job,
                 token=token,
@@ -78,7 +78,7 @@ def rehearse(
             f"{rehearsal.outcome or 'no end'} after {rehearsal.seconds:.1f} s: {rehearsal.updates} updates, "
             f"{rehearsal.dials} dials, seed {rehearsal.seed}"
         )
-    if broken_off and rehearsal.outcome is None:
+    if interrupted and rehearsal.outcome is None:
         raise typer.Exit(ExitCode.INTERRUPTED)
     if rehearsal.findings:
         fail(ExitCode.TROUBLE, "; ".join(rehearsal.findings))
@@ -88,10 +88,10 @@ def _text_of(script: Path) -> str:
     try:
         return script.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidArgument("script", "is not UTF-8 text") from error
+        raise InvalidArgument("script", "the file is not UTF-8 text") from error
 
 
-def _tell(entry: RehearsalEntry) -> None:
+def _show(entry: RehearsalEntry) -> None:
     what = f"{entry.state}{f': {entry.what}' if entry.what else ''}" if entry.state is not None else f"~ {entry.what}"
-    with suppress(OSError):  # the report may be what is wanted; the last line tells
+    with suppress(OSError):  # standard output may be closed, and the report still wanted
         typer.echo(f"{entry.at:8.3f} s  {what}")

@@ -1,4 +1,4 @@
-"""`towline simulate`: what thousands of clients do to a server that restarts or flaps, by policy."""
+"""`towline simulate`: the load that thousands of reconnecting clients put on a server, for several policies."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _COLOURS: Final = ("#1a7f37", "#0969da", "#8a5a00", "#cf222e", "#8250df", "#bf39
 
 
 class Scenario(StrEnum):
-    """What happens to the server."""
+    """What the server does."""
 
     HERD = "herd"
     FLAP = "flap"
 
 
 def simulate(
-    scenario: Annotated[Scenario, typer.Argument(help="All dropped at once, or closed after each accept.")],
-    clients: Annotated[int, typer.Option(help="How many clients.")] = 10_000,
-    outage: Annotated[float, typer.Option(help="Herd: for how many seconds the server is gone.")] = 10.0,
-    accepts: Annotated[int, typer.Option(help="Herd: how many connections a second it then takes.")] = 200,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 1,
-    only: Annotated[str, typer.Option(help="Only algorithms with this in their name.")] = "",
-    svg: Annotated[Path | None, typer.Option(help="Draw dials a second over time to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    scenario: Annotated[Scenario, typer.Argument(help="herd: drop all clients; flap: close each accept.")],
+    clients: Annotated[int, typer.Option(help="Number of clients.")] = 10_000,
+    outage: Annotated[float, typer.Option(help="herd: seconds until the server is back.")] = 10.0,
+    accepts: Annotated[int, typer.Option(help="herd: connections that it then accepts per second.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 1,
+    only: Annotated[str, typer.Option(help="Run only algorithms whose name contains this text.")] = "",
+    svg: Annotated[Path | None, typer.Option(help="Draw connection attempts over time to this SVG file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """`towline simulate`."""
     from ..testing import ALGORITHMS, Outcome, Scene, crowd
@@ -43,13 +43,13 @@ def simulate(
     try:
         scene = Scene(outage=outage, accepts=accepts, flapping=flapping, horizon=300.0 if flapping else 1800.0)
         for algorithm in ALGORITHMS:
-            # A spread is told with a restart; a server that flaps says nothing.
+            # A server sends a spread when it restarts. One that flaps sends none.
             if only not in algorithm.name or (flapping and algorithm.spread is not None):
                 continue
-            began = time.perf_counter()
+            started = time.perf_counter()
             outcomes.append(crowd(algorithm, scene, clients=clients, seed=seed))
             if not as_json:
-                _tell(outcomes[-1], flapping, time.perf_counter() - began, first=len(outcomes) == 1)
+                _show(outcomes[-1], flapping, time.perf_counter() - started, first=len(outcomes) == 1)
     except InvalidArgument as error:
         typer.echo(f"towline: {error}", err=True)
         raise typer.Exit(2) from error
@@ -64,7 +64,7 @@ def simulate(
         svg.write_text(plot(outcomes), encoding="utf-8", newline="\n")
 
 
-def _tell(outcome: Any, flapping: bool, seconds: float, *, first: bool) -> None:
+def _show(outcome: Any, flapping: bool, seconds: float, *, first: bool) -> None:
     if flapping:
         if first:
             typer.echo(f"{'':<24}{'dials a minute, p99':>20}")
@@ -83,9 +83,9 @@ def _tell(outcome: Any, flapping: bool, seconds: float, *, first: bool) -> None:
 
 
 def sparkline(numbers: Sequence[float]) -> str:
-    """Numbers as bars, the largest full."""
+    """Draw numbers as a line of bars; the largest fills its cell."""
     most = max(numbers, default=0) or 1
-    # What is there at all shows.
+    # A number above zero is always visible.
     return "".join(_BARS[0 if not number else max(1, round(number / most * (len(_BARS) - 1)))] for number in numbers)
 
 
@@ -94,7 +94,7 @@ def _plain(outcome: Any) -> dict[str, Any]:
 
 
 def plot(outcomes: Sequence[Any]) -> str:
-    """Dials a second over time, a panel for each algorithm, all with the same scales, as SVG."""
+    """Draw connection attempts per second as SVG: one panel for each algorithm, all with the same scales."""
     last = max((second for outcome in outcomes for second in outcome.dials), default=1)
     seconds = min(last, 180) + 1
     most = max((count for outcome in outcomes for count in outcome.dials.values()), default=1)

@@ -1,7 +1,7 @@
-"""Standard streams that can take whatever the command prints.
+"""Standard streams that accept all text that a command prints.
 
-A pipe in cp1252, a terminal in latin-1 or `LANG=C` cannot encode every title, and a service may start without any
-standard stream. Neither is a reason to stop following a job.
+A pipe in cp1252, a terminal in latin-1 or `LANG=C` cannot encode every title, and a service may start without standard
+streams. Neither must stop a command.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import os
 import sys
 from typing import Final
 
-#: The name of the error handler below, as `PYTHONIOENCODING=ascii:NAME` could name it.
+#: Name of the error handler below; `PYTHONIOENCODING=ascii:NAME` accepts it too.
 ESCAPED: Final = "towline.escaped"
-# `replace` and the like are a choice of the user's. These are Python's own, and what would break a line of JSON.
+# Python's defaults, and one that would break a line of JSON. Other handlers were chosen by the user.
 _REPLACED: Final = frozenset({"strict", "surrogateescape", "backslashreplace"})
 
 
 def prepare_streams() -> None:
-    """Open what is closed on the null device, and let standard output escape what it cannot encode."""
+    """Replace closed streams by the null device, and make standard output escape text that it cannot encode."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open to the end
@@ -29,7 +29,7 @@ def prepare_streams() -> None:
 
 
 def encodable(text: str) -> str:
-    """The text as standard output will show it: what cannot be encoded is an escape, which is wider."""
+    """Return the text as standard output will show it. Escapes make it wider than it was."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, getattr(sys.stdout, "errors", None) or "strict").decode(encoding)
 

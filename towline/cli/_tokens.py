@@ -1,4 +1,4 @@
-"""`towline tokens`: what the token store holds, and its upkeep. A token is shown with `show --reveal` only."""
+"""`towline tokens`: list and maintain the token store. Only `show --reveal` prints a token."""
 
 from __future__ import annotations
 
@@ -20,46 +20,48 @@ from ._follow import JsonOption, StoreOption
 
 _T = TypeVar("_T")
 
-JobArgument = Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")]
+JobArgument = Annotated[str, typer.Argument(help="Id of the job.", metavar="JOB")]
 
-# What a person can do about it, most special first.
+# What the user can do; subclasses come before their base classes.
 ADVICE: Final[tuple[tuple[type[errors.TokenStoreError], str], ...]] = (
     (errors.Locked, "Unlock your keyring and try again."),
     (
         errors.KeyUnavailable,
-        "The tokens cannot be read without that key. Bring it back, or begin anew with `towline tokens delete --all`.",
+        "The tokens cannot be read without that key. Restore it, or start over with `towline tokens delete --all`.",
     ),
     (
         errors.WrongKey,
-        "Set the key or passphrase that this store was made with, or begin anew with `towline tokens delete --all`.",
+        "Set the key or passphrase of this store, or start over with `towline tokens delete --all`.",
     ),
     (
         errors.Damaged,
-        "The file was changed or cut short; nothing was touched. `towline tokens verify` names all such files. "
-        "Delete the job's record (or the file), and give its token again.",
+        "The file was changed or cut short; Towline left it as it is. `towline tokens verify` lists all such files. "
+        "Delete the job's record (or the file), and pass the token again.",
     ),
-    (errors.RecordMismatch, "The record was saved for something else. Delete it and give the token again."),
-    (errors.UnsafePermissions, "Give the folder and its files to yourself alone: chmod -R go-rwx FOLDER."),
+    (errors.RecordMismatch, "The record belongs to another job or server. Delete it and pass the token again."),
+    (errors.UnsafePermissions, "Remove the access of other users: chmod -R go-rwx FOLDER."),
     (errors.UnknownVersion, "Upgrade Towline, or use the program that wrote this store."),
-    (errors.ReadFailed, "Look at the folder's rights and at the disk, and try again."),
-    (errors.WriteFailed, "Look at the disk's free space and the folder's rights, and try again."),
+    (errors.ReadFailed, "Check the permissions of the folder and the disk, and try again."),
+    (errors.WriteFailed, "Check the free space on the disk and the permissions of the folder, and try again."),
 )
 
-app = typer.Typer(name="tokens", help="Look after the stored tokens.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    name="tokens", help="List, check and delete stored tokens.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
-@app.command("list", help="List the jobs on record. No token is shown.")
+@app.command("list", help="List the stored jobs. Tokens are not shown.")
 def list_jobs(store: StoreOption = None, json: JsonOption = False) -> None:
     """`towline tokens list`."""
     found = _run(store, lambda tokens: tokens.verify())
     for record in found.records:
         typer.echo(jsonlib.dumps(_facts(record)) if json else _line(record))
     if not found.records and found.is_sound and not json:
-        typer.echo("no jobs on record", err=True)
-    _tell(found.findings)
+        typer.echo("no jobs are stored", err=True)
+    _report(found.findings)
 
 
-@app.command(help="Show a job's record; its token only with --reveal.")
+@app.command(help="Show a job's record; the token only with --reveal.")
 def show(
     job: JobArgument,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show the token too.")] = False,
@@ -69,7 +71,7 @@ def show(
     """`towline tokens show`."""
     record = _run(store, lambda tokens: tokens.read(job))
     if record is None:
-        fail(ExitCode.TROUBLE, f"there is no record of the job {job!r}")
+        fail(ExitCode.TROUBLE, f"no record of the job {job!r}: `towline tokens list` shows the stored jobs")
     facts = _facts(record)
     if reveal:
         facts["token"] = None if record.token is None else record.token.reveal()
@@ -80,47 +82,47 @@ def show(
         typer.echo(f"{name:<8} {escape(str(value))}")
 
 
-@app.command(help="Delete a job's record, or all. To make sure of it, `rotate` after it.")
+@app.command(help="Delete a job's record, or all. Run `rotate` afterwards, so that no old copy can be read.")
 def delete(
-    job: Annotated[str | None, typer.Argument(help="The job's id.", metavar="JOB")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every record, and the store's keys with them.")] = False,
+    job: Annotated[str | None, typer.Argument(help="Id of the job.", metavar="JOB")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Delete every record and the store's keys.")] = False,
     store: StoreOption = None,
 ) -> None:
     """`towline tokens delete`."""
     if (job is None) is not every:
-        fail(ExitCode.USAGE, "name one job, or say --all")
+        fail(ExitCode.USAGE, "pass either JOB or --all")
     if job is None:
         _run(store, lambda tokens: tokens.delete_all(), key=False)
     else:
         _run(store, lambda tokens: tokens.delete(job))
 
 
-@app.command(help="Seal every record with a new key and forget the old one.")
+@app.command(help="Encrypt every record with a new key.")
 def rotate(store: StoreOption = None) -> None:
     """`towline tokens rotate`."""
     count = _run(store, lambda tokens: tokens.rotate())
-    typer.echo(f"{count} records sealed with a new key")
+    typer.echo(f"{count} records encrypted with a new key")
 
 
-@app.command(help="Read every record, change nothing, and name what is damaged.")
+@app.command(help="Read every record, and list the damaged ones.")
 def verify(store: StoreOption = None) -> None:
     """`towline tokens verify`."""
     found, is_dated = _run(store, _verified)
-    typer.echo(f"{len(found.records)} records are sound, {len(found.findings)} are not")
+    typer.echo(f"{len(found.records)} records are intact, {len(found.findings)} are not")
     for name in found.leftovers:
-        typer.echo(f"left over by a program that was ended while saving, harmless: {escape(name)}")
+        typer.echo(f"harmless leftover of an interrupted save: {escape(name)}")
     for name in found.strangers:
-        typer.echo(f"not made by the store: {escape(name)}")
+        typer.echo(f"not a file of the store: {escape(name)}")
     if is_dated:
-        typer.echo("the passphrase is stretched less than is thought right today")
-    _tell(found.findings)
+        typer.echo("the passphrase has weaker protection than new stores: call TokenStore.rewrap() to update it")
+    _report(found.findings)
 
 
 async def _verified(tokens: TokenStore) -> tuple[Verification, bool]:
     return await tokens.verify(), await tokens.needs_rewrap()
 
 
-@app.command(help="Say where the store is and where its key comes from.")
+@app.command(help="Print the folder of the store and the source of its key.")
 def where(store: StoreOption = None) -> None:
     """`towline tokens where`."""
     source = _run(store, lambda tokens: tokens.source(), key=False)
@@ -129,7 +131,7 @@ def where(store: StoreOption = None) -> None:
 
 
 def _run(store: Path | None, call: Callable[[TokenStore], Coroutine[Any, Any, _T]], *, key: bool = True) -> _T:
-    """Do something with the store; a failure is told in plain words. Without `key` nobody is asked for a passphrase."""
+    """Call the store and report its errors. Without `key` the user is not asked for a passphrase."""
 
     async def run() -> _T:
         tokens = TokenStore(store)
@@ -150,20 +152,20 @@ def _advised() -> Iterator[None]:
     try:
         yield
     except errors.TokenStoreError as error:
-        _say(error)
+        _print_error(error)
         raise typer.Exit(ExitCode.TROUBLE) from None
     except errors.InvalidArgument as error:
         fail(ExitCode.USAGE, error)
 
 
-def _tell(findings: tuple[errors.TokenStoreError, ...]) -> None:
+def _report(findings: tuple[errors.TokenStoreError, ...]) -> None:
     for finding in findings:
-        _say(finding)
+        _print_error(finding)
     if findings:
         raise typer.Exit(ExitCode.TROUBLE)
 
 
-def _say(error: errors.TokenStoreError) -> None:
+def _print_error(error: errors.TokenStoreError) -> None:
     typer.echo(f"towline: {escape(str(error))}", err=True)
     typer.echo(next((advice for kind, advice in ADVICE if isinstance(error, kind)), ""), err=True)
 
@@ -193,7 +195,7 @@ def _when(seconds: float) -> str:
 def _named(source: str | None) -> str:
     match source:
         case None:
-            return "none yet: it is made with the first record"
+            return "none yet: the first record creates it"
         case "file":
             return f"the key file {escape(str(KeyFile.default().path))}"
         case "env":
@@ -201,8 +203,8 @@ def _named(source: str | None) -> str:
         case "credential":
             return "a systemd credential"
         case "keyring":
-            return "the system's keyring"
+            return "the system keyring"
         case "passphrase":
             return "a passphrase"
         case _:
-            return "the program that made the store"
+            return "supplied by the program that created the store"

@@ -1,4 +1,4 @@
-"""`towline trace`: a recorded run, replayed through the machine as it is now, and shown."""
+"""`towline trace`: show a recorded run, and replay it through the current state machine."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..statemachine import Recording, journey, replay, timeline, timeline_svg
 
 
 def trace(
-    file: Annotated[Path, typer.Argument(help="What `history()` of a connection gave, as JSON.")],
-    svg: Annotated[Path | None, typer.Option(help="Draw states over time to this file.")] = None,
+    file: Annotated[Path, typer.Argument(help="History that `watch --history` or `history().to_json()` wrote.")],
+    svg: Annotated[Path | None, typer.Option(help="Draw states over time to this SVG file.")] = None,
 ) -> None:
     """`towline trace`."""
     try:
@@ -24,13 +24,13 @@ def trace(
     except InvalidArgument as error:
         typer.echo(f"towline: {file}: {error}", err=True)
         raise typer.Exit(2) from error
-    told, divergence = journey(recording), replay(recording)
+    taken, divergence = journey(recording), replay(recording)
     place = None if divergence is None else divergence.place
-    typer.echo(timeline(told, place), nl=False)
+    typer.echo(timeline(taken, place), nl=False)
     if svg is not None:
-        svg.write_text(timeline_svg(told, place), encoding="utf-8", newline="\n")
+        svg.write_text(timeline_svg(taken, place), encoding="utf-8", newline="\n")
     if divergence is None:
-        typer.echo(f"{len(told.passages)} events replayed, none went another way")
+        typer.echo(f"{len(taken.passages)} events replayed, none went another way")
         return
     entry = divergence.entry
     recorded = entry.verdict.value if entry.verdict is not None else "forbidden"

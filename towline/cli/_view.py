@@ -1,6 +1,6 @@
-"""How following a job looks: a bar on a terminal that can move its cursor, plain lines elsewhere, JSON for machines.
+"""Three ways to show a job: a progress bar on a terminal that can move its cursor, plain lines, or JSON.
 
-All text from a server is escaped before it is shown; JSON escapes by itself.
+Text from a server is escaped before it is shown. JSON needs no extra escaping.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-#: Room for the longest state.
+#: Width of the longest state.
 _STATE: Final = max(len(state.value) for state in State)
-#: A pipe is told of progress at most this often, in seconds: a log is to be read.
+#: Seconds between two lines of progress in a pipe, so that a log stays readable.
 _PLAIN_EVERY: Final = 1.0
 
 
 class View(Protocol):
-    """What is told of a job as it is followed. All but `state` raise `OSError` when it cannot be written."""
+    """Shows states, updates and messages. All but `state` raise `OSError` if the output fails."""
 
     def state(self, change: StateChange) -> None: ...
     def update(self, update: AnyUpdate) -> None: ...
@@ -49,10 +49,10 @@ class View(Protocol):
 
 
 class JsonView:
-    """One JSON object a line, each with a `type`."""
+    """Prints one JSON object per line, each with a `type`."""
 
     def state(self, change: StateChange) -> None:
-        with suppress(OSError):  # an error of a handler stops nobody; the next update's does
+        with suppress(OSError):  # `state` is a handler, whose errors are only logged; the next update raises
             self._write(change)
 
     def update(self, update: AnyUpdate) -> None:
@@ -64,13 +64,13 @@ class JsonView:
     def say(self, kind: str, text: str) -> None:
         self._write({"type": kind, "text": text})
 
-    def _write(self, told: object) -> None:
-        sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
+    def _write(self, facts: object) -> None:
+        sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")
         sys.stdout.flush()
 
 
 class PlainView:
-    """A line for each change of state and for what is worth one."""
+    """Prints a line for each state and each update, and at most one line of progress per second."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -100,10 +100,7 @@ class PlainView:
 
 
 class BarView:
-    """One line that is drawn again and again: how far the job is, the state, a bar, the item.
-
-    Other lines scroll above it.
-    """
+    """Redraws one line: percentage, state, bar and item. Other lines scroll above it."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live
@@ -121,12 +118,12 @@ class BarView:
         try:
             yield
         finally:
-            with suppress(OSError):  # a terminal that was closed needs no tidying
+            with suppress(OSError):  # the terminal may be closed
                 self._live.stop()
 
     def state(self, change: StateChange) -> None:
         self._state = change.state
-        self._console.show_cursor(change.state is State.BACKGROUNDED)  # a shell may be next, by Ctrl-Z
+        self._console.show_cursor(change.state is State.BACKGROUNDED)  # after Ctrl-Z the shell needs its cursor
         self._print(f"[{change.state.value}]{_because(change)}")
 
     def update(self, update: AnyUpdate) -> None:
@@ -137,7 +134,7 @@ class BarView:
             self._print(in_words(update))
 
     def say(self, kind: str, text: str) -> None:
-        self._console.print(encodable(text), soft_wrap=True)  # a command in it is to be copied whole
+        self._console.print(encodable(text), soft_wrap=True)  # one line, so that a command in it can be copied
 
     def note(self, **facts: Any) -> None:
         self._print("  ".join(f"{name}: {escape(str(value))}" for name, value in facts.items() if name != "type"))
@@ -151,9 +148,9 @@ class BarView:
 
 
 def bar_line(width: int, share: float, state: State, item: str, stroke: str = "â”") -> Text:
-    """One line of at most `width` columns: the percentage first, then the state, a bar, and the item last.
+    """Make one line of at most `width` columns: percentage, state, bar and item.
 
-    Where there is little room, the bar goes first, then the item is cut, then the state goes.
+    In a narrow terminal the bar is left out first. Then the item is cut, and then the state is left out.
     """
     from rich.text import Text
 
@@ -176,7 +173,7 @@ def bar_line(width: int, share: float, state: State, item: str, stroke: str = "â
 
 @contextmanager
 def chosen_view(*, json: bool) -> Iterator[View]:
-    """JSON if asked for, else a bar on a terminal that can move its cursor, else plain lines."""
+    """Yield a JSON view if `json` is set, else a bar on a terminal that can move its cursor, else plain lines."""
     console = None if json or not sys.stdout.isatty() else _console()
     if json:
         yield JsonView()
@@ -189,7 +186,7 @@ def chosen_view(*, json: bool) -> Iterator[View]:
 
 
 def _console() -> Console | None:
-    """The terminal, if a line on it can be drawn again. `TERM` and rich's own variables decide that."""
+    """Return the terminal if a line on it can be redrawn. `TERM` and rich's variables decide this."""
     from rich.console import Console
 
     if sys.platform != "win32" and not os.environ.get("TERM"):
@@ -199,7 +196,7 @@ def _console() -> Console | None:
 
 
 def in_words(update: AnyUpdate) -> str:
-    """An update as one line for people."""
+    """Describe an update in one line."""
     match update:
         case JobStarted():
             return "started" + (f", {update.total_count} items" if update.total_count is not None else "")
@@ -226,7 +223,7 @@ def in_words(update: AnyUpdate) -> str:
 
 
 def _counts(update: Resynced) -> str:
-    """How far the job has come, as far as its state says."""
+    """Describe how many items are done, if the state says so."""
     if update.processed_count is None:
         return ""
     total = "" if update.total_count is None else f" of {update.total_count}"
@@ -242,7 +239,7 @@ def _problem(problem: str | None) -> str:
 
 
 def _size_of(result: object) -> str:
-    """A few words about a result whose type is known."""
+    """Describe a result that has a success rate."""
     rate, errors = getattr(result, "success_rate", None), getattr(result, "errors", None)
     if rate is None:
         return ""
