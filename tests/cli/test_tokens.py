@@ -123,7 +123,7 @@ def test_every_failure_has_its_advice(folder: Path, tmp_path: Path, monkeypatch:
     assert "Restore it" in run("list").stderr
     other = tmp_path / "other"
     anyio.run(TokenStore(other, provider=CallerKey(bytes(range(32)))).save, "j1", TOKEN, ORIGIN)
-    assert "pass that provider" in run("list", "--store", str(other)).stderr
+    assert "pass its provider" in run("list", "--store", str(other)).stderr
     monkeypatch.setenv("TOWLINE_KEY", base64.b64encode(bytes(range(32))).decode())
     third = tmp_path / "third"
     anyio.run(TokenStore(third).save, "j1", TOKEN, ORIGIN)
