@@ -49,12 +49,14 @@ class Subscription(AsyncIterator[AnyUpdate]):
         return self
 
     async def __anext__(self) -> AnyUpdate:
+        # Before anything else: a consumer that asks for more has finished its update, whatever was requested meanwhile.
+        if self._inbox is not None:
+            self._finish_in_hand(self._inbox)
         self._delivery.catch_up()
         inbox = self._inbox
         while inbox is None or not inbox.waiting:
             await self._wait_for_more(inbox)
             inbox = self._inbox
-        self._finish_in_hand(inbox)
         update = inbox.in_hand = inbox.waiting.popleft()
         if update is self._delivery.outcome:
             self.end()
@@ -64,7 +66,6 @@ class Subscription(AsyncIterator[AnyUpdate]):
     async def _wait_for_more(self, inbox: Inbox | None) -> None:
         if inbox is None:
             raise StopAsyncIteration
-        self._finish_in_hand(inbox)
         given_up = self._delivery.given_up
         if given_up is not None and not self._wait:
             self.end()

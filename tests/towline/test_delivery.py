@@ -311,3 +311,14 @@ async def test_two_tasks_at_one_iteration_both_go_on() -> None:
         await anyio.sleep(1)
         delivery.give(progress(2))
     assert seen == [progress(1), progress(2)]
+
+
+async def test_a_consumer_that_asks_for_more_has_finished_its_update_though_a_request_ends_it() -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    delivery.give(progress(1), progress(2))
+    assert await anext(subscription) == progress(1)
+    delivery.catch_up = delivery.stop  # as after a `cancel()` in a signal handler
+    with pytest.raises(StopAsyncIteration):
+        await anext(subscription)
+    assert delivery.position() == Cursor("e", 1)
