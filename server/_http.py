@@ -316,9 +316,12 @@ class Api:
     # --- operations --------------------------------------------------------------------------------------------
 
     async def health(self, request: Request) -> Response:
-        """`GET /healthz`: 200 while the hub takes work and its log answers; for load balancers, so it says no more."""
+        """`GET /healthz`: 200 while the hub takes work, and its log takes writes and delivers them.
+
+        It is for load balancers and anyone may ask, so the reason of a failure is in the hub's log only.
+        """
         self._hub.check_open()
-        await self._hub.log.count_running("")
+        await self._hub.log.check()
         return _json({"status": "ok"})
 
     def _describe(self, pipelines: Mapping[str, Pipeline]) -> Handler:
@@ -379,7 +382,12 @@ def _file(name: str) -> Handler:
 
 def _storage_refusal(error: HubStorageError) -> Refusal:
     logger.error("the log failed: %s", error)
-    return Refusal(503, "storage", "the hub's log does not answer now", _retry(_RETRY_SOON))
+    return Refusal(
+        503,
+        "storage",
+        "the hub's log does not work now, its operator finds the reason in the hub's output",
+        _retry(_RETRY_SOON),
+    )
 
 
 def _retry(seconds: float) -> dict[str, str]:

@@ -71,11 +71,13 @@ class StartedJob:
     expires_in: int
 
 
-def _open_log(database: Path | str) -> EventLog:
+def _open_log(database: Path | str, prefix: str | None) -> EventLog:
     if isinstance(database, str) and database.startswith(("redis://", "rediss://", "unix://")):
         from ._redis import RedisLog  # an extra that not every hub needs
 
-        return RedisLog(database)
+        return RedisLog(database) if prefix is None else RedisLog(database, prefix=prefix)
+    if prefix is not None:
+        raise InvalidArgument("prefix", "is the first part of the keys in Redis: leave it out for a SQLite file")
     if isinstance(database, str) and "://" in database:
         raise InvalidArgument("database", "must be a path, or a URL that begins with redis://, rediss:// or unix://")
     return SqliteLog(Path(database))
@@ -85,7 +87,8 @@ class Hub(AsyncContextManagerMixin):
     """The job hub over `database`: the path of a SQLite file, or the URL of a Redis or Valkey server.
 
     Uploads and large results lie in the folder `files`, which is `<database>.files/` beside a SQLite file. Hubs with
-    the same Redis are one hub on many machines: any of them serves any job's sockets, and they share `files` too.
+    the same Redis and `prefix` are one hub on many machines: any of them serves any job's sockets, and they share
+    `files` too. `prefix` begins all keys and channels in Redis (`towline` if it is None); a `Reporter` needs the same.
 
     It works while it is entered (`async with hub:`); served as an application of its own, its lifespan does that. It
     is entered once, which `ForbiddenRequest` says the second time. Entering raises `HubStorageError` where the database
@@ -104,6 +107,7 @@ class Hub(AsyncContextManagerMixin):
         database: Path | str,
         *,
         files: Path | None = None,
+        prefix: str | None = None,
         authorize: Authorize = loopback_only,
         limits: Limits | None = None,
         lifetimes: Lifetimes | None = None,
@@ -118,7 +122,7 @@ class Hub(AsyncContextManagerMixin):
             raise InvalidArgument("accept_rate", "must be above zero")
         if base_path and (not base_path.startswith("/") or base_path.endswith("/")):
             raise InvalidArgument("base_path", "begins with a slash and ends with none")
-        self.log: Final = _open_log(database)
+        self.log: Final = _open_log(database, prefix)
         if files is None and self.log.shared:
             raise InvalidArgument("files", "hubs that share a log need a folder they share")
         self.files: Final = files or Path(f"{database}.files")

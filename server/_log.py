@@ -212,6 +212,9 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
     nothing is then half done. In a `shared` log all of it may be: the answer was lost.
     """
 
+    async def check(self) -> None:
+        """Raise `HubStorageError` unless the log takes writes, and its readers hear of them, as far as it knows."""
+
     @property
     def shared(self) -> bool:
         """Whether other hubs work on the same log, so that who runs a job must be agreed on."""

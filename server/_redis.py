@@ -1,22 +1,17 @@
 """The hub's log in Redis or Valkey: the engine for many nodes and for workers elsewhere. Needs the `redis` extra.
 
-Of each job there is a hash (its state) and a stream (its events, whose ids are `<seq>-0`); one script writes both and
-publishes the event, so that all nodes see it at once. One server or one behind Sentinel; not a cluster, as the scripts
-touch a job's keys and the indexes together.
-
-The client library's blocking interface is used, in worker threads: it is the same code under asyncio, under trio and in
-a worker process. Commands are not repeated by themselves, because an append that was carried out must not be repeated.
-
-What was acknowledged must not be lost: run the server with `appendonly yes` and `appendfsync always`.
+The store (`_redis_store.py`) is blocking and runs in worker threads. One subscription brings every event that any hub
+or worker writes. Every few seconds the log checks itself: it writes and publishes one event with the same script as any
+other event, and has to hear it on the subscription. If that fails, it drops all connections and everything it has
+cached, says so in `check`, and tries again until it works.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from typing import Any, Final, ParamSpec, Self, TypeVar, cast
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -24,14 +19,12 @@ import anyio.to_thread
 import msgspec
 import redis
 from anyio import AsyncContextManagerMixin, CapacityLimiter
-from msgspec import UNSET
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from .._exceptions import HubStorageError, InvalidArgument
+from .._exceptions import HubStorageError
 from .._tasks import Tasks
 from ._clients import Arrival, Clients
-from ._log import ENDS, Bell, Bells, Change, Entry, Event, Job, Missing, Request, RequestMismatch, Token
+from ._log import Bell, Bells, Change, Entry, Event, Job, Missing, Request, Token
+from ._redis_store import NOT_HEARD, RedisStore
 from ._tails import Tails
 
 logger: Final = logging.getLogger("towline.server")
@@ -39,359 +32,18 @@ logger: Final = logging.getLogger("towline.server")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_TIMEOUT: Final = 5.0  # seconds one command may take
 _CALLS: Final = 16  # commands at once
-_HEARD: Final = 256  # messages that are told to the event loop at once
-_LISTEN: Final = 0.2  # seconds between two looks whether to go on listening
-_TOKENS_PER_JOB: Final = 32
-_REMEMBER_CLIENT: Final = 120  # seconds, in which what a half-open socket said must have arrived
-_NUMBERS: Final = frozenset({"created", "seq", "total", "processed", "updated", "ended", "attempts"})
-_BYTES: Final = frozenset({"outcome", "checkpoint"})
-
-# KEYS: job, running, the owner's running, request ('' where there is none), the owner's.
-# ARGV: id, created, digest, request key, field, value, …
-_CREATE: Final = """
-if KEYS[4] ~= '' then
-    local found = redis.call('HMGET', KEYS[4], 'job', 'digest')
-    if found[1] then return found end
-    redis.call('HSET', KEYS[4], 'job', ARGV[1], 'digest', ARGV[3])
-    redis.call('HSET', KEYS[1], 'request', ARGV[4])
-end
-redis.call('HSET', KEYS[1], unpack(ARGV, 5))
-redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-redis.call('SADD', KEYS[3], ARGV[1])
-redis.call('ZADD', KEYS[5], ARGV[2], ARGV[1])
-return false
-"""
-
-# KEYS: job, stream, running, ended, channel. ARGV: id, type, payload, at, status ('' for no end), owner prefix,
-# processed ('' for unchanged), how many to set, name, value, …, names to delete …
-_APPEND: Final = """
-local job = redis.call('HMGET', KEYS[1], 'status', 'pipeline', 'epoch', 'owner', 'processed', 'seq')
-if job[1] ~= 'running' then return false end
-if ARGV[2] == 'job_started' and job[6] ~= '0' then return false end
-if ARGV[7] ~= '' and job[5] and tonumber(ARGV[7]) < tonumber(job[5]) then return false end
-local seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
-redis.call('XADD', KEYS[2], seq .. '-0', 't', ARGV[2], 'a', ARGV[4], 'p', ARGV[3])
-local last = 8 + 2 * tonumber(ARGV[8])
-redis.call('HSET', KEYS[1], unpack(ARGV, 9, last))
-if #ARGV > last then redis.call('HDEL', KEYS[1], unpack(ARGV, last + 1)) end
-if ARGV[5] ~= '' then
-    redis.call('HSET', KEYS[1], 'status', ARGV[5], 'ended', ARGV[4])
-    redis.call('HDEL', KEYS[1], 'checkpoint')
-    redis.call('ZREM', KEYS[3], ARGV[1])
-    redis.call('ZADD', KEYS[4], ARGV[4], ARGV[1])
-    redis.call('SREM', ARGV[6] .. job[4], ARGV[1])
-end
-redis.call('PUBLISH', KEYS[5], cmsgpack.pack({ARGV[1], job[2], job[3], seq, ARGV[2], tonumber(ARGV[4]), ARGV[3]}))
-return {seq, job[2], job[3]}
-"""
-
-# KEYS: job. Counts only where there is a job.
-_COUNT_ATTEMPT: Final = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-return redis.call('HINCRBY', KEYS[1], 'attempts', 1)
-"""
-
-# KEYS: token, the job's tokens. ARGV: digest, expires, how many to keep, token prefix, field, value, …
-_ADD_TOKEN: Final = """
-redis.call('HSET', KEYS[1], unpack(ARGV, 5))
-redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-for _, old in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1 - tonumber(ARGV[3]))) do
-    redis.call('DEL', ARGV[4] .. old)
-    redis.call('ZREM', KEYS[2], old)
-end
-"""
-
-# KEYS: token. ARGV: digest, expires, prefix of the jobs' tokens.
-_LIMIT_TOKEN: Final = """
-local token = redis.call('HMGET', KEYS[1], 'expires', 'job')
-if token[1] and tonumber(ARGV[2]) < tonumber(token[1]) then
-    redis.call('HSET', KEYS[1], 'expires', ARGV[2])
-    redis.call('ZADD', ARGV[3] .. token[2], ARGV[2], ARGV[1])
-end
-"""
-
-# KEYS: job, stream, the job's tokens, ended, gone, lease. ARGV: id, at, token prefix, request prefix, owner prefix.
-_REMOVE: Final = """
-if redis.call('ZREM', KEYS[4], ARGV[1]) == 0 then return 0 end
-for _, digest in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do redis.call('DEL', ARGV[3] .. digest) end
-local request = redis.call('HGET', KEYS[1], 'request')
-if request then redis.call('DEL', ARGV[4] .. request) end
-redis.call('ZREM', ARGV[5] .. (redis.call('HGET', KEYS[1], 'owner') or ''), ARGV[1])
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[6])
-redis.call('ZADD', KEYS[5], ARGV[2], ARGV[1])
-return 1
-"""
-
-# KEYS: lease. ARGV: holder, milliseconds ('0' to let go).
-_CLAIM: Final = """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-if ARGV[2] == '0' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
-return 1
-"""
-
-# KEYS: client, channel. ARGV: job, client, number, seconds to remember it.
-_ARRIVE: Final = """
-local latest = tonumber(redis.call('GET', KEYS[1]) or '0')
-if tonumber(ARGV[3]) < latest then return latest end
-redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4])
-redis.call('PUBLISH', KEYS[2], cmsgpack.pack({ARGV[1], ARGV[2], tonumber(ARGV[3])}))
-return tonumber(ARGV[3])
-"""
-
-
-class RedisStore:
-    """The log's keys and scripts, over a blocking client that may be used by many threads at once."""
-
-    def __init__(self, url: str, prefix: str = "towline") -> None:
-        self._prefix = prefix
-        try:
-            self.client: Final[redis.Redis] = redis.Redis.from_url(
-                url,
-                socket_timeout=_TIMEOUT,
-                socket_connect_timeout=_TIMEOUT,
-                health_check_interval=15,
-                retry=Retry(NoBackoff(), 0),
-            )
-        except ValueError:
-            # Whose words quote a piece of the URL, which may be one of the password: so not even as a cause.
-            problem = "is none of a Redis server (special characters in a password are percent-encoded)"
-            raise InvalidArgument("url", problem) from None
-        self.channel: Final = self._key("events")
-        self.arrivals: Final = self._key("arrivals")
-        self._holder = secrets.token_hex(8)
-        register = self.client.register_script
-        self._create = register(_CREATE)
-        self._append = register(_APPEND)
-        self._count_attempt = register(_COUNT_ATTEMPT)
-        self._add_token = register(_ADD_TOKEN)
-        self._limit_token = register(_LIMIT_TOKEN)
-        self._remove = register(_REMOVE)
-        self._claim = register(_CLAIM)
-        self._arrive = register(_ARRIVE)
-
-    def _key(self, *parts: str) -> str:
-        return ":".join((self._prefix, *parts))
-
-    @contextmanager
-    def _renaming_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except redis.RedisError as error:
-            # The client's words may quote the URL's password only in its repr, which is not used.
-            raise HubStorageError(f"redis: {type(error).__name__}: {error}") from error
-
-    def check(self) -> None:
-        """See that the server is there, and say so where it may lose what it acknowledged."""
-        with self._renaming_errors():
-            self.client.ping()
-            try:
-                settings = cast("dict[str, str]", self.client.config_get("append*"))
-            except redis.ResponseError:  # a managed server keeps its settings to itself
-                return
-        values = {_text(name): _text(value) for name, value in settings.items()}
-        if (values.get("appendonly"), values.get("appendfsync")) != ("yes", "always"):
-            logger.warning("redis may lose events it acknowledged: it wants appendonly yes and appendfsync always")
-
-    def close(self) -> None:
-        """Close the connections."""
-        self.client.close()
-
-    # --- jobs --------------------------------------------------------------------------------------------------
-
-    def create(self, job: Job, request: Request | None) -> Job:
-        asked = "" if request is None else _asked(job.owner, request.key)
-        fields = [
-            part
-            for name in Job.__dataclass_fields__
-            if (value := getattr(job, name)) is not None
-            for part in (name, value)
-        ]
-        keys = [
-            self._key("job", job.id),
-            self._key("running"),
-            self._key("owner", job.owner),
-            self._key("request", asked) if request else "",
-            self._key("jobs", job.owner),
-        ]
-        digest = b"" if request is None else request.digest
-        with self._renaming_errors():
-            found = self._create(keys=keys, args=[job.id, job.created, digest, asked, *fields])
-        if found is None:
-            return job
-        if found[1] != digest:
-            raise RequestMismatch
-        kept = self.job(_text(found[0]))
-        if not isinstance(kept, Job):
-            raise HubStorageError("redis: a request's job is not there")
-        return kept
-
-    def requested(self, owner: str, key: bytes) -> bool:
-        with self._renaming_errors():
-            return bool(self.client.exists(self._key("request", _asked(owner, key))))
-
-    def job(self, job_id: str) -> Job | Missing:
-        with self._renaming_errors():
-            fields = cast("dict[bytes, bytes]", self.client.hgetall(self._key("job", job_id)))
-            if not fields:
-                gone = self.client.zscore(self._key("gone"), job_id)
-                return Missing.UNKNOWN if gone is None else Missing.GONE
-        fields.pop(b"request", None)
-        return Job(**{name.decode(): _value(name.decode(), value) for name, value in fields.items()})
-
-    def append(self, job_id: str, event_type: str, payload: bytes, at: int, change: Change | None) -> Event | None:
-        keys, args = self._appending(job_id, Entry(event_type, payload, at, change))
-        with self._renaming_errors():
-            written = self._append(keys=keys, args=args)
-        if written is None:
-            return None
-        seq, pipeline, epoch = written
-        return Event(job_id, _text(pipeline), _text(epoch), seq, event_type, at, payload)
-
-    def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:
-        with self._renaming_errors(), self.client.pipeline(transaction=True) as transaction:
-            for entry in entries:
-                keys, args = self._appending(job_id, entry)
-                self._append(keys=keys, args=args, client=transaction)
-            return sum(written is not None for written in transaction.execute())
-
-    def _appending(self, job_id: str, entry: Entry) -> tuple[list[str], list[Any]]:
-        change, at = entry.change, entry.at
-        values = {} if change is None else {name: getattr(change, name) for name in Change.__dataclass_fields__}
-        values = {"updated": at, "attempts": 0} | {name: v for name, v in values.items() if v is not UNSET}
-        kept = [part for name, value in values.items() if value is not None for part in (name, value)]
-        dropped = [name for name, value in values.items() if value is None]
-        processed = values.get("processed", "")
-        keys = [
-            self._key("job", job_id),
-            self._key("events", job_id),
-            self._key("running"),
-            self._key("ended"),
-            self.channel,
-        ]
-        args = [job_id, entry.type, entry.payload, at, ENDS.get(entry.type, ""), self._key("owner", ""), processed]
-        return keys, [*args, len(kept) // 2, *kept, *dropped]
-
-    def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
-        with self._renaming_errors():
-            pipeline, epoch = self.client.hmget(self._key("job", job_id), ["pipeline", "epoch"])
-            if pipeline is None or epoch is None:
-                return []
-            entries = self.client.xrange(self._key("events", job_id), f"{after + 1}-0", "+", count=limit)
-        return [
-            Event(
-                job_id,
-                _text(pipeline),
-                _text(epoch),
-                int(identity.partition(b"-")[0]),
-                fields[b"t"].decode(),
-                int(fields[b"a"]),
-                fields[b"p"],
-            )
-            for identity, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)
-        ]
-
-    def unfinished(self) -> Sequence[Job]:
-        with self._renaming_errors():
-            ids = cast("list[bytes]", self.client.zrange(self._key("running"), 0, -1))
-        jobs = [self.job(job_id.decode()) for job_id in ids]
-        return [job for job in jobs if isinstance(job, Job) and job.running]
-
-    def newest(self, owner: str, limit: int) -> Sequence[Job]:
-        with self._renaming_errors():
-            ids = cast("list[bytes]", self.client.zrange(self._key("jobs", owner), 0, limit - 1, desc=True))
-        jobs = [self.job(job_id.decode()) for job_id in ids]
-        return [job for job in jobs if isinstance(job, Job)]
-
-    def count_running(self, owner: str) -> int:
-        with self._renaming_errors():
-            return self.client.scard(self._key("owner", owner))
-
-    def count_attempt(self, job_id: str) -> int:
-        with self._renaming_errors():
-            return int(self._count_attempt(keys=[self._key("job", job_id)]))
-
-    def claim(self, job_id: str, seconds: float) -> bool:
-        with self._renaming_errors():
-            return bool(self._claim(keys=[self._key("lease", job_id)], args=[self._holder, round(seconds * 1000)]))
-
-    def arrive(self, arrival: Arrival) -> int:
-        keys = [self._key("client", arrival.job_id, arrival.client), self.arrivals]
-        args: list[Any] = [arrival.job_id, arrival.client, arrival.socket, _REMEMBER_CLIENT]
-        with self._renaming_errors():
-            return int(self._arrive(keys=keys, args=args))
-
-    # --- tokens ------------------------------------------------------------------------------------------------
-
-    def add_token(self, token: Token) -> None:
-        fields: list[Any] = ["job", token.job_id, "expires", token.expires]
-        if token.replaces is not None:
-            fields += ["replaces", token.replaces]
-        digest = token.digest.hex()
-        keys = [self._key("token", digest), self._key("tokens", token.job_id)]
-        with self._renaming_errors():
-            args: list[Any] = [digest, token.expires, _TOKENS_PER_JOB, self._key("token", ""), *fields]
-            self._add_token(keys=keys, args=args)
-
-    def token(self, digest: bytes) -> Token | None:
-        with self._renaming_errors():
-            job_id, expires, replaces = self.client.hmget(
-                self._key("token", digest.hex()), ["job", "expires", "replaces"]
-            )
-        if job_id is None or expires is None:
-            return None
-        return Token(digest=digest, job_id=_text(job_id), expires=int(expires), replaces=cast("bytes | None", replaces))
-
-    def limit_token(self, digest: bytes, expires: int) -> None:
-        args: list[Any] = [digest.hex(), expires, self._key("tokens", "")]
-        with self._renaming_errors():
-            self._limit_token(keys=[self._key("token", digest.hex())], args=args)
-
-    # --- the end of all ----------------------------------------------------------------------------------------
-
-    def remove_ended(self, before: int) -> Sequence[str]:
-        removed: list[str] = []
-        with self._renaming_errors():
-            found = self.client.zrange(self._key("ended"), "-inf", f"({before}", byscore=True)
-            for job_id in map(_text, cast("list[bytes]", found)):
-                keys = [
-                    self._key("job", job_id),
-                    self._key("events", job_id),
-                    self._key("tokens", job_id),
-                    self._key("ended"),
-                    self._key("gone"),
-                    self._key("lease", job_id),
-                ]
-                prefixes = [self._key("token", ""), self._key("request", ""), self._key("jobs", "")]
-                if self._remove(keys=keys, args=[job_id, before, *prefixes]):
-                    removed.append(job_id)
-        return removed
-
-    def remove_traces(self, before: int) -> None:
-        with self._renaming_errors():
-            self.client.zremrangebyscore(self._key("gone"), "-inf", f"({before}")
-
-
-def _asked(owner: str, key: bytes) -> str:
-    return f"{owner}:{key.hex()}"
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _value(name: str, value: bytes) -> Any:
-    if name in _NUMBERS:
-        return int(value)
-    return value if name in _BYTES else value.decode()
+_HEARD: Final = 256  # messages passed to the event loop at once
+_LISTEN: Final = 0.2  # seconds between two looks at whether to keep listening
+_CHECK_EVERY: Final = 3.0  # seconds between two checks
+_CHECK_AGAIN: Final = 1.0  # seconds, while the last check failed
+_HEAR_WITHIN: Final = 3.0  # seconds from the check's event being written to its being heard
 
 
 class RedisLog(AsyncContextManagerMixin):
     """An `EventLog` on the Redis or Valkey server at `url`, shared by every hub with the same `prefix`.
 
-    Entering raises `HubStorageError` where the server is not to be had.
+    Entering raises `HubStorageError` if the server does not answer, takes no writes or delivers no events.
     """
 
     shared: Final = True
@@ -403,6 +55,10 @@ class RedisLog(AsyncContextManagerMixin):
         self._tails = Tails()
         self.clients: Final = Clients()
         self._listening = False
+        self._subscription = 0  # which one is in use: a thread with an earlier one stops listening
+        self._failure: HubStorageError | None = None  # of the last check
+        self._checked = 0
+        self._check_heard = anyio.Event()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
@@ -427,22 +83,29 @@ class RedisLog(AsyncContextManagerMixin):
     async def _listen(self) -> None:
         # It looks at `_listening` several times a second, so leaving does not wait for a cancelled thread.
         with anyio.CancelScope(shield=True):
-            limiter = CapacityLimiter(1)
-            while self._listening:
-                try:
-                    await anyio.to_thread.run_sync(self._hear, limiter=limiter)
-                except redis.RedisError as error:
-                    logger.warning("redis: events are not heard of: %s", error)
-                    await anyio.sleep(_LISTEN)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._keep_checking)
+                limiter = CapacityLimiter(1)
+                while self._listening:
+                    try:
+                        await anyio.to_thread.run_sync(self._hear, limiter=limiter)
+                    except redis.RedisError as error:
+                        logger.warning("redis: the subscription failed, subscribing again: %s", error)
+                        await anyio.sleep(_LISTEN)
+                    except Exception:
+                        logger.exception("the subscription failed, subscribing again")
+                        await anyio.sleep(_LISTEN)
+                tasks.cancel_scope.cancel()
 
     def _hear(self) -> None:
+        subscription = self._subscription
         with self._store.client.pubsub() as channel:  # type: ignore[no-untyped-call]
             channel.subscribe(self._store.channel, self._store.arrivals)
-            while self._listening:
+            while self._listening and subscription == self._subscription:
                 messages: list[dict[str, Any]] = []
                 while (message := channel.get_message(timeout=_LISTEN)) is not None:
                     messages.append(message)
-                    # Only what has arrived already: half a message is waited for, no message is not.
+                    # Only what has arrived already: wait for the rest of a message, not for the next one.
                     if len(messages) == _HEARD or not channel.connection.can_read(timeout=0):
                         break
                 if messages:
@@ -450,13 +113,53 @@ class RedisLog(AsyncContextManagerMixin):
 
     def _hear_all(self, messages: Sequence[dict[str, Any]]) -> None:
         for message in messages:
-            if message["type"] == "subscribe":
-                # What was published while nobody listened is in the streams.
+            try:
+                if message["type"] == "subscribe":
+                    # What was published while this hub did not listen is in the streams.
+                    self._catch_up()
+                elif message["type"] == "message" and message["channel"] == self._arrivals:
+                    self._arrived(message["data"])
+                elif message["type"] == "message":
+                    self._heard(message["data"])
+            except (msgspec.DecodeError, UnicodeError):
+                logger.warning("redis: a message on %r is not of this hub", message["channel"])
+
+    # --- checking ----------------------------------------------------------------------------------------------
+
+    async def _keep_checking(self) -> None:
+        limiter = CapacityLimiter(1)  # a check does not queue behind calls that hang
+        while True:
+            await anyio.sleep(_CHECK_EVERY if self._failure is None else _CHECK_AGAIN)
+            failure = await self._find_failure(limiter)
+            if failure is not None:
+                if self._failure is None:
+                    logger.error("the log does not work, reconnecting until it does: %s", failure)
+                self._subscription += 1
+                self._store.reconnect()
                 self._catch_up()
-            elif message["type"] == "message" and message["channel"] == self._arrivals:
-                self._arrived(message["data"])
-            elif message["type"] == "message":
-                self._heard(message["data"])
+            elif self._failure is not None:
+                logger.warning("the log works again")
+            self._failure = failure
+
+    async def _find_failure(self, limiter: CapacityLimiter) -> HubStorageError | None:
+        self._checked += 1
+        self._check_heard = anyio.Event()
+        try:
+            await anyio.to_thread.run_sync(self._store.write_check, b"%d" % self._checked, limiter=limiter)
+        except HubStorageError as error:
+            return error
+        except Exception as error:
+            logger.exception("the check of the log failed")
+            return HubStorageError(f"redis: {type(error).__name__}")
+        with anyio.move_on_after(_HEAR_WITHIN):
+            await self._check_heard.wait()
+            return None
+        return HubStorageError(NOT_HEARD)
+
+    async def check(self) -> None:
+        if self._failure is not None:
+            raise HubStorageError(self._failure.problem) from self._failure
+        await self._call(self._store.ping)
 
     def _catch_up(self) -> None:
         self._tails.clear()
@@ -466,11 +169,14 @@ class RedisLog(AsyncContextManagerMixin):
         job_id, pipeline, epoch, seq, event_type, at, payload = msgspec.msgpack.decode(
             data, type=tuple[str, str, str, int, str, float, str]
         )
-        if self._bells.count(job_id):
+        if job_id == self._store.check_id:
+            if payload == str(self._checked):
+                self._check_heard.set()
+        elif self._bells.count(job_id):
             self._tails.add(Event(job_id, pipeline, epoch, seq, event_type, int(at), payload.encode()))
             self._bells.ring(job_id)
         else:
-            # Nobody reads it here: a list with a hole at its end would be taken for whole.
+            # The job has no reader here. A list that lacks its end would look complete.
             self._tails.forget(job_id)
 
     def _arrived(self, data: bytes) -> None:
@@ -504,7 +210,7 @@ class RedisLog(AsyncContextManagerMixin):
         return await self._call(self._store.append_all, job_id, entries)
 
     async def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
-        # Without a reader that is woken, nothing keeps the list up to date.
+        # The list is kept up to date only while the job has a reader here.
         kept = self._tails.read(job_id, after, limit) if self._bells.count(job_id) else None
         return kept if kept is not None else await self._call(self._store.read, job_id, after, limit)
 

@@ -247,6 +247,9 @@ class SqliteLog(AsyncContextManagerMixin):
     async def claim(self, job_id: str, seconds: float) -> bool:
         return True
 
+    async def check(self) -> None:
+        await self.count_running("")
+
     async def add_token(self, token: Token) -> None:
         def apply(writer: sqlite3.Connection) -> None:
             writer.execute(

@@ -16,7 +16,7 @@ from msgspec import UNSET, Struct
 
 from .._exceptions import HubStorageError, InvalidArgument, JobEnded, JobFailure
 from ._log import ENDS, Job
-from ._redis import RedisStore
+from ._redis_store import RedisStore
 from ._settings import Limits
 from ._told import Told, completed, completed_by_url, failed, progressed, result_url, started
 

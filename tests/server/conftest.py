@@ -20,7 +20,7 @@ from interop.process import free_port as find_free_port
 from websockets.sync.client import ClientConnection, connect
 
 from towline.server import Hub
-from towline.server._redis import RedisStore
+from towline.server._redis_store import RedisStore
 from towline.server._serve import make_server
 from towline.transport._messages import TERMINAL_TYPES
 
@@ -313,6 +313,13 @@ def redis_process() -> Iterator[RedisProcess]:
 def redis_port_process(free_port: Any) -> Iterator[RedisProcess]:
     """A Redis of the test's own that listens on a port."""
     yield from run_redis(free_port())
+
+
+@pytest.fixture
+def redis_server(free_port: Any) -> Iterator[Callable[[], RedisProcess]]:
+    """Start further servers, each on a port of its own: `redis_server()`."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(contextlib.contextmanager(run_redis)(free_port()))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ from towline.testing import FaultProxy
 
 pytest.importorskip("redis", reason="the redis extra is not installed")
 
-from towline.server._redis import RedisLog, RedisStore
+from towline.server._redis import RedisLog
+from towline.server._redis_store import RedisStore
 from towline.server.reporter import Reporter
 
 pytestmark = pytest.mark.anyio
@@ -119,7 +120,7 @@ class LossyStart(RedisLog):
 async def test_a_start_that_is_asked_again_finds_its_upload(
     redis_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_hub, "_open_log", LossyStart)
+    monkeypatch.setattr(_hub, "_open_log", lambda url, prefix: LossyStart(url))
     hub = Hub(redis_process.url, files=tmp_path, lifetimes=Lifetimes(lease=0.2))
 
     @hub.job("echo", path="/start")

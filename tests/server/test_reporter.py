@@ -9,7 +9,7 @@ import pytest
 from towline import JobEnded
 from towline.server import HubStorageError
 from towline.server._log import Change, Event, Job
-from towline.server._redis import RedisStore
+from towline.server._redis_store import RedisStore
 from towline.server.reporter import Reporter
 
 

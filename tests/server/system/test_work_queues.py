@@ -18,7 +18,7 @@ import websockets.exceptions
 
 from towline.server._files import UPLOAD_FILE
 from towline.server._log import Job
-from towline.server._redis import RedisStore
+from towline.server._redis_store import RedisStore
 
 if shutil.which("nginx") is None:
     pytest.skip("no nginx on this machine (apt-get install nginx-light)", allow_module_level=True)
