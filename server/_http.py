@@ -21,7 +21,7 @@ from .._exceptions import HubStorageError
 from .._secret import Secret
 from ..transport._messages import VERSION, JobState
 from ._access import bearer_token, is_same_origin, socket_token
-from ._files import RESULT_FILE, UPLOAD_FILE, make_incoming_folder, remove_job_folder
+from ._files import RESULT_FILE, UPLOAD_FILE, remove_job_folder
 from ._log import Job, Missing, RequestMismatch
 from ._log import Request as StartRequest
 from ._openapi import (
@@ -39,6 +39,7 @@ from ._openapi import (
 from ._page import page_file
 from ._socket import Watcher
 from ._tokens import TooEarly
+from ._told import refers_to_result
 from ._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
 
 if TYPE_CHECKING:
@@ -195,6 +196,9 @@ class Api:
             raise Refusal(404, "no_result", "the job ended without a result")
         path = self._hub.directory(job.id) / RESULT_FILE
         if not await anyio.Path(path).is_file():
+            if refers_to_result(job):
+                logger.error("job %s: its result is not in %s", job.id, path)
+                raise Refusal(404, "result_lost", "the job's result is no longer there")
             return _json(Raw(job.outcome))
         headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
         return FileResponse(path, media_type="application/json", headers=headers)
@@ -240,7 +244,7 @@ class Api:
 
     async def _take(self, request: Request, pipeline: Pipeline, owner: str, key: bytes | None) -> StartedJob:
         try:
-            incoming = await anyio.to_thread.run_sync(make_incoming_folder, self._hub.files)
+            incoming = await self._hub.make_incoming()
             try:
                 received = await self._receive(request, incoming / UPLOAD_FILE, pipeline)
                 digest = hashlib.sha256(pipeline.name.encode() + b"\0" + received.digest).digest()
@@ -322,6 +326,7 @@ class Api:
         """
         self._hub.check_open()
         await self._hub.log.check()
+        await self._hub.check_files()
         return _json({"status": "ok"})
 
     def _describe(self, pipelines: Mapping[str, Pipeline]) -> Handler:

@@ -7,6 +7,7 @@ beside it; a hub that is killed takes its jobs up again when it starts anew, in 
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import shutil
 import time
@@ -32,13 +33,16 @@ from ._files import (
     UPLOAD_FILE,
     adopt_upload,
     clear_job_folder,
+    empty_trash,
     job_folders,
     make_incoming_folder,
+    move_to_trash,
     remove_job_folder,
 )
 from ._http import Api, Refusal
 from ._jobs import Dispatch, JobFunction, Runner
-from ._log import EventLog, Job, Request
+from ._keeping import DAY, check_match, look_at_clock, match_files
+from ._log import EventLog, Job, Missing, Request
 from ._rates import Rate, whole_seconds
 from ._settings import Lifetimes, Limits
 from ._socket import NO_LONGER_KEPT, Watcher, restart_reason
@@ -144,6 +148,7 @@ class Hub(AsyncContextManagerMixin):
         self._calls = Rate(self.limits.calls, 60)
         self._starting: Counter[str] = Counter()
         self._tasks: Tasks | None = None
+        self._identity = ""  # of the log and the files
         self._draining = False
         self._application: Starlette | None = None
         self.tokens: Final = Tokens(self.log, self._lifetimes, self.now)
@@ -157,6 +162,7 @@ class Hub(AsyncContextManagerMixin):
             lease=self._lifetimes.lease,
             base_path=base_path,
             now=self.now,
+            check_files=self.check_files,
         )
 
     # --- for the application -----------------------------------------------------------------------------------
@@ -204,7 +210,8 @@ class Hub(AsyncContextManagerMixin):
         self, pipeline: str, upload: Path | bytes, *, owner: str = "", name: str | None = None
     ) -> StartedJob:
         """Start a job with a file (copied) or bytes; raises `InvalidArgument` for a pipeline that is not there."""
-        incoming = await anyio.to_thread.run_sync(make_incoming_folder, self.files)
+        self._running()
+        incoming = await self.make_incoming()
         try:
             if isinstance(upload, Path):
                 await anyio.to_thread.run_sync(shutil.copyfile, upload, incoming / UPLOAD_FILE)
@@ -261,13 +268,13 @@ class Hub(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
         if self._draining:
             raise ForbiddenRequest("entering", "closed", "a hub is entered once; make another")
-        await self.check_files()
+        await self.check_folder()
         async with self.log, Tasks() as tasks:
-            await self._tidy_up()
+            self._identity = await match_files(self.log, self.files)
+            await self._tidy_up(await look_at_clock(self.log, self.now()))
             await self._runner.resume(tasks)
             tasks.start_soon(self._keep_house, name="hub")
-            if self.log.shared:
-                tasks.start_soon(self._take_up_orphans, tasks, name="hub")
+            tasks.start_soon(self._take_up_orphans, tasks, name="hub")
             self._tasks = tasks
             try:
                 yield self
@@ -285,51 +292,68 @@ class Hub(AsyncContextManagerMixin):
             async with self:
                 yield
 
-    async def check_files(self) -> None:
-        """Raise `HubStorageError` where the folder of files is there and cannot be read, or cannot be there."""
+    async def check_folder(self) -> None:
+        """Raise `HubStorageError` if the folder of files exists and cannot be read, or cannot exist."""
         try:
-            await anyio.to_thread.run_sync(lambda: job_folders(self.files, untouched_for=0))
+            await anyio.to_thread.run_sync(job_folders, self.files)
         except OSError as error:
             raise HubStorageError(error.strerror or str(error), path=self.files) from error
 
-    async def _tidy_up(self) -> None:
-        """Remove what a hub that was killed left behind: uploads without a job, leftovers of ended jobs."""
-        # Where hubs share the folder, what looks left behind may be another's work of this moment.
-        untouched_for = 24 * 3600 if self.log.shared else 0
-        for name in await anyio.to_thread.run_sync(lambda: job_folders(self.files, untouched_for=untouched_for)):
+    async def _tidy_up(self, now: int) -> None:
+        """Clear what a killed hub left: the folders of ended jobs. Move folders without a job to the trash.
+
+        `now` is the time that is believed, in milliseconds since 1970.
+        """
+        await self.check_files()
+        # Where hubs share the folder, a young one may be an upload that another hub is just receiving.
+        before = (now - DAY) / 1000 if self.log.shared else math.inf
+        for name in await anyio.to_thread.run_sync(lambda: job_folders(self.files, before=before)):
             job = await self.log.job(name)
-            if not isinstance(job, Job):
+            if job is Missing.UNKNOWN:
+                logger.warning("%s belongs to no job and goes to the trash for a day", self.files / name)
+                await anyio.to_thread.run_sync(move_to_trash, self.files, name, max(now, self.now()))
+            elif job is Missing.GONE:
                 await anyio.to_thread.run_sync(remove_job_folder, self.files / name)
-            elif not job.running:
+            elif isinstance(job, Job) and not job.running:
                 await anyio.to_thread.run_sync(clear_job_folder, self.files / name)
+        await anyio.to_thread.run_sync(empty_trash, self.files, now - DAY)
 
     async def _take_up_orphans(self, tasks: Tasks) -> None:
-        """Look every now and then for jobs whose hub is gone."""
+        """Run the jobs that no hub runs: those whose hub is gone, and those that could not be run here before."""
         while True:
             await anyio.sleep(self._lifetimes.lease / 2)
-            try:
+            with self._going_on("jobs of other hubs were not looked for"):
                 await self._runner.resume(tasks)
-            except HubStorageError as error:
-                self.counters.log_failures += 1
-                logger.warning("jobs of other hubs are not seen: %s", error)
 
     async def _keep_house(self) -> None:
-        """Remove what has outlived its time, every now and then."""
-        period = min(self._lifetimes.result / 4, 600)
+        """Remove again and again what is out of date."""
         while True:
-            before = self.now() - round(self._lifetimes.result * 1000)
-            try:
-                for job_id in await self.log.remove_ended(before):
-                    logger.info("job %s: no longer kept", job_id)
-                    await anyio.to_thread.run_sync(remove_job_folder, self.directory(job_id))
-                await self.log.remove_traces(before - round(self._lifetimes.trace * 1000))
-                await self._send_away_from_removed()
-                if self.log.shared:  # jobs that ended with workers elsewhere leave their uploads here
-                    await self._tidy_up()
-            except HubStorageError as error:
-                self.counters.log_failures += 1
-                logger.error("old jobs could not be removed: %s", error)
-            await anyio.sleep(period)
+            with self._going_on("old jobs were not removed"):
+                await self._clean()
+            await anyio.sleep(min(self._lifetimes.result / 4, 600))
+
+    @contextmanager
+    def _going_on(self, problem: str) -> Iterator[None]:
+        """Log an error of the hub's own work, which is tried again: none ends the hub."""
+        try:
+            yield
+        except HubStorageError as error:
+            self.counters.log_failures += 1
+            logger.error("%s: %s", problem, error)
+        except Exception:
+            logger.exception("%s", problem)
+
+    async def _clean(self) -> None:
+        now = await look_at_clock(self.log, self.now())
+        before = now - round(self._lifetimes.result * 1000)
+        await self.check_files()
+        for job_id in await self.log.remove_ended(before):
+            logger.info("job %s: no longer kept", job_id)
+            await anyio.to_thread.run_sync(remove_job_folder, self.directory(job_id))
+        await self.log.remove_traces(before - round(self._lifetimes.trace * 1000))
+        await self._send_away_from_removed()
+        if self.log.shared:  # jobs that ended with workers elsewhere leave their uploads here
+            await self._tidy_up(now)
 
     async def _send_away_from_removed(self) -> None:
         """Close the sockets that were behind when their job was removed, here or by another hub: nothing comes now."""
@@ -348,6 +372,19 @@ class Hub(AsyncContextManagerMixin):
     def directory(self, job_id: str) -> Path:
         """The job's own folder."""
         return self._runner.directory(job_id)
+
+    async def check_files(self) -> None:
+        """Raise `HubStorageError` unless log and files are the ones the hub started with."""
+        await check_match(self.log, self.files, self._identity)
+
+    def _running(self) -> Tasks:
+        if self._tasks is None:
+            raise HubStorageError("the hub is not running: enter it (`async with hub:`) in your application's lifespan")
+        return self._tasks
+
+    async def make_incoming(self) -> Path:
+        """Make a folder for an upload; raises `OSError` if the disk or the folder of files is not there."""
+        return await anyio.to_thread.run_sync(make_incoming_folder, self.files, self._identity)
 
     def check_entered(self) -> None:
         """Raise the refusal of a call that comes while the hub is not entered."""
@@ -427,10 +464,7 @@ class Hub(AsyncContextManagerMixin):
         """
         if pipeline not in self._pipelines:
             raise InvalidArgument("pipeline", f"there is no {pipeline!r}")
-        if self._tasks is None:
-            raise HubStorageError(
-                "the hub is not running: enter it, by `async with hub:` in your application's lifespan"
-            )
+        tasks = self._running()
         new = Job(
             id=job_id or secrets.token_hex(16),
             pipeline=pipeline,
@@ -452,7 +486,7 @@ class Hub(AsyncContextManagerMixin):
             if kept is not new:
                 await anyio.to_thread.run_sync(remove_job_folder, self.directory(new.id))
             else:
-                self._runner.start(self._tasks, new.id)
+                self._runner.start(tasks, new.id)
                 self.counters.jobs_started += 1
                 logger.info("job %s (%s) begins", new.id, pipeline)
             grant = await self.tokens.grant(kept.id)

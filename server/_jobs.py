@@ -194,6 +194,7 @@ class Runner:
         lease: float,
         base_path: str,
         now: Callable[[], int],
+        check_files: Callable[[], Awaitable[None]],
     ) -> None:
         self._log = log
         self._files = files
@@ -204,6 +205,7 @@ class Runner:
         self._lease = lease
         self._base_path = base_path
         self._now = now
+        self._check_files = check_files
         self._slots = anyio.Semaphore(limits.running_jobs)
         self._here: set[str] = set()
 
@@ -251,7 +253,9 @@ class Runner:
                 logger.warning("job %s: its lease runs out by itself: %s", job_id, error)
 
     async def _run(self, job_id: str) -> None:
-        """Run a job to its end, unless it has ended; a run that is cancelled is taken up by a later `resume`."""
+        """Run a job to its end, unless it has ended. A later `resume` runs a job again whose run was cancelled."""
+        if not await anyio.Path(self.directory(job_id) / UPLOAD_FILE).is_file():
+            await self._check_files()  # a disk that is not mounted is not the job's failure
         job = await self._log.job(job_id)
         if isinstance(job, Job) and job.running and job.pipeline in self._dispatches:
             # Until its first sign of life it may be handed out again: the workers then share one log, and one end.

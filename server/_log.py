@@ -219,6 +219,15 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
     def shared(self) -> bool:
         """Whether other hubs work on the same log, so that who runs a job must be agreed on."""
 
+    async def note(self, name: str) -> str | None:
+        """Read a short text that hubs keep about the log itself."""
+
+    async def keep_note(self, name: str, value: str, *, replace: bool) -> str:
+        """Keep such a text, unless there is one and it is not to be replaced. Returns the one that is kept."""
+
+    async def is_empty(self) -> bool:
+        """Whether the log holds no job, not even an ended one."""
+
     async def create(self, job: Job, request: Request | None) -> Job:
         """Write a new job, or give the one the same request has made before.
 

@@ -192,6 +192,15 @@ class RedisLog(AsyncContextManagerMixin):
 
     # --- the store, in threads ---------------------------------------------------------------------------------
 
+    async def note(self, name: str) -> str | None:
+        return await self._call(self._store.note, name)
+
+    async def keep_note(self, name: str, value: str, *, replace: bool) -> str:
+        return await self._call(self._store.keep_note, name, value, replace=replace)
+
+    async def is_empty(self) -> bool:
+        return await self._call(self._store.is_empty)
+
     async def create(self, job: Job, request: Request | None) -> Job:
         return await self._call(self._store.create, job, request)
 

@@ -247,6 +247,23 @@ class RedisStore:
         """Close the connections."""
         self.client.close()
 
+    # --- notes -------------------------------------------------------------------------------------------------
+
+    def note(self, name: str) -> str | None:
+        with self._renaming_errors():
+            value = self.client.hget(self._key("notes"), name)
+        return None if value is None else _text(value)
+
+    def keep_note(self, name: str, value: str, *, replace: bool) -> str:
+        with self._renaming_errors():
+            (self.client.hset if replace else self.client.hsetnx)(self._key("notes"), name, value)
+        kept = self.note(name)
+        return value if kept is None else kept
+
+    def is_empty(self) -> bool:
+        with self._renaming_errors():
+            return not self.client.exists(self._key("running"), self._key("ended"))
+
     # --- jobs --------------------------------------------------------------------------------------------------
 
     def create(self, job: Job, request: Request | None) -> Job:

@@ -24,6 +24,7 @@ from uvicorn.server import HANDLED_SIGNALS
 from .._exceptions import InvalidArgument
 from ._csv_import import MEDIA_TYPES, csv_import
 from ._hub import Hub
+from ._keeping import match_files
 from ._processes import run_processes
 
 logger: Final = logging.getLogger("towline.server")
@@ -149,9 +150,9 @@ def csv_hub(database: Path | str, files: Path | None, row_delay: float) -> Hub:
 
 async def _check(hub: Hub) -> None:
     """Find out in the parent what would fail in all of its children."""
-    await hub.check_files()
+    await hub.check_folder()
     async with hub.log:
-        pass
+        await match_files(hub.log, hub.files)
 
 
 def _serve_one(database: Path | str, files: Path | None, row_delay: float, listener: socket.socket) -> None:

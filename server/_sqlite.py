@@ -53,6 +53,8 @@ CREATE TABLE tokens (
 CREATE INDEX tokens_by_job ON tokens (job, expires);
 CREATE TABLE gone (job TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
 """
+# Not part of format 1, so it may be missing.
+_NOTES: Final = "CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 
 _JOB_COLUMNS: Final = tuple(Job.__dataclass_fields__)
 _SELECT_JOB: Final = f"SELECT {', '.join(_JOB_COLUMNS)} FROM jobs"
@@ -154,6 +156,7 @@ class SqliteLog(AsyncContextManagerMixin):
             if writer.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is not None:
                 raise HubStorageError("the file is a database, but not a hub's", path=self._path)
             writer.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
+        writer.execute(_NOTES)
 
     @contextmanager
     def _renaming_errors(self) -> Iterator[None]:
@@ -194,6 +197,21 @@ class SqliteLog(AsyncContextManagerMixin):
                             self._tails.add(event)
                             self._bells.ring(event.job_id)
                     write.done.set()
+
+    async def note(self, name: str) -> str | None:
+        return await self._read(lambda reader: _read_note(reader, name))
+
+    async def keep_note(self, name: str, value: str, *, replace: bool) -> str:
+        def apply(writer: sqlite3.Connection) -> str:
+            kept = None if replace else _read_note(writer, name)
+            if kept is None:
+                writer.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+            return kept or value
+
+        return await self._write(apply)
+
+    async def is_empty(self) -> bool:
+        return await self._read(lambda reader: reader.execute("SELECT 1 FROM jobs LIMIT 1").fetchone() is None)
 
     async def create(self, job: Job, request: Request | None) -> Job:
         def apply(writer: sqlite3.Connection) -> Job:
@@ -385,6 +403,11 @@ def _append(writer: sqlite3.Connection, job_id: str, entry: Entry) -> Event | No
     [(seq, pipeline, epoch)] = rows
     writer.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", (job_id, seq, entry.type, entry.at, entry.payload))
     return Event(job_id, pipeline, epoch, seq, entry.type, entry.at, entry.payload)
+
+
+def _read_note(connection: sqlite3.Connection, name: str) -> str | None:
+    row = connection.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+    return None if row is None else str(row[0])
 
 
 def _read_job(connection: sqlite3.Connection, job_id: str) -> Job | Missing:

@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct
 
 from .._exceptions import JobFailure
 from ..transport._messages import ErrorPayload, ProgressPayload, ResultReference, StartedPayload, encode_payload
-from ._log import Change
+from ._log import Change, Job
 
 _MAX_TEXT: Final = 500  # characters of an item or status text
 
@@ -77,6 +77,15 @@ def completed_by_url(pipeline: str, url: str) -> Told:
 def result_url(base_path: str, job_id: str) -> str:
     """Where a job's result is fetched."""
     return f"{base_path}/api/jobs/{job_id}/results"
+
+
+def refers_to_result(job: Job) -> bool:
+    """Whether the outcome is only the URL at which the hub itself serves the result, wherever it was mounted then."""
+    try:
+        url = msgspec.json.decode(job.outcome or b"{}", type=ResultReference).result_url
+    except msgspec.ValidationError:  # a result with other fields
+        return False
+    return url.endswith(result_url("", job.id))
 
 
 def _told(event_type: str, payload: Struct | Mapping[str, Any], change: Change) -> Told:

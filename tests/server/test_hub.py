@@ -685,7 +685,7 @@ def test_a_job_is_gone_after_its_time(tmp_path: Path, serving: Any, eventually: 
         eventually(lambda: status() == 410)
         assert client.refusal(f"/ws/progress?jobId={client.job}", additional_headers=client.auth).status_code == 410
         assert refresh(client).status_code == 401
-        eventually(lambda: not list((tmp_path / "hub.db.files").iterdir()))
+        eventually(lambda: [path.name for path in (tmp_path / "hub.db.files").iterdir()] == ["hub-id"])
 
 
 # --- uploads -----------------------------------------------------------------------------------------------------
@@ -752,11 +752,14 @@ def test_bad_uploads(client: Any) -> None:
 def test_a_disk_that_takes_nothing(tmp_path: Path, serving: Any) -> None:
     with serving(make_hub(tmp_path)) as client:
         files = tmp_path / "hub.db.files"
+        files.rename(tmp_path / "elsewhere")
         files.write_text("where the folder should be")
         response = client.start(ROWS)
         assert (response.status_code, response.json()["error"]["code"]) == (507, "no_space")
         assert response.headers["retry-after"] == "60"
         files.unlink()
+        assert client.start(ROWS).status_code == 507  # a folder made anew would not be the hub's disk
+        (tmp_path / "elsewhere").rename(files)
         assert client.start(ROWS).status_code == 202
 
 
@@ -835,7 +838,7 @@ async def test_a_failure_out_of_a_task_group_is_the_jobs(tmp_path: Path, among: 
 
 @pytest.mark.anyio
 async def test_a_hub_that_was_not_entered_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(HubStorageError, match="`async with hub:` in your application's lifespan"):
+    with pytest.raises(HubStorageError, match=r"`async with hub:`\) in your application's lifespan"):
         await make_hub(tmp_path).start("large", b"hello")
 
 

@@ -44,7 +44,7 @@ def test_killed_in_mid_job(hub_process: Any, ready: Any, following: Any) -> None
     seen += client.follow({"epoch": seen[-1]["epoch"], "seq": seen[-1]["seq"]}).events
     assert hub.terminate() == 0
     check(read_events(hub.database, client.job), seen)
-    assert not list(Path(f"{hub.database}.files").iterdir())
+    assert [path.name for path in Path(f"{hub.database}.files").iterdir()] == ["hub-id"]
 
 
 def test_stopped_in_mid_job(hub_process: Any, ready: Any, following: Any) -> None:
