@@ -3,12 +3,15 @@
 One writer connection, in a worker thread, commits whatever waits for it in one transaction: each append is atomic, and
 many of them share one fsync. Readers have connections of their own (WAL: they never wait for the writer).
 
-One hub owns a database. A second file, `<database>-owner`, is held in an exclusive transaction for as long as it runs;
-the operating system lets it go however the process ends.
+One hub owns a database. It holds a second file, `<database>-owner`, in an exclusive transaction for as long as it runs;
+the operating system releases it however the process ends. Before each transaction the hub looks whether the files at
+its paths are still the ones it has open: an event in a file that was removed would be lost, so none is written there.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager, suppress
@@ -28,6 +31,8 @@ from .._tasks import Tasks
 from ._clients import Arrival, Clients
 from ._log import ENDS, Bell, Bells, Change, Entry, Event, Job, Missing, Request, RequestMismatch, Token
 from ._tails import Tails
+
+logger: Final = logging.getLogger("towline.server")
 
 _FORMAT: Final = 1
 
@@ -56,6 +61,8 @@ CREATE TABLE gone (job TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
 # Not part of format 1, so it may be missing.
 _NOTES: Final = "CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 
+_OWNER_NOTE: Final = "owner"  # its process and that one's parent
+
 _JOB_COLUMNS: Final = tuple(Job.__dataclass_fields__)
 _SELECT_JOB: Final = f"SELECT {', '.join(_JOB_COLUMNS)} FROM jobs"
 _SELECT_EVENTS: Final = """
@@ -67,7 +74,9 @@ _MAX_BATCH: Final = 256  # appends that share one transaction
 _MAX_WAITING: Final = 1024  # appends that wait for the writer before callers wait too
 _READERS: Final = 4
 _TOKENS_PER_JOB: Final = 32
-_OWNER_WAIT: Final = 10.0  # seconds a new hub gives the one before it to let go
+_OWNER_WAIT: Final = 10.0  # seconds a new hub waits for the one before it to stop
+_WORKER_WAIT: Final = 1.0  # seconds it waits if that one is another worker of the same server
+_CHECKED_FOR: Final = 1.0  # seconds for which a check counts
 _NO_LIMIT: Final = 2**62
 
 T = TypeVar("T")
@@ -91,7 +100,7 @@ class SqliteLog(AsyncContextManagerMixin):
     """An `EventLog` in the SQLite file `database`, made where it is not there. Enter it before use, once.
 
     Entering raises `HubStorageError` where the file is no hub's database, was written by a newer version, cannot be
-    written, or is still owned by another hub after 10 s.
+    written, or is still owned by another hub after 10 s; at once if that hub is another worker of the same server.
     """
 
     shared: Final = False
@@ -101,6 +110,10 @@ class SqliteLog(AsyncContextManagerMixin):
         self._bells = Bells()
         self._tails = Tails()
         self.clients: Final = Clients()
+        self._opened: dict[Path, tuple[int, int]] = {}  # what is at each path while the hub runs: device and inode
+        self._misplaced = False
+        self._checked_at = -_CHECKED_FOR
+        self._checks = 0
         self._queue: MemoryObjectSendStream[_Write[Any]] | None = None
         self._idle_readers: list[sqlite3.Connection] = []
 
@@ -127,15 +140,18 @@ class SqliteLog(AsyncContextManagerMixin):
     def _open(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         with self._renaming_errors():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            owner = _connect(Path(f"{self._path}-owner"), timeout=_OWNER_WAIT)
+            self._path = self._path.resolve()  # one owner, by whatever link it comes
+            for path in (self._path, owner_path := Path(f"{self._path}-owner")):
+                _make_private(path)
+            owner = _connect(owner_path, timeout=_WORKER_WAIT)
             try:
-                try:
-                    owner.execute("BEGIN EXCLUSIVE")
-                except sqlite3.OperationalError as error:
-                    raise HubStorageError("another hub is using this database", path=self._path) from error
+                self._take(owner)
                 writer = _connect(self._path, timeout=5)
                 try:
                     self._prepare(writer)
+                    for path in (self._path, Path(f"{self._path}-wal"), owner_path):
+                        found = path.stat()
+                        self._opened[path] = found.st_dev, found.st_ino
                 except BaseException:
                     writer.close()
                     raise
@@ -143,6 +159,36 @@ class SqliteLog(AsyncContextManagerMixin):
                 owner.close()
                 raise
         return owner, writer
+
+    def _take(self, owner: sqlite3.Connection) -> None:
+        for wait in (_OWNER_WAIT, None):
+            try:
+                owner.execute("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError as error:
+                self._refuse_worker(error)
+                if wait is None:
+                    raise HubStorageError("another hub is using this database", path=self._path) from error
+                owner.execute(f"PRAGMA busy_timeout = {round(wait * 1000)}")
+            else:
+                return
+
+    def _refuse_worker(self, cause: sqlite3.OperationalError) -> None:
+        """Raise `HubStorageError` if the owner is this process, or another child of this process's parent."""
+        try:
+            with closing(_connect(self._path, timeout=0)) as reader:
+                process, _, parent = (_read_note(reader, _OWNER_NOTE) or "").partition(" ")
+        except sqlite3.Error:  # the owner is just making the database
+            return
+        if process == str(os.getpid()):
+            problem = "this process uses the database already"
+        elif parent == str(os.getppid()):
+            problem = (
+                f"process {process}, another worker of the same server, uses the database: a SQLite file has one hub. "
+                "Serve it with one worker (gunicorn -w 1, uvicorn --workers 1), or use Redis for several"
+            )
+        else:
+            return
+        raise HubStorageError(problem, path=self._path) from cause
 
     def _prepare(self, writer: sqlite3.Connection) -> None:
         writer.execute("PRAGMA journal_mode = WAL")
@@ -157,6 +203,7 @@ class SqliteLog(AsyncContextManagerMixin):
                 raise HubStorageError("the file is a database, but not a hub's", path=self._path)
             writer.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
         writer.execute(_NOTES)
+        writer.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (_OWNER_NOTE, f"{os.getpid()} {os.getppid()}"))
 
     @contextmanager
     def _renaming_errors(self) -> Iterator[None]:
@@ -164,6 +211,17 @@ class SqliteLog(AsyncContextManagerMixin):
             yield
         except (sqlite3.Error, OSError) as error:
             raise HubStorageError(str(error), path=self._path) from error
+
+    def _check_place(self) -> None:
+        """Raise `HubStorageError` unless the open files are still at their paths. Log it once."""
+        missing = next((path for path, identity in self._opened.items() if _identity(path) != identity), None)
+        if missing is not None:
+            problem = "the file was removed or replaced while the hub uses it: put it back, or restart the hub"
+            if not self._misplaced:
+                logger.error("%s: %s", missing, problem)
+            self._misplaced = True
+            raise HubStorageError(problem, path=missing)
+        self._misplaced = False
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -190,7 +248,7 @@ class SqliteLog(AsyncContextManagerMixin):
                 with suppress(anyio.WouldBlock, anyio.EndOfStream):
                     while len(batch) < _MAX_BATCH:
                         batch.append(waiting.receive_nowait())
-                await anyio.to_thread.run_sync(_commit, writer, batch, limiter=self._write_limit)
+                await anyio.to_thread.run_sync(_commit, writer, batch, self._check_place, limiter=self._write_limit)
                 for write in batch:
                     if isinstance(write.result, _Written):
                         for event in write.result:
@@ -266,7 +324,11 @@ class SqliteLog(AsyncContextManagerMixin):
         return True
 
     async def check(self) -> None:
-        await self.count_running("")
+        # A real write, but not one for each of the calls that anybody may make.
+        if anyio.current_time() >= self._checked_at + _CHECKED_FOR:
+            self._checks += 1
+            await self.keep_note("checked", str(self._checks), replace=True)
+            self._checked_at = anyio.current_time()
 
     async def add_token(self, token: Token) -> None:
         def apply(writer: sqlite3.Connection) -> None:
@@ -312,7 +374,11 @@ class SqliteLog(AsyncContextManagerMixin):
     async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         def run() -> T:
             with self._renaming_errors():
-                reader = self._idle_readers.pop() if self._idle_readers else _connect(self._path, timeout=5)
+                if self._idle_readers:
+                    reader = self._idle_readers.pop()
+                else:
+                    self._check_place()
+                    reader = _connect(self._path, timeout=5)
                 try:
                     return query(reader)
                 finally:
@@ -363,9 +429,24 @@ def _connect(path: Path, *, timeout: float) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
 
 
-def _commit(writer: sqlite3.Connection, batch: list[_Write[Any]]) -> None:
+def _make_private(path: Path) -> None:
+    """Make a file that only its owner can read, if there is none. SQLite's side files take over its mode."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _commit(writer: sqlite3.Connection, batch: list[_Write[Any]], check: Callable[[], None]) -> None:
     """Apply a batch in one transaction. One change that fails takes back only itself; a failed commit, all of them."""
     try:
+        check()
         writer.execute("BEGIN IMMEDIATE")
         for write in batch:
             writer.execute("SAVEPOINT one")

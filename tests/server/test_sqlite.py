@@ -1,13 +1,17 @@
 """What only the SQLite engine can do wrong: files that are not its own, a full disk, one bad write among good ones."""
 
+import os
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
+import httpx
 import pytest
 
-from towline.server import HubStorageError, _sqlite, read_events
+from towline.server import Hub, HubStorageError, _sqlite, read_events
 from towline.server._log import Change, Job
 from towline.server._sqlite import SqliteLog
 
@@ -133,3 +137,77 @@ async def test_reading_the_log_of_a_hub_at_work(tmp_path: Path) -> None:
         assert (event.seq, event.epoch, event.type, event.timestamp) == (1, "e", "job_progress", 3)
         assert event.payload == {"a": 1}
         assert read_events(path, "none") == []
+
+
+def modes_of(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+
+
+async def test_only_its_owner_can_read_the_files(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        async with SqliteLog(tmp_path / "hub.db") as log:
+            await log.create(JOB, None)
+            modes = await anyio.to_thread.run_sync(modes_of, tmp_path)
+    finally:
+        os.umask(before)
+    assert set(modes) >= {"hub.db", "hub.db-owner", "hub.db-shm", "hub.db-wal"}
+    assert set(modes.values()) == {0o600}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets nobody remove a file that is in use")
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("part", ["", "-wal", "-owner"])
+async def test_a_file_that_is_removed_in_use_is_noticed_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str, replaced: bool
+) -> None:
+    """Nothing is written that would be lost, and the file can be put back."""
+    path = tmp_path / f"hub.db{part}"
+    async with SqliteLog(tmp_path / "hub.db") as log:
+        await log.create(JOB, None)
+        await log.append("j", "job_progress", b"{}", 1)
+        path.rename(tmp_path / "away")
+        if replaced:
+            path.write_bytes(b"")
+        for _ in range(2):
+            with pytest.raises(HubStorageError, match="removed or replaced"):
+                await log.append("j", "job_progress", b"{}", 1)
+            with pytest.raises(HubStorageError, match="removed or replaced"):
+                await log.check()
+        assert [record.getMessage().partition(":")[0] for record in caplog.records] == [str(path)]
+        if replaced:
+            path.unlink()
+        (tmp_path / "away").rename(path)
+        await log.check()
+        event = await log.append("j", "job_progress", b"{}", 1)
+        assert event is not None
+        assert event.seq == 2
+
+
+async def test_a_link_to_the_database_has_the_same_owner(tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "hub.db")
+    async with SqliteLog(tmp_path / "hub.db"):
+        with pytest.raises(HubStorageError, match="this process uses the database already"):
+            async with SqliteLog(tmp_path / "link.db"):
+                pass
+
+
+async def test_health_is_a_real_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes no more writes is full, however well it reads."""
+    monkeypatch.setattr(_sqlite, "_CHECKED_FOR", 0)
+    hub = Hub(tmp_path / "hub.db")
+    writers: list[sqlite3.Connection] = []
+    commit = _sqlite._commit
+
+    def remember(writer: sqlite3.Connection, *args: Any) -> None:
+        writers.append(writer)
+        commit(writer, *args)
+
+    monkeypatch.setattr(_sqlite, "_commit", remember)
+    transport = httpx.ASGITransport(hub)
+    async with hub, httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        assert (await client.get("/healthz")).status_code == 200
+        writers[-1].execute("PRAGMA query_only = ON")
+        assert (await client.get("/healthz")).status_code == 503
+        writers[-1].execute("PRAGMA query_only = OFF")
+        assert (await client.get("/healthz")).status_code == 200
