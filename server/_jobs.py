@@ -236,10 +236,12 @@ class Runner:
                         await self._run(job_id)
                     finally:
                         await self._let_go(job_id)
+        # It is unfinished, so the next `resume` runs it again.
         except HubStorageError as error:
-            # It is unfinished, so it is taken up again: at the next look, or at the next start.
             self._counters.log_failures += 1
             logger.error("job %s could not be run: %s", job_id, error)
+        except Exception:
+            logger.exception("job %s could not be run", job_id)
         finally:
             self._here.discard(job_id)
             self._counters.jobs_at_work -= 1
@@ -287,6 +289,7 @@ class Runner:
             except JobFailure as failure:
                 told = failed(failure)
         except Exception:
+            await anyio.lowlevel.checkpoint_if_cancelled()  # it was stopped, which is no failure
             logger.exception("job %s (%s) could not be handed out", job.id, job.pipeline)
             told = failed(JobFailure("NOT_DISPATCHED", "no worker could be given the job", retryable=True))
         if told is None:
@@ -344,7 +347,8 @@ class Runner:
             except JobFailure as failure:
                 return failed(failure)  # raises for details that are no JSON
         except Exception:
-            # What went wrong inside is for the operator; a client is told no more than that it did.
+            await anyio.lowlevel.checkpoint_if_cancelled()  # it was stopped, which is no failure
+            # The reason is for the operator; clients only learn that it failed.
             logger.exception("job %s (%s) failed", job.id, job.pipeline)
             return failed(JobFailure("INTERNAL", "the job failed unexpectedly", retryable=True))
 
@@ -404,20 +408,41 @@ def _first(error: Exception) -> Exception:
 
 @contextmanager
 def _contained() -> Iterator[None]:
-    """Make errors of what would stop more than the function that raises it: an exit, a cancellation of its own.
+    """Turn everything that would stop more than the function into an error: an exit, a cancellation that it raises.
 
-    A failure that comes out of task groups of the function's own is given as it was raised; of several, the first.
+    A `JobFailure` out of the function's own task groups is raised as it is; of several, the first. A cancellation of
+    this task and a `KeyboardInterrupt` pass.
     """
     try:
         yield
     except ExceptionGroup as group:
-        if group.split(JobFailure)[1] is not None:  # the rest, which is nothing to be told
+        if group.split(JobFailure)[1] is not None:  # it holds other errors, too
             raise
         raise _first(group) from group
-    except SystemExit as error:
-        raise RuntimeError(f"the function asked the process to exit with {error.code!r}") from error
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():  # somebody wants this task to stop
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        if _part(error, KeyboardInterrupt) is not None:
             raise
-        raise RuntimeError("the function raised a cancellation that nobody asked for") from error
+        cancelled = anyio.get_cancelled_exc_class()
+        stopped = _part(error, cancelled)
+        if stopped is None or not _is_cancelled():
+            raise RuntimeError(f"the function raised {error!r}, which would stop more than its job") from error
+        if stopped is error:
+            raise
+        raise (asyncio.CancelledError() if cancelled is asyncio.CancelledError else stopped) from error
+
+
+def _part(error: BaseException, kind: type[BaseException]) -> BaseException | None:
+    """Give what is of this kind in an error, which may be a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(kind)
+    return error if isinstance(error, kind) else None
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is to stop. Only asyncio lets a function raise a cancellation of its own."""
+    if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
+        return True
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
