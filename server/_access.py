@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from typing import Final, TypeAlias
@@ -11,34 +12,57 @@ from starlette.requests import HTTPConnection, Request
 
 from .._secret import Secret
 
+logger: Final = logging.getLogger("towline.server")
+
 #: Says in whose name a request may start a job, or None where it may not.
 Authorize: TypeAlias = Callable[[Request], Awaitable[str | None]]
 
 LOCAL_OWNER: Final = "local"
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 
 
 async def loopback_only(request: Request) -> str | None:
     """Let in who calls from this machine, by its loopback address; it is what a hub without `authorize=` does.
 
-    A proxy on this machine is not this machine's user, so what says that it was forwarded is refused. So is a web page
-    of another origin, and any name that is not loopback's own (which a page can make point here). A proxy that says
-    nothing of itself is not seen: behind one a hub needs an `authorize=` of its own.
+    A proxy on this machine is not this machine's user, so a forwarded request is refused. So is any host name that is
+    not loopback's own, because a page can make its name point here. A proxy that adds no header is not seen: behind
+    one a hub needs its own `authorize=`. Pages of other origins are refused by the hub itself.
     """
+    problem = _find_foreign(request)
+    if problem is None:
+        return LOCAL_OWNER
+    logger.warning("only this machine may start jobs without authorize=: %s", problem)
+    return None
+
+
+def _find_foreign(request: Request) -> str | None:
     if request.client is None or not _is_loopback(request.client.host):
-        return None
-    if any(name in request.headers for name in _FORWARDED):
-        return None
+        return f"the request comes from {request.client and request.client.host}"
+    forwarded = [name for name in _FORWARDED if name in request.headers]
+    if forwarded:
+        return f"the request has the header {forwarded[0]}"
     host = request.headers.get("host", "")
     if not _is_loopback(_split(f"//{host}").hostname or ""):
-        return None
-    return LOCAL_OWNER if is_same_origin(request) else None
+        return f"the Host {host!r} is not this machine's loopback address"
+    return None
 
 
 def is_same_origin(connection: HTTPConnection) -> bool:
-    """Whether a page of the hub's own origin asks, or no page at all."""
+    """Whether a page of the hub's own origin asks, or no page at all. The scheme's default port may be left out."""
     origin = connection.headers.get("origin")
-    return origin is None or _split(origin).netloc.lower() == connection.headers.get("host", "").lower()
+    if origin is None:
+        return True
+    page = _split(origin)
+    address = _address(page)
+    return address is not None and address == _address(_split(f"{page.scheme}://{connection.headers.get('host', '')}"))
+
+
+def _address(url: SplitResult) -> tuple[str, int | None] | None:
+    try:
+        return (url.hostname, url.port or _DEFAULT_PORTS.get(url.scheme)) if url.hostname else None
+    except ValueError:  # the port is not a number
+        return None
 
 
 def _split(url: str) -> SplitResult:

@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 from msgspec import UNSET, Raw
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
@@ -53,6 +53,7 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 _MAX_BODY: Final = 16 * 1024
 _MAX_KEY: Final = 255
 _MOST_JOBS: Final = 100
+_USUAL: Final = frozenset({401, 404, 409, 410, 425, 426})  # refusals that clients of a healthy hub meet
 _VIEW: Final = 60  # seconds a page's token is good for
 _RETRY_SOON: Final = 5  # seconds
 
@@ -140,8 +141,7 @@ class Api:
 
     async def _admit(self, websocket: WebSocket) -> tuple[Job, str | None]:
         self._hub.check_open()
-        if not is_same_origin(websocket) and websocket.headers["origin"] not in self._hub.origins:
-            raise Refusal(403, "foreign_origin", "pages of this origin may not open sockets here")
+        self._check_origin(websocket)
         job_id = websocket.query_params.get("jobId")
         if not job_id:
             raise Refusal(400, "bad_request", "the query names no jobId")
@@ -153,8 +153,32 @@ class Api:
         self._hub.check_room(job_id)
         return job, subprotocol
 
-    async def _deny(self, websocket: WebSocket, refusal: Refusal) -> None:
+    def _check_origin(self, connection: HTTPConnection) -> None:
+        if not is_same_origin(connection) and connection.headers["origin"] not in self._hub.origins:
+            raise Refusal(403, "foreign_origin", "pages of this origin may not use this hub: add it to origins=")
+
+    async def _authorized(self, request: Request) -> str | None:
+        """In whose name the request is made. A browser may send a cookie for any page, so the origin is checked."""
+        self._check_origin(request)
+        return await self._hub.authorize(request)
+
+    def _count(self, refusal: Refusal, connection: HTTPConnection) -> None:
+        """Count a refusal, and log it with its reason."""
         self._hub.counters.refusals[refusal.status] += 1
+        headers = connection.headers
+        logger.log(
+            logging.INFO if refusal.status in _USUAL else logging.WARNING,
+            "refused %r: %d %s: %s (Host %r, Origin %r)",
+            connection.scope["path"],
+            refusal.status,
+            refusal.code,
+            refusal.message,
+            headers.get("host"),
+            headers.get("origin"),
+        )
+
+    async def _deny(self, websocket: WebSocket, refusal: Refusal) -> None:
+        self._count(refusal, websocket)
         if "websocket.http.response" in websocket.scope.get("extensions", {}):
             await websocket.send_denial_response(refusal.response())
         else:  # this server can only say 403
@@ -228,7 +252,7 @@ class Api:
         async def start(request: Request) -> Response:
             """The pipeline's own call: 202, and the new job with its token."""
             self._hub.check_open()
-            owner = await self._hub.authorize(request)
+            owner = await self._authorized(request)
             if owner is None:
                 raise Refusal(403, "forbidden", "you may not start jobs here")
             said = request.headers.get("idempotency-key")
@@ -312,7 +336,7 @@ class Api:
         return _json(RefreshAnswer(job_id, grant.token.reveal(), grant.expires_in))
 
     async def _owner(self, request: Request) -> str:
-        owner = await self._hub.authorize(request)
+        owner = await self._authorized(request)
         if owner is None:
             raise Refusal(403, "forbidden", "you may not see jobs here")
         return owner
@@ -340,7 +364,7 @@ class Api:
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics`, for who may start jobs."""
-        if self._metrics_text is None or await self._hub.authorize(request) is None:
+        if self._metrics_text is None or await self._authorized(request) is None:
             raise Refusal(403, "forbidden", "you may not read the numbers")
         return Response(self._metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -366,7 +390,7 @@ class Api:
                 self._hub.check_entered()
                 return await handler(request)
             except Refusal as refusal:
-                self._hub.counters.refusals[refusal.status] += 1
+                self._count(refusal, request)
                 return refusal.response()
             except HubStorageError as error:
                 self._hub.counters.log_failures += 1

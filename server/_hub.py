@@ -22,6 +22,8 @@ import anyio
 import anyio.to_thread
 from anyio import AsyncContextManagerMixin
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from .._exceptions import ForbiddenRequest, HubStorageError, InvalidArgument
@@ -29,6 +31,7 @@ from .._secret import Secret
 from .._tasks import Tasks
 from ..transport._messages import CanceledPayload
 from ._access import Authorize, loopback_only
+from ._descriptors import room_for_sockets
 from ._files import (
     UPLOAD_FILE,
     adopt_upload,
@@ -87,6 +90,17 @@ def _open_log(database: Path | str, prefix: str | None) -> EventLog:
     return SqliteLog(Path(database))
 
 
+def _cors(origins: Collection[str]) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=sorted(origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "idempotency-key"],
+        allow_credentials=True,
+        expose_headers=["retry-after"],
+    )
+
+
 class Hub(AsyncContextManagerMixin):
     """The job hub over `database`: the path of a SQLite file, or the URL of a Redis or Valkey server.
 
@@ -101,7 +115,8 @@ class Hub(AsyncContextManagerMixin):
     `authorize` says in whose name a request may start a job (None: it may not); without it only this machine may.
     `token_in_query` also takes a socket's token from `?token=`, where logs and proxies can see it. `subprotocol` is
     the name by which browsers hand in a token. `base_path` is where the hub is mounted, for the URLs it tells.
-    `origins` are those of the web pages that may open sockets, beside the hub's own (`https://app.example`).
+    `origins` are those of web pages that may open sockets and make calls (by CORS, with cookies), besides the hub's own
+    (`https://app.example`).
     `accept_rate` is how many sockets a second it wants to see come back after a restart. `metrics` adds `GET /metrics`
     for Prometheus, which `authorize` guards as it does starting; it needs the `metrics` extra.
     """
@@ -126,6 +141,8 @@ class Hub(AsyncContextManagerMixin):
             raise InvalidArgument("accept_rate", "must be above zero")
         if base_path and (not base_path.startswith("/") or base_path.endswith("/")):
             raise InvalidArgument("base_path", "begins with a slash and ends with none")
+        if "*" in origins:
+            raise InvalidArgument("origins", "name each origin: with * any page could act for its visitor")
         self.log: Final = _open_log(database, prefix)
         if files is None and self.log.shared:
             raise InvalidArgument("files", "hubs that share a log need a folder they share")
@@ -149,6 +166,7 @@ class Hub(AsyncContextManagerMixin):
         self._starting: Counter[str] = Counter()
         self._tasks: Tasks | None = None
         self._identity = ""  # of the log and the files
+        self._room = math.inf  # for sockets, by the limit of open files
         self._draining = False
         self._application: Starlette | None = None
         self.tokens: Final = Tokens(self.log, self._lifetimes, self.now)
@@ -258,7 +276,9 @@ class Hub(AsyncContextManagerMixin):
         """Serve one ASGI scope."""
         if self._application is None:
             self._application = Starlette(
-                routes=Api(self, metrics=self._metrics).routes(self._pipelines), lifespan=self._lifespan
+                routes=Api(self, metrics=self._metrics).routes(self._pipelines),
+                middleware=[_cors(self.origins)] if self.origins else [],
+                lifespan=self._lifespan,
             )
         await self._application(scope, receive, send)
 
@@ -270,6 +290,7 @@ class Hub(AsyncContextManagerMixin):
             raise ForbiddenRequest("entering", "closed", "a hub is entered once; make another")
         await self.check_folder()
         async with self.log, Tasks() as tasks:
+            self._room = room_for_sockets()
             self._identity = await match_files(self.log, self.files)
             await self._tidy_up(await look_at_clock(self.log, self.now()))
             await self._runner.resume(tasks)
@@ -427,7 +448,7 @@ class Hub(AsyncContextManagerMixin):
         """Raise the refusal of a socket there is no room for."""
         if len(self._watchers.get(job_id, ())) >= self.limits.watchers:
             raise Refusal(429, "too_many_watchers", "this job has too many sockets", {"retry-after": "10"})
-        if self.counters.sockets >= self.limits.sockets:
+        if self.counters.sockets >= min(self.limits.sockets, self._room):
             raise Refusal(503, "full", "this hub has too many sockets", {"retry-after": "10"})
 
     @contextmanager

@@ -6,6 +6,7 @@ slow peer in `send`, and sends protocol pings, which let a dead peer be noticed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import signal
@@ -23,6 +24,7 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from .._exceptions import InvalidArgument
 from ._csv_import import MEDIA_TYPES, csv_import
+from ._descriptors import QuietAccept, raise_limit
 from ._hub import Hub
 from ._keeping import match_files
 from ._processes import run_processes
@@ -51,15 +53,19 @@ class _Server(uvicorn.Server):
         self._announce = announce
         self._ready = ready
         self._ignored: set[int] = set()
+        self._capturing = False
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         anyio.run(self._run_hub)
 
     async def _run_hub(self) -> None:
         # The hub is entered here and not by ASGI's lifespan, so that its errors come out as they are.
-        with self._listener:
+        # Signals are heard before that, so that a stop while the hub starts is a stop.
+        asyncio.get_running_loop().set_exception_handler(QuietAccept())
+        with self._listener, self.capture_signals():
             async with self._hub:
-                await self.serve(sockets=[self._listener])
+                if not self.should_exit:
+                    await self.serve(sockets=[self._listener])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -76,7 +82,9 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # uvicorn raises the signal again at the end, so that a stop looks like a crash; here it is a plain return.
-        self._ignored = {number for number in HANDLED_SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
+        if not self._capturing:  # `serve` does it again
+            self._ignored = {number for number in HANDLED_SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
+        self._capturing = True
         with super().capture_signals():
             yield
             self._captured_signals.clear()
@@ -116,8 +124,9 @@ def serve(
     """Serve a hub with the `csv_import` pipeline (or the `hub` given) until SIGTERM or SIGINT; blocks.
 
     `database` and `files` are as for `Hub`. Port 0 takes a free one. `announce` is called with the hub's URL once it
-    listens. `row_delay` is a pause after each row of a CSV file, in seconds. At a stop, sockets are sent away with word
-    when to come back, and jobs stay in the database for the next start.
+    listens. `row_delay` is a pause after each row of a CSV file, in seconds. The process's limit of open files is
+    raised to the hard limit. At a stop, sockets are closed with a reason that says when to reconnect, and jobs stay in
+    the database for the next start.
 
     With more than one of `workers` so many processes serve the one port, each a hub on the same Redis; one that dies is
     replaced. Each imports your program anew, so call this beneath `if __name__ == "__main__":`. A `hub` of your own is
@@ -126,6 +135,7 @@ def serve(
     Raises `OSError` where the address cannot be had, `HubStorageError` where the database or the folder cannot be used,
     and `InvalidArgument` for several workers on one SQLite file or of one `hub`.
     """
+    raise_limit()
     if workers < 1 or (workers > 1 and hub is not None):
         raise InvalidArgument("workers", "must be above zero, and is 1 for a hub of your own")
     if hub is None:

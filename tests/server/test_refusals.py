@@ -1,0 +1,225 @@
+"""Who is refused, and that the log says why: addresses, origins, limits."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from towline import InvalidArgument
+from towline.server import Hub, JobContext, Limits, Upload
+
+pytestmark = pytest.mark.anyio
+
+RAW = {"content-type": "application/octet-stream"}
+APP = "https://app.example"
+
+
+async def anybody(request: Any) -> str | None:
+    """An application that knows its users by a cookie, which browsers send for any page."""
+    return "somebody"
+
+
+def make_hub(folder: Path, **options: Any) -> Hub:
+    hub = Hub(folder / "hub.db", **options)
+
+    @hub.job("good", path="/start")
+    async def good(context: JobContext, upload: Upload) -> None:
+        pass
+
+    return hub
+
+
+def calling(hub: Hub, url: str = "http://127.0.0.1") -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(hub), base_url=url)
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("127.0.0.1:8470", "http://127.0.0.1:8470", 202),
+        ("127.0.0.1", "http://127.0.0.1:80", 202),
+        ("127.0.0.1:80", "http://127.0.0.1", 202),
+        ("127.0.0.1:443", "https://127.0.0.1", 202),
+        ("LocalHost", "http://localhost", 202),
+        ("127.0.0.1:443", "http://127.0.0.1", 403),
+        ("127.0.0.1", "http://127.0.0.1:8470", 403),
+        ("127.0.0.1", "https://evil.example", 403),
+        ("127.0.0.1", "null", 403),
+        ("127.0.0.1", "http://127.0.0.1:x", 403),
+        ("127.0.0.1:x", "http://127.0.0.1:x", 403),
+        ("127.0.0.1", "http://[", 403),
+        ("127.0.0.1", "", 403),
+    ],
+)
+async def test_a_default_port_may_be_left_out(tmp_path: Path, host: str, origin: str, status: int) -> None:
+    hub = make_hub(tmp_path)
+    async with hub, calling(hub) as client:
+        headers = RAW | {"host": host, "origin": origin}
+        assert (await client.post("/start", content=b"x", headers=headers)).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/start", "/api/jobs/1/token"])
+async def test_a_page_of_another_origin_starts_nothing(tmp_path: Path, path: str) -> None:
+    """A form on it posts with the visitor's cookie, and asks nobody."""
+    hub = make_hub(tmp_path, authorize=anybody, origins=[APP])
+    async with hub, calling(hub) as client:
+        answer = await client.post(path, content=b"x", headers=RAW | {"origin": "https://evil.example"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin")
+        assert "access-control-allow-origin" not in answer.headers
+        for headers in (RAW, RAW | {"origin": "http://127.0.0.1"}, RAW | {"origin": APP}):
+            answer = await client.post(path, content=b"x", headers=headers)
+            assert answer.status_code in (202, 404)  # the second path names no job
+        assert await hub.log.count_running("somebody") <= 3
+
+
+async def test_a_page_of_a_named_origin_may_call(tmp_path: Path) -> None:
+    hub = make_hub(tmp_path, origins=[APP])
+    async with hub, calling(hub) as client:
+        asked = {
+            "origin": APP,
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization,content-type,idempotency-key",
+        }
+        before = await client.options("/start", headers=asked)
+        assert before.status_code == 200
+        assert before.headers["access-control-allow-origin"] == APP
+        answer = await client.post("/start", content=b"x", headers=RAW | {"origin": APP})
+        assert answer.status_code == 202
+        assert answer.headers["access-control-allow-origin"] == APP
+        for origin in ("https://evil.example", "null"):
+            answer = await client.options("/start", headers=asked | {"origin": origin})
+            assert answer.status_code == 400
+            assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_without_named_origins_no_other_page_may_call(tmp_path: Path) -> None:
+    hub = make_hub(tmp_path)
+    async with hub, calling(hub) as client:
+        answer = await client.get("/healthz", headers={"origin": APP})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_any_origin_at_once_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="name each origin"):
+        Hub(tmp_path / "hub.db", origins=["*"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({"host": "evil.example"}, ["403 forbidden", "the Host 'evil.example' is not this machine's loopback address"]),
+        ({"x-forwarded-for": "10.0.0.1"}, ["403 forbidden", "the request has the header x-forwarded-for"]),
+        ({"origin": "https://evil.example"}, ["403 foreign_origin", "Origin 'https://evil.example'"]),
+        ({"idempotency-key": "x" * 300}, ["400 bad_request", "1 to 255 characters"]),
+        ({"host": "127.0.0.1\x1b[2J"}, ["403 forbidden", "\\x1b[2J"]),
+    ],
+)
+async def test_a_refusal_is_logged_with_its_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, headers: dict[str, str], words: list[str]
+) -> None:
+    hub = make_hub(tmp_path)
+    async with hub, calling(hub) as client:
+        await client.post("/start", content=b"x", headers=RAW | headers)
+    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [word for word in words if not any(word in message for message in messages)] == []
+    assert "\x1b" not in caplog.text
+
+
+async def test_limits_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hub = make_hub(tmp_path, limits=Limits(starts=1, upload=10))
+    async with hub, calling(hub) as client:
+        assert (await client.post("/start", content=b"x" * 100, headers=RAW)).status_code == 413
+        assert (await client.post("/start", content=b"x", headers=RAW)).status_code == 429
+    assert "413 too_large" in caplog.text
+    assert "429 too_many_starts" in caplog.text
+
+
+# --- file descriptors, and the first moment ----------------------------------------------------------------------
+
+LIMITED = """
+import resource, sys
+from towline.server import Hub, serve
+resource.setrlimit(resource.RLIMIT_NOFILE, (70, 110))
+hub = Hub(sys.argv[2])
+@hub.job("endless", path="/start")
+async def endless(context, upload):
+    import anyio
+    await anyio.sleep_forever()
+serve(port=int(sys.argv[1]), hub=hub)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_sockets_leave_descriptors_for_everything_else(hub_process: Any) -> None:
+    hub = hub_process(program=LIMITED)
+    client = hub.start()
+    assert client.start(b"x", "/start", content_type="application/octet-stream").status_code == 202
+    with contextlib.ExitStack() as stack:
+        for _ in range(110 - 64):
+            stack.enter_context(client.socket())
+        assert client.refusal(f"/ws/progress?jobId={client.job}", additional_headers=client.auth).status_code == 503
+        assert client.http.get("/healthz").status_code == 200
+        assert client.state()["status"] == "running"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_out_of_descriptors_is_logged_once_and_passes(tmp_path: Path, free_port: Any, eventually: Any) -> None:
+    port = free_port()
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        arguments = [sys.executable, "-c", LIMITED, str(port), str(tmp_path / "hub.db")]
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=file)
+    url = f"http://127.0.0.1:{port}/healthz"
+
+    def healthy() -> bool:
+        try:
+            return httpx.get(url, timeout=1).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        eventually(healthy)
+        connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(150)]
+        eventually(lambda: "no connection can be accepted now" in output.read_text())
+        time.sleep(2.5)  # asyncio tries again every second
+        assert output.read_text().count("\n") == 1
+        for connection in connections:
+            connection.close()
+        eventually(healthy)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+SLOW_START = """
+import sys, time
+from towline.server import Hub, serve
+import towline.server._sqlite as sqlite
+opened = sqlite.SqliteLog._open
+def open_slowly(self):
+    print("starting", flush=True)
+    time.sleep(0.5)
+    return opened(self)
+sqlite.SqliteLog._open = open_slowly
+serve(port=0, database=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_the_hub_starts_is_a_stop(tmp_path: Path, sig: signal.Signals) -> None:
+    arguments = [sys.executable, "-c", SLOW_START, str(tmp_path / "hub.db")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "starting\n"
+        os.kill(process.pid, sig)
+        output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output, errors) == (0, "", "")
