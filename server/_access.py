@@ -68,7 +68,7 @@ def _address(url: SplitResult) -> tuple[str, int | None] | None:
 def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url)
-    except ValueError:  # what is no URL is nobody's
+    except ValueError:  # not a URL: the address of no page
         return urlsplit("")
 
 

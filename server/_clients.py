@@ -1,11 +1,11 @@
 """The sockets of a hub by client, and which of a client's sockets is its latest.
 
-A client is one follower: a `Connection`, a row of the page. It draws an identity of its own and counts its sockets, and
-says both in `ready`. The token says nothing of this: a page and a terminal may share one, and a refresh changes it.
+A client is one follower: a `Connection`, a row of the page. It draws a random identity, counts its sockets, and sends
+both in `ready`. The token says nothing of this: a page and a terminal may share one, and a refresh changes it.
 
 The socket with the highest number stays, in whatever order the hub hears of them: a `ready` that was stuck on the way
 does not cut the socket that came after it, and two programs that share an identity by mistake do not replace each other
-for ever.
+forever.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ MEDIA_TYPES: Final = (
 )
 
 _DELIMITERS: Final = ",;\t|"
-_MOST_EVENTS: Final = 500  # a larger file tells its progress in larger steps
+_MOST_EVENTS: Final = 500  # a larger file reports its progress in larger steps
 _MOST_ROWS: Final = 5000  # rows read in one go, so that a cancel is felt soon
 
 # What exports of libraries and shops call their columns; compared in lower case, letters and digits only.

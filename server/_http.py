@@ -21,6 +21,7 @@ from .._exceptions import HubStorageError
 from .._secret import Secret
 from ..transport._messages import VERSION, JobState
 from ._access import bearer_token, is_same_origin, socket_token
+from ._drafts import refers_to_result
 from ._files import RESULT_FILE, UPLOAD_FILE, remove_job_folder
 from ._log import Job, Missing, RequestMismatch
 from ._log import Request as StartRequest
@@ -39,7 +40,6 @@ from ._openapi import (
 from ._page import page_file
 from ._socket import Watcher
 from ._tokens import TooEarly
-from ._told import refers_to_result
 from ._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Api:
             websocket, subprotocol=self._hub.subprotocol, in_query=self._hub.token_in_query
         )
         job = await self._job(job_id, token)
-        self._hub.check_open()  # it may have begun to stop meanwhile, and has told its sockets so
+        self._hub.check_open()  # it may be stopping by now, and have closed its sockets
         self._hub.check_room(job_id)
         return job, subprotocol
 
@@ -371,7 +371,7 @@ class Api:
     # --- what all calls share ----------------------------------------------------------------------------------
 
     async def _job(self, job_id: str, token: Secret | None) -> Job:
-        """Find the job for who holds its token. Without any token nothing is told, not even that it is not there."""
+        """Find the job for a caller with its token. Without a token not even the job's absence is said."""
         if token is None:
             raise Refusal(401, *_NO_TOKEN, _CHALLENGE)
         self._hub.check_calls(job_id)
@@ -397,7 +397,7 @@ class Api:
                 self._hub.counters.refusals[503] += 1
                 return _storage_refusal(error).response()
             except ClientDisconnect:
-                return Response(status_code=400)  # nobody is left to read it
+                return Response(status_code=400)  # the caller has gone
 
         return answer
 

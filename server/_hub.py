@@ -1,7 +1,7 @@
-"""The job hub: an ASGI application that runs jobs and tells their watchers, to the true end.
+"""The job hub: an ASGI application that runs jobs and delivers their events, up to the true end.
 
 It is mounted in an application of the user's own, or served alone. What it keeps is in one SQLite database and a folder
-beside it; a hub that is killed takes its jobs up again when it starts anew, in the same epoch.
+beside it; a hub that is killed continues its jobs when it starts again, in the same epoch.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .._tasks import Tasks
 from ..transport._messages import CanceledPayload
 from ._access import Authorize, loopback_only
 from ._descriptors import room_for_sockets
+from ._drafts import ended
 from ._files import (
     UPLOAD_FILE,
     adopt_upload,
@@ -52,7 +53,6 @@ from ._socket import NO_LONGER_KEPT, Watcher, restart_reason
 from ._sqlite import SqliteLog
 from ._statistics import Counters, HubStatistics
 from ._tokens import Tokens
-from ._told import ended
 
 logger: Final = logging.getLogger("towline.server")
 
@@ -104,17 +104,17 @@ def _cors(origins: Collection[str]) -> Middleware:
 class Hub(AsyncContextManagerMixin):
     """The job hub over `database`: the path of a SQLite file, or the URL of a Redis or Valkey server.
 
-    Uploads and large results lie in the folder `files`, which is `<database>.files/` beside a SQLite file. Hubs with
+    Uploads and large results lie in the folder `files`, `<database>.files/` for a SQLite file. Hubs with
     the same Redis and `prefix` are one hub on many machines: any of them serves any job's sockets, and they share
     `files` too. `prefix` begins all keys and channels in Redis (`towline` if it is None); a `Reporter` needs the same.
 
-    It works while it is entered (`async with hub:`); served as an application of its own, its lifespan does that. It
+    It works while it is entered (`async with hub:`); served as the application itself, its lifespan does that. It
     is entered once, which `ForbiddenRequest` says the second time. Entering raises `HubStorageError` where the database
     or the folder cannot be used.
 
     `authorize` says in whose name a request may start a job (None: it may not); without it only this machine may.
     `token_in_query` also takes a socket's token from `?token=`, where logs and proxies can see it. `subprotocol` is
-    the name by which browsers hand in a token. `base_path` is where the hub is mounted, for the URLs it tells.
+    the name by which browsers send a token. `base_path` is where the hub is mounted, for the URLs it gives.
     `origins` are those of web pages that may open sockets and make calls (by CORS, with cookies), besides the hub's own
     (`https://app.example`).
     `accept_rate` is how many sockets a second it wants to see come back after a restart. `metrics` adds `GET /metrics`
@@ -206,8 +206,8 @@ class Hub(AsyncContextManagerMixin):
     ) -> Callable[[Dispatch], Dispatch]:
         """Decorate a function that hands the pipeline's jobs to workers elsewhere: `async def send(job_id, upload)`.
 
-        The workers tell how a job gets on, and end it, by a `Reporter`: it needs a log in Redis. A job may be handed
-        out twice if the hub dies while it does so. `path` and `media_types` are as for `job`.
+        The workers report a job's progress and end with a `Reporter`: it needs a log in Redis. A job may be sent
+        twice if the hub dies while it does so. `path` and `media_types` are as for `job`.
         """
 
         def decorate(function: Dispatch) -> Dispatch:
@@ -258,7 +258,7 @@ class Hub(AsyncContextManagerMixin):
     async def drain(self) -> None:
         """Take no more requests and send the watchers away with close 1012 and word when to come back.
 
-        Call it when the server is told to stop, before it cuts its connections itself.
+        Call it when the server is to stop, before it cuts its connections itself.
         """
         self._draining = True
         self._last_watcher_left = anyio.Event()
@@ -307,7 +307,7 @@ class Hub(AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
-        if self._tasks is not None:  # whoever serves it has entered it already
+        if self._tasks is not None:  # the program that serves it has entered it already
             yield
         else:
             async with self:
@@ -477,7 +477,7 @@ class Hub(AsyncContextManagerMixin):
         request: Request | None,
         job_id: str | None = None,
     ) -> StartedJob:
-        """Make a job of an upload that lies in a folder of its own; the same request gives the same job.
+        """Make a job of an upload in its own folder; the same request gives the same job.
 
         Without `job_id` the id is random.
 

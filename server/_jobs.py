@@ -1,7 +1,7 @@
 """Running jobs: the context a job's function works with, and the runner that carries jobs over restarts.
 
 A job's function is called again from the start after a restart of the hub; its context says how far it had come. What
-it told by then stands in the log, so progress that was told before is not told again.
+it reported by then is in the log, so no progress is reported twice.
 
 Where several hubs share a log, each job is run by the one that holds its lease; when that hub is gone, another takes
 the job up.
@@ -28,11 +28,11 @@ from msgspec import UNSET, Struct
 
 from .._exceptions import HubStorageError, JobFailure
 from .._tasks import Tasks
+from ._drafts import Draft, completed, completed_by_url, failed, progressed, result_url, started
 from ._files import UPLOAD_FILE, UPLOAD_NAME_FILE, clear_job_folder, keep_result
 from ._log import Entry, EventLog, Job
 from ._settings import Limits
 from ._statistics import Counters
-from ._told import Told, completed, completed_by_url, failed, progressed, result_url, started
 
 logger: Final = logging.getLogger("towline.server")
 
@@ -53,15 +53,15 @@ class Upload:
 
 JobFunction: TypeAlias = Callable[["JobContext", Upload], Awaitable[Result]]
 
-#: Hands a job (its id) to workers elsewhere, which tell its progress and end by a `Reporter`.
+#: Sends a job (its id) to workers elsewhere, which report its progress and end with a `Reporter`.
 Dispatch: TypeAlias = Callable[[str, Upload], Awaitable[None]]
 
 
 class JobContext:
-    """What a job's function tells the hub, and what the hub tells it.
+    """What a job's function reports to the hub, and what the hub lets it know.
 
     `directory` is the job's own folder: files in it outlive a restart and go when the job ends. `attempt` is 1 on the
-    first run. `checkpoint` is what the function last gave as such, `processed` the count it last told.
+    first run. `checkpoint` is the one the function last gave, `processed` the count it last reported.
     """
 
     def __init__(
@@ -72,27 +72,27 @@ class JobContext:
         self.attempt: Final = attempt
         self.checkpoint: Final[Any] = None if job.checkpoint is None else msgspec.json.decode(job.checkpoint)
         self.processed: int = job.processed or 0
-        # What the run before told is not told again, not even its last count.
-        self._told_before: Final = -1 if job.processed is None else job.processed
+        # What the previous run reported is not reported again, not even its last count.
+        self._reported_before: Final = -1 if job.processed is None else job.processed
         self.total: int | None = job.total
         self._started = job.seq > 0
         self._log = log
         self._counters = counters
         self._now = now
-        # Events on their way to the log, and how many were ever told and written: each waits for its own.
+        # Events on their way to the log, and how many were ever queued and written: each waits for its own.
         self._waiting: list[Entry] = []
         self._unkept_start: list[Entry] = []
-        self._told = self._written = 0
+        self._queued = self._written = 0
         self._failure: Exception | None = None
         self._more = anyio.Event()
         self._progress = anyio.Event()
 
     async def start(self, total: int | None = None, estimated_duration: float | None = None) -> None:
-        """Tell that the work begins: how many items, and how many seconds it may take. Told once a job."""
+        """Report that the work begins: how many items, and how many seconds it may take. Reported once per job."""
         self.total = None if total is None else index(total)
         if not self._started:
             self._started = True
-            await self._tell(started(self.total, estimated_duration), kept=False)
+            await self._report(started(self.total, estimated_duration), kept=False)
 
     async def progress(
         self,
@@ -103,44 +103,45 @@ class JobContext:
         status: str = "processing",
         checkpoint: object = UNSET,
     ) -> None:
-        """Tell that `done` items are done, now at `item`, and keep `checkpoint` (any JSON value) with it.
+        """Report that `done` items are done, now at `item`, and keep `checkpoint` (any JSON value) with it.
 
-        With a checkpoint it returns when both are on disk; without, at once, and the log takes what has gathered while
-        it was busy in one transaction. Waits for no client. Where the log takes no writes, that is logged and the work
-        goes on; a value that no log can take fails the job when its function is done. A count below one told before, or
-        told by the run before, is dropped, checkpoint and all. Raises `TypeError` for a count that is not whole.
+        With a checkpoint it returns when both are on disk; without, at once, and the log writes what has gathered
+        while it was busy in one transaction. It waits for no client. If the log takes no writes, that is logged and the
+        work goes on; a value that no log can take fails the job when its function returns. A count below one reported
+        before, in this run or an earlier one, is dropped together with its checkpoint. Raises `TypeError` for a count
+        that is not whole.
         """
         done = index(done)
         if total is not None:
             self.total = index(total)
         if not self._started:
             await self.start(self.total)
-        if done < self.processed or done == self._told_before:
+        if done < self.processed or done == self._reported_before:
             return
         self.processed = done
-        await self._tell(progressed(done, self.total, item, status, checkpoint), kept=checkpoint is not UNSET)
+        await self._report(progressed(done, self.total, item, status, checkpoint), kept=checkpoint is not UNSET)
 
-    async def _tell(self, told: Told, *, kept: bool) -> None:
+    async def _report(self, draft: Draft, *, kept: bool) -> None:
         """Hand an event to the writer, and wait until it is `kept`; else only as long as too many are on their way."""
-        self._waiting.append(Entry(told.type, told.payload, self._now(), told.change))
-        self._told += 1
-        place = self._told if kept else self._told - _MOST_WAITING
+        self._waiting.append(Entry(draft.type, draft.payload, self._now(), draft.change))
+        self._queued += 1
+        place = self._queued if kept else self._queued - _MOST_WAITING
         self._more.set()
         await self._wait_written(place)
         await anyio.lowlevel.checkpoint()
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:
-        """Write what is told within, in order; at the end all of it is in the log, or was refused by it."""
+        """Write what is reported within, in order; at the end all of it is in the log, or was refused by it."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._write)
             yield
-            await self._wait_written(self._told)
+            await self._wait_written(self._queued)
             tasks.cancel_scope.cancel()
 
     async def wait_kept(self) -> None:
-        """Wait until all that was told is in the log, or was refused by it; raises what no log could take."""
-        await self._wait_written(self._told)
+        """Wait until all that was reported is in the log, or was refused by it; raises what no log could take."""
+        await self._wait_written(self._queued)
         if self._failure is not None:
             raise self._failure
 
@@ -149,7 +150,7 @@ class JobContext:
             await self._progress.wait()
 
     async def _write(self) -> None:
-        # What was told before it is cancelled is written all the same.
+        # What was reported before it is cancelled is still written.
         try:
             while True:
                 await self._more.wait()
@@ -160,8 +161,8 @@ class JobContext:
 
     async def _write_waiting(self) -> None:
         while self._waiting:
-            told, self._waiting = self._waiting, []
-            entries = [*self._unkept_start, *told]
+            queued, self._waiting = self._waiting, []
+            entries = [*self._unkept_start, *queued]
             self._unkept_start = []
             # A cancelled write may have been carried out all the same, and must not be repeated. Its time is the log's.
             with anyio.CancelScope(shield=True):
@@ -170,17 +171,17 @@ class JobContext:
                 except HubStorageError as error:
                     self._counters.log_failures += 1
                     logger.warning("job %s: %d events were not kept: %s", self.job_id, len(entries), error)
-                    # It is told with what is told next.
+                    # It is written together with what is reported next.
                     self._unkept_start = [entry for entry in entries if entry.type == "job_started"]
                 except Exception as error:  # a value that the log has no room for, say: the function's to hear
                     self._failure = error
-            self._written += len(told)
+            self._written += len(queued)
             self._progress.set()
             self._progress = anyio.Event()
 
 
 class Runner:
-    """Runs the jobs of a log, each in a task of its own, with what their functions need on disk in `files`."""
+    """Runs the jobs of a log, each in its own task, with what their functions need on disk in `files`."""
 
     def __init__(
         self,
@@ -214,7 +215,7 @@ class Runner:
         return self._files / job_id
 
     async def resume(self, tasks: Tasks) -> None:
-        """Take up every unfinished job that nobody runs: those of a hub before this one, or of one that is gone."""
+        """Run every unfinished job that no hub runs: those of an earlier hub, or of one that is gone."""
         for job in await self._log.unfinished():
             if job.pipeline in self._functions or job.pipeline in self._dispatches:
                 self.start(tasks, job.id)
@@ -222,7 +223,7 @@ class Runner:
                 logger.error("job %s waits: this hub has no pipeline %r", job.id, job.pipeline)
 
     def start(self, tasks: Tasks, job_id: str) -> None:
-        """Run a job in a task of its own, unless it has one here."""
+        """Run a job in its own task, unless it has one here."""
         if job_id not in self._here:
             self._here.add(job_id)
             tasks.start_soon(self._run_in_turn, job_id, name=f"job {job_id}")
@@ -273,29 +274,29 @@ class Runner:
                     tasks.start_soon(self._stop_without_lease, job_id, tasks.cancel_scope)
                 context = JobContext(self._log, job, self.directory(job_id), attempt, self._counters, self._now)
                 async with context.writing():
-                    told = await self._work(job, context)
-                await self._end(job_id, told)
+                    draft = await self._work(job, context)
+                await self._end(job_id, draft)
                 tasks.cancel_scope.cancel()
             job = await self._log.job(job_id)
         if not isinstance(job, Job) or not job.running:
             await anyio.to_thread.run_sync(clear_job_folder, self.directory(job_id))
 
     async def _dispatch(self, job: Job) -> None:
-        told: Told | None = None
+        draft: Draft | None = None
         try:
             try:
                 with _contained():
                     await self._dispatches[job.pipeline](job.id, await self._upload(job.id))
             except JobFailure as failure:
-                told = failed(failure)
+                draft = failed(failure)
         except Exception:
             await anyio.lowlevel.checkpoint_if_cancelled()  # it was stopped, which is no failure
             logger.exception("job %s (%s) could not be handed out", job.id, job.pipeline)
-            told = failed(JobFailure("NOT_DISPATCHED", "no worker could be given the job", retryable=True))
-        if told is None:
+            draft = failed(JobFailure("NOT_DISPATCHED", "no worker could be given the job", retryable=True))
+        if draft is None:
             await self._log.count_attempt(job.id)
         else:
-            await self.end(job.id, told)
+            await self.end(job.id, draft)
 
     async def _stop_when_ended(self, job: Job, work: anyio.CancelScope) -> None:
         # The log decides who ends a job; this makes the decision felt, wherever it was taken.
@@ -334,7 +335,7 @@ class Runner:
                 work.cancel()
                 return
 
-    async def _work(self, job: Job, context: JobContext) -> Told:
+    async def _work(self, job: Job, context: JobContext) -> Draft:
         """Call the job's function, and say how the job ends by it."""
         try:
             try:
@@ -361,7 +362,7 @@ class Runner:
             raise JobFailure("UPLOAD_LOST", "what the job was started with is no longer there") from error
         return Upload(path=path, size=size, name=name)
 
-    async def _complete(self, job: Job, result: Result) -> Told:
+    async def _complete(self, job: Job, result: Result) -> Draft:
         if isinstance(result, Path) and (await anyio.Path(result).stat()).st_size <= self._limits.inline_result:
             result = msgspec.json.decode(await anyio.Path(result).read_bytes(), type=dict[str, Any])
         if not isinstance(result, Path):
@@ -369,20 +370,20 @@ class Runner:
             if not isinstance(fields, dict):
                 kind = type(result).__name__
                 raise TypeError(f"the job's function gave a {kind}: return a mapping, a msgspec struct or a path")
-            told = completed(job.pipeline, fields)
-            # In a message, `resultUrl` says where the result is; one with such a field of its own is read there.
-            if len(told.payload) <= self._limits.inline_result and "resultUrl" not in fields:
-                return told
+            draft = completed(job.pipeline, fields)
+            # In a message, `resultUrl` says where the result is; a result that has such a field itself is read there.
+            if len(draft.payload) <= self._limits.inline_result and "resultUrl" not in fields:
+                return draft
             result = self.directory(job.id) / "result.part"
             await anyio.Path(result).write_bytes(msgspec.json.encode({"pipeline": job.pipeline, **fields}))
         await anyio.to_thread.run_sync(keep_result, result, self.directory(job.id))
         return completed_by_url(job.pipeline, result_url(self._base_path, job.id))
 
-    async def _end(self, job_id: str, told: Told) -> None:
+    async def _end(self, job_id: str, draft: Draft) -> None:
         delay = 0.1
         while True:
             try:
-                await self.end(job_id, told)
+                await self.end(job_id, draft)
             except HubStorageError as error:
                 # The end is worth waiting for: a full disk is emptied one day, and the work is done.
                 self._counters.log_failures += 1
@@ -392,12 +393,12 @@ class Runner:
             else:
                 return
 
-    async def end(self, job_id: str, told: Told) -> None:
+    async def end(self, job_id: str, draft: Draft) -> None:
         """End the job, unless it has ended before."""
-        event = await self._log.append(job_id, told.type, told.payload, self._now(), told.change)
+        event = await self._log.append(job_id, draft.type, draft.payload, self._now(), draft.change)
         if event is not None:
-            self._counters.jobs_ended[told.type] += 1
-            logger.info("job %s: %s, event %d", job_id, told.type, event.seq)
+            self._counters.jobs_ended[draft.type] += 1
+            logger.info("job %s: %s, event %d", job_id, draft.type, event.seq)
 
 
 def _first(error: Exception) -> Exception:
@@ -441,7 +442,7 @@ def _part(error: BaseException, kind: type[BaseException]) -> BaseException | No
 
 
 def _is_cancelled() -> bool:
-    """Whether this task is to stop. Only asyncio lets a function raise a cancellation of its own."""
+    """Whether this task is to stop. Only asyncio lets a function raise a cancellation itself."""
     if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
         return True
     task = asyncio.current_task()

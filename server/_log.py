@@ -1,7 +1,7 @@
 """What the hub keeps of its jobs, and the one small interface behind which it is kept.
 
 A job's log is its events, numbered 1, 2, 3 … within one epoch, together with the state those events add up to. An
-engine writes both in one transaction: whoever reads the state and its `seq` knows exactly which events it holds.
+engine writes both in one transaction: a reader of the state and its `seq` knows exactly which events it holds.
 
 An engine knows nothing of sockets, pipelines or time: moments come in as milliseconds since 1970.
 """
@@ -251,8 +251,8 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
         """Write one event and what it changes, and number it; a terminal type ends the job.
 
         None: the job had ended before (or is not there), and nothing was written. So of several that want to end a
-        job exactly one wins. A count below the state's is not written either: progress never goes back. Nor is a
-        `job_started` that is not the first event: it may be told again where the answer was lost.
+        job exactly one wins. A count below the state's is not written either: progress never goes back. The same
+        holds for a `job_started` that is not the first event: it may be repeated if the answer was lost.
         """
 
     async def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:
@@ -265,7 +265,7 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
         """
 
     def subscribe(self, job_id: str) -> AbstractContextManager[Bell]:
-        """Give a bell that rings after each new event, whoever wrote it."""
+        """Give a bell that rings after each new event of any hub or worker."""
 
     @property
     def clients(self) -> Clients:

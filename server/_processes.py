@@ -1,6 +1,6 @@
 """Several processes that serve one listening socket, and the parent that replaces those that die.
 
-The parent does nothing else: it serves nobody, and holds no log. Its children are new interpreters, not copies of it.
+The parent does nothing else: it serves no client, and has no log. Its children are new interpreters, not copies of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PAUSE: Final = 1.0  # seconds before a process is replaced, so that one that ca
 
 
 def run_processes(count: int, serve: Callable[[socket.socket], None], listener: socket.socket) -> None:
-    """Run `serve(listener)` in `count` processes until SIGTERM or SIGINT, which all of them are then told.
+    """Run `serve(listener)` in `count` processes until SIGTERM or SIGINT, which all of them then get.
 
     Of these two, a signal that is ignored stays ignored.
     `serve` can be pickled, and ends at SIGTERM, at SIGINT in haste. Only for the main thread.
@@ -49,13 +49,13 @@ def run_processes(count: int, serve: Callable[[socket.socket], None], listener: 
                     time.sleep(_PAUSE)
                     processes[place] = _start(serve, listener)
     finally:
-        told = 0
+        sent = 0
         while any(process.is_alive() for process in processes):
             # The first signal asks them to stop, another one to stop at once.
-            if told < max(1, len(signals)):
-                told += 1
+            if sent < max(1, len(signals)):
+                sent += 1
                 for process in processes:
-                    _stop(process, in_haste=told > 1)
+                    _stop(process, in_haste=sent > 1)
             wait([process.sentinel for process in processes if process.is_alive()], _LOOK)
         for sig, handler in before.items():
             signal.signal(sig, handler)

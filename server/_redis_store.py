@@ -32,7 +32,7 @@ from ._log import ENDS, Change, Entry, Event, Job, Missing, Request, RequestMism
 
 logger: Final = logging.getLogger("towline.server")
 
-#: What is wrong when the check's event was written and nobody here heard of it.
+#: The failure when the check's event was written, and no message about it arrived.
 NOT_HEARD: Final = "redis: an event was written and not heard on the subscription"
 
 _TIMEOUT: Final = 5.0  # seconds one command may take
@@ -165,7 +165,7 @@ class RedisStore:
         self.channel: Final = self._key("events")
         self.arrivals: Final = self._key("arrivals")
         self._holder = secrets.token_hex(8)
-        #: The id of this hub's own job, which nobody can start or see: `write_check` adds to its log.
+        #: The id of this hub's own job, which is in no list and cannot be started: `write_check` adds to its log.
         self.check_id: Final = f"check-{self._holder}"
         register = self.client.register_script
         self._create = register(_CREATE)

@@ -1,4 +1,4 @@
-"""The hub as a server of its own, on uvicorn; asyncio only, because uvicorn is.
+"""The hub as a server, on uvicorn; asyncio only, because uvicorn is.
 
 uvicorn's WebSocket implementation is `websockets-sansio`: it answers a refused upgrade with any status, waits for a
 slow peer in `send`, and sends protocol pings, which let a dead peer be noticed.
@@ -97,8 +97,8 @@ class _Server(uvicorn.Server):
 
 
 class _Worker(_Server):
-    """One of several processes. It may be told to stop twice, by its parent and by a service manager that tells every
-    process: only SIGINT, which is its parent's, hurries it. Neither is ignored.
+    """One of several processes. It may get the signal to stop twice, from its parent and from a service manager that
+    signals every process: only SIGINT, which its parent sends, hurries it. Neither is ignored.
     """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -106,7 +106,7 @@ class _Worker(_Server):
 
 
 def announce_on_stdout(url: str) -> None:
-    """Print the line by which whoever started the process learns the port."""
+    """Print the line from which the program that started the process learns the port."""
     print(f"towline hub listening on {url}", flush=True)  # noqa: T201
 
 
@@ -129,7 +129,7 @@ def serve(
     the database for the next start.
 
     With more than one of `workers` so many processes serve the one port, each a hub on the same Redis; one that dies is
-    replaced. Each imports your program anew, so call this beneath `if __name__ == "__main__":`. A `hub` of your own is
+    replaced. Each imports your program again, so call this below `if __name__ == "__main__":`. A `hub` of your own is
     served by one: start your program several times.
 
     Raises `OSError` where the address cannot be had, `HubStorageError` where the database or the folder cannot be used,

@@ -1,4 +1,4 @@
-"""What a hub can be told, as frozen values that check themselves."""
+"""The settings of a hub, as frozen values that check themselves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Limits:
     sockets: int = 10_000
     watchers: int = 64  #: sockets of one job
     client_message: int = 4096
-    client_messages: int = 100  #: messages of one socket, beside its first `ready`
+    client_messages: int = 100  #: messages of one socket, besides its first `ready`
     send_wait: float = 30  #: how long a socket may not take what is sent before it is let go
     heartbeat: float = 20  #: how long a socket is silent before a `ping` is sent
     ready_wait: float = 2  #: how long a new socket may stay silent before it gets everything from the first event
@@ -40,7 +40,7 @@ class Lifetimes:
     A token lives `token` from when it is given; it may be refreshed in its last `refresh_window`, and until `grace`
     after it ran out. A token refreshed away still holds for `grace` after its successor was first used. Results,
     events and the tokens that were valid at the job's end live `result` from the end; word that the job was there,
-    another `trace`. Where hubs share a log, a job whose hub is gone is taken up by another after `lease`.
+    another `trace`. Where hubs share a log, a job whose hub is gone is continued by another after `lease`.
 
     Raises `InvalidArgument` for a time that is not above zero.
     """

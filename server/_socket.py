@@ -1,7 +1,7 @@
 """One socket of one job: it reads the job's log from its cursor on, and sends what it reads.
 
 There is no queue to overflow and no difference between replay and live events: each socket is a reader of the log with
-a place of its own, woken when there is more. A slow one falls behind and nobody waits for it; one that takes nothing
+a place of its own, woken when there is more. A slow one falls behind and nothing waits for it; one that takes nothing
 for too long is let go, and finds everything in the log when it comes back.
 """
 
@@ -156,7 +156,7 @@ class Watcher:
                     await self._send_text(encode(PingFrame(timestamp=self._now())).decode())
 
     async def _acknowledge(self) -> None:
-        """Answer `ready`: whoever says it, the first time or again, is served from the cursor it holds.
+        """Answer `ready`: a client that sends it, the first time or again, is served from the cursor in it.
 
         Who was served before it spoke has all of that, and is served on from there.
         """
@@ -168,7 +168,7 @@ class Watcher:
         if not isinstance(job, Job):
             self.close(1001, NO_LONGER_KEPT)
             return
-        # A cursor beyond the log is one into another log, whatever its epoch says.
+        # A cursor beyond the log belongs to another log, even if its epoch is the same.
         known = ready.epoch == job.epoch and ready.seq is not None and ready.seq <= job.seq
         cursor = ready.seq if known and ready.seq is not None else 0
         self._sent = cursor if self._acknowledged else max(cursor, self._sent)
@@ -202,7 +202,7 @@ class Watcher:
         with anyio.move_on_after(self._limits.send_wait) as waiting:
             try:
                 await self._websocket.send_text(text)
-            except RuntimeError as error:  # the server has sent a close of its own, for a ping unanswered
+            except RuntimeError as error:  # the server has sent a close itself, for an unanswered ping
                 raise WebSocketDisconnect(1006) from error
             self._counters.frames_sent += 1
         if waiting.cancelled_caught:
@@ -212,5 +212,5 @@ class Watcher:
 
 
 def restart_reason(retry_in: float, spread: float) -> str:
-    """The reason of a close 1012 or 1013: when to come back, each client at a moment of its own; both in seconds."""
+    """The reason of a close 1012 or 1013: when to reconnect, each client at its own random moment; both in seconds."""
     return json.dumps({"retry_in": round(retry_in, 1), "spread": round(spread, 1)})

@@ -1,6 +1,6 @@
 """The hub's log in one SQLite file: the embedded engine.
 
-One writer connection, in a worker thread, commits whatever waits for it in one transaction: each append is atomic, and
+One writer connection, in a worker thread, commits all that waits for it in one transaction: each append is atomic, and
 many of them share one fsync. Readers have connections of their own (WAL: they never wait for the writer).
 
 One hub owns a database. It holds a second file, `<database>-owner`, in an exclusive transaction for as long as it runs;
@@ -140,7 +140,7 @@ class SqliteLog(AsyncContextManagerMixin):
     def _open(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         with self._renaming_errors():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path = self._path.resolve()  # one owner, by whatever link it comes
+            self._path = self._path.resolve()  # one owner, by any link
             for path in (self._path, owner_path := Path(f"{self._path}-owner")):
                 _make_private(path)
             owner = _connect(owner_path, timeout=_WORKER_WAIT)
@@ -457,7 +457,7 @@ def _commit(writer: sqlite3.Connection, batch: list[_Write[Any]], check: Callabl
                 writer.execute("ROLLBACK TO one")
             writer.execute("RELEASE one")
         writer.execute("COMMIT")
-    except Exception as error:  # whatever it was, nothing of this batch is kept, and every caller hears of it
+    except Exception as error:  # nothing of this batch is kept, and every caller gets the error
         if writer.in_transaction:
             with suppress(sqlite3.Error):
                 writer.execute("ROLLBACK")

@@ -19,7 +19,7 @@ class Tails:
         self._tails: OrderedDict[str, deque[Event]] = OrderedDict()
 
     def add(self, event: Event) -> None:
-        """Add a job's newest event. After a hole the list begins anew; what is known already is left out."""
+        """Add a job's newest event. After a hole the list starts again; an event that is in it already is left out."""
         tail = self._tails.get(event.job_id)
         if tail is None:
             tail = self._tails[event.job_id] = deque(maxlen=_EVENTS)

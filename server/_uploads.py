@@ -155,6 +155,6 @@ def _announced(request: Request) -> int:
 
 
 def _clean(name: bytes) -> str | None:
-    # A name is only shown, never used as a path; the folders some browsers put before it are nobody's business.
+    # A name is only shown, never used as a path; the folders that some browsers put before it are dropped.
     text = name.decode("utf-8", "replace").replace("\\", "/").rpartition("/")[2]
     return text[:_MAX_NAME] or None

@@ -1,4 +1,4 @@
-"""What a job tells, made ready for its log: the event's type and payload, and what it changes in the state."""
+"""Events before they are in the log: their type and payload, and what they change in the job's state."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _MAX_TEXT: Final = 500  # characters of an item or status text
 
 
 @dataclass(frozen=True)
-class Told:
-    """One event to be. `payload` is JSON with its type repeated."""
+class Draft:
+    """One event to be written. `payload` is JSON with its type repeated."""
 
     type: str
     payload: bytes
     change: Change
 
 
-def started(total: int | None, estimated_duration: float | None) -> Told:
+def started(total: int | None, estimated_duration: float | None) -> Draft:
     """The work begins; the duration is in seconds."""
     payload = StartedPayload(total_count=total, estimated_duration=estimated_duration)
-    return _told("job_started", payload, Change(total=total, processed=0))
+    return _draft("job_started", payload, Change(total=total, processed=0))
 
 
-def progressed(done: int, total: int | None, item: str | None, status: str, checkpoint: object) -> Told:
+def progressed(done: int, total: int | None, item: str | None, status: str, checkpoint: object) -> Draft:
     """So much is done; `checkpoint` is any JSON value, or UNSET to keep the one before."""
     payload = ProgressPayload(
         progress=min(1.0, done / total) if total else 0.0,
@@ -45,15 +45,15 @@ def progressed(done: int, total: int | None, item: str | None, status: str, chec
         current_item=payload.current_item,
         checkpoint=UNSET if checkpoint is UNSET else msgspec.json.encode(checkpoint),
     )
-    return _told("job_progress", payload, change)
+    return _draft("job_progress", payload, change)
 
 
-def ended(event_type: str, fields: Struct | Mapping[str, Any]) -> Told:
+def ended(event_type: str, fields: Struct | Mapping[str, Any]) -> Draft:
     """The job ends; the outcome that is kept is the payload less its type."""
-    return _told(event_type, fields, Change(outcome=msgspec.json.encode(fields)))
+    return _draft(event_type, fields, Change(outcome=msgspec.json.encode(fields)))
 
 
-def failed(failure: JobFailure) -> Told:
+def failed(failure: JobFailure) -> Draft:
     """The job ends as failed."""
     payload = ErrorPayload(
         code=_readable(failure.code),
@@ -64,12 +64,12 @@ def failed(failure: JobFailure) -> Told:
     return ended("error", payload)
 
 
-def completed(pipeline: str, result: Mapping[str, Any]) -> Told:
+def completed(pipeline: str, result: Mapping[str, Any]) -> Draft:
     """The job ends well, with its result in the message."""
     return ended("job_complete", {"pipeline": pipeline, **result})
 
 
-def completed_by_url(pipeline: str, url: str) -> Told:
+def completed_by_url(pipeline: str, url: str) -> Draft:
     """The job ends well, with its result to be fetched."""
     return completed(pipeline, msgspec.to_builtins(ResultReference(result_url=url)))
 
@@ -88,8 +88,8 @@ def refers_to_result(job: Job) -> bool:
     return url.endswith(result_url("", job.id))
 
 
-def _told(event_type: str, payload: Struct | Mapping[str, Any], change: Change) -> Told:
-    return Told(event_type, bytes(encode_payload(event_type, payload)), change)
+def _draft(event_type: str, payload: Struct | Mapping[str, Any], change: Change) -> Draft:
+    return Draft(event_type, bytes(encode_payload(event_type, payload)), change)
 
 
 def _cut(text: str) -> str:
