@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 
 from ._access import LOCAL_OWNER
-from ._files import UPLOAD_FILE, make_incoming_folder, remove_job_folder
+from ._files import UPLOAD_FILE, remove_job_folder
 from ._hub import Hub, StartedJob
 from ._log import Job, Missing
 
@@ -30,7 +30,7 @@ async def start_sample(hub: Hub, table: bytes) -> tuple[StartedJob, bool]:
             return StartedJob(job_id=job_id, token=grant.token, expires_in=grant.expires_in), False
         if known is Missing.UNKNOWN:
             break
-    incoming = await anyio.to_thread.run_sync(make_incoming_folder, hub.files)
+    incoming = await hub.make_incoming()
     await anyio.Path(incoming / UPLOAD_FILE).write_bytes(table)
     # A hub that was killed while it started this job may have left the folder without the job.
     await anyio.to_thread.run_sync(remove_job_folder, hub.directory(job_id))
