@@ -40,7 +40,7 @@ def action(
 @action()
 def forgive(draft: Draft) -> None:
     """Reset what counts as "first" and the counts of three."""
-    draft.set(free_restarts=0, rejections=0, refetches=0, violations=0)
+    draft.set(free_restarts=0, rejections=0, fetch_rejections=0, refetches=0, violations=0)
 
 
 @action()
@@ -242,7 +242,7 @@ def refetch(draft: Draft) -> None:
 def refetch_with_fresh_token(draft: Draft) -> None:
     """Fetch the state again with a fresh token and count the rejection."""
     _note(draft)
-    draft.set(rejections=draft.after.rejections + 1)
+    draft.set(fetch_rejections=draft.after.fetch_rejections + 1)
     draft.fetch(Purpose.SYNC, fresh_token=True)
 
 

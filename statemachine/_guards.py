@@ -54,8 +54,9 @@ def first_rejection(draft: Draft) -> bool:
 
 
 def first_rejection_by_fetch(draft: Draft) -> bool:
-    """The state call rejected the token, as in `first_rejection`: the socket may stay open."""
-    return isinstance(draft.event, TokenRejected) and draft.event.by_fetch and first_rejection(draft)
+    """The state call rejected a token for the first time since the last stable link, and it can be renewed."""
+    by_fetch = isinstance(draft.event, TokenRejected) and draft.event.by_fetch
+    return by_fetch and draft.facts.renewable and draft.before.fetch_rejections == 0
 
 
 def only_the_state_call_failed(draft: Draft) -> bool:
@@ -64,17 +65,21 @@ def only_the_state_call_failed(draft: Draft) -> bool:
     return isinstance(event, TokenRejected | Refused) and event.by_fetch and not draft.facts.state_required
 
 
-def cancel_was_accepted(draft: Draft) -> bool:
-    """The server agreed to stop the job."""
-    return draft.before.cancel_accepted
+# A server that does not know the token says so. It may refuse (403) or close (1008) for other reasons, too.
+_TOKEN_UNKNOWN: Final = frozenset({"http 401", "close 4401"})
 
 
 def cancel_is_confirmed(draft: Draft) -> bool:
     """The server agreed to stop the job, and now does not know the job or any token for it."""
     event, before = draft.event, draft.before
-    if not before.cancel_accepted or not isinstance(event, Refused):
+    if not before.cancel_accepted:
         return False
-    return event.reason == "gone" or (event.reason == "auth" and before.rejections > 0)
+    if isinstance(event, TokenRejected):
+        return event.cause.code in _TOKEN_UNKNOWN
+    if not isinstance(event, Refused) or event.reason != "auth":
+        return isinstance(event, Refused) and event.reason == "gone"
+    # The server rejected the token, and no fresh one was to be had.
+    return before.rejections > 0 and before.cause is not None and before.cause.code in _TOKEN_UNKNOWN
 
 
 def refused_for_good(draft: Draft) -> bool:

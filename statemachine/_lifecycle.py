@@ -63,7 +63,7 @@ _LOST: Final[LifecycleCell] = (
 )
 _TOKEN_REJECTED: Final[LifecycleCell] = (
     go(S.CONNECTING, do.dial_with_fresh_token, when=when.first_rejection),
-    go(S.IDLE, do.assume_cancelled, when=when.cancel_was_accepted),
+    go(S.IDLE, do.assume_cancelled, when=when.cancel_is_confirmed),
     go(S.EXHAUSTED, do.give_up_on_auth),
 )
 _REFUSED: Final[LifecycleCell] = (

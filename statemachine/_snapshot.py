@@ -27,6 +27,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     # Counters that only `link_stable` and the user's `connect` or `retry` reset.
     free_restarts: int = 0
     rejections: int = 0
+    fetch_rejections: int = 0
     refetches: int = 0
     violations: int = 0
 

@@ -126,8 +126,8 @@ MUTATIONS = (
     Mutation(
         "an accepted cancel is an end by itself",
         "statemachine/_guards.py",
-        '    return event.reason == "gone" or (event.reason == "auth" and before.rejections > 0)',
-        "    return True",
+        "    if not before.cancel_accepted:\n        return False\n",
+        "    if before.cancel_accepted:\n        return True\n",
     ),
     Mutation(
         "a failed state call loses the link",

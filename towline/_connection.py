@@ -257,6 +257,7 @@ class Connection(AsyncContextManagerMixin):
                     self._begin(engine, record)
                     yield self
                 finally:
+                    self._left = True
                     await self._end(engine, leave=True)
         finally:
             self._left, self._thread = True, None

@@ -56,6 +56,7 @@ class Subscription(AsyncIterator[AnyUpdate]):
         inbox = self._inbox
         while inbox is None or not inbox.waiting:
             await self._wait_for_more(inbox)
+            self._delivery.catch_up()
             inbox = self._inbox
         update = inbox.in_hand = inbox.waiting.popleft()
         if update is self._delivery.outcome:

@@ -112,7 +112,7 @@ class Engine:
         self.data = DataPath(self)
         self.fetches = Fetches(self)
         self.requests = JobRequests(self)
-        self.handlers = Handlers(tasks)
+        self.handlers = Handlers(tasks, lambda: self.snapshot.state is State.CANCELLED)
         self.delivery = Delivery(
             catch_up=self.pump,
             moved=self._moved,
@@ -446,6 +446,9 @@ class Engine:
         await self.links.all_gone()
         if leave:
             await self.handlers.settle(HANDLERS_WAIT)
+            # A request of another thread may have come just before the block was left.
+            self.take(Close())
+            await self.links.all_gone()
         await self.journal.settle(last=leave)
 
 

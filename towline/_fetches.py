@@ -84,7 +84,7 @@ class Fetches:
         if effect.purpose is Purpose.STALL:
             self._engine.data.look_into_silence(state, effect)
         elif isinstance(state, JobState):
-            self._engine.data.note_state(state, effect.generation)
+            self._engine.data.note_state(state, effect.generation, moved=self._engine.recovery.is_ahead(state))
             if state.ended:
                 self._engine.data.act(self._engine.recovery.look(state), effect.generation)
 
@@ -112,7 +112,7 @@ class Fetches:
         recovery, generation = self._engine.recovery, effect.generation
         ended = isinstance(state, JobState) and state.ended
         if isinstance(state, JobState):
-            self._engine.data.note_state(state, generation)
+            self._engine.data.note_state(state, generation, moved=recovery.is_ahead(state))
         if isinstance(state, JobState) and ended:
             finding = recovery.state(state)
             if finding is not None:

@@ -25,7 +25,8 @@ WAITING_LIMIT: Final = 256
 class Handlers:
     """Calls handlers in the order of events; coroutine functions run one after the other in a task."""
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, tasks: Tasks, is_cancelled: Callable[[], bool] = lambda: False) -> None:
+        self._is_cancelled = is_cancelled
         self._tasks = tasks
         self._waiting: list[tuple[Handler[Any], Any]] = []
         self._scope: anyio.CancelScope | None = None
@@ -77,6 +78,8 @@ class Handlers:
             with scope:
                 while self._waiting:
                     handler, value = self._waiting.pop(0)
+                    if isinstance(value, Progress) and self._is_cancelled():
+                        continue
                     try:
                         answer = handler(value)
                         if answer is not None:

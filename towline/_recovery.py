@@ -487,6 +487,13 @@ class Recovery:
         self.phase = Phase.COMPLETE
         return Synced()
 
+    def is_ahead(self, state: JobState) -> bool:
+        """Whether the state goes beyond what was delivered."""
+        applied, count = self.applied, state.processed_count
+        if applied is not None and state.seq is not None and state.epoch == applied.epoch and not self._has_unnumbered:
+            return state.seq > applied.seq
+        return count is not None and self.shown is not None and count > self.shown
+
     def unavailable(self) -> Finding:
         """Continue with the socket's frames alone: the server keeps no state of this job."""
         if self.phase is not Phase.HOLDING:

@@ -189,6 +189,9 @@ class Tasks:
         swallowed = await self._group.__aexit__(kind, error, traceback)
         if self._ending is not None:
             raise self._ending
+        if swallowed and error is not None:
+            # The group was cancelled, but not by us: the program cancelled one of our tasks before its first step.
+            raise unexpected(error, "a task of the connection")
         return swallowed
 
     async def _wait_ended(self) -> None:

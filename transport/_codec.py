@@ -58,6 +58,8 @@ _END_WORDS: Final[Mapping[str, Status]] = {
     "canceled": "canceled",
     "cancelled": "canceled",
 }
+#: In an envelope (`{"status": "success", "data": …}`) these describe the call, not the job.
+_CALL_WORDS: Final = frozenset({"success", "error"})
 _SEPARATORS: Final = re.compile(r"[\s_.:-]+")
 
 _ENVELOPE: Final = frozenset({"type", "jobId", "pipeline", "timestamp", "version", "seq", "epoch", "payload"})
@@ -132,6 +134,10 @@ class Codec:
         word = fields.get("status")
         if not isinstance(word, str):
             raise MalformedMessage("job_state", "$.status", "it has no status") from error
+        inner = fields.get("result")
+        in_envelope = "data" in fields or (isinstance(inner, dict) and "status" in inner)
+        if in_envelope and _plain_word(word) in _CALL_WORDS:
+            raise MalformedMessage("job_state", "$.status", "it describes the call, not the job") from error
         # The result or error may be in the same object as the status.
         results, failure = fields.get("results"), fields.get("error")
         if results is None and (url := _reference(fields)) is not None:

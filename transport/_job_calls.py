@@ -120,8 +120,9 @@ class JobCalls:
         """Fetch the job's state. `deadline` (each try) and `waits` (after each failed try) are in seconds.
 
         5xx, 408, 425, 429, timeouts and network errors are retried, after the server's `Retry-After` if that is longer.
-        Every other failure raises at once. Raises `UnexpectedResponse` (its `status`, such as 401 and 404),
-        `MalformedMessage`, `MessageTooBig` past 16 MiB, and `ProtocolViolation`. After the last try it raises
+        A `Retry-After` beyond `deadline` ends the tries. Every other failure raises at once. Raises
+        `UnexpectedResponse` (its `status`, such as 401 and 404), `MalformedMessage`, `MessageTooBig` past 16 MiB, and
+        `ProtocolViolation`. After the last try it raises
         `DeadlineExceeded` or `NetworkError`.
         """
         url = self._base.at(fill_template(self._templates.job_state, job))
@@ -138,6 +139,8 @@ class JobCalls:
                 if error.status not in RETRIED or attempt >= tries:
                     raise
                 advice = error.retry_after or 0.0
+                if advice > deadline:
+                    raise
             except (NetworkError, DeadlineExceeded):
                 if attempt >= tries:
                     raise

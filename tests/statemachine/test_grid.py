@@ -85,7 +85,7 @@ REFUSED = ASSUMED + "[for good] exhausted reason-given status; " + FAILED
 REFUSED_WITH_SOCKET = (
     ASSUMED + "[only the state call] = no-effects; [for good] exhausted reason-given status; " + FAILED
 )
-REJECTED = "[cancel accepted] idle assumed; exhausted reason-auth status"
+REJECTED = "[token unknown after the cancel] idle assumed; exhausted reason-auth status"
 # As lost, for an event that is no violation and whose world has no path: the wait is a hold.
 LOST_WITHOUT_PATH = (
     "[in background] backgrounded uncharged; [B] reconnecting charged hold; exhausted reason-budget status"
@@ -157,6 +157,7 @@ TABLE: dict[str, list[str]] = {
 
 NOW = 10_000.0
 CAUSE = Cause(code="close 1006", text="the server closed the WebSocket with code 1006")
+UNKNOWN = Cause(code="http 401", text="the server refused the WebSocket with HTTP status 401")
 VIOLATION = Cause(code="violation", text="the server broke the protocol", violation=True)
 TICKET = 7
 
@@ -261,19 +262,27 @@ GUARDS: dict[str, tuple[list[Change], list[Change]]] = {
             lambda s: s.snapshot(rejections=0).world(renewable=False),
         ],
     ),
-    "cancel accepted": (
-        [lambda s: s.snapshot(cancel_accepted=True)],
-        [lambda s: s.snapshot(cancel_accepted=False)],
+    "token unknown after the cancel": (
+        [
+            lambda s: s.snapshot(cancel_accepted=True).event_with(cause=UNKNOWN),
+            lambda s: s.snapshot(cancel_accepted=True).event_with(cause=replace(UNKNOWN, code="close 4401")),
+        ],
+        [
+            lambda s: s.event_with(cause=UNKNOWN),
+            lambda s: s.snapshot(cancel_accepted=True),
+            lambda s: s.snapshot(cancel_accepted=True).event_with(cause=replace(UNKNOWN, code="http 403")),
+        ],
     ),
     "cancel confirmed": (
         [
             lambda s: s.snapshot(cancel_accepted=True),
-            lambda s: s.snapshot(cancel_accepted=True, rejections=1).event_with(reason="auth"),
+            lambda s: s.snapshot(cancel_accepted=True, rejections=1, cause=UNKNOWN).event_with(reason="auth"),
         ],
         [
             lambda s: s.snapshot(cancel_accepted=False),
             lambda s: s.snapshot(cancel_accepted=True).event_with(reason="protocol"),
-            lambda s: s.snapshot(cancel_accepted=True).event_with(reason="auth"),
+            lambda s: s.snapshot(cancel_accepted=True, cause=UNKNOWN).event_with(reason="auth"),
+            lambda s: s.snapshot(cancel_accepted=True, rejections=1).event_with(reason="auth"),
         ],
     ),
     "only the state call": (
@@ -310,7 +319,7 @@ GUARDS: dict[str, tuple[list[Change], list[Change]]] = {
     ),
     "by the fetch, first": (
         [lambda s: s.event_with(by_fetch=True)],
-        [lambda s: s.event_with(by_fetch=True).snapshot(rejections=1), lambda s: s.event_with(by_fetch=False)],
+        [lambda s: s.event_with(by_fetch=True).snapshot(fetch_rejections=1), lambda s: s.event_with(by_fetch=False)],
     ),
     "by the socket, first": (
         [lambda s: s.event_with(by_fetch=False).snapshot(rejections=0).world(renewable=True)],
@@ -550,14 +559,17 @@ def exactly(seconds: float) -> Delay:
     return Delay(seconds, seconds)
 
 
-FORGIVEN = {"free_restarts": 0, "rejections": 0, "refetches": 0, "violations": 0}
+FORGIVEN = {"free_restarts": 0, "rejections": 0, "fetch_rejections": 0, "refetches": 0, "violations": 0}
 
 
 WORDS: dict[str, Callable[[Situation, Step], bool]] = {
     "dial": lambda s, t: the_dial(t).not_before == NOW,
     "no-wait": lambda s, t: the_dial(t).not_before == NOW,
     "fresh-token": lambda s, t: the_dial(t).fresh_token and t.snapshot.rejections == 1,
-    "fresh-token-fetch": lambda s, t: fetches(t, Purpose.SYNC, fresh_token=True) and t.snapshot.rejections == 1,
+    "fresh-token-fetch": lambda s, t: (
+        fetches(t, Purpose.SYNC, fresh_token=True)
+        and (t.snapshot.fetch_rejections, t.snapshot.rejections) == (1, s.before.rejections)
+    ),
     "forgiven": lambda s, t: all(getattr(t.snapshot, name) == number for name, number in FORGIVEN.items()),
     "fresh-budget": lambda s, t: (
         (t.snapshot.retries, t.snapshot.outage_seconds(NOW), t.snapshot.reason) == (0, 0, None)

@@ -798,7 +798,7 @@ def test_an_accepted_cancel_is_remembered_until_the_server_does_not_know_the_job
     run.take(Lost(cause=Cause(code="close 1001", text="going away")))
     assert state(run) is State.RECONNECTING
     run.advance(60)
-    run.take(TokenRejected(cause=CAUSE))
+    run.take(TokenRejected(cause=Cause(code="http 401", text="unknown token")))
     assert (state(run), run.effects(Dial)[-1].fresh_token) == (State.CONNECTING, True)
     run.take(Refused(reason="auth", cause=CAUSE))
     assert (state(run), run.snapshot.outcome) == (State.IDLE, "canceled")

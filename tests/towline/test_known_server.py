@@ -16,6 +16,7 @@ from towline import (
     Exhausted,
     JobCanceled,
     JobComplete,
+    JobFailed,
     Policy,
     Progress,
     Stalled,
@@ -275,3 +276,65 @@ async def test_a_job_that_will_stop_is_left_with_1001_until_its_end_is_known(fol
             await anyio.sleep(1)
             assert server.socket.client_close is not None
             assert server.socket.client_close[0] == 1001
+
+
+@pytest.mark.parametrize("refusal", ["403 twice", "close 1008"])
+async def test_a_refusal_that_may_have_another_reason_confirms_no_cancel(follow: Follow, refusal: str) -> None:
+    """A firewall, a rate limit: the server may know the job and its token well."""
+    async with scripted() as (server, _):
+        server.script("cancel", Answer(200, {"result": "accepted"}))
+        async with follow(server, refresh=refusal == "403 twice") as line:
+            await line.wait_for(State.CONNECTED)
+            assert await line.cancel_job() == "accepted"
+            if refusal == "403 twice":
+                server.script("upgrade", Answer(403), Answer(403))
+                server.socket.cut("rst")
+            else:
+                server.socket.close(1008, "message rate exceeded")
+            assert (await gave_up(line)).reason == "revoked"
+
+
+async def test_the_state_call_does_not_use_up_the_fresh_token_of_the_dial(follow: Follow) -> None:
+    async with scripted(numbered=False) as (server, job):
+        server.always("state", Answer(401))
+        asked = []
+
+        async def provider() -> str:
+            asked.append(1)
+            return "t1" if len(asked) == 1 else server.renew(job)
+
+        async with follow(server, token=provider) as line:
+            await line.wait_for(State.CONNECTED)
+            server.script("upgrade", Answer(401))
+            server.socket.cut("rst")
+            await line.wait_for(State.RECONNECTING)
+            await line.wait_for(State.CONNECTED, timeout=60)
+            assert len(asked) == 3
+
+
+async def test_a_state_call_that_asks_to_wait_a_day_holds_nothing_back(follow: Follow) -> None:
+    async with scripted(numbered=False) as (server, job):
+        server.always("state", Answer(503, headers={"Retry-After": "86400"}))
+        async with follow(server) as line:
+            await line.wait_for(State.CONNECTED, timeout=5)
+            job.complete(RESULT)
+            assert isinstance(await line.result(), JobComplete)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"status": "success", "data": {"state": "running", "processedCount": 3}},
+        {"status": "success", "data": {"status": "running", "processedCount": 3}},
+        {"status": "success", "data": None},
+        {"status": "success", "result": {"status": "running"}},
+    ],
+    ids=str,
+)
+async def test_a_status_that_describes_the_call_is_no_end_of_the_job(follow: Follow, body: Any) -> None:
+    async with scripted(numbered=False) as (server, job):
+        server.always("state", Answer(200, body))
+        async with follow(server) as line:
+            await line.wait_for(State.CONNECTED, timeout=5)
+            job.fail()
+            assert isinstance(await line.result(), JobFailed)

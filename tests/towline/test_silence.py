@@ -155,3 +155,20 @@ async def test_a_silence_in_which_the_state_moved_is_no_stall(follow: Follow) ->
             updates = [update async for update in line]
         assert [type(update) for update in updates] == [Resynced, JobComplete]
         assert (updates[0].missed, updates[0].processed_count) == (1, 7)  # type: ignore[union-attr]
+
+
+async def test_a_state_beyond_the_last_message_is_a_sign_at_a_reconnect(follow: Follow) -> None:
+    async with scripted(numbered=False) as (server, job):
+        async with follow(server, policy=Policy(stall_limit=150)) as line:
+            await line.wait_for(State.CONNECTED)
+            job.progress(0.1, processed=1)
+            await anyio.sleep(100)
+            job.silent = True
+            job.progress(0.7, processed=70)  # only the state shows it
+            server.socket.cut("rst")
+            await anyio.sleep(100)
+            assert line.state is State.CONNECTED
+            job.silent = False
+            job.complete(RESULT)
+            kinds = [type(update) async for update in line]
+            assert kinds == [Resynced, Progress, Resynced, JobComplete]

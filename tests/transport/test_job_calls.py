@@ -124,12 +124,21 @@ async def test_four_tries_are_all() -> None:
 
 async def test_retry_after_is_kept_where_it_is_longer() -> None:
     async with serving() as (server, calls):
-        server.will(429, retry_after="30")
+        server.will(429, retry_after="9")
         server.will(503, retry_after="0")
         server.will(200, RUNNING)
         await calls.fetch_state("j", TOKEN)
         times = [at for at, *_ in server.requests]
-        assert [b - a for a, b in pairwise(times)] == pytest.approx([30, 2])
+        assert [b - a for a, b in pairwise(times)] == pytest.approx([9, 2])
+
+
+async def test_a_retry_after_beyond_the_deadline_ends_the_tries() -> None:
+    """A caller with a working socket must not wait a day for a state."""
+    async with serving() as (server, calls):
+        server.will(503, retry_after="86400")
+        error = await error_of(lambda: calls.fetch_state("j", TOKEN))
+        assert isinstance(error, UnexpectedResponse)
+        assert (error.retry_after, len(server.requests)) == (86400, 1)
 
 
 @pytest.mark.parametrize("status", [204, 301, 400, 401, 403, 404, 410, 418])
