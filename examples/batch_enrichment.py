@@ -18,8 +18,8 @@ import anyio.to_thread
 import msgspec
 from stdnum import isbn
 
+from towline.protocols import BatchEnrichmentResult, EnrichedBook, ImportedBook
 from towline.server import Hub, JobContext, JobFailure, JobFunction, Upload, read_books, serve
-from towline.transport import BatchEnrichmentResult, EnrichedBook, ImportedBook
 
 MOST_BOOKS = 10_000
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from towline import InvalidArgument, JobEnded
+from towline.protocols import BatchEnrichmentResult
 from towline.server.reporter import Reporter
-from towline.transport import BatchEnrichmentResult
 
 from .batch_enrichment import Batch, Catalogue, load_catalogue
 

@@ -4,7 +4,8 @@
 import contextlib
 
 from towline._exceptions import ConnectionBroken, MalformedMessage, ProtocolViolation
-from towline.transport import Codec, HTTPExchange, parse_retry_after, parse_url
+from towline.protocols import Codec
+from towline.transport import HTTPExchange, parse_retry_after, parse_url
 
 URL = parse_url("https://api.example/x", schemes=("https",))
 CODEC = Codec()

@@ -12,10 +12,13 @@
 
 from ._cells import Action, Branch, Cell, Guard, Kind, Named, Scratch, TimerRule, forbid, go, ignore, stay
 from ._chart import chart
-from ._classify import AskState, Place, Unavailable, cause_of, classify, close_advice
 from ._description import Description, describe
 from ._diff import Change, diff, diff_dot, diff_markdown
-from ._effects import (
+from ._pictures import dot, markdown, mermaid
+from ._table import Table
+from ._trace import Departure, Journey, Passage, journey, retrace, timeline, timeline_svg
+from .lifecycle._classify import AskState, Place, Unavailable, cause_of, classify, close_advice
+from .lifecycle._effects import (
     AbandonDial,
     AnyEffect,
     Arm,
@@ -32,7 +35,7 @@ from ._effects import (
     SaveCursor,
     SkipState,
 )
-from ._events import (
+from .lifecycle._events import (
     EXPIRIES,
     AnyEvent,
     Background,
@@ -69,14 +72,11 @@ from ._events import (
     Trigger,
     Woke,
 )
-from ._lifecycle import LIFECYCLE
-from ._pictures import dot, markdown, mermaid
-from ._policy import Advice, Backoff, Delay, Policy
-from ._recording import Divergence, Entry, Recorder, Recording, coverage, replay
-from ._snapshot import Snapshot
-from ._step import Step, Verdict, is_stale, step
-from ._table import Table
-from ._trace import Departure, Journey, Passage, journey, retrace, timeline, timeline_svg
+from .lifecycle._lifecycle import LIFECYCLE
+from .lifecycle._policy import Advice, Backoff, Delay, Policy
+from .lifecycle._recording import Divergence, Entry, Recorder, Recording, coverage, replay
+from .lifecycle._snapshot import Snapshot
+from .lifecycle._step import Step, Verdict, is_stale, step
 
 __all__ = [
     "EXPIRIES",

@@ -16,12 +16,12 @@ from msgspec import Struct
 
 from .._exceptions import ForbiddenRequest, InvalidArgument
 from ._cells import Kind
-from ._effects import Arm, Dial
-from ._events import Expiry, GapFound, JobEnded, Lost, Refused, State, Timer, TokenRejected
-from ._policy import Delay
-from ._recording import Recording
-from ._step import step
 from ._table import Table
+from .lifecycle._effects import Arm, Dial
+from .lifecycle._events import Expiry, GapFound, JobEnded, Lost, Refused, State, Timer, TokenRejected
+from .lifecycle._policy import Delay
+from .lifecycle._recording import Recording
+from .lifecycle._step import step
 
 VERSION: Final = 1
 

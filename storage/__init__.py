@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ._keyring import KeyringKey
-from ._keyset import Kdf, NoKdf, Stored
-from ._passphrase import PassphraseKey
-from ._providers import CallerKey, CredentialKey, EnvironmentKey, KeyFile, KeyProvider
 from ._record import Cursor, Record
 from ._store import MemoryTokenStore, Store, TokenStore
 from ._vault import Verification
+from .keys._keyring import KeyringKey
+from .keys._keyset import Kdf, NoKdf, Stored
+from .keys._passphrase import PassphraseKey
+from .keys._providers import CallerKey, CredentialKey, EnvironmentKey, KeyFile, KeyProvider
 
 __all__ = [
     "CallerKey",

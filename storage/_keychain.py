@@ -13,10 +13,23 @@ import msgspec
 
 from .._exceptions import Damaged, InvalidArgument, WriteFailed
 from ._files import Folder, Stamp, never
-from ._keyset import MAX_KEYSET_BYTES, Entry, Kdf, Keys, Keyset, Role, Source, parse, spell, unwrap, unwrap_one, wrap
-from ._passphrase import is_dated
-from ._providers import KeyFile, KeyProvider, created_by, default_provider, opened_by, provider_of
 from ._record import RECORD_NAME
+from .keys._keyset import (
+    MAX_KEYSET_BYTES,
+    Entry,
+    Kdf,
+    Keys,
+    Keyset,
+    Role,
+    Source,
+    parse,
+    spell,
+    unwrap,
+    unwrap_one,
+    wrap,
+)
+from .keys._passphrase import is_dated
+from .keys._providers import KeyFile, KeyProvider, created_by, default_provider, opened_by, provider_of
 
 if TYPE_CHECKING:
     from ._aead import Cipher

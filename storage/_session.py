@@ -8,8 +8,8 @@ from .._exceptions import Damaged, RecordMismatch, TokenStoreError, UnknownVersi
 from ._aead import tag_of
 from ._files import TEMPORARY, Folder, temporary_of
 from ._keychain import KEYSET, Keychain
-from ._keyset import Keys
 from ._record import MAX_RECORD_BYTES, RECORD_NAME, Header, Opened, Record, name_of, read_header, seal, unseal
+from .keys._keyset import Keys
 
 
 class Session:

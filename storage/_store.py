@@ -14,10 +14,10 @@ import anyio.to_thread
 
 from .._exceptions import InvalidArgument
 from .._secret import Secret
-from ._keyset import Source
-from ._providers import HOMES, KeyProvider, user_folder
 from ._record import Cursor, Record, check_job, with_cursor, with_end, with_token
 from ._vault import Vault, Verification
+from .keys._keyset import Source
+from .keys._providers import HOMES, KeyProvider, user_folder
 
 _T = TypeVar("_T")
 

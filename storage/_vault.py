@@ -19,9 +19,9 @@ from .._exceptions import (
 )
 from ._files import TEMPORARY, Folder, never
 from ._keychain import KEYSET, Keychain
-from ._keyset import Source
-from ._providers import KeyProvider
 from ._record import Opened, Record
+from .keys._keyset import Source
+from .keys._providers import KeyProvider
 
 if TYPE_CHECKING:
     from ._session import Session

@@ -26,7 +26,7 @@ def test_the_wheel_holds_one_import_package(wheel: zipfile.ZipFile) -> None:
 def test_the_wheel_holds_every_module_and_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert "towline/py.typed" in names
-    for folder in ("statemachine", "transport", "storage", "server"):
+    for folder in ("statemachine", "transport", "storage"):
         for path in (ROOT / folder).rglob("*.py"):
             assert f"towline/{path.relative_to(ROOT)}" in names
     for path in (ROOT / "towline").rglob("*.py"):

@@ -118,18 +118,18 @@ def test_it_compares_as_its_text_does() -> None:
 def test_it_is_revealed_in_few_places() -> None:
     """Where a token goes onto the wire, into the sealed record, or to a person who asked: a new place is a decision."""
     root = Path(__file__).parents[1]
-    folders = ("server", "statemachine", "storage", "towline", "transport")
+    folders = ("statemachine", "storage", "towline", "transport")
     files = {path for folder in folders for path in (root / folder).rglob("*.py") if "reveal()" in path.read_text()}
     assert {path.relative_to(root).as_posix() for path in files} <= {
-        "server/_http.py",  # gives a new token out, once
-        "server/_tokens.py",  # digests the one presented
-        "storage/_passphrase.py",  # stretches a passphrase
+        "towline/server/web/_routes.py",  # gives a new token out, once
+        "towline/server/_tokens.py",  # digests the one presented
+        "storage/keys/_passphrase.py",  # stretches a passphrase
         "storage/_record.py",  # checks it, and seals it
         "towline/_secret.py",
-        "towline/_settings.py",  # by choice, into the query or the subprotocol
+        "towline/engine/settings.py",  # by choice, into the query or the subprotocol
         "towline/cli/_tokens.py",  # show --reveal
-        "towline/_tokens.py",  # what a provider gave, looked at before it is used
-        "transport/_job_calls.py",  # asks for its successor
-        "transport/_proxy.py",  # the proxy's own password
+        "towline/engine/tokens.py",  # what a provider gave, looked at before it is used
+        "towline/sources/job_calls.py",  # asks for its successor
+        "transport/net/_proxy.py",  # the proxy's own password
         "transport/_url.py",  # the Authorization header
     }

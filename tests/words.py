@@ -15,7 +15,7 @@ from pathlib import Path
 LIMIT = 22
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("towline", "server", "transport", "statemachine", "storage", "docs", "examples")
+FOLDERS = ("towline", "transport", "statemachine", "storage", "docs", "examples")
 PHRASES = (
     "told",
     "tell",

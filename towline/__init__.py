@@ -8,13 +8,7 @@
 See `Connection` for everything else.
 """
 
-from ._connection import (
-    Connection,
-    Statistics,
-)
-from ._delivery import (
-    Subscription,
-)
+from ._connection import Connection, Statistics
 from ._exceptions import (
     Cancelled,
     CertificateRejected,
@@ -53,16 +47,8 @@ from ._exceptions import (
     WriteFailed,
     WrongKey,
 )
-from ._secret import (
-    Secret,
-)
-from ._text import (
-    escape,
-)
-from ._tokens import (
-    Token,
-    TokenProvider,
-)
+from ._secret import Secret
+from ._text import escape
 from ._updates import (
     AnyUpdate,
     JobCanceled,
@@ -76,25 +62,12 @@ from ._updates import (
     StateChange,
     Update,
 )
-from .statemachine import (
-    Backoff,
-    Cause,
-    Policy,
-    Recording,
-    State,
-)
-from .storage import (
-    MemoryTokenStore,
-    Store,
-    TokenStore,
-)
-from .transport import (
-    Limits,
-    Network,
-    Templates,
-    WebSocket,
-    open_websocket,
-)
+from .engine.delivery import Subscription
+from .engine.tokens import Token, TokenProvider
+from .sources import Templates
+from .statemachine import Backoff, Cause, Policy, Recording, State
+from .storage import MemoryTokenStore, Store, TokenStore
+from .transport import Limits, Network, WebSocket, open_websocket
 
 __version__ = "0.1.0"
 

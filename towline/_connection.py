@@ -19,8 +19,6 @@ import anyio.from_thread
 import anyio.lowlevel
 from anyio import AsyncContextManagerMixin
 
-from ._delivery import Subscription
-from ._engine import Engine
 from ._exceptions import (
     Cancelled,
     DeadlineExceeded,
@@ -32,14 +30,18 @@ from ._exceptions import (
     TowlineError,
     UnexpectedFailure,
 )
-from ._handlers import Handler
-from ._recovery import Cursor
 from ._secret import Secret
-from ._settings import Classifier, Settings
-from ._steps import Levels, Steps
 from ._tasks import Tasks, failure_of
-from ._tokens import Token, TokenProvider, is_usable
 from ._updates import Outcome, Progress, StateChange, load_outcome
+from .engine.delivery import Subscription
+from .engine.engine import Engine
+from .engine.handlers import Handler
+from .engine.sequencer import Cursor
+from .engine.settings import Classifier, Settings
+from .engine.tokens import Token, TokenProvider, is_usable
+from .protocols import CancelAnswer, Codec
+from .runner._steps import Levels, Steps
+from .sources import Templates
 from .statemachine import (
     AnyEvent,
     Background,
@@ -59,20 +61,17 @@ from .statemachine import (
 )
 from .storage import Record, Store, TokenStore
 from .transport import (
-    CancelAnswer,
-    Codec,
     Headers,
     Limits,
     Network,
     SystemNetwork,
-    Templates,
     check_headers,
     check_subprotocols,
     encode_job_id,
     parse_origin,
     parse_url,
 )
-from .transport._handshake import RESERVED
+from .transport.websocket._handshake import RESERVED
 
 T = TypeVar("T")
 

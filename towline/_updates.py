@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Struct
 
 from ._exceptions import Damaged
+from .protocols import PIPELINES
 from .statemachine import Cause, State
-from .transport import PIPELINES
 
 
 class Update(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):

@@ -38,15 +38,15 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ._connection import MAX_RESULT, Statistics
 from ._connection import Connection as AsyncConnection
-from ._delivery import Subscription
 from ._exceptions import DeadlineExceeded, ForbiddenRequest
 from ._secret import Secret
-from ._tokens import Token, TokenProvider
 from ._updates import AnyUpdate, Outcome
+from .engine.delivery import Subscription
+from .engine.tokens import Token, TokenProvider
 from .host import Host
 from .host import attach as attach_async
+from .protocols import CancelAnswer
 from .statemachine import Recording, State
-from .transport import CancelAnswer
 
 __all__ = ["Connection", "Updates", "attach"]
 

@@ -1,4 +1,4 @@
-"""WebSocket and HTTP without I/O, and the code that runs them over anyio.
+"""WebSocket and HTTP without I/O, and the code that runs them over anyio. It knows no jobs.
 
 As a plain client::
 
@@ -19,51 +19,12 @@ To integrate a WebSocket into your own loop, as the engine does:
 6. End with `aclose` (waits for the peer, bounded), `abandon` (sends a close frame, does not wait) or
    `aclose_forcefully`.
 
-`JobCalls` makes the HTTP calls about a job; `request` and `stream_response` make any HTTP call. Your own `Network`
+`request` and `stream_response` make any HTTP call. Your own `Network`
 replaces the code that connects: use memory streams to test without sockets. To work without anyio, drive
 `ClientHandshake` and `WebSocketProtocol` yourself: bytes in, messages out. Their docstrings give the order of calls.
 """
 
-from ._codec import CancelAnswer, Codec, Result
-from ._deflate import Deflate
-from ._framing import Message
-from ._handshake import Accepted, ClientHandshake, Refused
-from ._http import Download, Response, Upload, request, stream_response
-from ._http_protocol import Head, HTTPExchange, parse_retry_after
-from ._job_calls import JobCalls, RefreshedToken, StartedJob, Templates
 from ._limits import Limits, Liveness
-from ._messages import (
-    PIPELINES,
-    AiScanResult,
-    BatchEnrichmentResult,
-    BoundingBox,
-    CanceledPayload,
-    CsvImportResult,
-    EnrichedBook,
-    ErrorFrame,
-    ErrorPayload,
-    Frame,
-    ImportedBook,
-    JobCanceledFrame,
-    JobCompleteFrame,
-    JobProgressFrame,
-    JobStartedFrame,
-    JobState,
-    PingFrame,
-    PongFrame,
-    ProgressPayload,
-    Ready,
-    ReadyAckFrame,
-    RejectedRow,
-    ResultReference,
-    ScannedBook,
-    StartedPayload,
-    TerminalFrame,
-    UnknownFrame,
-    encode,
-    encode_payload,
-)
-from ._network import Endpoint, Network, SystemNetwork, default_tls, resume_sessions
 from ._url import (
     URL,
     Headers,
@@ -76,61 +37,33 @@ from ._url import (
     parse_origin,
     parse_url,
 )
-from ._websocket import WebSocket, WebSocketStatistics, connect_websocket, open_websocket
-from ._websocket_protocol import WebSocketProtocol
+from .http._client import Download, Response, Upload, request, stream_response
+from .http._protocol import Head, HTTPExchange, parse_retry_after
+from .net._network import Endpoint, Network, SystemNetwork, default_tls, resume_sessions
+from .websocket._deflate import Deflate
+from .websocket._framing import Message
+from .websocket._handshake import Accepted, ClientHandshake, Refused
+from .websocket._protocol import WebSocketProtocol
+from .websocket._websocket import WebSocket, WebSocketStatistics, connect_websocket, open_websocket
 
 __all__ = [
-    "PIPELINES",
     "URL",
     "Accepted",
-    "AiScanResult",
-    "BatchEnrichmentResult",
-    "BoundingBox",
-    "CancelAnswer",
-    "CanceledPayload",
     "ClientHandshake",
-    "Codec",
-    "CsvImportResult",
     "Deflate",
     "Download",
     "Endpoint",
-    "EnrichedBook",
-    "ErrorFrame",
-    "ErrorPayload",
-    "Frame",
     "HTTPExchange",
     "Head",
     "Headers",
-    "ImportedBook",
-    "JobCalls",
-    "JobCanceledFrame",
-    "JobCompleteFrame",
-    "JobProgressFrame",
-    "JobStartedFrame",
-    "JobState",
     "Limits",
     "Liveness",
     "Message",
     "Network",
     "Origin",
-    "PingFrame",
-    "PongFrame",
-    "ProgressPayload",
-    "Ready",
-    "ReadyAckFrame",
-    "RefreshedToken",
     "Refused",
-    "RejectedRow",
     "Response",
-    "Result",
-    "ResultReference",
-    "ScannedBook",
-    "StartedJob",
-    "StartedPayload",
     "SystemNetwork",
-    "Templates",
-    "TerminalFrame",
-    "UnknownFrame",
     "Upload",
     "WebSocket",
     "WebSocketProtocol",
@@ -140,9 +73,7 @@ __all__ = [
     "check_subprotocols",
     "connect_websocket",
     "default_tls",
-    "encode",
     "encode_job_id",
-    "encode_payload",
     "fill_template",
     "open_websocket",
     "parse_origin",

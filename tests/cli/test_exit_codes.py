@@ -29,7 +29,7 @@ main()
     ("module", "target", "arguments"),
     [
         ("towline.storage._vault", "module.Vault.verify", ["tokens", "list"]),
-        ("towline._engine", "module.Engine.start", ["watch", "j1", "--url", "ws://127.0.0.1:9/ws/progress"]),
+        ("towline.engine.engine", "module.Engine.start", ["watch", "j1", "--url", "ws://127.0.0.1:9/ws/progress"]),
         ("towline.statemachine", "module.markdown", ["diagram", "--format", "md"]),
     ],
 )

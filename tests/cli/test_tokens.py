@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 
 from towline import _exceptions as errors
 from towline.cli import _tokens
-from towline.storage import CallerKey, PassphraseKey, TokenStore, _passphrase
+from towline.storage import CallerKey, PassphraseKey, TokenStore
+from towline.storage.keys import _passphrase
 
 ORIGIN = "https://api.example:443"
 TOKEN = "hunter2-hunter2"

@@ -17,7 +17,7 @@ import anyio.to_thread
 import pytest
 
 import towline
-from towline.transport import JobCalls, StartedJob
+from towline.sources import JobCalls, StartedJob
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDE = ROOT / "docs" / "guide.md"

@@ -6,7 +6,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from towline.host._announced_sleep import AnnouncedSleep
+from towline.host.sleep._announced import AnnouncedSleep
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
 

@@ -405,7 +405,7 @@ async def test_a_bus_that_says_nothing_holds_the_block_up_once(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path / 'bus'}")
-    monkeypatch.setattr("towline.host._server_path._LOOKUP", 0.0)
+    monkeypatch.setattr("towline.host.path._server_path._LOOKUP", 0.0)
     async with await anyio.create_unix_listener(tmp_path / "bus"), ScriptedServer() as server:
         server.job("j1", token="t1").start()
         async with towline.Connection(

@@ -19,7 +19,7 @@ from jeepney import DBusAddress, HeaderFields, MessageType, message_bus, new_err
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
 from towline.host._bus import Bus, BusUnavailable, open_bus
-from towline.host._logind import connect_logind
+from towline.host.sleep._logind import connect_logind
 
 pytestmark = [
     pytest.mark.anyio,
@@ -190,7 +190,7 @@ async def test_a_bus_that_falls_silent_is_told(
     private_bus: Any, logind: FakeLogind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has let us in, and does not say who has logind's name."""
-    monkeypatch.setattr("towline.host._logind.PATIENCE", 0.05)
+    monkeypatch.setattr("towline.host.sleep._logind.PATIENCE", 0.05)
 
     @asynccontextmanager
     async def open_and_stop(address: str) -> AsyncIterator[Bus]:
@@ -201,7 +201,7 @@ async def test_a_bus_that_falls_silent_is_told(
             finally:
                 private_bus.daemon.send_signal(signal.SIGCONT)
 
-    monkeypatch.setattr("towline.host._logind.open_bus", open_and_stop)
+    monkeypatch.setattr("towline.host.sleep._logind.open_bus", open_and_stop)
     with anyio.fail_after(20), pytest.raises(BusUnavailable, match="does not answer"):
         async with connect_logind(private_bus.address):
             pass

@@ -26,7 +26,7 @@ import towline
 import towline.host
 from towline.host import NetlinkPathSource, Path, PathMonitor
 from towline.host._bus import Bus, BusUnavailable, open_bus
-from towline.host._network_manager import Connectivity, NetworkManagerPathSource
+from towline.host.path._network_manager import Connectivity, NetworkManagerPathSource
 from towline.testing import ScriptedServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(25)]

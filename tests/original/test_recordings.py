@@ -14,7 +14,7 @@ from recordings import JOB, Recording
 from stand_in import StandIn
 
 from towline import Exhausted, JobCanceled, JobComplete, JobFailed, Outcome, Policy, Secret, State, Templates
-from towline.transport import JobCalls
+from towline.sources import JobCalls
 
 TEMPLATES = Templates(cancel="/api/enrichment/cancel")
 

@@ -11,7 +11,7 @@ import pytest
 
 import towline
 from towline.server import Hub, JobContext, Limits, Upload
-from towline.server._clients import REPLACED, Arrival, Clients
+from towline.server.log._clients import REPLACED, Arrival, Clients
 from towline.statemachine import Policy
 from towline.testing import FaultProxy
 

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from towline.server import JobContext, JobFailure, Upload
-from towline.server._csv_import import csv_import
-from towline.server._log import Event, Job
-from towline.server._sqlite import SqliteLog
 from towline.server._statistics import Counters
+from towline.server.log._base import Event, Job
+from towline.server.log._sqlite import SqliteLog
+from towline.server.pipelines._csv_import import csv_import
 
 pytestmark = pytest.mark.anyio
 
@@ -211,7 +211,7 @@ async def test_all_columns(tmp_path: Path) -> None:
 
 
 async def test_a_large_file_tells_its_progress_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("towline.server._csv_import._MOST_EVENTS", 50)
+    monkeypatch.setattr("towline.server.pipelines._csv_import._MOST_EVENTS", 50)
     data = b"title,author\n" + b"a,b\n" * 12_345
     result, events = await run_import(tmp_path, data)
     assert result["successRate"] == "12345/12345"

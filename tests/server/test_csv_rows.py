@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towline.server._csv_rows import NotText, Row, RowReader, WrongEncoding, text_start
+from towline.server.pipelines._csv_rows import NotText, Row, RowReader, WrongEncoding, text_start
 
 FIELDS = st.lists(st.text('a,"\r\n é☃\u2028\x0b\x85', max_size=8), min_size=1, max_size=4)
 

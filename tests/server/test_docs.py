@@ -11,7 +11,8 @@ import httpx
 import pytest
 import uvicorn
 
-from towline.transport import Templates, parse_url
+from towline.sources import Templates
+from towline.transport import parse_url
 
 PAGE = Path(__file__).parents[2] / "docs" / "hub.md"
 

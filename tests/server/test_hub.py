@@ -18,7 +18,7 @@ import pytest
 import towline.blocking
 from towline import ForbiddenRequest
 from towline.server import Hub, HubStorageError, JobContext, JobFailure, Lifetimes, Limits, Upload, read_events
-from towline.server._csv_import import MEDIA_TYPES, csv_import
+from towline.server.pipelines._csv_import import MEDIA_TYPES, csv_import
 
 ROWS = b"title,author,isbn\n" + b"".join(b"Book %d,Somebody,9780306406157\n" % n for n in range(30))
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from towline.server import Hub, HubStorageError, JobContext, Lifetimes, Upload
-from towline.server._log import Job
+from towline.server.log._base import Job
 
 pytestmark = pytest.mark.anyio
 

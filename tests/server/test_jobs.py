@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from towline.server import HubStorageError, JobContext
-from towline.server._log import Entry, Job
-from towline.server._sqlite import SqliteLog
 from towline.server._statistics import Counters
+from towline.server.log._base import Entry, Job
+from towline.server.log._sqlite import SqliteLog
 
 pytestmark = pytest.mark.anyio
 

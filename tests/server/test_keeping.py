@@ -15,8 +15,8 @@ import pytest
 from towline.server import Hub, HubStorageError, JobContext, Lifetimes, Upload
 from towline.server._files import RESULT_FILE
 from towline.server._keeping import DAY, Clock, look_at_clock
-from towline.server._log import Change, EventLog, Job, Missing
-from towline.server._sqlite import SqliteLog
+from towline.server.log._base import Change, EventLog, Job, Missing
+from towline.server.log._sqlite import SqliteLog
 
 pytestmark = pytest.mark.anyio
 

@@ -8,9 +8,9 @@ import anyio
 import pytest
 
 from towline import InvalidArgument
-from towline.server._clients import Arrival
-from towline.server._log import Change, Entry, Event, EventLog, Job, Missing, Request, RequestMismatch, Token
-from towline.server._sqlite import SqliteLog
+from towline.server.log._base import Change, Entry, Event, EventLog, Job, Missing, Request, RequestMismatch, Token
+from towline.server.log._clients import Arrival
+from towline.server.log._sqlite import SqliteLog
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ OpenLog = Callable[[], EventLog]
 def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> OpenLog:
     """Opens the same log each time."""
     if request.param == "redis":
-        from towline.server._redis import RedisLog
+        from towline.server.log._redis import RedisLog
 
         url, prefix = request.getfixturevalue("redis_url"), uuid.uuid4().hex
         return lambda: RedisLog(url, prefix=prefix)
@@ -389,7 +389,7 @@ async def test_several_events_are_written_in_order_and_as_one_alone_would_be(ope
 
 
 async def test_a_worker_elsewhere_may_not_give_a_result_that_reads_as_a_reference(redis_url: str) -> None:
-    from towline.server._redis import RedisLog
+    from towline.server.log._redis import RedisLog
     from towline.server.reporter import Reporter
 
     prefix = uuid.uuid4().hex

@@ -13,14 +13,14 @@ import httpx
 import pytest
 
 from towline.server import Hub, HubStorageError, JobContext, Lifetimes, Upload, _hub
-from towline.server._log import Entry, Job, Request
 from towline.server._statistics import Counters
+from towline.server.log._base import Entry, Job, Request
 from towline.testing import FaultProxy
 
 pytest.importorskip("redis", reason="the redis extra is not installed")
 
-from towline.server._redis import RedisLog
-from towline.server._redis_store import RedisStore
+from towline.server.log._redis import RedisLog
+from towline.server.log._redis_store import RedisStore
 from towline.server.reporter import Reporter
 
 pytestmark = pytest.mark.anyio

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from towline.server._rates import Rate, whole_seconds
+from towline.server.web._rates import Rate, whole_seconds
 
 
 @given(st.integers(1, 20), st.floats(0.5, 100), st.lists(st.floats(0, 50), max_size=100))

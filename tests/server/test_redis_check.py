@@ -15,15 +15,15 @@ import pytest
 
 from towline import InvalidArgument
 from towline.server import Hub, HubStorageError
-from towline.server._log import Event, Job
+from towline.server.log._base import Event, Job
 from towline.testing import FaultProxy
 
 pytest.importorskip("redis", reason="the redis extra is not installed")
 
 import redis
 
-from towline.server import _redis
-from towline.server._redis import RedisLog
+from towline.server.log import _redis
+from towline.server.log._redis import RedisLog
 from towline.server.reporter import Reporter
 
 pytestmark = pytest.mark.anyio

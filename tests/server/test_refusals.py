@@ -204,7 +204,7 @@ def test_out_of_descriptors_is_logged_once_and_passes(tmp_path: Path, free_port:
 SLOW_START = """
 import sys, time
 from towline.server import Hub, serve
-import towline.server._sqlite as sqlite
+import towline.server.log._sqlite as sqlite
 opened = sqlite.SqliteLog._open
 def open_slowly(self):
     print("starting", flush=True)

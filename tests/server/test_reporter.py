@@ -8,8 +8,8 @@ import pytest
 
 from towline import JobEnded
 from towline.server import HubStorageError
-from towline.server._log import Change, Event, Job
-from towline.server._redis_store import RedisStore
+from towline.server.log._base import Change, Event, Job
+from towline.server.log._redis_store import RedisStore
 from towline.server.reporter import Reporter
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from towline import ForbiddenRequest
 from towline.server import Hub, HubStorageError, read_events
-from towline.server._sqlite import SqliteLog
+from towline.server.log._sqlite import SqliteLog
 
 ROWS = 120
 CSV = b"title,author,isbn\n" + b"".join(b"Book %d,Somebody,9780306406157\n" % n for n in range(ROWS))
@@ -100,7 +100,7 @@ async def test_a_hub_is_entered_once(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_a_database_has_one_hub(hub_process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("towline.server._sqlite._OWNER_WAIT", 0.01)
+    monkeypatch.setattr("towline.server.log._sqlite._OWNER_WAIT", 0.01)
     hub = hub_process()
     hub.start()
     with pytest.raises(HubStorageError, match="another hub"):

@@ -11,9 +11,10 @@ import anyio.to_thread
 import httpx
 import pytest
 
-from towline.server import Hub, HubStorageError, _sqlite, read_events
-from towline.server._log import Change, Job
-from towline.server._sqlite import SqliteLog
+from towline.server import Hub, HubStorageError, read_events
+from towline.server.log import _sqlite
+from towline.server.log._base import Change, Job
+from towline.server.log._sqlite import SqliteLog
 
 pytestmark = pytest.mark.anyio
 

@@ -19,8 +19,10 @@ from anyio.abc import SocketAttribute, SocketStream
 from wsproto.utilities import generate_accept_token
 
 from towline import HandshakeRefused, MalformedMessage, MessageTooBig, ProtocolViolation, Secret
-from towline._recovery import End, Recovery, Synced
-from towline.transport import Codec, JobCalls, JobState, Limits, WebSocketProtocol, open_websocket
+from towline.engine.sequencer import End, Recovery, Synced
+from towline.protocols import Codec, JobState
+from towline.sources import JobCalls
+from towline.transport import Limits, WebSocketProtocol, open_websocket
 
 pytestmark = pytest.mark.timeout(7200)
 Load = Callable[[str], ModuleType]

@@ -72,7 +72,7 @@ from towline.statemachine import (
     Woke,
     step,
 )
-from towline.statemachine._draft import Draft
+from towline.statemachine.lifecycle._draft import Draft
 
 STATES = ["idle", "connecting", "syncing", "connected", "reconnecting", "backgrounded", "exhausted", "cancelled"]
 

@@ -58,7 +58,7 @@ from towline.statemachine import (
     Woke,
     step,
 )
-from towline.statemachine._draft import Draft
+from towline.statemachine.lifecycle._draft import Draft
 from towline.testing import DryRun
 
 ADVICES = st.none() | st.builds(

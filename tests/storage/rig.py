@@ -32,9 +32,9 @@ import msgspec
 from towline._exceptions import TokenStoreError
 from towline._secret import Secret
 from towline.storage import CallerKey, KeyFile, KeyProvider, Record, _folder_posix
-from towline.storage._keyset import parse, spell
 from towline.storage._record import Cursor, with_cursor, with_end, with_token
 from towline.storage._vault import Vault
+from towline.storage.keys._keyset import parse, spell
 
 ORIGIN = "https://api.example:443"
 OTHER_KEY = bytes(range(100, 132))

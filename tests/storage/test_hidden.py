@@ -16,18 +16,10 @@ from types import ModuleType
 import pytest
 
 from towline._exceptions import InvalidArgument, TokenStoreError
-from towline.storage import (
-    CallerKey,
-    CredentialKey,
-    EnvironmentKey,
-    KeyFile,
-    KeyProvider,
-    PassphraseKey,
-    TokenStore,
-    _passphrase,
-)
+from towline.storage import CallerKey, CredentialKey, EnvironmentKey, KeyFile, KeyProvider, PassphraseKey, TokenStore
 from towline.storage._aead import Cipher
-from towline.storage._keyset import parse, unwrap_one
+from towline.storage.keys import _passphrase
+from towline.storage.keys._keyset import parse, unwrap_one
 
 ORIGIN = "https://api.example:443"
 # Never spelled in one piece: a traceback shows source lines.

@@ -14,28 +14,11 @@ from keyring.backend import KeyringBackend
 from keyring.backends.chainer import ChainerBackend
 from keyring.errors import KeyringLocked
 
-from towline._exceptions import (
-    Damaged,
-    InvalidArgument,
-    KeyUnavailable,
-    Locked,
-    TokenStoreError,
-    WrongKey,
-)
+from towline._exceptions import Damaged, InvalidArgument, KeyUnavailable, Locked, TokenStoreError, WrongKey
 from towline._secret import Secret
-from towline.storage import (
-    CallerKey,
-    CredentialKey,
-    Kdf,
-    KeyProvider,
-    KeyringKey,
-    NoKdf,
-    PassphraseKey,
-    TokenStore,
-    _keyring,
-    _passphrase,
-)
-from towline.storage._keyset import Argon2id, Scrypt
+from towline.storage import CallerKey, CredentialKey, Kdf, KeyProvider, KeyringKey, NoKdf, PassphraseKey, TokenStore
+from towline.storage.keys import _keyring, _passphrase
+from towline.storage.keys._keyset import Argon2id, Scrypt
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,8 @@ from towline._exceptions import Damaged, InvalidArgument, UnknownVersion
 from towline._secret import Secret
 from towline.storage import Cursor, Record
 from towline.storage._aead import Cipher, record_cipher
-from towline.storage._keyset import Argon2id, Kdf, Keyset, NoKdf, Scrypt, Stored, parse, spell, unwrap, wrap
 from towline.storage._record import Header, read_header, seal, unseal, with_cursor, with_end, with_token
+from towline.storage.keys._keyset import Argon2id, Kdf, Keyset, NoKdf, Scrypt, Stored, parse, spell, unwrap, wrap
 
 KEY_ID = "00112233445566778899aabbccddeeff"
 CIPHER = record_cipher(bytes(range(32)))

@@ -95,7 +95,7 @@ WATCHER = """
 import json, sys, anyio
 from towline.host import NetlinkPathSource, PathMonitor
 from towline.host._bus import open_bus
-from towline.host._network_manager import NetworkManagerPathSource
+from towline.host.path._network_manager import NetworkManagerPathSource
 
 async def main():
     async with open_bus() as bus, anyio.create_task_group() as tasks:

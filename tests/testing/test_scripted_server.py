@@ -14,6 +14,7 @@ from wsproto import events as ws
 
 from towline._exceptions import TowlineError
 from towline._secret import Secret
+from towline.sources import JobCalls
 from towline.testing import (
     Accept,
     Answer,
@@ -25,7 +26,7 @@ from towline.testing import (
     run_virtual,
     virtual_time_backends,
 )
-from towline.transport import Endpoint, JobCalls, open_websocket
+from towline.transport import Endpoint, open_websocket
 
 pytestmark = pytest.mark.anyio
 

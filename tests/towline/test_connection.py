@@ -27,7 +27,7 @@ from towline import (
     State,
     StateUnreachable,
 )
-from towline._delivery import INBOX_LIMIT
+from towline.engine.delivery import INBOX_LIMIT
 from towline.testing import FaultProxy, MemoryLink, ScriptedServer
 
 pytestmark = pytest.mark.anyio

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from towline import Exhausted, JobComplete, JobStarted, Progress, Resynced, Stalled
-from towline._delivery import INBOX_LIMIT, Delivery, Subscription
-from towline._recovery import Cursor
 from towline._updates import AnyUpdate, merge
+from towline.engine.delivery import INBOX_LIMIT, Delivery, Subscription
+from towline.engine.sequencer import Cursor
 
 pytestmark = pytest.mark.anyio
 END = JobComplete(job="j", seq=9999, epoch="e")

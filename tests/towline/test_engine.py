@@ -28,17 +28,7 @@ from towline import (
     StateUnreachable,
     UnexpectedFailure,
 )
-from towline.testing import (
-    Accept,
-    Answer,
-    Drop,
-    Hang,
-    NoAnswer,
-    Reach,
-    ScriptedJob,
-    ScriptedServer,
-    Unreachable,
-)
+from towline.testing import Accept, Answer, Drop, Hang, NoAnswer, Reach, ScriptedJob, ScriptedServer, Unreachable
 
 pytestmark = pytest.mark.anyio
 RESULT = {"books": [], "errors": [], "successRate": "1/1"}
@@ -621,7 +611,7 @@ async def test_a_bug_of_the_engine_costs_attempts_and_is_not_swallowed(
         with pytest.raises(Exhausted) as raised:
             async with follow(server, policy=Policy(backoff=Backoff(attempts=2))) as line:
                 await line.wait_for(State.CONNECTED)
-                monkeypatch.setattr("towline._data_path.DataPath.take_in", broken)
+                monkeypatch.setattr("towline.engine.intake.DataPath.take_in", broken)
                 for _ in range(2):  # the first is taken in by what was looked up before
                     server.socket.send_text("{}")
                     await anyio.sleep(1)

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from towline import Progress
-from towline._handlers import Handlers
+from towline.engine.handlers import Handlers
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from towline import JobComplete, JobStarted, Progress, Resynced
 from towline._exceptions import MalformedMessage
-from towline._recovery import BUFFER_LIMIT, Cursor, End, Gap, Phase, Recovery, Synced
 from towline._updates import AnyUpdate
-from towline.transport import Codec, JobState
+from towline.engine.sequencer import BUFFER_LIMIT, Cursor, End, Gap, Phase, Recovery, Synced
+from towline.protocols import Codec, JobState
 
 CODEC = Codec()
 

@@ -9,17 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from towline import (
-    Connection,
-    Exhausted,
-    JobComplete,
-    MemoryTokenStore,
-    Policy,
-    Progress,
-    Resynced,
-    Stalled,
-    State,
-)
+from towline import Connection, Exhausted, JobComplete, MemoryTokenStore, Policy, Progress, Resynced, Stalled, State
 from towline.testing import Answer, Hang, Reach, ScriptedJob, ScriptedServer, Unreachable
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from towline import ForbiddenRequest, State
-from towline._steps import Levels, Stepped, Steps
+from towline.runner._steps import Levels, Stepped, Steps
 from towline.statemachine import AnyEvent, Cancel, Close, Connect, Facts, Policy, Retry, Snapshot
 
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from towline._exceptions import MalformedMessage
-from towline._outcomes import outcome_of_frame, outcome_of_state
 from towline._updates import dump_outcome
-from towline.transport import PIPELINES, Codec, Result
-from towline.transport._messages import (
+from towline.engine.outcomes import outcome_of_frame, outcome_of_state
+from towline.protocols import PIPELINES, Codec, Result
+from towline.protocols.messages import (
     AiScanResult,
     BatchEnrichmentResult,
     CanceledPayload,

@@ -13,7 +13,7 @@ from wsproto.extensions import PerMessageDeflate
 
 from towline._exceptions import InvalidArgument, MessageTooBig, ProtocolViolation
 from towline.transport import Deflate, Limits, WebSocketProtocol
-from towline.transport._deflate import DeflateExtension
+from towline.transport.websocket._deflate import DeflateExtension
 
 
 def client(max_message: int = 1 << 20, *, keeps: bool = False, **limits: int) -> WebSocketProtocol:

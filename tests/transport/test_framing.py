@@ -18,7 +18,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
 from towline._exceptions import InvalidArgument, MessageTooBig, ProtocolViolation
 from towline.transport import Limits, Liveness, Message
-from towline.transport._framing import FrameReader, encode_frame
+from towline.transport.websocket._framing import FrameReader, encode_frame
 
 STREAMS = int(os.environ.get("TOWLINE_SOAK_STREAMS", "4000"))
 

@@ -7,7 +7,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from towline.transport._handover import Handover
+from towline.host._handover import Handover
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
 

@@ -20,8 +20,9 @@ from towline._exceptions import (
     UnexpectedResponse,
 )
 from towline._secret import Secret
+from towline.sources import JobCalls, Templates
 from towline.testing import MemoryLink, MemoryNetwork, NoAnswer, Reach, Unreachable
-from towline.transport import JobCalls, Templates, Upload, parse_url
+from towline.transport import Upload, parse_url
 
 pytestmark = pytest.mark.anyio
 

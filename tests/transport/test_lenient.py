@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw, Struct
 
-from towline.transport._lenient import (
+from towline.protocols.lenient import (
     MAX_DEPTH,
     MAX_WHOLE,
     Count,

@@ -2,8 +2,8 @@
 
 import json
 
-from towline.transport import Codec
-from towline.transport._messages import (
+from towline.protocols import Codec
+from towline.protocols.messages import (
     CanceledPayload,
     CsvImportResult,
     ErrorFrame,

@@ -17,10 +17,10 @@ from typing import Any
 import anyio
 import pytest
 
+from towline.host.path._netlink import NetlinkPathSource, messages
+from towline.host.path._path import Path, PathMonitor, system_path_source
+from towline.host.path._polling import PollingPathSource
 from towline.testing import run_virtual, virtual_time_backends
-from towline.transport._path import Path, PathMonitor, system_path_source
-from towline.transport._path_netlink import NetlinkPathSource, messages
-from towline.transport._path_polling import PollingPathSource
 
 WIFI, MOBILE, NONE = Path(True, "wlan0 192.168.1.7"), Path(True, "wwan0 10.0.0.9"), Path(False)
 
@@ -163,7 +163,7 @@ def _namespaces_work() -> bool:
 
 WATCHER = """
 import json, sys, anyio
-from towline.transport._path import PathMonitor
+from towline.host.path._path import PathMonitor
 
 async def main():
     with PathMonitor() as monitor:
@@ -248,8 +248,8 @@ def test_from_wifi_to_mobile_to_nothing_and_back(machine: Machine) -> None:
 ALONE = """
 import subprocess, sys, anyio
 from towline.host import PathMonitor
-from towline.host._server_path import ServerPathSource
-from towline.transport._path import system_path_source
+from towline.host.path._server_path import ServerPathSource
+from towline.host.path._path import system_path_source
 
 async def main():
     def ip(line):

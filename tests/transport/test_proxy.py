@@ -29,8 +29,8 @@ from towline._exceptions import (
 )
 from towline.testing import MemoryLink
 from towline.transport import SystemNetwork, connect_websocket, open_websocket, parse_url, resume_sessions
-from towline.transport._network import endpoint_of
-from towline.transport._proxy import Proxy, open_tunnel, parse_proxy, proxy_from_environment
+from towline.transport.net._network import endpoint_of
+from towline.transport.net._proxy import Proxy, open_tunnel, parse_proxy, proxy_from_environment
 
 pytestmark = pytest.mark.anyio
 

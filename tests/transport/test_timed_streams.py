@@ -21,9 +21,9 @@ from anyio.lowlevel import checkpoint
 
 from towline._exceptions import ConnectionBroken
 from towline.transport import WebSocket
-from towline.transport._asyncio_stream import AsyncioSocketStream, is_supported
-from towline.transport._socket_stream import SocketStream
-from towline.transport._timed_stream import ScopedStream, TimedStream
+from towline.transport.net._asyncio_stream import AsyncioSocketStream, is_supported
+from towline.transport.net._socket_stream import SocketStream
+from towline.transport.net._timed_stream import ScopedStream, TimedStream
 
 pytestmark = pytest.mark.anyio
 

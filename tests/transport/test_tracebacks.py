@@ -13,7 +13,7 @@ from towline import TowlineError
 from towline._secret import Secret
 from towline.testing import MemoryLink
 from towline.transport import Endpoint, bearer, connect_websocket
-from towline.transport._proxy import open_tunnel, parse_proxy
+from towline.transport.net._proxy import open_tunnel, parse_proxy
 
 pytestmark = pytest.mark.anyio
 

@@ -21,10 +21,11 @@ from .._secret import Secret
 from .._text import escape
 from ..host._attach import attach
 from ..host._interrupts import WINDOW, Interruption, watch_interrupts
+from ..sources import JobCalls
+from ..sources.job_calls import PROGRESS_PATH
 from ..statemachine import Policy
 from ..storage import TokenStore
-from ..transport import JobCalls, Upload, parse_url
-from ..transport._job_calls import PROGRESS_PATH
+from ..transport import Upload, parse_url
 from ._exit import ExitCode, code_of
 from ._output_file import output_file
 from ._view import View, chosen_view

@@ -8,9 +8,9 @@ from typing import Final
 
 import typer
 
+from ..sources.job_calls import PROGRESS_PATH
 from ..storage import TokenStore
 from ..transport import parse_url
-from ..transport._job_calls import PROGRESS_PATH
 from ._follow import resume_command
 
 SAMPLE_FILE: Final = files(__package__).joinpath("books.csv")

@@ -8,12 +8,12 @@ You can follow a job without it. It lets the connection notice changes sooner an
 Import it explicitly: `import towline.host`.
 """
 
-from ..transport._path import Path, PathMonitor, PathSource, system_path_source
-from ..transport._path_netlink import NetlinkPathSource
-from ..transport._path_polling import PollingPathSource
 from ._attach import Host, Source, attach
 from ._interrupts import Interruption, watch_interrupts
-from ._suspend import suspended_seconds, watch_suspension
+from .path._netlink import NetlinkPathSource
+from .path._path import Path, PathMonitor, PathSource, system_path_source
+from .path._polling import PollingPathSource
+from .sleep._suspend import suspended_seconds, watch_suspension
 
 __all__ = [
     "Host",

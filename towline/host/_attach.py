@@ -13,16 +13,16 @@ import anyio
 
 from .._tasks import Tasks, failure_of
 from ..statemachine import State
-from ..transport._path import Path, PathMonitor, PathSource
 from ..transport._url import is_loopback
 from ._job_control import watch_job_control
-from ._server_path import ServerPathSource
-from ._suspend import watch_suspension
+from .path._path import Path, PathMonitor, PathSource
+from .path._server_path import ServerPathSource
+from .sleep._suspend import watch_suspension
 
 if TYPE_CHECKING:
     from .._connection import Connection
-    from ._announced_sleep import AnnouncedSleep
-    from ._logind import Logind
+    from .sleep._announced import AnnouncedSleep
+    from .sleep._logind import Logind
 
 logger = logging.getLogger("towline")
 
@@ -200,7 +200,7 @@ class _Watchers:
     async def _with_network_manager(self, kernel: PathSource) -> PathSource:
         try:
             from ._bus import open_bus
-            from ._network_manager import NetworkManagerPathSource
+            from .path._network_manager import NetworkManagerPathSource
 
             bus = await self._open_things.enter_async_context(open_bus())
         except Exception as error:
@@ -215,15 +215,15 @@ class _Watchers:
         announcer: Logind | AnnouncedSleep
         try:
             if sys.platform == "darwin":
-                from ._sleep_macos import announced_sleep
+                from .sleep._macos import announced_sleep
 
                 announcer = self._open_things.enter_context(announced_sleep())
             elif sys.platform == "win32":
-                from ._sleep_windows import announced_sleep
+                from .sleep._windows import announced_sleep
 
                 announcer = self._open_things.enter_context(announced_sleep())
             else:
-                from ._logind import connect_logind
+                from .sleep._logind import connect_logind
 
                 announcer = await self._open_things.enter_async_context(connect_logind())
         except Exception as error:

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 from msgspec import Raw, Struct
 
-from ..transport._messages import (
+from ..protocols.messages import (
     TERMINAL_TYPES,
     VERSION,
     CanceledPayload,

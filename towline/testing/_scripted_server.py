@@ -32,7 +32,7 @@ from wsproto.events import Request as UpgradeRequest
 from wsproto.typing import Headers
 
 from .._exceptions import InvalidArgument
-from ..transport._messages import Ready, ReadyAckFrame, encode
+from ..protocols.messages import Ready, ReadyAckFrame, encode
 from ._memory_network import MemoryNetwork
 from ._memory_stream import Ending, MemoryLink
 from ._scripted_job import LoggedEvent, ScriptedJob

@@ -18,7 +18,7 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError
 
-from ..transport._messages import Ready
+from ..protocols.messages import Ready
 from ._memory_stream import Direction, Ending, MemoryLink
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import anyio
 from .._connection import Connection
 from .._exceptions import Exhausted, TowlineError
 from .._updates import AnyUpdate
+from ..protocols import JobState
 from ..statemachine import State
-from ..transport import JobState
 from ._audit import audit_updates
 from ._clocks import run_virtual
 from ._memory_network import NoAnswer, Reach, Unreachable

@@ -10,9 +10,9 @@ import pytest
 
 import towline
 from towline import State
+from towline.protocols import CsvImportResult
 from towline.statemachine import Backoff, Policy
 from towline.testing import FaultProxy, audit_updates
-from towline.transport import CsvImportResult
 
 ROWS = 100
 CSV = b"title,author,isbn\n" + b"".join(b"Book %d,Somebody,9780306406157\n" % n for n in range(ROWS))

@@ -17,8 +17,8 @@ import pytest
 import websockets.exceptions
 
 from towline.server._files import UPLOAD_FILE
-from towline.server._log import Job
-from towline.server._redis_store import RedisStore
+from towline.server.log._base import Job
+from towline.server.log._redis_store import RedisStore
 
 if shutil.which("nginx") is None:
     pytest.skip("no nginx on this machine (apt-get install nginx-light)", allow_module_level=True)

@@ -1,0 +1,401 @@
+"""The named actions of the cells. Each one changes the draft of the next snapshot and requests effects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from .._cells import Action
+from ._draft import Draft
+from ._effects import Deliver, Dial, Greet, Probe, Purpose, ReleaseBuffer, SkipState
+from ._events import (
+    Background,
+    Cause,
+    Connect,
+    GapFound,
+    JobEnded,
+    Lost,
+    PathLost,
+    Reason,
+    Refused,
+    Timer,
+    TokenRejected,
+)
+from ._guards import next_revival, path_down, revivable
+from ._policy import Delay, advised, exactly
+
+DraftAction: TypeAlias = Action[Draft, Timer]
+
+
+def action(
+    *, arms: tuple[Timer, ...] = (), disarms: tuple[Timer, ...] = ()
+) -> Callable[[Callable[[Draft], None]], DraftAction]:
+    """Make a function an action that may arm or disarm these timers."""
+    return lambda run: Action(run, arms=arms, disarms=disarms)
+
+
+# --- the budget --------------------------------------------------------------------------------------------------
+
+
+@action()
+def forgive(draft: Draft) -> None:
+    """Reset what counts as "first" and the counts of three."""
+    draft.set(free_restarts=0, rejections=0, fetch_rejections=0, refetches=0, violations=0)
+
+
+@action()
+def fresh_budget(draft: Draft) -> None:
+    """Start a new outage budget and forget why the last one ended."""
+    forgive.run(draft)
+    draft.set(retries=0, outage_spent=0.0, outage_since=None, cause=None, reason=None, refused_token=None)
+
+
+@action()
+def fresh_start(draft: Draft) -> None:
+    """Start again for the user: new budget, no silence; the server has not yet accepted a new token."""
+    fresh_budget.run(draft)
+    forget_silence.run(draft)
+    if isinstance(draft.event, Connect) and draft.event.new_token:
+        draft.set(token_accepted=False)
+
+
+@action()
+def settle(draft: Draft) -> None:
+    """End the outage, because the link is stable, and reset everything counted in it."""
+    fresh_budget.run(draft)
+
+
+@action()
+def use_free_restart(draft: Draft) -> None:
+    """Count a restart that does not use up the budget."""
+    _note(draft)
+    draft.set(free_restarts=draft.after.free_restarts + 1)
+
+
+# --- attempts ----------------------------------------------------------------------------------------------------
+
+
+def _dial(draft: Draft, *, spaced: bool, fresh_token: bool = False) -> None:
+    now, policy = draft.facts.now, draft.policy
+    dials = tuple(opened for opened in draft.after.dials if opened > now - policy.dial_window)
+    not_before = now
+    if dials and spaced:
+        not_before = max(not_before, dials[-1] + policy.dial_spacing)
+    if len(dials) >= policy.dials_per_window:
+        not_before = max(not_before, dials[-policy.dials_per_window] + policy.dial_window)
+    if draft.after.retries:
+        draft.start_clock()
+    draft.set(
+        generation=draft.after.generation + 1,
+        dials=(*dials, not_before)[-policy.dials_per_window :],
+        trial=not draft.facts.path_up,
+        advised_until=None,
+    )
+    draft.emit(Dial(generation=draft.after.generation, not_before=not_before, fresh_token=fresh_token))
+
+
+@action()
+def dial(draft: Draft) -> None:
+    """Start an attempt, at the least spacing from the earlier ones."""
+    _dial(draft, spaced=True)
+
+
+@action()
+def dial_with_fresh_token(draft: Draft) -> None:
+    """Start an attempt at once with a fresh token and count the rejection."""
+    _note(draft)
+    draft.set(rejections=draft.after.rejections + 1)
+    _dial(draft, spaced=False, fresh_token=True)
+
+
+@action()
+def revive(draft: Draft) -> None:
+    """Reconnect after giving up, with a new budget, and note the time."""
+    now, policy = draft.facts.now, draft.policy
+    revivals = tuple(at for at in draft.after.revivals if at > now - policy.revival_window)
+    draft.set(revivals=(*revivals, now))
+    fresh_budget.run(draft)
+    _dial(draft, spaced=True)
+
+
+@action(arms=(Timer.REVIVAL,))
+def await_revival(draft: Draft) -> None:
+    """If a revival can help, set a timer for the next one that is allowed."""
+    if revivable(draft) and draft.after.ticket(Timer.REVIVAL) is None:
+        draft.arm(Timer.REVIVAL, exactly(max(0.0, next_revival(draft) - draft.facts.now)))
+
+
+# --- waiting for the next attempt --------------------------------------------------------------------------------
+
+
+@action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
+def back_off(draft: Draft) -> None:
+    """Count the failure, unless it was a trial; wait for the next attempt and meanwhile fetch the job's state.
+
+    If the server asked its clients to spread out, the state is not fetched: all clients would ask at once.
+    """
+    cause = _note(draft)
+    n = draft.after.retries
+    if not draft.after.trial:
+        draft.set(retries=n + 1)
+    draft.set(trial=False)
+    draft.start_clock()
+    if path_down(draft):
+        _hold(draft)
+        return
+    policy = draft.policy
+    delay = policy.backoff.delay(n, shared=cause.shared, advice=cause.advice, limit=policy.advice_limit)
+    # When many clients are dropped together, those that draw a delay shorter than the spacing would all dial again at
+    # the same moment, when the spacing ends. So such a delay starts after the spacing and keeps its random width.
+    spaced = draft.after.dials[-1] + policy.dial_spacing - draft.facts.now if draft.after.dials else 0.0
+    _wait(draft, delay.moved_behind(spaced, policy.dial_spacing))
+    if cause.advice is None or cause.advice.spread is None:
+        draft.fetch(Purpose.STATUS)
+
+
+@action()
+def note_loss(draft: Draft) -> None:
+    """Keep the cause; in the background a failure does not use up the budget."""
+    _note(draft)
+    draft.set(trial=False)
+
+
+@action(arms=(Timer.BACKOFF,), disarms=(Timer.OUTAGE,))
+def hold(draft: Draft) -> None:
+    """Delay the next attempt while the path is down; the budget is not used and the outage clock stops."""
+    _hold(draft)
+
+
+@action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
+def wait_briefly(draft: Draft) -> None:
+    """Make the next attempt within the first window, because the path is back, regardless of earlier retries."""
+    if path_down(draft):
+        _hold(draft)
+    else:
+        _wait(
+            draft, _advised(draft, min(draft.policy.prompt, draft.policy.restored_window), draft.policy.restored_window)
+        )
+
+
+@action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
+def wait_a_moment(draft: Draft) -> None:
+    """Make the next attempt almost at once, because the host is back; delay it if the path is down."""
+    if path_down(draft):
+        _hold(draft)
+    else:
+        _wait(draft, _advised(draft, 0.0, draft.policy.prompt))
+
+
+def _hold(draft: Draft) -> None:
+    now, until = draft.facts.now, draft.after.hold_until
+    draft.stop_clock()
+    draft.disarm(Timer.OUTAGE)
+    if until is None:
+        # Set once for each wait: a path that comes and goes must not postpone the trial without end.
+        until = now + draft.policy.hold
+        draft.set(hold_until=until)
+    draft.arm(Timer.BACKOFF, exactly(max(now, until, draft.after.advised_until or now) - now))
+
+
+def _advised(draft: Draft, low: float, high: float) -> Delay:
+    """A short delay after a report by the host; the server's own advice still applies if it is longer."""
+    left = max(0.0, (draft.after.advised_until or 0.0) - draft.facts.now)
+    return advised(Delay(low, high), left)
+
+
+def _wait(draft: Draft, delay: Delay) -> None:
+    draft.start_clock()
+    draft.arm(Timer.BACKOFF, delay)
+    spent = draft.after.outage_seconds(draft.facts.now)
+    draft.arm(Timer.OUTAGE, exactly(max(0.0, draft.policy.backoff.seconds - spent)))
+
+
+# --- syncing and staying in step ---------------------------------------------------------------------------------
+
+
+@action(arms=(Timer.GRACE,))
+def greet(draft: Draft) -> None:
+    """Send `ready` with the cursor and fetch the state; in the background, restart the grace timer."""
+    draft.emit(Greet())
+    draft.fetch(Purpose.SYNC)
+    if not draft.facts.foreground:
+        draft.arm(Timer.GRACE, exactly(draft.policy.grace))
+
+
+@action()
+def resync(draft: Draft) -> None:
+    """Buffer live frames and fetch the state, on the same socket."""
+    _note(draft)
+    draft.fetch(Purpose.SYNC)
+
+
+@action()
+def refetch(draft: Draft) -> None:
+    """Fetch the state again, with a longer delay each time."""
+    _note(draft)
+    n = draft.after.refetches
+    draft.set(refetches=n + 1)
+    draft.fetch(Purpose.SYNC, delay=draft.policy.refetch_waits[n])
+
+
+@action()
+def refetch_with_fresh_token(draft: Draft) -> None:
+    """Fetch the state again with a fresh token and count the rejection."""
+    _note(draft)
+    draft.set(fetch_rejections=draft.after.fetch_rejections + 1)
+    draft.fetch(Purpose.SYNC, fresh_token=True)
+
+
+@action()
+def skip_state(draft: Draft) -> None:
+    """Finish the sync without a state: the state call may fail while the socket works."""
+    draft.emit(SkipState())
+
+
+@action(arms=(Timer.STABILITY, Timer.STALL))
+def join(draft: Draft) -> None:
+    """Deliver the buffered frames; start the stability timer and continue to watch for silence."""
+    draft.emit(ReleaseBuffer())
+    draft.set(trial=False, peer_known=True, token_accepted=True, in_step_since=draft.facts.now)
+    draft.arm(Timer.STABILITY, exactly(draft.policy.stable_after))
+    _await_next_look(draft)
+
+
+# --- silence of the job ------------------------------------------------------------------------------------------
+
+
+@action(arms=(Timer.STALL,))
+def await_next_look(draft: Draft) -> None:
+    """Set the timer for the next check of the silence."""
+    _await_next_look(draft)
+
+
+@action(arms=(Timer.STALL,))
+def look_into_silence(draft: Draft) -> None:
+    """Fetch the state and set the timer for the next check."""
+    draft.set(stalls=draft.after.stalls + 1)
+    draft.fetch(Purpose.STALL)
+    _await_next_look(draft)
+
+
+@action()
+def redial_after_silence(draft: Draft) -> None:
+    """Reconnect once in this silence, outside the budget: the server may have lost track of this socket."""
+    draft.set(silence_redialled=True, cause=_silence(draft))
+    _dial(draft, spaced=True)
+
+
+@action()
+def forget_silence(draft: Draft) -> None:
+    """Reset the silence, because the job gave a sign or the user starts again."""
+    draft.set(stalls=0, silence=0.0, silence_redialled=False)
+
+
+def _await_next_look(draft: Draft) -> None:
+    left = draft.policy.next_look(draft.after.stalls) - draft.after.silent_seconds(draft.facts)
+    draft.arm(Timer.STALL, exactly(max(0.0, left)))
+
+
+def _silence(draft: Draft) -> Cause:
+    seconds = draft.before.silent_seconds(draft.facts)
+    return Cause(code="stalled", text=f"the job gave no sign for {seconds:.0f} s")
+
+
+@action()
+def probe(draft: Draft) -> None:
+    """Ping now: after the host's report the link may be broken, but it is not closed yet."""
+    draft.emit(Probe())
+
+
+@action(arms=(Timer.GRACE,))
+def begin_grace(draft: Draft) -> None:
+    """Start the grace timer: the link may stay open for this long in the background."""
+    asked = draft.event.grace if isinstance(draft.event, Background) else None
+    draft.arm(Timer.GRACE, exactly(draft.policy.grace if asked is None else asked))
+
+
+@action(disarms=(Timer.GRACE,))
+def end_grace(draft: Draft) -> None:
+    """Stop the grace timer, because the host is back in time."""
+    draft.disarm(Timer.GRACE)
+
+
+# --- endings -----------------------------------------------------------------------------------------------------
+
+
+@action()
+def deliver_end(draft: Draft) -> None:
+    """Deliver the final update, once: only this action does so, and it leads to a state that accepts no further end."""
+    event = draft.event
+    if isinstance(event, JobEnded):
+        draft.set(outcome=event.outcome, reason=None)
+        draft.emit(Deliver(outcome=event.outcome, update=event.update))
+
+
+@action()
+def note_accepted_cancel(draft: Draft) -> None:
+    """Note that the server agreed to stop the job: a later refusal may mean that the job was stopped."""
+    draft.set(cancel_accepted=True)
+
+
+@action()
+def assume_cancelled(draft: Draft) -> None:
+    """Deliver `canceled`, marked as assumed: the server agreed to stop the job and now does not know it."""
+    _note(draft)
+    draft.set(outcome="canceled", reason=None)
+    draft.emit(Deliver(outcome="canceled"))
+
+
+@action()
+def give_up_on_budget(draft: Draft) -> None:
+    """Give up because the outage has used up its retries or its seconds; fetch the job's state once more."""
+    _give_up(draft, "budget")
+
+
+@action()
+def give_up_on_auth(draft: Draft) -> None:
+    """Give up because a second token was rejected, or there is no second one; fetch the job's state once more."""
+    _give_up(draft, "auth")
+
+
+@action()
+def give_up_on_protocol(draft: Draft) -> None:
+    """Give up because the peer keeps breaking the protocol; fetch the job's state once more."""
+    _give_up(draft, "protocol")
+
+
+@action()
+def give_up_as_refused(draft: Draft) -> None:
+    """Give up because of the server's refusal or a missing token; fetch the job's state once more."""
+    _give_up(draft, draft.event.reason if isinstance(draft.event, Refused) else "protocol")
+
+
+@action()
+def give_up_as_stalled(draft: Draft) -> None:
+    """Give up because the job was silent for as long as the policy allows; fetch its state once more."""
+    draft.set(cause=_silence(draft))
+    _give_up(draft, "stalled")
+
+
+def _give_up(draft: Draft, reason: Reason) -> None:
+    _note(draft)
+    token = draft.facts.token_id if reason == "auth" else None
+    if reason == "auth" and draft.before.token_accepted:
+        reason = "revoked"
+    draft.set(reason=reason, refused_token=token, trial=False)
+    draft.fetch(Purpose.STATUS)
+
+
+def _note(draft: Draft) -> Cause:
+    """Keep the event's cause and the server's advice, and count a violation of the protocol."""
+    event = draft.event
+    if isinstance(event, PathLost):
+        cause = Cause(code="path", text="the host lost its network path")
+    elif isinstance(event, Lost | GapFound | TokenRejected | Refused):
+        cause = event.cause
+    else:
+        return draft.after.cause or Cause(code="unknown", text="no cause is known")
+    until = None if cause.advice is None else draft.facts.now + cause.advice.least(draft.policy.advice_limit)
+    broken = cause.violation and isinstance(event, Lost | GapFound)
+    draft.set(cause=cause, violations=draft.after.violations + broken, advised_until=until)
+    return cause

@@ -1,0 +1,342 @@
+"""The states, events and causes of a connection, and the facts that go with an event, as frozen values.
+
+Events are past facts (`Lost`) or requests (`Cancel`). An event says what happened; `Facts` describe the surroundings
+when the event is handled. Both are msgspec structs, so a recorded history is JSON and can be replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
+
+from msgspec import Struct
+
+from .._cells import Named
+from ._policy import Advice
+
+
+class State(Named):
+    """The lifecycle of a connection."""
+
+    IDLE = "idle", "Nothing runs. After the job has ended, the outcome is here. `connect` starts."
+    CONNECTING = "connecting", "One attempt is in progress: DNS, TCP, TLS and upgrade, within one deadline."
+    SYNCING = "syncing", "The socket is open; live frames are buffered while the job's state is fetched."
+    CONNECTED = "connected", "The socket is open and delivery is up to date with the server."
+    RECONNECTING = "reconnecting", "The engine waits for the next attempt."
+    BACKGROUNDED = (
+        "backgrounded",
+        "The host is in the background: no socket, no attempts; the budget is kept until the host or the user acts.",
+    )
+    EXHAUSTED = (
+        "exhausted",
+        "The engine has given up; `reason` says why. The user's `connect` or `retry` starts again.",
+    )
+    CANCELLED = "cancelled", "Final: the user cancelled; make a new Connection to follow a job again."
+
+
+class Trigger(Named):
+    """The name of each event: the rows of the table."""
+
+    CONNECT = "connect", "The user asks to follow the job."
+    RETRY = "retry", "The user asks for an attempt now, even while the path is down or the host is in the background."
+    OPENED = "opened", "The upgrade succeeded: the socket is open."
+    SYNCED = "synced", "Replay or snapshot is complete: the buffered frames continue the delivered ones."
+    GAP_FOUND = "gap_found", "A gap: the received frames do not continue the delivered ones."
+    LOST = "lost", "The attempt, the sync or the link failed, and a retry may succeed."
+    TOKEN_REJECTED = "token_rejected", "The server rejected the token, at the upgrade, on the socket or at a fetch."
+    REFUSED = "refused", "The server's refusal or a missing token rules out any further attempt."
+    JOB_ENDED = "job_ended", "The job has ended. This event is never stale."
+    STALLED = "stalled", "The job has been silent until the next check is due."
+    STILL_SILENT = "still_silent", "A check of the silence found no sign of the job."
+    JOB_SPOKE = "job_spoke", "The job gave a sign after a noted silence."
+    CANCEL_ACCEPTED = "cancel_accepted", "The server agreed to stop the job, which has not ended yet."
+    PATH_LOST = "path_lost", "The host has no network path now."
+    PATH_RESTORED = "path_restored", "The host has a network path again."
+    PATH_CHANGED = "path_changed", "The host has a different network path."
+    WOKE = "woke", "The host was suspended and woke up."
+    BACKGROUND = "background", "The host goes to the background."
+    FOREGROUND = "foreground", "The host is back in the foreground."
+    BACKOFF_ELAPSED = "backoff_elapsed", "The wait before the next attempt is over."
+    BUDGET_SPENT = "budget_spent", "The outage has lasted as long as the policy allows."
+    LINK_STABLE = "link_stable", "The link has stayed up, with frames coming in."
+    GRACE_ELAPSED = "grace_elapsed", "The time that a link may stay open in the background is over."
+    REVIVAL_DUE = "revival_due", "A revival that was too early before is now allowed."
+    CANCEL = "cancel", "The user cancels the connection for good."
+    CLOSE = "close", "The user stops watching; the job continues."
+
+
+class Timer(Named):
+    """The timers that the machine arms. The attempt's deadline, the heartbeat and its probe belong to the socket."""
+
+    BACKOFF = "backoff", "The wait before the next attempt, also while the path is down."
+    OUTAGE = "outage", "How long an outage may last; its clock stops while the path is down and in the background."
+    STABILITY = "stability", "How long a link must stay up before its outage counts as over."
+    STALL = "stall", "How long the job may be silent before the next check."
+    GRACE = "grace", "How long a link may stay open in the background."
+    REVIVAL = "revival", "When a revival that was too early becomes allowed."
+
+
+#: Why the engine gave up. `auth`: the server never accepted the token; `revoked`: it accepted this token before.
+#: `usage`: an argument or an environment variable is unusable.
+Reason: TypeAlias = Literal["budget", "auth", "revoked", "protocol", "gone", "stalled", "usage"]
+
+
+class Cause(Struct, frozen=True, kw_only=True):
+    """Why a link or an attempt failed.
+
+    `code` is short and stable (`close 1012`, `http 503`, `silence`, `dns`), `text` is for people and holds no secret.
+    `shared` says that the failure affected every client at once. `violation` marks bytes that the protocol forbids.
+    `certificate` marks a certificate that could not be verified; another network path may solve that.
+    """
+
+    code: str
+    text: str
+    shared: bool = False
+    violation: bool = False
+    certificate: bool = False
+    advice: Advice | None = None
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """The surroundings when an event is handled, read again for each event.
+
+    `now` is the loop's clock in seconds. `token_id` identifies a fixed token (None with a provider). `renewable` says
+    whether a fresh token can replace a rejected one. `last_sign` is the time of the job's last sign: a message about
+    it, or a state that differs from the one before. `state_required`: the user does not accept a server that keeps no
+    state of the job.
+    """
+
+    now: float
+    path_up: bool = True
+    foreground: bool = True
+    token_id: str | None = None
+    renewable: bool = True
+    last_sign: float | None = None
+    state_required: bool = False
+
+
+class Event(Struct, frozen=True, kw_only=True, tag_field="event"):
+    """Base of all events. An event of an older `generation` or `fetch` is stale; None is never stale."""
+
+    trigger: ClassVar[Trigger]
+    generation: int | None = None
+    fetch: int | None = None
+
+
+class Expiry(Event, frozen=True, kw_only=True):
+    """A timer has expired. `ticket` is that of the `Arm` effect; after another arm or a disarm it is stale."""
+
+    timer: ClassVar[Timer]
+    ticket: int
+
+
+class Connect(Event, frozen=True, kw_only=True, tag="connect"):
+    """The user asks to follow the job, perhaps with another token."""
+
+    trigger = Trigger.CONNECT
+    new_token: bool = False
+
+
+class Retry(Event, frozen=True, tag="retry"):
+    """The user asks for an attempt now, even while the path is down or the host is in the background."""
+
+    trigger = Trigger.RETRY
+
+
+class Opened(Event, frozen=True, tag="opened"):
+    """The upgrade succeeded: the socket is open."""
+
+    trigger = Trigger.OPENED
+
+
+class Synced(Event, frozen=True, tag="synced"):
+    """Replay or snapshot is complete: the buffered frames continue the delivered ones."""
+
+    trigger = Trigger.SYNCED
+
+
+class GapFound(Event, frozen=True, kw_only=True, tag="gap_found"):
+    """A gap: the received frames do not continue the delivered ones."""
+
+    trigger = Trigger.GAP_FOUND
+    cause: Cause
+
+
+class Lost(Event, frozen=True, kw_only=True, tag="lost"):
+    """The attempt, the sync or the link failed, and a retry may succeed."""
+
+    trigger = Trigger.LOST
+    cause: Cause
+
+
+class TokenRejected(Event, frozen=True, kw_only=True, tag="token_rejected"):
+    """The server rejected the token, at the upgrade or on the socket, or (`by_fetch`) at the state call."""
+
+    trigger = Trigger.TOKEN_REJECTED
+    cause: Cause
+    by_fetch: bool = False
+
+
+class Refused(Event, frozen=True, kw_only=True, tag="refused"):
+    """The server's refusal or a missing token rules out any further attempt.
+
+    `by_fetch`: the state call was refused. `final`: the refusal is permanent; a retry cannot help.
+    """
+
+    trigger = Trigger.REFUSED
+    reason: Reason
+    cause: Cause
+    by_fetch: bool = False
+    final: bool = False
+
+
+class JobEnded(Event, frozen=True, kw_only=True, tag="job_ended"):
+    """The job has ended. This event is never stale. `update` is the final update to deliver."""
+
+    trigger = Trigger.JOB_ENDED
+    outcome: Literal["complete", "failed", "canceled"]
+    update: Any = None
+
+
+class Stalled(Expiry, frozen=True, tag="stalled"):
+    """The next check of a silence is due, unless the job gave a sign after the timer was armed."""
+
+    trigger = Trigger.STALLED
+    timer = Timer.STALL
+
+
+class StillSilent(Event, frozen=True, tag="still_silent"):
+    """A check of the silence found no sign of the job, whether or not the state call worked."""
+
+    trigger = Trigger.STILL_SILENT
+
+
+class JobSpoke(Event, frozen=True, tag="job_spoke"):
+    """The job gave a sign after a noted silence: a message about it, or a state that differs from the last one."""
+
+    trigger = Trigger.JOB_SPOKE
+
+
+class CancelAccepted(Event, frozen=True, tag="cancel_accepted"):
+    """The server agreed to stop the job, which has not ended yet."""
+
+    trigger = Trigger.CANCEL_ACCEPTED
+
+
+class PathLost(Event, frozen=True, tag="path_lost"):
+    """The host has no network path now."""
+
+    trigger = Trigger.PATH_LOST
+
+
+class PathRestored(Event, frozen=True, tag="path_restored"):
+    """The host has a network path again."""
+
+    trigger = Trigger.PATH_RESTORED
+
+
+class PathChanged(Event, frozen=True, tag="path_changed"):
+    """The host has a different network path."""
+
+    trigger = Trigger.PATH_CHANGED
+
+
+class Woke(Event, frozen=True, tag="woke"):
+    """The host was suspended and woke up."""
+
+    trigger = Trigger.WOKE
+
+
+class Background(Event, frozen=True, tag="background"):
+    """The host goes to the background. `grace`: how many seconds the link may stay open; None: the policy's value."""
+
+    trigger = Trigger.BACKGROUND
+    grace: float | None = None
+
+
+class Foreground(Event, frozen=True, tag="foreground"):
+    """The host is back in the foreground."""
+
+    trigger = Trigger.FOREGROUND
+
+
+class BackoffElapsed(Expiry, frozen=True, tag="backoff_elapsed"):
+    """The wait before the next attempt is over."""
+
+    trigger = Trigger.BACKOFF_ELAPSED
+    timer = Timer.BACKOFF
+
+
+class BudgetSpent(Expiry, frozen=True, tag="budget_spent"):
+    """The outage has lasted as long as the policy allows."""
+
+    trigger = Trigger.BUDGET_SPENT
+    timer = Timer.OUTAGE
+
+
+class LinkStable(Expiry, frozen=True, tag="link_stable"):
+    """The link has stayed up, with frames coming in."""
+
+    trigger = Trigger.LINK_STABLE
+    timer = Timer.STABILITY
+
+
+class GraceElapsed(Expiry, frozen=True, tag="grace_elapsed"):
+    """The time that a link may stay open in the background is over."""
+
+    trigger = Trigger.GRACE_ELAPSED
+    timer = Timer.GRACE
+
+
+class RevivalDue(Expiry, frozen=True, tag="revival_due"):
+    """A revival that was too early before is now allowed."""
+
+    trigger = Trigger.REVIVAL_DUE
+    timer = Timer.REVIVAL
+
+
+class Cancel(Event, frozen=True, tag="cancel"):
+    """The user cancels the connection for good."""
+
+    trigger = Trigger.CANCEL
+
+
+class Close(Event, frozen=True, tag="close"):
+    """The user stops watching; the job continues."""
+
+    trigger = Trigger.CLOSE
+
+
+AnyExpiry: TypeAlias = BackoffElapsed | BudgetSpent | LinkStable | Stalled | GraceElapsed | RevivalDue
+
+#: The event that each timer's expiry raises.
+EXPIRIES: Final[Mapping[Timer, type[AnyExpiry]]] = {event.timer: event for event in get_args(AnyExpiry)}
+
+AnyEvent: TypeAlias = (
+    Connect
+    | Retry
+    | Opened
+    | Synced
+    | GapFound
+    | Lost
+    | TokenRejected
+    | Refused
+    | JobEnded
+    | Stalled
+    | StillSilent
+    | JobSpoke
+    | CancelAccepted
+    | PathLost
+    | PathRestored
+    | PathChanged
+    | Woke
+    | Background
+    | Foreground
+    | BackoffElapsed
+    | BudgetSpent
+    | LinkStable
+    | GraceElapsed
+    | RevivalDue
+    | Cancel
+    | Close
+)

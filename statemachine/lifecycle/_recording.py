@@ -1,0 +1,127 @@
+"""A recorded run of the machine, as versioned JSON that can be replayed.
+
+A recording starts with the snapshot before its first entry, so it replays exactly although earlier entries were
+dropped. It holds no token and no job data: of a job's end it keeps only the kind.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from ..._exceptions import ForbiddenRequest, InvalidArgument
+from ._draft import Draft
+from ._events import AnyEvent, Facts, JobEnded, State
+from ._lifecycle import LIFECYCLE
+from ._policy import Policy
+from ._snapshot import Snapshot
+from ._step import Verdict, is_stale, step
+
+VERSION: Final = 1
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One handled event: its facts, the states before and after, and the verdict. `verdict` None: forbidden."""
+
+    event: AnyEvent
+    facts: Facts
+    source: State
+    target: State
+    verdict: Verdict | None
+
+
+class Recording(Struct, frozen=True, kw_only=True):
+    """Entries in order, with everything needed to replay them."""
+
+    version: int = VERSION
+    policy: Policy = Policy()
+    start: Snapshot = Snapshot()
+    entries: tuple[Entry, ...] = ()
+
+    def to_json(self) -> bytes:
+        """The recording as JSON."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Recording:
+        """Read a recording; raise `InvalidArgument` if it is damaged or of another version."""
+        try:
+            recording = msgspec.json.decode(data, type=cls)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InvalidArgument("recording", str(error)) from error
+        if recording.version != VERSION:
+            raise InvalidArgument("recording", f"version {recording.version} is unknown; use {VERSION}")
+        return recording
+
+
+class Recorder:
+    """Keeps the last `limit` entries. A snapshot is shared, not copied: an entry costs a few hundred bytes."""
+
+    def __init__(self, policy: Policy, limit: int = 256) -> None:
+        self._policy = policy
+        self._entries: deque[tuple[Snapshot, Entry]] = deque(maxlen=limit)
+
+    def record(self, before: Snapshot, entry: Entry) -> None:
+        """Add an entry; beyond the limit, drop the oldest."""
+        if isinstance(entry.event, JobEnded):
+            entry = msgspec.structs.replace(entry, event=msgspec.structs.replace(entry.event, update=None))
+        self._entries.append((before, entry))
+
+    def recording(self) -> Recording:
+        """The recording of the entries kept now."""
+        start = self._entries[0][0] if self._entries else Snapshot()
+        return Recording(policy=self._policy, start=start, entries=tuple(entry for _, entry in self._entries))
+
+
+class Divergence(NamedTuple):
+    """The first entry whose replay differs from the recording: its place, and the result of the replay."""
+
+    place: int
+    entry: Entry
+    source: State
+    target: State
+    verdict: Verdict | None
+
+
+def replay(recording: Recording) -> Divergence | None:
+    """Run the recording through the present machine; None if every step matches."""
+    snapshot = recording.start
+    for place, entry in enumerate(recording.entries):
+        verdict: Verdict | None
+        source = snapshot.state
+        try:
+            snapshot, _, verdict = step(snapshot, entry.event, entry.facts, recording.policy)
+        except ForbiddenRequest:
+            verdict = None
+        if (source, snapshot.state, verdict) != (entry.source, entry.target, entry.verdict):
+            return Divergence(place, entry, source, snapshot.state, verdict)
+    return None
+
+
+def coverage(recording: Recording) -> set[tuple[str, str, int]]:
+    """The branches of the table that a recording took: event, state, place of the branch in its cell."""
+    snapshot, taken = recording.start, set()
+    for entry in recording.entries:
+        if not is_stale(snapshot, entry.event):
+            event, state = entry.event.trigger, snapshot.state
+            (branch,) = LIFECYCLE.enabled(event, Draft(snapshot, entry.event, entry.facts, recording.policy))
+            taken.add((event.value, state.value, LIFECYCLE.cell(event, state).index(branch)))
+        with suppress(ForbiddenRequest):
+            snapshot = step(snapshot, entry.event, entry.facts, recording.policy).snapshot
+    return taken
+
+
+def path(entries: Iterable[Entry]) -> list[State]:
+    """The states that the entries went through, without repeats."""
+    states: list[State] = []
+    for entry in entries:
+        if not states:
+            states.append(entry.source)
+        if entry.target is not states[-1]:
+            states.append(entry.target)
+    return states

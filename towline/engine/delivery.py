@@ -1,0 +1,332 @@
+"""Delivers updates to their consumers, without ever waiting for one.
+
+Each subscriber has an inbox with a size limit. When it is full, progress is merged into the newest progress, which then
+covers the whole range. An update that cannot be merged and does not fit is an overflow. Then the waiting updates are
+dropped, and the engine treats it as a gap. The following `Resynced` tells this subscriber what it missed. The final
+update always arrives.
+
+While there is no consumer, one inbox waits for the next. So no update is lost before the first iteration or between two
+iterations.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import anyio
+from msgspec.structs import replace
+
+from .._exceptions import Exhausted
+from .._updates import AnyUpdate, Outcome, Progress, Resynced, merge_runs
+from .sequencer import Cursor
+
+#: How many updates a slow subscriber may be behind before progress is merged.
+INBOX_LIMIT: Final = 256
+
+
+class Subscription(AsyncIterator[AnyUpdate]):
+    """The updates of one connection, for one consumer; iterate over a `Connection` to create it.
+
+    Ends after the job's final update, and on `aclose()` and `cancel()`. Raises `Exhausted` when the engine gives up,
+    unless created with `wait=True`. After any of these, iterating again just ends.
+    """
+
+    def __init__(self, delivery: Delivery, inbox: Inbox | None, *, wait: bool) -> None:
+        self._delivery = delivery
+        # None after the end, when the inbox may belong to another consumer.
+        self._inbox = inbox
+        self._wait = wait
+
+    def __repr__(self) -> str:
+        if self._inbox is None:
+            return "<Subscription: over>"
+        return f"<Subscription: {len(self._inbox.waiting)} updates wait>"
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> AnyUpdate:
+        # Before anything else: a consumer that asks for more has finished its update, whatever was requested meanwhile.
+        if self._inbox is not None:
+            self._finish_in_hand(self._inbox)
+        self._delivery.catch_up()
+        inbox = self._inbox
+        while inbox is None or not inbox.waiting:
+            await self._wait_for_more(inbox)
+            self._delivery.catch_up()
+            inbox = self._inbox
+        update = inbox.in_hand = inbox.waiting.popleft()
+        if update is self._delivery.outcome:
+            self.end()
+            self._delivery.end_taken()
+        return update
+
+    async def _wait_for_more(self, inbox: Inbox | None) -> None:
+        if inbox is None:
+            raise StopAsyncIteration
+        given_up = self._delivery.given_up
+        if given_up is not None and not self._wait:
+            self.end()
+            raise given_up()
+        if inbox.wake is None:
+            inbox.wake = anyio.Event()
+        await inbox.wake.wait()
+
+    def _finish_in_hand(self, inbox: Inbox) -> None:
+        """Mark the update in hand as done: the consumer asks for more."""
+        update, inbox.in_hand = inbox.in_hand, None
+        if update is not None:
+            if update.seq is not None and update.epoch is not None:
+                inbox.done = update
+            self._delivery.moved()
+
+    def end(self) -> None:
+        """End the iteration; waiting updates are left to the next consumer."""
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None:
+            self._delivery.leave(inbox)
+            inbox.look()
+
+
+class _Lost:
+    """The range of updates that an inbox has dropped since an overflow, until a `Resynced` reports it."""
+
+    __slots__ = ("count", "epoch", "first", "last")
+
+    def __init__(self) -> None:
+        self.epoch: str | None = None
+        self.first: int | None = None
+        self.last: int | None = None
+        #: The newest count that was dropped.
+        self.count: int | None = None
+
+    def add(self, update: AnyUpdate) -> None:
+        first = update.seq
+        if isinstance(update, Progress):
+            first = update.first_seq
+            self.count = update.processed_count if update.processed_count is not None else self.count
+        elif isinstance(update, Resynced):
+            first = update.from_seq
+        last = update.to_seq if isinstance(update, Resynced) else update.seq
+        if first is None or last is None or update.epoch is None:
+            return
+        if self.epoch != update.epoch:
+            self.epoch, self.first = update.epoch, first
+        self.last = last
+
+    def extended(self, resynced: Resynced) -> Resynced:
+        """Extend `resynced` by the updates lost here."""
+        count = resynced.processed_count if resynced.processed_count is not None else self.count
+        if self.first is None or self.last is None or resynced.missed is None:
+            return replace(resynced, missed=None, processed_count=count)
+        missed = self.last - self.first + 1 + resynced.missed
+        first = self.first if self.epoch == resynced.epoch else resynced.from_seq
+        return replace(resynced, from_seq=first, missed=missed, processed_count=count)
+
+    def before_end(self, end: Outcome) -> Resynced:
+        """The report of lost updates when the end leaves no time for a re-sync."""
+        last = None if self.last is None else self.last
+        missed = None if self.first is None or last is None else last - self.first + 1
+        return Resynced(
+            job=end.job,
+            epoch=self.epoch,
+            kind="end",
+            from_seq=self.first,
+            to_seq=last,
+            missed=missed,
+            processed_count=self.count,
+        )
+
+
+class Inbox:
+    """The updates waiting for one consumer, and its position."""
+
+    def __init__(self, done: Cursor | None) -> None:
+        self.waiting: deque[AnyUpdate] = deque()
+        #: The update the consumer is processing, and the last finished one that had a position in the log.
+        self.in_hand: AnyUpdate | None = None
+        self.done: AnyUpdate | Cursor | None = done
+        self.lost: _Lost | None = None
+        self.wake: anyio.Event | None = None
+
+    def position(self, applied: Cursor | None) -> Cursor | None:
+        """This consumer's position: `applied`, or less while updates are waiting or in hand."""
+        if not self.waiting and self.in_hand is None and self.lost is None:
+            return applied
+        done = self.done
+        if done is None or isinstance(done, Cursor) or done.seq is None or done.epoch is None:
+            return done if isinstance(done, Cursor) else None
+        return Cursor(done.epoch, done.seq)
+
+    def put(self, updates: list[AnyUpdate]) -> bool:
+        """Add updates; returns False on an overflow."""
+        room = 0 if self.lost is not None else INBOX_LIMIT - len(self.waiting)
+        self.waiting.extend(updates[:room])
+        fits = [self._put_one(update) for update in merge_runs(updates[room:])]
+        self.look()
+        return all(fits)
+
+    def _put_one(self, update: AnyUpdate) -> bool:
+        waiting = self.waiting
+        if self.lost is not None:
+            if not isinstance(update, Resynced):
+                self.lost.add(update)
+                return True
+            update, self.lost = self.lost.extended(update), None
+        if len(waiting) < INBOX_LIMIT:
+            waiting.append(update)
+            return True
+        newest = waiting.pop()
+        waiting.extend(merge_runs((newest, update)))
+        if len(waiting) <= INBOX_LIMIT:
+            return True
+        self.waiting = deque(merge_runs(waiting))
+        if len(self.waiting) <= INBOX_LIMIT:
+            return True
+        self.lost = _Lost()
+        for given_up in self.waiting:
+            self.lost.add(given_up)
+        self.waiting.clear()
+        return False
+
+    def put_end(self, end: Outcome) -> None:
+        """Add the final update, which always fits."""
+        if self.lost is not None:
+            self.waiting.append(self.lost.before_end(end))
+            self.lost = None
+        self.waiting.append(end)
+        self.look()
+
+    def look(self) -> None:
+        """Wake the consumer."""
+        if self.wake is not None:
+            self.wake.set()
+            self.wake = None
+
+
+class Delivery:
+    """All subscribers of one connection.
+
+    `catch_up` performs pending requests, so that nothing is delivered after `cancel()`. `moved` is called when a
+    consumer's position may have changed, `end_taken` when a consumer took the end. `overflowed` is called when a
+    consumer takes an inbox that has lost updates. `handled`: handlers consume the updates too, so they count as
+    delivered even if no one iterates.
+    """
+
+    def __init__(
+        self,
+        *,
+        catch_up: Callable[[], None],
+        moved: Callable[[], None],
+        end_taken: Callable[[], None],
+        overflowed: Callable[[], None],
+        handled: bool = False,
+    ) -> None:
+        self.catch_up = catch_up
+        self.moved = moved
+        self.end_taken = end_taken
+        self.outcome: Outcome | None = None
+        #: Iterations end: the connection was cancelled or closed.
+        self.stopped = False
+        #: Makes the error that iterations raise: the engine has given up, and the last status fetch has finished.
+        self.given_up: Callable[[], Exhausted] | None = None
+        self.applied: Cursor | None = None
+        self._overflowed = overflowed
+        self._handled = handled
+        # The inbox that waits for the next consumer, and those that have one.
+        self._unclaimed: Inbox | None = None
+        self._claimed: dict[Inbox, weakref.ref[Subscription]] = {}
+        # The inboxes of garbage-collected consumers; the callback may run at any moment and in any thread.
+        self._dropped: deque[Inbox] = deque()
+
+    # --- consumers -------------------------------------------------------------------------------------------------
+
+    def begin(self, cursor: Cursor | None) -> None:
+        """Start collecting updates for the first consumer."""
+        self.applied = cursor
+        self._unclaimed = Inbox(cursor)
+
+    def subscribe(self, *, wait: bool) -> Subscription:
+        """Subscribe to the waiting updates if there are any, otherwise to the updates from now on.
+
+        After the job's end, the subscription yields the end.
+        """
+        self.catch_up()
+        self._sweep()
+        if self.stopped:
+            return Subscription(self, None, wait=wait)
+        inbox, self._unclaimed = self._unclaimed, None
+        self._handled = False
+        if inbox is None:
+            inbox = Inbox(self.applied)
+            if self.outcome is not None:
+                inbox.put_end(self.outcome)
+        subscription = Subscription(self, inbox, wait=wait)
+        self._claimed[inbox] = weakref.ref(subscription, lambda _: self._dropped.append(inbox))
+        if inbox.lost is not None:
+            self._overflowed()
+        return subscription
+
+    def leave(self, inbox: Inbox) -> None:
+        """Remove a consumer. If it was the last, its remaining updates wait for the next, with the one in hand."""
+        was_claimed = self._claimed.pop(inbox, None) is not None
+        took_the_end = inbox.in_hand is not None and inbox.in_hand is self.outcome
+        if was_claimed and not took_the_end and not self._claimed and self._unclaimed is None:
+            self._unclaimed = inbox
+
+    def _sweep(self) -> None:
+        while self._dropped:
+            self.leave(self._dropped.popleft())
+
+    def stop(self) -> None:
+        """End every iteration."""
+        self.stopped = True
+        for reference in list(self._claimed.values()):
+            subscription = reference()
+            if subscription is not None:
+                subscription.end()
+
+    def look(self) -> None:
+        """Wake every consumer."""
+        for inbox in list(self._claimed):
+            inbox.look()
+
+    # --- updates ---------------------------------------------------------------------------------------------------
+
+    def publish(self, updates: list[AnyUpdate], applied: Cursor | None) -> bool:
+        """Deliver updates; returns False if an inbox overflowed. `applied` is the position after them."""
+        self._sweep()
+        self.applied = applied
+        if self._unclaimed is not None:
+            # The next consumer of this inbox learns what it lost.
+            self._unclaimed.put(updates)
+        fits = True
+        for inbox in list(self._claimed):
+            fits = inbox.put(updates) and fits
+        self.moved()
+        return fits
+
+    def end(self, applied: Cursor | None) -> None:
+        """Deliver `outcome`; nothing follows it."""
+        self._sweep()
+        self.applied = applied
+        if self.outcome is not None:
+            for inbox in (*self._claimed, *filter(None, [self._unclaimed])):
+                inbox.put_end(self.outcome)
+        self.moved()
+
+    def position(self) -> Cursor | None:
+        """The position that every consumer has reached."""
+        self._sweep()
+        applied = self.applied
+        inboxes = list(self._claimed)
+        if self._unclaimed is not None and not self._handled:
+            inboxes.append(self._unclaimed)
+        behind = [at for at in (inbox.position(applied) for inbox in inboxes) if at != applied]
+        if not behind or applied is None:
+            return applied
+        # A consumer still in an older log, or before any, is the furthest behind.
+        return min(behind, key=lambda at: -1 if at is None or at.epoch != applied.epoch else at.seq)

@@ -1,0 +1,182 @@
+"""Provides a connection's token, from a fixed token, a provider or the store, and renews it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple, TypeAlias
+
+import anyio
+
+from .._exceptions import DeadlineExceeded, TokenProviderFailed, TokenRefused, TowlineError
+from .._secret import Secret
+from .._tasks import failure_of
+from ..sources import JobCalls
+
+
+class Token(NamedTuple):
+    """A token with its expiry in seconds since 1970, or None."""
+
+    secret: Secret
+    expires: float | None = None
+
+
+#: An async function that returns a token as text, a `Secret` or a `Token`. Raises `TokenRefused` for "never".
+TokenProvider: TypeAlias = Callable[[], Awaitable[str | Secret | Token]]
+
+#: A token is renewed this many seconds before it expires.
+RENEW_BEFORE: Final = 60.0
+
+_TOKEN: Final = re.compile(r"[!-~]+")
+
+
+def as_token(given: object) -> Token:
+    """Check a provider's return value; raises `TokenProviderFailed` if no request could carry it as a token."""
+    if isinstance(given, str):
+        given = Secret(given)
+    if isinstance(given, Secret):
+        given = Token(given)
+    if not isinstance(given, Token) or not is_usable(given.secret):
+        del given  # a traceback with locals must not show a value that may almost be a token
+        raise TokenProviderFailed("returned something that is not a token: return printable ASCII without spaces")
+    return given
+
+
+def is_usable(token: Secret) -> bool:
+    """Whether a header can carry the token (RFC 6750 section 2.1 allows less, servers more)."""
+    return _TOKEN.fullmatch(token.reveal()) is not None
+
+
+class _Given(NamedTuple):
+    token: Token | None
+    number: int
+
+
+class TokenSource:
+    """Provides the token to use now. Concurrent callers share one renewal.
+
+    The provider is called when there is no token, when the token expires within a minute, and when a fresh one is
+    required; not for every attempt. Without a provider, the server exchanges the old token for a fresh one if `refresh`
+    allows it.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        calls: JobCalls,
+        *,
+        provider: TokenProvider | None,
+        refresh: bool,
+        deadline: float,
+        changed: Callable[[Token], None],
+        wall_time: Callable[[], float] = time.time,
+    ) -> None:
+        self._job = job
+        self._calls = calls
+        self._provider = provider
+        self._refresh = refresh
+        self._deadline = deadline
+        self._changed = changed
+        self._wall_time = wall_time
+        # Created for the first renewal: one caller renews, the others wait for the result.
+        self._renewing: anyio.Lock | None = None
+        self._given = _Given(None, 0)
+        # The given token and its renewed replacement; a token given later replaces both.
+        self._renewed: tuple[_Given, Token] | None = None
+
+    def give(self, token: Token | None) -> None:
+        """Use this token from now on. Safe from any thread, signal handler or finalizer."""
+        self._given = _Given(token, self._given.number + 1)
+
+    @property
+    def _token(self) -> Token | None:
+        given, renewed = self._given, self._renewed
+        return renewed[1] if renewed is not None and renewed[0] is given else given.token
+
+    @property
+    def held(self) -> Secret | None:
+        """The current token, without calling the provider, even if it has expired."""
+        token = self._token
+        return None if token is None else token.secret
+
+    @property
+    def token_id(self) -> str | None:
+        """Identifies the given token; None if tokens are provided on demand."""
+        return None if self.renewable else str(self._given.number)
+
+    @property
+    def renewable(self) -> bool:
+        """Whether a rejected token can be replaced by a fresh one."""
+        return self._provider is not None or self._refresh
+
+    @property
+    def expires(self) -> float | None:
+        """The expiry of the current token, in seconds since 1970."""
+        token = self._token
+        return None if token is None else token.expires
+
+    async def get(self, *, fresh: bool = False) -> Secret:
+        """Return the token to use; with `fresh`, another one than the current.
+
+        Raises `TokenRefused` if there is none, `DeadlineExceeded` if the provider takes too long, and the errors of the
+        provider or of the refresh call.
+        """
+        held = self._token
+        renewing = self._renewing is not None and self._renewing.locked()
+        if held is not None and not fresh and not renewing and not self._needs_renewal(held):
+            return held.secret
+        self._renewing = self._renewing or anyio.Lock()
+        async with self._renewing:
+            token = self._token
+            renewed_meanwhile = token is not None and token is not held
+            if token is None or (fresh and not renewed_meanwhile) or self._needs_renewal(token):
+                token = await self._renew(token, demanded=fresh or token is None)
+            return token.secret
+
+    def _needs_renewal(self, token: Token) -> bool:
+        expires = token.expires
+        return self.renewable and expires is not None and expires - self._wall_time() < RENEW_BEFORE
+
+    async def _renew(self, old: Token | None, *, demanded: bool) -> Token:
+        given = self._given
+        try:
+            token = await self._ask(old)
+        except TowlineError:
+            # If only we wanted the renewal, keep using a token that is still valid.
+            if old is None or demanded:
+                raise
+            return old
+        self._renewed = given, token
+        if given is not self._given and self._given.token is not None:
+            # The user gave another token meanwhile, which takes precedence.
+            return self._given.token
+        self._changed(token)
+        return token
+
+    async def _ask(self, old: Token | None) -> Token:
+        if self._provider is not None:
+            return await self._provided(self._provider)
+        if old is None:
+            raise TokenRefused(f"there is no token for job {self._job!r}, neither given nor stored: pass token=")
+        if not self._refresh:
+            raise TokenRefused("the token was rejected and cannot be renewed: pass a token provider or refresh=True")
+        renewed = await self._calls.refresh_token(self._job, old.secret)
+        expires = None if renewed.expires_in is None else self._wall_time() + renewed.expires_in
+        return Token(renewed.token, expires)
+
+    async def _provided(self, provider: TokenProvider) -> Token:
+        with anyio.move_on_after(self._deadline):
+            try:
+                answer: object = provider()
+                if not isinstance(answer, Awaitable):
+                    del answer  # it is probably a token
+                    raise TokenProviderFailed("is not an async function: define it with async def")
+                given = await answer
+            except BaseException as error:
+                # Not logged with its text, which may quote the token.
+                if await failure_of(error, "the token provider", log=False) is error:
+                    raise
+                raise TokenProviderFailed(f"raised {type(error).__name__}") from error
+            return as_token(given)
+        raise DeadlineExceeded("an answer from the token provider", self._deadline)

@@ -1,0 +1,63 @@
+"""The state machine's timers: one task while any timer runs, otherwise none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import anyio
+
+from .._tasks import Tasks
+from ..statemachine import Timer
+
+
+class _Armed(NamedTuple):
+    deadline: float
+    ticket: int
+
+
+class Timers:
+    """Deadlines on the loop's clock. Calls `expired(timer, ticket)` once for each deadline that passes."""
+
+    def __init__(self, tasks: Tasks, expired: Callable[[Timer | str, int], None]) -> None:
+        self._tasks = tasks
+        self._expired = expired
+        self._armed: dict[Timer | str, _Armed] = {}
+        self._scope: anyio.CancelScope | None = None
+        self._running = False
+
+    def arm(self, timer: Timer | str, ticket: int, seconds: float) -> None:
+        """Start a timer, replacing one of the same name."""
+        self._armed[timer] = _Armed(anyio.current_time() + max(0.0, seconds), ticket)
+        if not self._running:
+            self._running = True
+            self._tasks.start_soon(self._run, name="towline timers")
+        elif self._scope is not None:
+            self._scope.deadline = self._next()
+
+    def disarm(self, timer: Timer | str) -> None:
+        """Stop a timer if it runs; the task ends with the last one."""
+        self._armed.pop(timer, None)
+        if self._scope is not None:
+            self._scope.deadline = self._next() if self._armed else float("-inf")
+
+    def _next(self) -> float:
+        return min(armed.deadline for armed in self._armed.values())
+
+    async def _run(self) -> None:
+        try:
+            while self._armed:
+                with anyio.CancelScope(deadline=self._next()) as self._scope:
+                    await anyio.sleep_forever()
+                self._scope = None
+                self._fire(anyio.current_time())
+        finally:
+            self._scope = None
+            self._running = False
+
+    def _fire(self, now: float) -> None:
+        for timer, armed in sorted(self._armed.items(), key=lambda item: item[1].deadline):
+            # An expiry may disarm or re-arm the others, so check each again.
+            if self._armed.get(timer) == armed and armed.deadline <= now:
+                del self._armed[timer]
+                self._expired(timer, armed.ticket)

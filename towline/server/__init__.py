@@ -1,0 +1,36 @@
+"""The job hub: durable progress, exact replay, tokens and cancel, as an ASGI application to mount or to serve.
+
+Workers elsewhere report through `towline.server.reporter`, which needs the `redis` extra.
+"""
+
+from .._exceptions import HubStorageError, JobFailure
+from ._hub import Hub, StartedJob
+from ._jobs import Dispatch, JobContext, JobFunction, Result, Upload
+from ._serve import serve
+from ._settings import Lifetimes, Limits
+from ._statistics import HubStatistics
+from .log._sqlite import LoggedEvent, read_events
+from .pipelines._csv_import import csv_import, read_books
+from .web._access import Authorize, loopback_only
+
+__all__ = [
+    "Authorize",
+    "Dispatch",
+    "Hub",
+    "HubStatistics",
+    "HubStorageError",
+    "JobContext",
+    "JobFailure",
+    "JobFunction",
+    "Lifetimes",
+    "Limits",
+    "LoggedEvent",
+    "Result",
+    "StartedJob",
+    "Upload",
+    "csv_import",
+    "loopback_only",
+    "read_books",
+    "read_events",
+    "serve",
+]
