@@ -36,11 +36,11 @@ from ._updates import Outcome, Progress, StateChange, load_outcome
 from .engine.delivery import Subscription
 from .engine.engine import Engine
 from .engine.handlers import Handler
+from .engine.lifecycle import Levels, Lifecycle
 from .engine.sequencer import Cursor
 from .engine.settings import Classifier, Settings
 from .engine.tokens import Token, TokenProvider, is_usable
 from .protocols import CancelAnswer, Codec
-from .runner._steps import Levels, Steps
 from .sources import Templates
 from .statemachine import (
     AnyEvent,
@@ -77,9 +77,6 @@ T = TypeVar("T")
 
 #: The default limit of `fetch_result` for a result's size, in bytes.
 MAX_RESULT: Final = 256 << 20
-
-# Seconds for closing beyond the closing handshake: a slow disk, a slow handler.
-_MARGIN: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +204,7 @@ class Connection(AsyncContextManagerMixin):
         self._event_loop: anyio.lowlevel.EventLoopToken | None = None
         self._entered = self._left = False
         # Created here, so that `cancel()` works at any moment, even before there is an engine.
-        self._steps = Steps(policy or Policy())
+        self._lifecycle = Lifecycle(policy or Policy())
         self._tasks: Tasks | None = None
         self._opening: anyio.CancelScope | None = None
         pipelines = dict(pipelines or {})
@@ -248,16 +245,15 @@ class Connection(AsyncContextManagerMixin):
         try:
             async with Tasks() as self._tasks:
                 settings, record = await self._open()
-                tasks = self._tasks
-                engine = Engine(settings, tasks, self._steps)
-                tasks.unforeseen = engine.broke
+                cursor = None if record is None or record.cursor is None else Cursor(*record.cursor)
+                engine = Engine(settings, self._tasks, self._lifecycle, cursor)
                 self._engine = engine
                 try:
                     self._begin(engine, record)
                     yield self
                 finally:
                     self._left = True
-                    await self._end(engine, leave=True)
+                    await engine.stop(leave=True)
         finally:
             self._left, self._thread = True, None
 
@@ -271,7 +267,7 @@ class Connection(AsyncContextManagerMixin):
     def _handle_requests(self) -> None:
         """Apply requests that were made meanwhile."""
         if self._engine is not None:
-            self._engine.pump()
+            self._engine.runner.pump()
         elif self._opening is not None and self.state is State.CANCELLED:
             self._opening.cancel()
 
@@ -322,16 +318,10 @@ class Connection(AsyncContextManagerMixin):
         if record is not None and record.outcome is not None:
             engine.start_ended(load_outcome(record.outcome, engine.settings.pipelines))
             return
-        cursor = record.cursor if record is not None else None
-        engine.start(None if cursor is None else Cursor(*cursor))
+        engine.start()
         if given is not None and (record is None or record.token != given.secret):
             engine.journal.token_changed(given)
-        engine.take(Connect())
-
-    async def _end(self, engine: Engine, *, leave: bool) -> None:
-        policy = engine.settings.policy
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + policy.close_wait + _MARGIN):
-            await engine.stop(leave=leave)
+        engine.runner.take(Connect())
 
     def _engine_of(self, request: str) -> Engine:
         if self._engine is None:
@@ -354,7 +344,7 @@ class Connection(AsyncContextManagerMixin):
             return call()
 
     def _request(self, event: AnyEvent) -> None:
-        self._engine_of(event.trigger.value).request(event)
+        self._engine_of(event.trigger.value).runner.request(event)
 
     def _restart(self, event: Connect | Retry, token: Token | None = None) -> None:
         engine = self._engine_of(event.trigger.value)
@@ -363,9 +353,9 @@ class Connection(AsyncContextManagerMixin):
             raise ForbiddenRequest(event.trigger.value, "left", "its block was left: make a new Connection")
         if token is not None:
             engine.tokens.give(token)
-        engine.request(event)
+        engine.runner.request(event)
         if token is not None:
-            engine.soon(lambda: engine.journal.token_changed(token))
+            engine.runner.soon(lambda: engine.journal.token_changed(token))
 
     # --- updates ---------------------------------------------------------------------------------------------------
 
@@ -384,7 +374,7 @@ class Connection(AsyncContextManagerMixin):
     @property
     def state(self) -> State:
         """The connection's current state."""
-        return self._steps.snapshot.state
+        return self._lifecycle.snapshot.state
 
     @property
     def job(self) -> str:
@@ -402,10 +392,10 @@ class Connection(AsyncContextManagerMixin):
         Raises `Exhausted` when the engine gives up, `Cancelled` after `cancel()`, `StateUnreachable` after `aclose()`.
         """
         engine = self._engine_of("result")
-        engine.pump()
+        engine.runner.pump()
         while engine.outcome is None:
             self._raise_if_unreachable(engine, "the job's end")
-            await engine.wait_changed()
+            await engine.runner.wait_changed()
         engine.journal.ended(engine.outcome)
         return engine.outcome
 
@@ -419,18 +409,19 @@ class Connection(AsyncContextManagerMixin):
         if not states:
             raise InvalidArgument("states", "pass at least one state")
         engine = self._engine_of("wait_for")
-        engine.pump()
-        visits = {state: engine.visits[state] for state in states}
+        runner = engine.runner
+        runner.pump()
+        visits = {state: runner.visits[state] for state in states}
         name = " or ".join(state.value for state in visits)
         with anyio.move_on_after(timeout):
             while True:
                 if engine.snapshot.state in visits:
                     return engine.snapshot.state
                 for state, count in visits.items():
-                    if engine.visits[state] > count:
+                    if runner.visits[state] > count:
                         return state
                 self._raise_if_unreachable(engine, name)
-                await engine.wait_changed()
+                await runner.wait_changed()
         raise DeadlineExceeded(f"the state {name}", timeout or 0.0)
 
     def _raise_if_unreachable(self, engine: Engine, wanted: str) -> None:
@@ -441,7 +432,7 @@ class Connection(AsyncContextManagerMixin):
                 raise StateUnreachable(wanted, "the job has ended")
             hint = "its block was left: make a new Connection" if self._left else "`connect()` follows the job again"
             raise StateUnreachable(wanted, state.value, hint)
-        if state is State.EXHAUSTED and engine.settled:
+        if state is State.EXHAUSTED and engine.given_up:
             raise engine.exhausted()
 
     # --- requests --------------------------------------------------------------------------------------------------
@@ -469,7 +460,7 @@ class Connection(AsyncContextManagerMixin):
         True, or False if the job's end came first: `outcome` then holds it. Each call returns the same value.
         """
 
-        stepped = self._steps.add(Cancel())
+        stepped = self._lifecycle.steps.add(Cancel())
         if self._tasks is not None:
             self._tasks.call_soon(self._handle_requests)
         return stepped.after.state is State.CANCELLED
@@ -480,7 +471,7 @@ class Connection(AsyncContextManagerMixin):
         Returns `accepted`, `too_late` (the job had ended: its end is delivered) or `unknown`. Raises the errors of the
         call (`UnexpectedResponse`, `NetworkError`, `DeadlineExceeded`, `TokenRefused`); you may call it again.
         """
-        return await self._engine_of("cancel_job").requests.cancel_job()
+        return await self._engine_of("cancel_job").requested.cancel_job()
 
     def background(self, *, grace: float | None = None) -> None:
         """Report that the app is in the background: after the grace the connection is closed and stays closed.
@@ -510,7 +501,7 @@ class Connection(AsyncContextManagerMixin):
                 event = PathChanged()
             return levels._replace(path_up=up, path_identity=identity), event
 
-        self._engine_of("report_path").change(report)
+        self._engine_of("report_path").runner.change(report)
 
     def report_wake(self) -> None:
         """Report that the host was suspended and has woken."""
@@ -523,11 +514,11 @@ class Connection(AsyncContextManagerMixin):
                 return levels._replace(foreground=foreground), event
             return levels, None
 
-        self._engine_of(event.trigger.value).change(change)
+        self._engine_of(event.trigger.value).runner.change(change)
 
     async def aclose(self) -> None:
         """Stop following; the job goes on, and `connect()` follows it again. Waits for the close, but not for long."""
-        await self._end(self._engine_of("aclose"), leave=False)
+        await self._engine_of("aclose").stop(leave=False)
 
     async def fetch_result(self, *, max_bytes: int = MAX_RESULT) -> Any:
         """Return the job's result, and fetch it if it did not come with the end.
@@ -538,7 +529,7 @@ class Connection(AsyncContextManagerMixin):
         server has none). Also raises `UnexpectedResponse`, `MessageTooBig` past `max_bytes`, and `MalformedMessage` if
         it is not JSON. You may call it again.
         """
-        return await self._engine_of("fetch_result").requests.fetch_result(max_bytes)
+        return await self._engine_of("fetch_result").requested.fetch_result(max_bytes)
 
     # --- diagnostics -----------------------------------------------------------------------------------------------
 
@@ -554,7 +545,7 @@ class Connection(AsyncContextManagerMixin):
             reason=snapshot.reason,
             cursor=recovery.applied,
             dials=counts["dials"],
-            connects=counts["connects"],
+            connects=engine.runner.visits[State.CONNECTED],
             messages=counts["messages"],
             updates=counts["updates"],
             gaps=counts["gaps"],
@@ -574,7 +565,7 @@ class Connection(AsyncContextManagerMixin):
     def history(self) -> Recording:
         """Return the latest events and their results: `to_json()` gives JSON, which can be replayed. Holds no token."""
         engine = self._engine_of("history")
-        engine.process_steps()
+        engine.runner.process_steps()
         return engine.recorder.recording()
 
 

@@ -7,9 +7,21 @@ from typing import TypeAlias
 
 from .._cells import Action
 from ._draft import Draft
-from ._effects import Deliver, Dial, Greet, Probe, Purpose, ReleaseBuffer, SkipState
+from ._effects import (
+    Deliver,
+    Dial,
+    Greet,
+    Probe,
+    Purpose,
+    ReleaseBuffer,
+    RenewToken,
+    ReportGivingUp,
+    SkipState,
+    StopDelivery,
+)
 from ._events import (
     Background,
+    Cancel,
     Cause,
     Connect,
     GapFound,
@@ -252,13 +264,42 @@ def skip_state(draft: Draft) -> None:
     draft.emit(SkipState())
 
 
-@action(arms=(Timer.STABILITY, Timer.STALL))
+@action(arms=(Timer.STABILITY, Timer.STALL, Timer.RENEWAL))
 def join(draft: Draft) -> None:
-    """Deliver the buffered frames; start the stability timer and continue to watch for silence."""
+    """Deliver the buffered frames; start the timers of stability and of the token, and watch for silence."""
     draft.emit(ReleaseBuffer())
     draft.set(trial=False, peer_known=True, token_accepted=True, in_step_since=draft.facts.now)
     draft.arm(Timer.STABILITY, exactly(draft.policy.stable_after))
     _await_next_look(draft)
+    _await_renewal(draft)
+
+
+# --- the token ---------------------------------------------------------------------------------------------------
+
+
+@action()
+def renew_token(draft: Draft) -> None:
+    """Renew the token, unless a renewal is in progress."""
+    if not draft.after.renewing:
+        draft.set(renewing=True)
+        draft.emit(RenewToken())
+
+
+@action()
+def note_renewal(draft: Draft) -> None:
+    """Note that the renewal has ended."""
+    draft.set(renewing=False)
+
+
+@action(arms=(Timer.RENEWAL,))
+def await_renewal(draft: Draft) -> None:
+    """Set the timer for the next renewal, if the token expires and can be renewed."""
+    _await_renewal(draft)
+
+
+def _await_renewal(draft: Draft) -> None:
+    if draft.facts.renew_in is not None:
+        draft.arm(Timer.RENEWAL, exactly(draft.facts.renew_in))
 
 
 # --- silence of the job ------------------------------------------------------------------------------------------
@@ -333,6 +374,12 @@ def deliver_end(draft: Draft) -> None:
 
 
 @action()
+def stop_delivery(draft: Draft) -> None:
+    """End every iteration: no further update follows, unless the user connects again."""
+    draft.emit(StopDelivery(final=isinstance(draft.event, Cancel)))
+
+
+@action()
 def note_accepted_cancel(draft: Draft) -> None:
     """Note that the server agreed to stop the job: a later refusal may mean that the job was stopped."""
     draft.set(cancel_accepted=True)
@@ -384,6 +431,7 @@ def _give_up(draft: Draft, reason: Reason) -> None:
         reason = "revoked"
     draft.set(reason=reason, refused_token=token, trial=False)
     draft.fetch(Purpose.STATUS)
+    draft.emit(ReportGivingUp())
 
 
 def _note(draft: Draft) -> Cause:

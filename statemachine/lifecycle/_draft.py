@@ -13,7 +13,19 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from .._cells import Branch
-from ._effects import AbandonDial, AnyEffect, Arm, CancelFetch, CloseSocket, Disarm, FetchState, Purpose, SaveCursor
+from ._effects import (
+    AbandonDial,
+    AnyEffect,
+    Arm,
+    CancelFetch,
+    CloseSocket,
+    Disarm,
+    FetchState,
+    Purpose,
+    ResumeDelivery,
+    SaveCursor,
+    StopRenewal,
+)
 from ._events import AnyEvent, Cancel, Close, Expiry, Facts, JobEnded, State, Timer
 from ._policy import Delay, Policy
 from ._snapshot import Snapshot
@@ -48,10 +60,18 @@ RUNS_IN: Final[Mapping[Timer, frozenset[State]]] = {
     Timer.STALL: frozenset({State.CONNECTED}),
     Timer.GRACE: _LINK,
     Timer.REVIVAL: frozenset({State.EXHAUSTED}),
+    Timer.RENEWAL: frozenset({State.CONNECTED}),
 }
 
 # The outage clock stops in these states, because no attempts are made.
 _AT_REST: Final = frozenset({State.IDLE, State.BACKGROUNDED, State.EXHAUSTED, State.CANCELLED})
+
+# A renewal of the token goes on through an outage, because the server may have exchanged the token already. It is
+# stopped here, where no further attempt uses it.
+_NO_RENEWAL: Final = frozenset({State.IDLE, State.CANCELLED})
+
+# In these states the program may know that no update follows.
+_DELIVERY_STOPPED: Final = frozenset({State.IDLE, State.EXHAUSTED})
 
 # Entering one of these states makes all earlier work stale. (A dial raises the generation by itself.)
 _NEW_GENERATION: Final = frozenset({State.IDLE, State.BACKGROUNDED, State.CANCELLED})
@@ -133,6 +153,8 @@ class Draft:
 
     def leave(self, source: State, target: State) -> None:
         """Release the resources that `source` owns and `target` does not."""
+        if source in _DELIVERY_STOPPED:
+            self.emit(ResumeDelivery())
         owned, kept = OWNS[source], OWNS[target]
         if Resource.FETCH in owned:
             # The answer may already be queued: a new fetch number makes it stale.
@@ -155,6 +177,9 @@ class Draft:
             self.set(peer_known=True, token_accepted=True)
         if source is State.CONNECTED:
             self.set(silence=self.after.silent_seconds(self.facts), in_step_since=None)
+        if self.after.renewing and target in _NO_RENEWAL:
+            self.set(renewing=False)
+            self.emit(StopRenewal())
         if target in _AT_REST:
             self.stop_clock()
         if target in _NEW_GENERATION:

@@ -100,6 +100,28 @@ class SaveCursor(Effect, frozen=True, tag="save_cursor"):
     """Save the cursor: the position of the last delivered frame."""
 
 
+class RenewToken(Effect, frozen=True, tag="renew_token"):
+    """Renew the token before it expires; `token_renewed` follows, whether or not it worked."""
+
+
+class StopRenewal(Effect, frozen=True, tag="stop_renewal"):
+    """Stop the renewal in progress."""
+
+
+class ReportGivingUp(Effect, frozen=True, tag="report_giving_up"):
+    """Report to all waiting code that the engine has given up, once the state fetch has finished."""
+
+
+class ResumeDelivery(Effect, frozen=True, tag="resume_delivery"):
+    """Deliver again after a stop or after giving up."""
+
+
+class StopDelivery(Effect, frozen=True, kw_only=True, tag="stop_delivery"):
+    """End every iteration; if it is `final`, also the calls about the job that the program waits for."""
+
+    final: bool = False
+
+
 AnyEffect: TypeAlias = (
     Dial
     | AbandonDial
@@ -114,4 +136,9 @@ AnyEffect: TypeAlias = (
     | ReleaseBuffer
     | Deliver
     | SaveCursor
+    | RenewToken
+    | StopRenewal
+    | ReportGivingUp
+    | ResumeDelivery
+    | StopDelivery
 )

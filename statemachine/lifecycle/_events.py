@@ -50,6 +50,7 @@ class Trigger(Named):
     STILL_SILENT = "still_silent", "A check of the silence found no sign of the job."
     JOB_SPOKE = "job_spoke", "The job gave a sign after a noted silence."
     CANCEL_ACCEPTED = "cancel_accepted", "The server agreed to stop the job, which has not ended yet."
+    TOKEN_RENEWED = "token_renewed", "A renewal of the token has ended, with a fresh token or without."
     PATH_LOST = "path_lost", "The host has no network path now."
     PATH_RESTORED = "path_restored", "The host has a network path again."
     PATH_CHANGED = "path_changed", "The host has a different network path."
@@ -61,6 +62,7 @@ class Trigger(Named):
     LINK_STABLE = "link_stable", "The link has stayed up, with frames coming in."
     GRACE_ELAPSED = "grace_elapsed", "The time that a link may stay open in the background is over."
     REVIVAL_DUE = "revival_due", "A revival that was too early before is now allowed."
+    RENEWAL_DUE = "renewal_due", "The token expires soon."
     CANCEL = "cancel", "The user cancels the connection for good."
     CLOSE = "close", "The user stops watching; the job continues."
 
@@ -74,6 +76,7 @@ class Timer(Named):
     STALL = "stall", "How long the job may be silent before the next check."
     GRACE = "grace", "How long a link may stay open in the background."
     REVIVAL = "revival", "When a revival that was too early becomes allowed."
+    RENEWAL = "renewal", "When the token should be renewed, because it expires soon."
 
 
 #: Why the engine gave up. `auth`: the server never accepted the token; `revoked`: it accepted this token before.
@@ -102,8 +105,9 @@ class Facts(Struct, frozen=True, kw_only=True):
 
     `now` is the loop's clock in seconds. `token_id` identifies a fixed token (None with a provider). `renewable` says
     whether a fresh token can replace a rejected one. `last_sign` is the time of the job's last sign: a message about
-    it, or a state that differs from the one before. `state_required`: the user does not accept a server that keeps no
-    state of the job.
+    it, or a state that differs from the one before. `renew_in`: the seconds until the token should be renewed, None if
+    it does not expire or cannot be renewed. `state_required`: the user does not accept a server that keeps no state of
+    the job.
     """
 
     now: float
@@ -112,6 +116,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     token_id: str | None = None
     renewable: bool = True
     last_sign: float | None = None
+    renew_in: float | None = None
     state_required: bool = False
 
 
@@ -223,6 +228,12 @@ class CancelAccepted(Event, frozen=True, tag="cancel_accepted"):
     trigger = Trigger.CANCEL_ACCEPTED
 
 
+class TokenRenewed(Event, frozen=True, tag="token_renewed"):
+    """A renewal of the token has ended, with a fresh token or without."""
+
+    trigger = Trigger.TOKEN_RENEWED
+
+
 class PathLost(Event, frozen=True, tag="path_lost"):
     """The host has no network path now."""
 
@@ -295,6 +306,13 @@ class RevivalDue(Expiry, frozen=True, tag="revival_due"):
     timer = Timer.REVIVAL
 
 
+class RenewalDue(Expiry, frozen=True, tag="renewal_due"):
+    """The token expires soon."""
+
+    trigger = Trigger.RENEWAL_DUE
+    timer = Timer.RENEWAL
+
+
 class Cancel(Event, frozen=True, tag="cancel"):
     """The user cancels the connection for good."""
 
@@ -307,7 +325,7 @@ class Close(Event, frozen=True, tag="close"):
     trigger = Trigger.CLOSE
 
 
-AnyExpiry: TypeAlias = BackoffElapsed | BudgetSpent | LinkStable | Stalled | GraceElapsed | RevivalDue
+AnyExpiry: TypeAlias = BackoffElapsed | BudgetSpent | LinkStable | Stalled | GraceElapsed | RevivalDue | RenewalDue
 
 #: The event that each timer's expiry raises.
 EXPIRIES: Final[Mapping[Timer, type[AnyExpiry]]] = {event.timer: event for event in get_args(AnyExpiry)}
@@ -326,6 +344,7 @@ AnyEvent: TypeAlias = (
     | StillSilent
     | JobSpoke
     | CancelAccepted
+    | TokenRenewed
     | PathLost
     | PathRestored
     | PathChanged
@@ -337,6 +356,7 @@ AnyEvent: TypeAlias = (
     | LinkStable
     | GraceElapsed
     | RevivalDue
+    | RenewalDue
     | Cancel
     | Close
 )

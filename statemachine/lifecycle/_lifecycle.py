@@ -49,6 +49,7 @@ NO_GRACE: Final[LifecycleCell] = ignore("no grace timer is running: there is not
 NOT_LOOKED_INTO: Final[LifecycleCell] = ignore("only connected checks a silence")
 NOTHING_HEARD: Final[LifecycleCell] = ignore("no message of the job can arrive")
 NO_REVIVAL: Final[LifecycleCell] = ignore("only exhausted waits for a revival")
+NO_RENEWAL: Final[LifecycleCell] = ignore("only connected renews the token in advance; an attempt asks for it anyway")
 FINAL: Final[LifecycleCell] = ignore("cancelled is final: nothing is running")
 
 # Cells that several states share.
@@ -82,8 +83,9 @@ _KEEP: Final[LifecycleCell] = (stay(),)
 _FORGET_SILENCE: Final[LifecycleCell] = (stay(do.forget_silence),)
 _NOTE_CANCEL: Final[LifecycleCell] = (stay(do.note_accepted_cancel),)
 _FORGIVE: Final[LifecycleCell] = (stay(do.forgive),)
-_CANCEL: Final[LifecycleCell] = (go(S.CANCELLED),)
-_CLOSE: Final[LifecycleCell] = (go(S.IDLE, do.fresh_budget),)
+_NOTE_RENEWAL: Final[LifecycleCell] = (stay(do.note_renewal),)
+_CANCEL: Final[LifecycleCell] = (go(S.CANCELLED, do.stop_delivery),)
+_CLOSE: Final[LifecycleCell] = (go(S.IDLE, do.fresh_budget, do.stop_delivery),)
 _BEGIN_GRACE: Final[LifecycleCell] = (stay(do.begin_grace),)
 _GRACE_ELAPSED: Final[LifecycleCell] = (go(S.BACKGROUNDED),)
 _RESTART: Final[LifecycleCell] = (
@@ -258,6 +260,16 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.EXHAUSTED: _NOTE_CANCEL,
         S.CANCELLED: FINAL,
     },
+    T.TOKEN_RENEWED: {
+        S.IDLE: _NOTE_RENEWAL,
+        S.CONNECTING: _NOTE_RENEWAL,
+        S.SYNCING: _NOTE_RENEWAL,
+        S.CONNECTED: (stay(do.note_renewal, do.await_renewal),),
+        S.RECONNECTING: _NOTE_RENEWAL,
+        S.BACKGROUNDED: _NOTE_RENEWAL,
+        S.EXHAUSTED: _NOTE_RENEWAL,
+        S.CANCELLED: FINAL,
+    },
     T.PATH_LOST: {
         S.IDLE: _KEEP,
         S.CONNECTING: (go(S.RECONNECTING, do.use_free_restart, do.hold, when=when.free_restart_left), *_FAILED),
@@ -341,6 +353,16 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.EXHAUSTED: (go(S.CONNECTING, do.revive, when=when.foreground_and_path_up), stay()),
         S.CANCELLED: FINAL,
     },
+    T.RENEWAL_DUE: {
+        S.IDLE: NO_RENEWAL,
+        S.CONNECTING: NO_RENEWAL,
+        S.SYNCING: NO_RENEWAL,
+        S.CONNECTED: (stay(do.renew_token),),
+        S.RECONNECTING: NO_RENEWAL,
+        S.BACKGROUNDED: NO_RENEWAL,
+        S.EXHAUSTED: NO_RENEWAL,
+        S.CANCELLED: FINAL,
+    },
     T.CANCEL: {
         S.IDLE: (stay(when=when.job_has_ended, reason="the job ended first, so its outcome stays"), *_CANCEL),
         S.CONNECTING: _CANCEL,
@@ -370,6 +392,7 @@ _EXPIRY: Final[Mapping[Timer, tuple[T, str]]] = {
     Timer.STALL: (T.STALLED, "120 s, 240 s, then every 600 s of silence"),
     Timer.GRACE: (T.GRACE_ELAPSED, "30 s, 0 s on phones"),
     Timer.REVIVAL: (T.REVIVAL_DUE, "30 s, at most 6 an hour"),
+    Timer.RENEWAL: (T.RENEWAL_DUE, "60 s before the token expires, at least 5 s"),
 }
 
 LIFECYCLE: Final[Table[S, T, Draft, Timer]] = Table(

@@ -49,6 +49,9 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     in_step_since: float | None = None
     silence_redialled: bool = False
 
+    # A renewal of the token is in progress.
+    renewing: bool = False
+
     # The times of past and planned dials, and of revivals: the newest last, bounded by the policy.
     dials: tuple[float, ...] = ()
     revivals: tuple[float, ...] = ()

@@ -55,6 +55,10 @@ from towline.statemachine import (
     Purpose,
     Refused,
     ReleaseBuffer,
+    RenewalDue,
+    RenewToken,
+    ReportGivingUp,
+    ResumeDelivery,
     Retry,
     RevivalDue,
     SaveCursor,
@@ -64,9 +68,12 @@ from towline.statemachine import (
     State,
     Step,
     StillSilent,
+    StopDelivery,
+    StopRenewal,
     Synced,
     Timer,
     TokenRejected,
+    TokenRenewed,
     Trigger,
     Verdict,
     Woke,
@@ -106,7 +113,7 @@ TABLE: dict[str, list[str]] = {
         "✗ ForbiddenRequest", "= forgiven", "= forgiven", "= forgiven",
         "connecting dial forgiven", "connecting dial forgiven", BEGIN_ANEW, "✗ Cancelled"],
     "opened": ["-", "syncing greet fetch", "-", "-", "-", "-", "-", "-"],
-    "synced": ["-", "-", "connected release stability stall-120", "-", "-", "-", "-", "-"],
+    "synced": ["-", "-", "connected release stability stall-120 renewal", "-", "-", "-", "-", "-"],
     "gap_found": [
         "-", "-", "[fewer than 3 refetches] = refetch-later; " + LOST, "syncing fetch same-socket", "-", "-", "-", "-"],
     "lost": ["-", LOST, LOST, LOST, "-", "-", "-", "-"],
@@ -133,6 +140,8 @@ TABLE: dict[str, list[str]] = {
     "cancel_accepted": [
         "= cancel-noted", "= cancel-noted", "= cancel-noted", "= cancel-noted", "= cancel-noted", "= cancel-noted",
         "= cancel-noted", "-"],
+    "token_renewed": [
+        "= renewed", "= renewed", "= renewed", "= renewed renewal", "= renewed", "= renewed", "= renewed", "-"],
     "path_lost": [
         "=", "[fewer than 3 free restarts] reconnecting uncharged hold; " + LOST_WITHOUT_PATH,
         "= probe", "= probe", "= hold", "=", "=", "-"],
@@ -148,10 +157,11 @@ TABLE: dict[str, list[str]] = {
     "link_stable": ["-", "-", "-", "= fresh-budget forgiven", "-", "-", "-", "-"],
     "grace_elapsed": ["-", "backgrounded", "backgrounded", "backgrounded", "backgrounded", "-", "-", "-"],
     "revival_due": ["-", "-", "-", "-", "-", "-", "[in foreground, path up] connecting fresh-budget dial; =", "-"],
+    "renewal_due": ["-", "-", "-", "= renews", "-", "-", "-", "-"],
     "cancel": [
-        "[outcome] = same-answer; cancelled", "cancelled", "cancelled", "cancelled", "cancelled", "cancelled",
-        "cancelled", "= same-answer"],
-    "close": ["=", "idle", "idle", "idle", "idle", "idle", "idle", "-"],
+        "[outcome] = same-answer; cancelled stops-all", "cancelled stops-all", "cancelled stops-all",
+        "cancelled stops-all", "cancelled stops-all", "cancelled stops-all", "cancelled stops-all", "= same-answer"],
+    "close": ["=", "idle stops", "idle stops", "idle stops", "idle stops", "idle stops", "idle stops", "-"],
 }
 # fmt: on
 
@@ -175,6 +185,7 @@ EVENTS: dict[str, AnyEvent] = {
     "still_silent": StillSilent(),
     "job_spoke": JobSpoke(),
     "cancel_accepted": CancelAccepted(),
+    "token_renewed": TokenRenewed(),
     "path_lost": PathLost(),
     "path_restored": PathRestored(),
     "path_changed": PathChanged(),
@@ -186,10 +197,11 @@ EVENTS: dict[str, AnyEvent] = {
     "link_stable": LinkStable(ticket=TICKET),
     "grace_elapsed": GraceElapsed(ticket=TICKET),
     "revival_due": RevivalDue(ticket=TICKET),
+    "renewal_due": RenewalDue(ticket=TICKET),
     "cancel": Cancel(),
     "close": Close(),
 }
-EXPIRIES = {"stalled", "backoff_elapsed", "budget_spent", "link_stable", "grace_elapsed", "revival_due"}
+EXPIRIES = {"stalled", "backoff_elapsed", "budget_spent", "link_stable", "grace_elapsed", "revival_due", "renewal_due"}
 
 
 class Situation(NamedTuple):
@@ -378,7 +390,7 @@ OWNS = {
 RUNNING = {
     "connecting": [(Timer.GRACE, 1)],
     "syncing": [(Timer.GRACE, 1)],
-    "connected": [(Timer.STABILITY, 1), (Timer.STALL, 2), (Timer.GRACE, 3)],
+    "connected": [(Timer.STABILITY, 1), (Timer.STALL, 2), (Timer.GRACE, 3), (Timer.RENEWAL, 4)],
     "reconnecting": [(Timer.BACKOFF, 1), (Timer.OUTAGE, 2), (Timer.GRACE, 3)],
     "exhausted": [],
 }
@@ -415,10 +427,12 @@ def base(event: str, state: str) -> Situation:
         dials=(NOW - 60,),
         reason="budget" if state == "exhausted" else None,
         cause=CAUSE,
+        renewing=event != "renewal_due",
     )
     if state == "connected":
         snapshot = replace(snapshot, in_step_since=NOW - 120)
     facts = Facts(now=NOW, path_up=event != "path_lost", foreground=event not in ("background", "grace_elapsed"))
+    facts = replace(facts, renew_in=61.0)
     if event == "job_spoke":
         snapshot = replace(snapshot, stalls=2, silence=7.0, silence_redialled=True)
         facts = replace(facts, last_sign=NOW)
@@ -508,6 +522,10 @@ def check_ownership(situation: Situation, taken: Step, moved: bool) -> None:
         begun = [kinds.index(kind) for kind in (Dial, FetchState, Greet, Arm, ReleaseBuffer, Deliver) if kind in kinds]
         ended = [kinds.index(kind) for kind in (AbandonDial, CloseSocket, CancelFetch, SaveCursor) if kind in kinds]
         assert not begun or not ended or max(ended) < min(begun)
+        assert (ResumeDelivery in kinds) is (before.state in (State.IDLE, State.EXHAUSTED))
+        assert (StopRenewal in kinds) is (before.renewing and after.state in (State.IDLE, State.CANCELLED))
+        assert after.renewing is (before.renewing and StopRenewal not in kinds)
+        assert (ReportGivingUp in kinds) is (after.state is State.EXHAUSTED)
         stale = taken.effects and CancelFetch in kinds
         assert not stale or after.fetch > before.fetch
     else:
@@ -593,6 +611,11 @@ WORDS: dict[str, Callable[[Situation, Step], bool]] = {
     "stability": lambda s, t: arms(t, Timer.STABILITY, exactly(30)),
     "stall-120": lambda s, t: arms(t, Timer.STALL, exactly(120)),
     "stall-119": lambda s, t: arms(t, Timer.STALL, exactly(119)),
+    "renewal": lambda s, t: arms(t, Timer.RENEWAL, exactly(61)),
+    "renewed": lambda s, t: not t.snapshot.renewing,
+    "renews": lambda s, t: t.snapshot.renewing and t.effects == (RenewToken(),),
+    "stops": lambda s, t: has(t, StopDelivery()),
+    "stops-all": lambda s, t: has(t, StopDelivery(final=True)),
     "skip": lambda s, t: t.effects == (SkipState(),),
     "no-effects": lambda s, t: t.effects == (),
     "silence-forgotten": lambda s, t: (

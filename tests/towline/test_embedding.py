@@ -465,7 +465,15 @@ async def test_a_call_that_the_network_fails_is_a_typed_error(follow: Follow, se
             await line.cancel_job()
 
 
-@pytest.mark.parametrize("part", ["_timers.Timers._fire", "_links.Links.greet", "_data_path.DataPath.release_buffer"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "runner._timers.Timers._fire",
+        "engine.attempts.Attempts.greet",
+        "engine.publisher.Publisher.release_buffer",
+        "engine.intake.Intake.take_in",
+    ],
+)
 async def test_a_bug_in_any_part_is_a_typed_end(
     follow: Follow, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:

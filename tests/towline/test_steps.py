@@ -7,26 +7,28 @@ import gc
 import pytest
 
 from towline import ForbiddenRequest, State
-from towline.runner._steps import Levels, Stepped, Steps
+from towline.engine.lifecycle import ConnectionStep, Levels, Lifecycle
+from towline.runner import Stepped
 from towline.statemachine import AnyEvent, Cancel, Close, Connect, Facts, Policy, Retry, Snapshot
 
 
-def steps() -> Steps:
-    row = Steps(Policy())
-    row.facts = lambda levels: Facts(now=1.0, path_up=levels.path_up, foreground=levels.foreground)
-    return row
+def lifecycle() -> Lifecycle:
+    made = Lifecycle(Policy())
+    made.facts = lambda levels: Facts(now=1.0, path_up=levels.path_up, foreground=levels.foreground)
+    return made
 
 
 def test_a_step_has_changed_the_state_when_it_returns() -> None:
-    row = steps()
+    row = lifecycle().steps
     assert row.add(Connect()).after.state is State.CONNECTING
     assert row.snapshot.state is State.CONNECTING
     with pytest.raises(ForbiddenRequest):
-        steps().add(Retry())
+        lifecycle().steps.add(Retry())
 
 
 def test_a_request_in_the_middle_of_a_step_comes_first_and_the_step_is_computed_again() -> None:
-    row = steps()
+    made = lifecycle()
+    row = made.steps
     interrupted = []
 
     def facts(levels: Levels) -> Facts:
@@ -35,12 +37,12 @@ def test_a_request_in_the_middle_of_a_step_comes_first_and_the_step_is_computed_
             assert row.add(Cancel()).after.state is State.CANCELLED
         return Facts(now=1.0)
 
-    row.facts = facts
+    made.facts = facts
     first = row.take_first()
     stepped = row.add(Close())
     assert stepped.after.state is State.CANCELLED
     events: list[AnyEvent] = []
-    step: Stepped | None = first
+    step: ConnectionStep | None = first
     while (step := step.following) is not None:
         assert step.entry is not None
         events.append(step.entry.event)
@@ -49,10 +51,10 @@ def test_a_request_in_the_middle_of_a_step_comes_first_and_the_step_is_computed_
 
 def test_what_is_on_record_comes_first_or_not_at_all() -> None:
     ended = Snapshot(outcome="complete")
-    row = steps()
+    row = lifecycle().steps
     assert row.begin_with(row.take_first(), ended)
     assert row.snapshot is ended
-    late = steps()
+    late = lifecycle().steps
     late.add(Cancel())
     assert not late.begin_with(late.take_first(), ended)
     assert late.snapshot.state is State.CANCELLED
@@ -64,7 +66,7 @@ def test_steps_that_were_performed_are_not_kept() -> None:
         return sum(isinstance(each, Stepped) for each in gc.get_objects())
 
     before = kept()
-    row = steps()
+    row = lifecycle().steps
     taken = row.take_first()
     for _ in range(100):
         row.add(Connect())

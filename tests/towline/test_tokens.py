@@ -99,7 +99,7 @@ async def test_a_provider_that_fails_is_asked_again_within_the_budget(
     provider = Provider(trouble, "t1")
     async with follow(server, token=provider) as line:
         await line.wait_for(State.RECONNECTING)
-        assert isinstance(line._engine.last_error, TokenProviderFailed)  # type: ignore[union-attr]
+        assert isinstance(line._engine.failures.last, TokenProviderFailed)  # type: ignore[union-attr]
         await line.wait_for(State.CONNECTED, timeout=60)
     assert provider.calls == 2, "the status fetch does not bother it"
     assert CANARY not in caplog.text

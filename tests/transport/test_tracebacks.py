@@ -31,7 +31,7 @@ def shown(error: BaseException) -> Iterator[str]:
     while told is not None:
         yield "".join(told.format_exception_only())
         for frame in told.stack:
-            if Path(frame.filename).parent == OURS:
+            if OURS in Path(frame.filename).parents:
                 yield f"{frame.name}: {frame.locals}"
         told = told.__cause__ or told.__context__  # type: ignore[assignment]
 

@@ -1,4 +1,4 @@
-"""The engine's connection attempts and sockets: one task and one scope each, and never two sockets at once.
+"""Connection attempts and their sockets: one task and one scope each, and never two sockets at once.
 
 A socket that is no longer used is closed before the next attempt opens one. Only the job's end, `aclose()` and
 `cancel()` wait for the peer's close frame. Every such wait is shielded and has a deadline.
@@ -7,19 +7,20 @@ A socket that is no longer used is closed before the next attempt opens one. Onl
 from __future__ import annotations
 
 import secrets
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import anyio
 
 from .._exceptions import DeadlineExceeded, TowlineError
-from .._tasks import failure_of
+from .._secret import Secret
+from .._tasks import Tasks, failure_of
 from ..protocols import Ready, encode
-from ..statemachine import AbandonDial, CloseSocket, Dial, Greet, Opened, Place, Probe
+from ..statemachine import AbandonDial, CloseSocket, Dial, Place, Probe
 from ..transport import Liveness, WebSocket, connect_websocket
-
-if TYPE_CHECKING:
-    from .engine import Engine
+from .sequencer import Cursor
+from .settings import Settings
 
 #: Seconds, beyond the timeout of the closing handshake, that a new attempt waits for earlier ones to close.
 CLOSE_MARGIN: Final = 1.0
@@ -32,29 +33,68 @@ _WORK: Final = {
 }
 
 
+class GetToken(Protocol):
+    """Returns the token to use; with `fresh`, another one than the current."""
+
+    async def __call__(self, *, fresh: bool = False) -> Secret: ...
+
+
 class Link:
     """One connection attempt and the socket it opens: one task, one scope."""
 
-    __slots__ = ("closing", "connected_at", "generation", "greeting", "left", "scope", "websocket")
+    __slots__ = ("closing", "generation", "greeting", "left", "scope", "websocket")
 
     def __init__(self, generation: int) -> None:
         self.generation = generation
         self.scope = anyio.CancelScope()
         self.websocket: WebSocket | None = None
         self.greeting: Ready | None = None
-        self.connected_at = 0.0
         #: `left`: the link's task has ended. `closing`: another task closes the socket.
         self.left = anyio.Event()
         self.closing = False
 
 
-class Links:
-    """Performs the state machine's effects on attempts and sockets, and reports the results to the engine."""
+class Attempts:
+    """Performs the effects on attempts and sockets.
 
-    __slots__ = ("_client", "_engine", "_greeted", "_leaving", "_one_left", "current")
+    - `token` returns the token to send.
+    - `dialled` is called when an attempt begins to connect, `opened` (with the attempt's generation) when it has.
+    - `received` gets the messages of each read, `failed` the error that ended an attempt or a socket.
+    """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    __slots__ = (
+        "_client",
+        "_dialled",
+        "_failed",
+        "_greeted",
+        "_leaving",
+        "_one_left",
+        "_opened",
+        "_received",
+        "_settings",
+        "_tasks",
+        "_token",
+        "current",
+    )
+
+    def __init__(
+        self,
+        settings: Settings,
+        tasks: Tasks,
+        *,
+        token: GetToken,
+        dialled: Callable[[], object],
+        opened: Callable[[int], object],
+        received: Callable[[Link, list[str | bytes]], object],
+        failed: Callable[[TowlineError, Place, int], Awaitable[object]],
+    ) -> None:
+        self._settings = settings
+        self._tasks = tasks
+        self._token = token
+        self._dialled = dialled
+        self._opened = opened
+        self._received = received
+        self._failed = failed
         #: The current attempt or open socket.
         self.current: Link | None = None
         # Attempts that were given up and sockets that are being closed, until they are gone.
@@ -66,9 +106,8 @@ class Links:
 
     def dial(self, effect: Dial) -> None:
         """Start a connection attempt."""
-        self._engine.settled = False
         self.current = Link(effect.generation)
-        self._engine.tasks.start_soon(self._run, self.current, effect, name="towline link")
+        self._tasks.start_soon(self._run, self.current, effect, name="towline link")
 
     def abandon_dial(self, effect: AbandonDial) -> None:
         """Give up the current attempt."""
@@ -76,11 +115,10 @@ class Links:
         if link is not None:
             self._release(link)
 
-    def greet(self, effect: Greet) -> None:
-        """Make the open socket send `ready` before it reads."""
-        cursor = self._engine.recovery.opened()
+    def greet(self, cursor: Cursor | None) -> None:
+        """Make the open socket send `ready` with this cursor before it reads."""
         if self.current is not None:
-            now = self._engine.settings.wall_time() * 1000
+            now = self._settings.wall_time() * 1000
             epoch, seq = (cursor.epoch, cursor.seq) if cursor is not None and cursor.seq > 0 else (None, None)
             self._greeted += 1
             self.current.greeting = Ready(
@@ -90,7 +128,7 @@ class Links:
     def probe(self, effect: Probe) -> None:
         """Ping now; if nothing answers in time, treat the link as lost."""
         if self.current is not None and self.current.websocket is not None:
-            self.current.websocket.probe(self._engine.settings.policy.probe)
+            self.current.websocket.probe(self._settings.policy.probe)
 
     def close_socket(self, effect: CloseSocket) -> None:
         """Close the socket; a background task finishes the closing handshake."""
@@ -100,7 +138,7 @@ class Links:
         self._release(link)
         if link.websocket is not None:
             link.closing = True
-            self._engine.tasks.start_soon(self._close, link, link.websocket, effect, name="towline close")
+            self._tasks.start_soon(self._close, link, link.websocket, effect, name="towline close")
 
     async def all_gone(self) -> None:
         """Wait until all attempts that were given up, and all sockets being closed, are gone."""
@@ -109,10 +147,10 @@ class Links:
                 self._one_left = anyio.Event()
             await self._one_left.wait()
 
-    def is_silent_since_connected(self) -> bool:
-        """Whether the socket has received nothing since the connection was synced."""
+    def is_silent_since(self, moment: float) -> bool:
+        """Whether the socket has received nothing after `moment`, which is on the loop's clock."""
         link = self.current
-        return link is not None and link.websocket is not None and link.websocket.last_received <= link.connected_at
+        return link is not None and link.websocket is not None and link.websocket.last_received <= moment
 
     def _release(self, link: Link) -> None:
         self._leaving.add(link)
@@ -158,13 +196,13 @@ class Links:
         """Run one attempt and its socket until it ends."""
         place = Place.TOKEN
         try:
-            settings, policy = self._engine.settings, self._engine.settings.policy
+            settings, policy = self._settings, self._settings.policy
             with anyio.move_on_after(policy.close_wait + CLOSE_MARGIN):
                 await self.all_gone()
             await anyio.sleep_until(dial.not_before)
-            token = await self._engine.tokens.get(fresh=dial.fresh_token)
+            token = await self._token(fresh=dial.fresh_token)
             place = Place.UPGRADE
-            self._engine.counts["dials"] += 1
+            self._dialled()
             link.websocket = await connect_websocket(
                 settings.url_with(token),
                 headers=settings.headers_with(token),
@@ -177,19 +215,19 @@ class Links:
                 wall_time=settings.wall_time,
             )
             place = Place.SOCKET
-            self._engine.post(Opened(generation=link.generation))
+            self._opened(link.generation)
             await self._read(link, link.websocket)
         except BaseException as error:
             failure = await failure_of(error, _WORK[place])
-            await self._engine.failed(failure, place, link.generation)
+            await self._failed(failure, place, link.generation)
 
     async def _read(self, link: Link, websocket: WebSocket) -> None:
         if link.greeting is not None:
-            limit = self._engine.settings.policy.probe
+            limit = self._settings.policy.probe
             # If writing fails, the server may have sent the reason: reading will find it.
             with suppress(TowlineError), anyio.move_on_after(limit) as sending:
                 await websocket.send(encode(link.greeting).decode())
             if sending.cancelled_caught:
                 raise DeadlineExceeded("room to send `ready`", limit)
         while True:
-            self._engine.data.take_in(link, await websocket.receive_batch())
+            self._received(link, await websocket.receive_batch())

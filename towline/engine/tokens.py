@@ -27,6 +27,8 @@ TokenProvider: TypeAlias = Callable[[], Awaitable[str | Secret | Token]]
 
 #: A token is renewed this many seconds before it expires.
 RENEW_BEFORE: Final = 60.0
+#: The least seconds between two renewals.
+_RENEWAL_SPACING: Final = 5.0
 
 _TOKEN: Final = re.compile(r"[!-~]+")
 
@@ -111,10 +113,13 @@ class TokenSource:
         return self._provider is not None or self._refresh
 
     @property
-    def expires(self) -> float | None:
-        """The expiry of the current token, in seconds since 1970."""
+    def renew_in(self) -> float | None:
+        """The seconds until the token should be renewed; None if it does not expire, has expired or must stay."""
         token = self._token
-        return None if token is None else token.expires
+        if token is None or token.expires is None or not self.renewable:
+            return None
+        left = token.expires - self._wall_time()
+        return max(left - RENEW_BEFORE + 1, _RENEWAL_SPACING) if left > 0 else None
 
     async def get(self, *, fresh: bool = False) -> Secret:
         """Return the token to use; with `fresh`, another one than the current.

@@ -87,7 +87,7 @@ class Host:
         self._reasons.discard(reason)
         if not self._reasons:
             self.connection.foreground()
-            self.connection._engine_of("foreground").soon(self._wake_watchers)
+            self.connection._engine_of("foreground").runner.soon(self._wake_watchers)
         if self._reasons:  # hidden again meanwhile, by another thread or a signal handler
             self.connection.background()
 

@@ -1,14 +1,13 @@
-"""The state machine's timers: one task while any timer runs, otherwise none."""
+"""The timers of a lifecycle: one task while any timer runs, otherwise none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 
 from .._tasks import Tasks
-from ..statemachine import Timer
 
 
 class _Armed(NamedTuple):
@@ -19,14 +18,14 @@ class _Armed(NamedTuple):
 class Timers:
     """Deadlines on the loop's clock. Calls `expired(timer, ticket)` once for each deadline that passes."""
 
-    def __init__(self, tasks: Tasks, expired: Callable[[Timer | str, int], None]) -> None:
+    def __init__(self, tasks: Tasks, expired: Callable[[Any, int], None]) -> None:
         self._tasks = tasks
         self._expired = expired
-        self._armed: dict[Timer | str, _Armed] = {}
+        self._armed: dict[Any, _Armed] = {}
         self._scope: anyio.CancelScope | None = None
         self._running = False
 
-    def arm(self, timer: Timer | str, ticket: int, seconds: float) -> None:
+    def arm(self, timer: Any, ticket: int, seconds: float) -> None:
         """Start a timer, replacing one of the same name."""
         self._armed[timer] = _Armed(anyio.current_time() + max(0.0, seconds), ticket)
         if not self._running:
@@ -35,7 +34,7 @@ class Timers:
         elif self._scope is not None:
             self._scope.deadline = self._next()
 
-    def disarm(self, timer: Timer | str) -> None:
+    def disarm(self, timer: Any) -> None:
         """Stop a timer if it runs; the task ends with the last one."""
         self._armed.pop(timer, None)
         if self._scope is not None:

@@ -181,7 +181,7 @@ class _Play:
             if self.line.outcome is not None or self.line.state is State.CANCELLED:
                 return
             # Iteration ends with `aclose` too, after which the user may connect again.
-            await engine.wait_changed()
+            await engine.runner.wait_changed()
 
     # --- the story -------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ from msgspec.structs import replace
 
 from .._connection import Connection
 from .._exceptions import ForbiddenRequest
+from .._secret import Secret
+from ..engine.tokens import Token
 from ..statemachine import (
     LIFECYCLE,
     AnyEvent,
@@ -41,6 +43,7 @@ from ..statemachine import (
     StillSilent,
     Synced,
     TokenRejected,
+    TokenRenewed,
     Trigger,
     coverage,
     describe,
@@ -263,8 +266,9 @@ class _Visit:
             await self._check_open_links()
         return recorded, self.findings
 
-    async def _give_token(self) -> str:
-        return self.job.token
+    async def _give_token(self) -> Token:
+        expires = anyio.current_time() + 90 if self.stop.event is Trigger.RENEWAL_DUE else None
+        return Token(Secret(self.job.token), expires)
 
     def _prepare(self) -> None:
         state, server = self.stop.state, self.server
@@ -290,7 +294,7 @@ class _Visit:
         for link in self.server.network.links:
             link.cut("rst")
         while self.line.state is State.CONNECTED:
-            await self.engine.wait_changed()
+            await self.engine.runner.wait_changed()
         self.line.retry()
 
     async def _reach(self) -> None:
@@ -307,23 +311,23 @@ class _Visit:
             case State.CANCELLED:
                 line.cancel()
         while line.state is not state:
-            await self.engine.wait_changed()
+            await self.engine.runner.wait_changed()
         if state is State.EXHAUSTED and self.stop.event is Trigger.REVIVAL_DUE:
             # Use up one revival now, so that the next is too early and its timer is armed.
-            self.engine.post(PathRestored())
+            self.engine.runner.post(PathRestored())
             await line.wait_for(State.CONNECTING)
             while line.state is not State.EXHAUSTED:
-                await self.engine.wait_changed()
-            self.engine.post(PathRestored())
+                await self.engine.runner.wait_changed()
+            self.engine.runner.post(PathRestored())
         if self.setting.two_looks:
             # Checks are due after 10 and 20 s; the second hangs, so that the tour raises its event.
             self.server.always("state", Hang())
             await anyio.sleep(22)
         if self.setting.cancelled:
-            self.engine.post(CancelAccepted())
+            self.engine.runner.post(CancelAccepted())
         # Set the host's levels without the events that would report them.
         setting = self.setting
-        self.engine.change(
+        self.engine.runner.change(
             lambda levels: (levels._replace(foreground=setting.foreground, path_up=setting.path_up), None)
         )
 
@@ -378,26 +382,26 @@ class _Visit:
             case Trigger.WOKE:
                 line.report_wake()
             case Trigger.PATH_LOST:
-                engine.change(lambda levels: (levels._replace(path_up=False), PathLost()))
+                engine.runner.change(lambda levels: (levels._replace(path_up=False), PathLost()))
             case Trigger.PATH_RESTORED:
-                engine.post(PathRestored())
+                engine.runner.post(PathRestored())
             case Trigger.PATH_CHANGED:
-                engine.post(PathChanged())
+                engine.runner.post(PathChanged())
             case Trigger.GRACE_ELAPSED:
                 line.background()
             case Trigger.JOB_ENDED:
                 self.job.start()
                 self.job.complete()
-                engine.data.act(engine.recovery.look(self.job.state()), at)
+                engine.publisher.act(engine.recovery.look(self.job.state()), at)
             case Trigger.SYNCED if self.stop.state is State.SYNCING:
-                engine.data.act(engine.recovery.state(self.job.state()), at)
+                engine.publisher.act(engine.recovery.state(self.job.state()), at)
             case Trigger.OPENED if self.stop.state is State.CONNECTING:
                 pass  # it is coming already
             case Trigger.STALLED if self.setting.spoke:
                 await anyio.sleep(60)
                 self.job.start()
             case _ if event in _POSTED:
-                engine.post(_POSTED[event](at, self.setting))
+                engine.runner.post(_POSTED[event](at, self.setting))
             # Timers that are running already raise the rest.
 
     async def _check_open_links(self) -> None:
@@ -425,4 +429,5 @@ _POSTED: Final[dict[Trigger, Callable[[int, _Setting], AnyEvent]]] = {
     Trigger.STILL_SILENT: lambda at, setting: StillSilent(generation=at),
     Trigger.JOB_SPOKE: lambda at, setting: JobSpoke(generation=at),
     Trigger.CANCEL_ACCEPTED: lambda at, setting: CancelAccepted(),
+    Trigger.TOKEN_RENEWED: lambda at, setting: TokenRenewed(),
 }

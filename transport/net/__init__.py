@@ -1,4 +1,4 @@
 """Byte streams: dialling, TLS, proxies, and reads and writes with deadlines.
 
-It knows neither HTTP nor WebSocket, except for what a proxy needs.
+It does not know HTTP or WebSocket, except for what a proxy needs.
 """

@@ -1,0 +1,100 @@
+"""Turns what the recovery finds into deliveries and events: updates, gaps, a finished sync, the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from .._updates import OUTCOME_KINDS, AnyUpdate, Progress
+from ..statemachine import AnyEvent, Cause, Deliver, GapFound, JobEnded, Snapshot, State
+from ..statemachine import Synced as SyncedEvent
+from .delivery import Delivery
+from .handlers import Handler, Handlers
+from .sequencer import End, Finding, Gap, Recovery, Synced
+
+
+class Publisher:
+    """Delivers updates to consumers and to the handler for progress, and posts the events that findings mean.
+
+    `turn` is the block in which functions of the program are called. `counts` are the connection's.
+    """
+
+    __slots__ = ("_counts", "_delivery", "_handlers", "_on_progress", "_post", "_recovery", "_snapshot", "_turn")
+
+    def __init__(
+        self,
+        recovery: Recovery,
+        delivery: Delivery,
+        handlers: Handlers,
+        *,
+        on_progress: Handler[Progress] | None,
+        counts: Counter[str],
+        snapshot: Callable[[], Snapshot],
+        post: Callable[[AnyEvent], object],
+        turn: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._recovery = recovery
+        self._delivery = delivery
+        self._handlers = handlers
+        self._on_progress = on_progress
+        self._counts = counts
+        self._snapshot = snapshot
+        self._post = post
+        self._turn = turn
+
+    def release_buffer(self) -> None:
+        """Deliver the frames that the sync buffered."""
+        self.act(self._recovery.release(), self._snapshot().generation)
+
+    def skip_state(self) -> None:
+        """Finish the sync without a state."""
+        self.act(self._recovery.unavailable(), self._snapshot().generation)
+
+    def deliver(self, effect: Deliver) -> None:
+        """Deliver the outcome, preceded by any pending updates."""
+        end: End = effect.update if effect.update is not None else self._recovery.assume_cancelled()
+        self._delivery.outcome = end.outcome
+        if end.before:
+            self._publish(list(end.before))
+        self._delivery.end(self._recovery.applied)
+        self._counts["updates"] += 1
+
+    def act(self, finding: Finding, generation: int) -> None:
+        """Deliver pending updates, then turn a finding into an event."""
+        self.publish(self._recovery.take())
+        if isinstance(finding, Gap):
+            self._gap(finding.problem, generation)
+        elif isinstance(finding, Synced):
+            self._post(SyncedEvent(generation=generation))
+        elif isinstance(finding, End):
+            self._post(JobEnded(outcome=OUTCOME_KINDS[type(finding.outcome)], update=finding))
+
+    def publish(self, updates: list[AnyUpdate]) -> None:
+        """Deliver updates, but none after the end or after `cancel()`."""
+        if updates:
+            snapshot = self._snapshot()
+            if snapshot.outcome is None and snapshot.state is not State.CANCELLED:
+                self._publish(updates)
+
+    def overflowed(self) -> None:
+        """Report a gap: a consumer was too far behind."""
+        self._counts["overflows"] += 1
+        self._gap("a consumer is too far behind, and its waiting updates cannot be merged", self._snapshot().generation)
+
+    def _publish(self, updates: list[AnyUpdate]) -> None:
+        self._counts["updates"] += len(updates)
+        fits = self._delivery.publish(updates, self._recovery.applied)
+        if self._on_progress is not None:
+            with self._turn():
+                for update in updates:
+                    if self._snapshot().state is State.CANCELLED:
+                        return
+                    if isinstance(update, Progress):
+                        self._handlers.call(self._on_progress, update)
+        if not fits:
+            self.overflowed()
+
+    def _gap(self, problem: str, generation: int) -> None:
+        self._counts["gaps"] += 1
+        self._post(GapFound(generation=generation, cause=Cause(code="gap", text=problem)))
