@@ -8,7 +8,7 @@
 See `Connection` for everything else.
 """
 
-from ._connection import Connection, Statistics
+from ._connection import Connection, Statistics, Subscription, Token, TokenProvider
 from ._exceptions import (
     Cancelled,
     CertificateRejected,
@@ -62,8 +62,6 @@ from ._updates import (
     StateChange,
     Update,
 )
-from .engine.delivery import Subscription
-from .engine.tokens import Token, TokenProvider
 from .sources import Templates
 from .statemachine import Backoff, Cause, Policy, Recording, State
 from .storage import MemoryTokenStore, Store, TokenStore

@@ -33,13 +33,15 @@ from ._exceptions import (
 from ._secret import Secret
 from ._tasks import Tasks, failure_of
 from ._updates import Outcome, Progress, StateChange, load_outcome
-from .engine.delivery import Subscription
+from .engine.delivery import Subscription as Subscription
 from .engine.engine import Engine
 from .engine.handlers import Handler
 from .engine.lifecycle import Levels, Lifecycle
 from .engine.sequencer import Cursor
 from .engine.settings import Classifier, Settings
-from .engine.tokens import Token, TokenProvider, is_usable
+from .engine.tokens import Token as Token
+from .engine.tokens import TokenProvider as TokenProvider
+from .engine.tokens import is_usable
 from .protocols import CancelAnswer, Codec
 from .sources import Templates
 from .statemachine import (

@@ -36,13 +36,11 @@ from typing import Any, Final, Self, TypeVar
 import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from ._connection import MAX_RESULT, Statistics
+from ._connection import MAX_RESULT, Statistics, Subscription, Token, TokenProvider
 from ._connection import Connection as AsyncConnection
 from ._exceptions import DeadlineExceeded, ForbiddenRequest
 from ._secret import Secret
 from ._updates import AnyUpdate, Outcome
-from .engine.delivery import Subscription
-from .engine.tokens import Token, TokenProvider
 from .host import Host
 from .host import attach as attach_async
 from .protocols import CancelAnswer
