@@ -1,9 +1,9 @@
-"""The parts of a table: branches, cells, named actions, timers, and enum members with a description."""
+"""The data of a table: rows of cells, branches, named actions, timers, and enum members with a description."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
@@ -105,6 +105,32 @@ class TimerRule(Generic[S, E]):
     runs_in: frozenset[S]
     expiry: E
     after: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Generic[S, E, D, T]):
+    """The data of a table, complete or not: `Table` checks it."""
+
+    name: str
+    states: type[S]
+    events: type[E]
+    initial: S
+    final: frozenset[S]
+    cells: Mapping[E, Mapping[S, Cell[S, D, T]]]
+    timers: Mapping[T, TimerRule[S, E]] = field(default_factory=dict)
+    waits: Mapping[S, str] = field(default_factory=dict)
+    owns: Mapping[S, tuple[str, ...]] = field(default_factory=dict)
+
+    def cell(self, event: E, state: S) -> Cell[S, D, T]:
+        """The cell of this event in this state."""
+        return self.cells[event][state]
+
+    def branches(self) -> Iterator[tuple[E, S, Branch[S, D, T]]]:
+        """Every branch with its event and state, in table order."""
+        for event, row in self.cells.items():
+            for state, cell in row.items():
+                for branch in cell:
+                    yield event, state, branch
 
 
 def go(target: S, *actions: Action[D, T], when: Guard[D] | None = None, reason: str = "") -> Branch[S, D, T]:

@@ -16,17 +16,15 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ._cells import HAS_DOCSTRINGS, Branch, Kind, one_line
+from ._cells import HAS_DOCSTRINGS, Branch, Kind, Rows, one_line
 
 if TYPE_CHECKING:
     from transitions import Machine
 
-    from ._table import Table
-
-AnyTable: TypeAlias = "Table[Any, Any, Any, Any]"
+AnyRows: TypeAlias = Rows[Any, Any, Any, Any]
 
 
-def shape_findings(table: AnyTable) -> Iterator[str]:
+def shape_findings(table: AnyRows) -> Iterator[str]:
     """Problems of single cells; the other checks need a table without these problems."""
     for event in table.cells:
         if not isinstance(event, table.events):
@@ -55,7 +53,7 @@ def shape_findings(table: AnyTable) -> Iterator[str]:
                 yield f"the timer {timer.value} runs in {state!r}, which is not a state"
 
 
-def _cell_findings(table: AnyTable, event: Enum, state: Enum) -> Iterator[str]:
+def _cell_findings(table: AnyRows, event: Enum, state: Enum) -> Iterator[str]:
     cell = table.cells[event][state]
     where = f"{event.value} in {state.value}"
     *guarded, last = cell
@@ -70,7 +68,7 @@ def _cell_findings(table: AnyTable, event: Enum, state: Enum) -> Iterator[str]:
         yield from _branch_findings(table, where, state, branch)
 
 
-def _branch_findings(table: AnyTable, where: str, state: Enum, branch: Branch[Any, Any, Any]) -> Iterator[str]:
+def _branch_findings(table: AnyRows, where: str, state: Enum, branch: Branch[Any, Any, Any]) -> Iterator[str]:
     if HAS_DOCSTRINGS:
         if branch.when is not None and not one_line(branch.when.__doc__):
             yield f"{where}: the guard {branch.when.__name__} has no docstring"
@@ -91,7 +89,7 @@ def _branch_findings(table: AnyTable, where: str, state: Enum, branch: Branch[An
             yield f"{where}: {branch.kind.value}, but has actions"
 
 
-def walk_findings(table: AnyTable) -> Iterator[str]:
+def walk_findings(table: AnyRows) -> Iterator[str]:
     """Problems of the paths through the table."""
     exits = {state: set[Enum]() for state in table.states}
     for _, source, branch in table.branches():
@@ -122,7 +120,7 @@ def _closure(start: set[Enum], ways: Mapping[Enum, set[Enum]]) -> set[Enum]:
     return seen
 
 
-def timer_findings(table: AnyTable) -> Iterator[str]:
+def timer_findings(table: AnyRows) -> Iterator[str]:
     """Problems of the timers."""
     armed = set()
     for event, source, branch in table.branches():
@@ -145,7 +143,7 @@ def timer_findings(table: AnyTable) -> Iterator[str]:
                 yield f"the timer {timer.value} may expire in {state.value}, which does not handle {rule.expiry.value}"
 
 
-def machine_findings(table: AnyTable, machine: Machine) -> Iterator[str]:
+def machine_findings(table: AnyRows, machine: Machine) -> Iterator[str]:
     """Differences between the built machine and the table."""
     if {state.name for state in table.states} != set(machine.states):
         yield "the machine has other states than the table"

@@ -17,16 +17,16 @@ guards of the earlier branches, so the order in which `transitions` tries them d
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Final, Generic
+from typing import Any, Final
 
 from transitions import EventData, Machine
 
 from .._exceptions import ForbiddenRequest, TableError
-from ._cells import Branch, Cell, D, E, Guard, Kind, S, T, TimerRule
+from ._cells import Branch, D, E, Guard, Kind, Rows, S, T
 from ._checks import machine_findings, shape_findings, timer_findings, walk_findings
 
 # transitions logs a line at DEBUG for every callback; a level that the application has set stays unchanged.
@@ -36,23 +36,13 @@ if _LOGGER.level == logging.NOTSET:
 
 
 @dataclass(frozen=True, eq=False)
-class Table(Generic[S, E, D, T]):
+class Table(Rows[S, E, D, T]):
     """A whole machine as data; an incomplete or contradictory table raises `TableError` with every problem.
 
     `cells[event][state]` is a cell. `final` states have no exit. `waits` gives, for each state that waits without a
     timer, the reason why it cannot hang by accident. `owns` lists, for the documents, the resources of each state other
     than timers; the scratch's `leave` releases them.
     """
-
-    name: str
-    states: type[S]
-    events: type[E]
-    initial: S
-    final: frozenset[S]
-    cells: Mapping[E, Mapping[S, Cell[S, D, T]]]
-    timers: Mapping[T, TimerRule[S, E]] = field(default_factory=dict)
-    waits: Mapping[S, str] = field(default_factory=dict)
-    owns: Mapping[S, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         findings = tuple(shape_findings(self)) or (*walk_findings(self), *timer_findings(self))
@@ -64,17 +54,6 @@ class Table(Generic[S, E, D, T]):
         if wrong := tuple(machine_findings(self, machine)):
             raise TableError(wrong)
         object.__setattr__(self, "_machine", machine)
-
-    def cell(self, event: E, state: S) -> Cell[S, D, T]:
-        """The cell of this event in this state."""
-        return self.cells[event][state]
-
-    def branches(self) -> Iterator[tuple[E, S, Branch[S, D, T]]]:
-        """Every branch with its event and state, in table order."""
-        for event, row in self.cells.items():
-            for state, cell in row.items():
-                for branch in cell:
-                    yield event, state, branch
 
     def fire(self, event: E, scratch: D) -> None:
         """Fire `event` in `scratch.state`: run the cell's actions on the scratch and change its state.

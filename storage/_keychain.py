@@ -14,6 +14,7 @@ import msgspec
 from .._exceptions import Damaged, InvalidArgument, WriteFailed
 from ._files import Folder, Stamp, never
 from ._record import RECORD_NAME
+from .keys._choice import default_provider, provider_of
 from .keys._keyset import (
     MAX_KEYSET_BYTES,
     Entry,
@@ -29,7 +30,7 @@ from .keys._keyset import (
     wrap,
 )
 from .keys._passphrase import is_dated
-from .keys._providers import KeyFile, KeyProvider, created_by, default_provider, opened_by, provider_of
+from .keys._providers import KeyFile, KeyProvider, created_by, opened_by
 
 if TYPE_CHECKING:
     from ._aead import Cipher

@@ -67,10 +67,6 @@ ARROWS_TO_GO: Final = frozenset(
 CIRCLES_TO_GO: Final = frozenset(
     {
         "towline.engine.engine",
-        "towline.host.path._path",
-        "towline.server._hub",
-        "towline.statemachine._table",
-        "towline.storage.keys._providers",
     }
 )
 

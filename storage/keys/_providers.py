@@ -180,35 +180,6 @@ class KeyFile:
         raise Damaged("this is not a key file, which holds 44 characters of base64 and a newline", path=self.path)
 
 
-def default_provider(app: str) -> KeyProvider:
-    """The provider for a new store."""
-    if ENVIRONMENT in os.environ:
-        return EnvironmentKey()
-    credential = CredentialKey()
-    if credential.path is not None and credential.path.exists():
-        return credential
-    from ._keyring import usable
-
-    return usable(app) or KeyFile.default(app)
-
-
-def provider_of(source: Source, app: str) -> KeyProvider:
-    """The provider that a keyset names. Raises `KeyUnavailable` for a source that only the program can supply."""
-    match source:
-        case "env":
-            return EnvironmentKey()
-        case "credential":
-            return CredentialKey()
-        case "keyring":
-            from ._keyring import KeyringKey
-
-            return KeyringKey(app)
-        case "file":
-            return KeyFile.default(app)
-        case _:
-            raise KeyUnavailable(f"the source {source!r} wrapped this store: pass its provider as provider=")
-
-
 def opened_by(provider: KeyProvider, entry: Entry) -> bytes:
     """The provider's key for an entry. Raises `KeyUnavailable` if another provider wrapped it (K7)."""
     if provider.source != entry.source:

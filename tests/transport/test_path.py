@@ -17,8 +17,9 @@ from typing import Any
 import anyio
 import pytest
 
+from towline.host.path._monitor import PathMonitor, system_path_source
 from towline.host.path._netlink import NetlinkPathSource, messages
-from towline.host.path._path import Path, PathMonitor, system_path_source
+from towline.host.path._path import Path
 from towline.host.path._polling import PollingPathSource
 from towline.testing import run_virtual, virtual_time_backends
 
@@ -163,7 +164,7 @@ def _namespaces_work() -> bool:
 
 WATCHER = """
 import json, sys, anyio
-from towline.host.path._path import PathMonitor
+from towline.host.path._monitor import PathMonitor
 
 async def main():
     with PathMonitor() as monitor:
@@ -249,7 +250,7 @@ ALONE = """
 import subprocess, sys, anyio
 from towline.host import PathMonitor
 from towline.host.path._server_path import ServerPathSource
-from towline.host.path._path import system_path_source
+from towline.host.path._monitor import system_path_source
 
 async def main():
     def ip(line):

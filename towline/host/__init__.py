@@ -10,8 +10,9 @@ Import it explicitly: `import towline.host`.
 
 from ._attach import Host, Source, attach
 from ._interrupts import Interruption, watch_interrupts
+from .path._monitor import PathMonitor, system_path_source
 from .path._netlink import NetlinkPathSource
-from .path._path import Path, PathMonitor, PathSource, system_path_source
+from .path._path import Path, PathSource
 from .path._polling import PollingPathSource
 from .sleep._suspend import suspended_seconds, watch_suspension
 

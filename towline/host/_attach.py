@@ -15,7 +15,8 @@ from .._tasks import Tasks, failure_of
 from ..statemachine import State
 from ..transport._url import is_loopback
 from ._job_control import watch_job_control
-from .path._path import Path, PathMonitor, PathSource
+from .path._monitor import PathMonitor
+from .path._path import Path, PathSource
 from .path._server_path import ServerPathSource
 from .sleep._suspend import watch_suspension
 

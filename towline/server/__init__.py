@@ -4,7 +4,7 @@ Workers elsewhere report through `towline.server.reporter`, which needs the `red
 """
 
 from .._exceptions import HubStorageError, JobFailure
-from ._hub import Hub, StartedJob
+from ._hub import StartedJob
 from ._jobs import Dispatch, JobContext, JobFunction, Result, Upload
 from ._serve import serve
 from ._settings import Lifetimes, Limits
@@ -12,6 +12,7 @@ from ._statistics import HubStatistics
 from .log._sqlite import LoggedEvent, read_events
 from .pipelines._csv_import import csv_import, read_books
 from .web._access import Authorize, loopback_only
+from .web._application import Hub
 
 __all__ = [
     "Authorize",

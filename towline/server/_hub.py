@@ -1,7 +1,7 @@
-"""The job hub: an ASGI application that runs jobs and delivers their events, up to the true end.
+"""The work of a job hub: it runs jobs and keeps their events, up to the true end.
 
-It is mounted in an application of the user's own, or served alone. What it keeps is in one SQLite database and a folder
-beside it; a hub that is killed continues its jobs when it starts again, in the same epoch.
+It keeps everything in one SQLite database and a folder next to it, or in Redis and a folder. A hub that is killed
+continues its jobs when it starts again, in the same epoch. `web` serves it by HTTP.
 """
 
 from __future__ import annotations
@@ -21,10 +21,6 @@ from typing import Final, Literal, Self
 import anyio
 import anyio.to_thread
 from anyio import AsyncContextManagerMixin
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.types import Receive, Scope, Send
 
 from .._exceptions import ForbiddenRequest, HubStorageError, InvalidArgument
 from .._secret import Secret
@@ -43,30 +39,21 @@ from ._files import (
 )
 from ._jobs import Dispatch, JobFunction, Runner
 from ._keeping import DAY, check_match, look_at_clock, match_files
-from ._settings import Lifetimes, Limits
+from ._settings import Lifetimes, Limits, Pipeline
 from ._statistics import Counters, HubStatistics
 from ._tokens import Tokens
 from .log._base import EventLog, Job, Missing, Request
 from .log._drafts import ended
 from .log._sqlite import SqliteLog
 from .web._access import Authorize, loopback_only
+from .web._answers import Refusal
 from .web._rates import Rate, whole_seconds
-from .web._routes import Api, Refusal
 from .web._socket import NO_LONGER_KEPT, Watcher, restart_reason
 
 logger: Final = logging.getLogger("towline.server")
 
 _DRAIN_WAIT: Final = 3.0
 _DOWN_FOR: Final = 1.0  # seconds a client is asked to leave a hub that restarts alone
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A kind of job, and the HTTP call that starts it, if it has one."""
-
-    name: str
-    path: str | None
-    media_types: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,36 +77,8 @@ def _open_log(database: Path | str, prefix: str | None) -> EventLog:
     return SqliteLog(Path(database))
 
 
-def _cors(origins: Collection[str]) -> Middleware:
-    return Middleware(
-        CORSMiddleware,
-        allow_origins=sorted(origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "idempotency-key"],
-        allow_credentials=True,
-        expose_headers=["retry-after"],
-    )
-
-
-class Hub(AsyncContextManagerMixin):
-    """The job hub over `database`: the path of a SQLite file, or the URL of a Redis or Valkey server.
-
-    Uploads and large results lie in the folder `files`, `<database>.files/` for a SQLite file. Hubs with
-    the same Redis and `prefix` are one hub on many machines: any of them serves any job's sockets, and they share
-    `files` too. `prefix` begins all keys and channels in Redis (`towline` if it is None); a `Reporter` needs the same.
-
-    It works while it is entered (`async with hub:`); served as the application itself, its lifespan does that. It
-    is entered once, which `ForbiddenRequest` says the second time. Entering raises `HubStorageError` where the database
-    or the folder cannot be used.
-
-    `authorize` says in whose name a request may start a job (None: it may not); without it only this machine may.
-    `token_in_query` also takes a socket's token from `?token=`, where logs and proxies can see it. `subprotocol` is
-    the name by which browsers send a token. `base_path` is where the hub is mounted, for the URLs it gives.
-    `origins` are those of web pages that may open sockets and make calls (by CORS, with cookies), besides the hub's own
-    (`https://app.example`).
-    `accept_rate` is how many sockets a second it wants to see come back after a restart. `metrics` adds `GET /metrics`
-    for Prometheus, which `authorize` guards as it does starting; it needs the `metrics` extra.
-    """
+class HubWork(AsyncContextManagerMixin):
+    """What a hub does: it runs jobs, keeps their log and files, and counts its calls. `Hub` describes the options."""
 
     def __init__(
         self,
@@ -157,6 +116,7 @@ class Hub(AsyncContextManagerMixin):
         self._accept_rate = accept_rate
         self._metrics = metrics
         self._pipelines: dict[str, Pipeline] = {}
+        self._is_served = False
         self._functions: dict[str, JobFunction] = {}
         self._dispatches: dict[str, Dispatch] = {}
         self._watchers: dict[str, set[Watcher]] = {}
@@ -168,7 +128,6 @@ class Hub(AsyncContextManagerMixin):
         self._identity = ""  # of the log and the files
         self._room = math.inf  # for sockets, by the limit of open files
         self._draining = False
-        self._application: Starlette | None = None
         self.tokens: Final = Tokens(self.log, self._lifetimes, self.now)
         self._runner = Runner(
             self.log,
@@ -220,7 +179,7 @@ class Hub(AsyncContextManagerMixin):
         return decorate
 
     def _add_pipeline(self, pipeline: Pipeline) -> None:
-        if pipeline.name in self._pipelines or self._application is not None:
+        if pipeline.name in self._pipelines or self._is_served:
             raise InvalidArgument("name", f"the pipeline {pipeline.name!r} is there already, or comes too late")
         self._pipelines[pipeline.name] = pipeline
 
@@ -272,16 +231,6 @@ class Hub(AsyncContextManagerMixin):
         with anyio.move_on_after(_DRAIN_WAIT):
             await self._last_watcher_left.wait()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI scope."""
-        if self._application is None:
-            self._application = Starlette(
-                routes=Api(self, metrics=self._metrics).routes(self._pipelines),
-                middleware=[_cors(self.origins)] if self.origins else [],
-                lifespan=self._lifespan,
-            )
-        await self._application(scope, receive, send)
-
     # --- life --------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -304,14 +253,6 @@ class Hub(AsyncContextManagerMixin):
                     await self.drain()
                 # Jobs stop where they are; the next hub takes them up there.
                 self._tasks = None
-
-    @asynccontextmanager
-    async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
-        if self._tasks is not None:  # the program that serves it has entered it already
-            yield
-        else:
-            async with self:
-                yield
 
     async def check_folder(self) -> None:
         """Raise `HubStorageError` if the folder of files exists and cannot be read, or cannot exist."""

@@ -9,9 +9,10 @@ import anyio
 import anyio.to_thread
 
 from ._files import UPLOAD_FILE, remove_job_folder
-from ._hub import Hub, StartedJob
+from ._hub import StartedJob
 from .log._base import Job, Missing
 from .web._access import LOCAL_OWNER
+from .web._application import Hub
 
 SAMPLE_JOB: Final = "towline-sample"
 

@@ -24,10 +24,10 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from .._exceptions import InvalidArgument
 from ._descriptors import QuietAccept, raise_limit
-from ._hub import Hub
 from ._keeping import match_files
 from ._processes import run_processes
 from .pipelines._csv_import import MEDIA_TYPES, csv_import
+from .web._application import Hub
 
 logger: Final = logging.getLogger("towline.server")
 

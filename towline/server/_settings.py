@@ -1,10 +1,19 @@
-"""The settings of a hub, as frozen values that check themselves."""
+"""The settings of a hub and its pipelines, as frozen values; the settings check themselves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
 from .._exceptions import InvalidArgument
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A kind of job, and the HTTP call that starts it, if it has one."""
+
+    name: str
+    path: str | None
+    media_types: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from typing import Final, Self
 import anyio
 
 from ...transport._url import is_address
-from ._path import ANYWHERE, Path, PathSource, system_path_source
+from ._monitor import system_path_source
+from ._path import ANYWHERE, Path, PathSource
 from ._polling import source_address
 
 #: Seconds that a name lookup may take.

@@ -11,7 +11,7 @@ from msgspec import Struct
 from ...protocols.messages import VERSION, JobState
 
 if TYPE_CHECKING:
-    from .._hub import Pipeline
+    from .._settings import Pipeline
 
 _REFUSALS: Final[Mapping[int, str]] = {
     400: "The request makes no sense.",

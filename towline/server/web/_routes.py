@@ -26,13 +26,12 @@ from ..log._base import Job, Missing, RequestMismatch
 from ..log._base import Request as StartRequest
 from ..log._drafts import refers_to_result
 from ._access import bearer_token, is_same_origin, socket_token
+from ._answers import Refusal, json_answer
 from ._openapi import (
     CancelAnswer,
     CancelRequest,
-    ErrorAnswer,
     JobsAnswer,
     ListedJob,
-    Problem,
     RefreshAnswer,
     RefreshRequest,
     StartAnswer,
@@ -43,7 +42,8 @@ from ._socket import Watcher
 from ._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
 
 if TYPE_CHECKING:
-    from .._hub import Hub, Pipeline, StartedJob
+    from .._hub import HubWork, StartedJob
+    from .._settings import Pipeline
 
 logger: Final = logging.getLogger("towline.server")
 
@@ -58,39 +58,14 @@ _VIEW: Final = 60  # seconds a page's token is good for
 _RETRY_SOON: Final = 5  # seconds
 
 
-class Refusal(Exception):
-    """The answer to a request that gets nothing: a status, a code for programs, a sentence for people."""
-
-    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(status, code)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.headers = headers
-
-    def response(self) -> Response:
-        """The answer itself."""
-        return _json(ErrorAnswer(Problem(self.code, self.message)), self.status, self.headers)
-
-
 _NO_TOKEN: Final = ("unauthorized", "a valid token of this job is needed")
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
-
-
-def _json(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    # Answers hold tokens and states of the moment: nothing on the way may keep them.
-    return Response(
-        msgspec.json.encode(content),
-        status,
-        {"cache-control": "no-store", "x-content-type-options": "nosniff", **(headers or {})},
-        "application/json",
-    )
 
 
 class Api:
     """The routes of one hub."""
 
-    def __init__(self, hub: Hub, *, metrics: bool) -> None:
+    def __init__(self, hub: HubWork, *, metrics: bool) -> None:
         self._hub = hub
         self._metrics_text: Callable[[], bytes] | None = None
         if metrics:
@@ -209,7 +184,7 @@ class Api:
             seq=job.seq,
             epoch=job.epoch,
         )
-        return _json(state)
+        return json_answer(state)
 
     async def results(self, request: Request) -> Response:
         """`GET /api/jobs/{jobId}/results`: the whole result, however large."""
@@ -223,7 +198,7 @@ class Api:
             if refers_to_result(job):
                 logger.error("job %s: its result is not in %s", job.id, path)
                 raise Refusal(404, "result_lost", "the job's result is no longer there")
-            return _json(Raw(job.outcome))
+            return json_answer(Raw(job.outcome))
         headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
         return FileResponse(path, media_type="application/json", headers=headers)
 
@@ -235,7 +210,7 @@ class Api:
         job = await self._job(request.path_params["job_id"], bearer_token(request))
         body = await _small_body(request)
         reason = _decode(body, CancelRequest).reason if body else None
-        return _json(CancelAnswer(job.id, await self._hub.cancel(job.id, reason)))
+        return json_answer(CancelAnswer(job.id, await self._hub.cancel(job.id, reason)))
 
     async def refresh(self, request: Request) -> Response:
         """`POST /api/token/refresh`: a new token for an old one."""
@@ -246,7 +221,7 @@ class Api:
             raise Refusal(401, *_NO_TOKEN, _CHALLENGE)
         if isinstance(grant, TooEarly):
             raise Refusal(425, "too_early", "the token has time left", {"retry-after": str(grant.retry_after)})
-        return _json(RefreshAnswer(asked.job_id, grant.token.reveal(), grant.expires_in))
+        return json_answer(RefreshAnswer(asked.job_id, grant.token.reveal(), grant.expires_in))
 
     def _starter(self, pipeline: Pipeline) -> Handler:
         async def start(request: Request) -> Response:
@@ -262,7 +237,7 @@ class Api:
             async with self._hub.starting(owner, key):
                 started = await self._take(request, pipeline, owner, key)
             token = started.token.reveal()
-            return _json(StartAnswer(started.job_id, token, started.expires_in, pipeline.name), 202)
+            return json_answer(StartAnswer(started.job_id, token, started.expires_in, pipeline.name), 202)
 
         return start
 
@@ -307,7 +282,7 @@ class Api:
     async def jobs(self, request: Request) -> Response:
         """`GET /api/jobs`: the newest jobs of who asks."""
         jobs = await self._hub.log.newest(await self._owner(request), _MOST_JOBS)
-        return _json(
+        return json_answer(
             JobsAnswer(
                 [
                     ListedJob(
@@ -333,7 +308,7 @@ class Api:
         if not isinstance(job, Job) or job.owner != owner:
             raise Refusal(404, "unknown_job", "you have no such job")
         grant = await self._hub.tokens.grant(job_id, seconds=_VIEW)
-        return _json(RefreshAnswer(job_id, grant.token.reveal(), grant.expires_in))
+        return json_answer(RefreshAnswer(job_id, grant.token.reveal(), grant.expires_in))
 
     async def _owner(self, request: Request) -> str:
         owner = await self._authorized(request)
@@ -351,10 +326,10 @@ class Api:
         self._hub.check_open()
         await self._hub.log.check()
         await self._hub.check_files()
-        return _json({"status": "ok"})
+        return json_answer({"status": "ok"})
 
     def _describe(self, pipelines: Mapping[str, Pipeline]) -> Handler:
-        described = _json(document(pipelines.values(), base_path=self._hub.base_path)).body
+        described = json_answer(document(pipelines.values(), base_path=self._hub.base_path)).body
 
         async def describe(request: Request) -> Response:
             """`GET /openapi.json`: the hub's HTTP side, for programs."""
