@@ -16,7 +16,7 @@ from ._description import Description, describe
 from ._diff import Change, diff, diff_dot, diff_markdown
 from ._pictures import dot, markdown, mermaid
 from ._table import Table
-from ._trace import Departure, Journey, Passage, journey, retrace, timeline, timeline_svg
+from ._trace import Departure, Journey, Passage, retrace, timeline, timeline_svg
 from .lifecycle._classify import AskState, Place, Unavailable, cause_of, classify, close_advice
 from .lifecycle._effects import (
     AbandonDial,
@@ -79,11 +79,12 @@ from .lifecycle._events import (
     Trigger,
     Woke,
 )
+from .lifecycle._journey import journey
 from .lifecycle._lifecycle import LIFECYCLE
 from .lifecycle._policy import Advice, Backoff, Delay, Policy
 from .lifecycle._recording import Divergence, Entry, Recorder, Recording, coverage, replay
 from .lifecycle._snapshot import Snapshot
-from .lifecycle._step import Step, Verdict, is_stale, step
+from .lifecycle._step import StateChange, Step, Verdict, is_stale, step
 
 __all__ = [
     "EXPIRIES",
@@ -158,6 +159,7 @@ __all__ = [
     "Snapshot",
     "Stalled",
     "State",
+    "StateChange",
     "Step",
     "StillSilent",
     "StopDelivery",

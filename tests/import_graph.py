@@ -58,7 +58,6 @@ ALLOWED: Final[Mapping[str, frozenset[str]]] = {
 ARROWS_TO_GO: Final = frozenset(
     {
         ("_updates", "protocols"),
-        ("_updates", "statemachine"),
         ("engine", "protocols"),
         ("sources", "protocols"),
     }

@@ -59,11 +59,10 @@ from ._updates import (
     Progress,
     Resynced,
     Stalled,
-    StateChange,
     Update,
 )
 from .sources import Templates
-from .statemachine import Backoff, Cause, Policy, Recording, State
+from .statemachine import Backoff, Cause, Policy, Recording, State, StateChange
 from .storage import MemoryTokenStore, Store, TokenStore
 from .transport import Limits, Network, WebSocket, open_websocket
 

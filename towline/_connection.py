@@ -32,7 +32,7 @@ from ._exceptions import (
 )
 from ._secret import Secret
 from ._tasks import Tasks, failure_of
-from ._updates import Outcome, Progress, StateChange, load_outcome
+from ._updates import Outcome, Progress, load_outcome
 from .engine.delivery import Subscription as Subscription
 from .engine.engine import Engine
 from .engine.handlers import Handler
@@ -59,6 +59,7 @@ from .statemachine import (
     Recording,
     Retry,
     State,
+    StateChange,
     Woke,
 )
 from .storage import Record, Store, TokenStore

@@ -15,7 +15,6 @@ from msgspec import Struct
 
 from ._exceptions import Damaged
 from .protocols import PIPELINES
-from .statemachine import Cause, State
 
 
 class Update(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -120,15 +119,6 @@ class JobCanceled(Update, frozen=True, kw_only=True, tag="job_canceled"):
     reason: str | None = None
     assumed: bool = False
     problem: str | None = None
-
-
-class StateChange(Struct, frozen=True, kw_only=True, tag_field="type", tag="state"):
-    """A change of the connection's state. `cause` is the failure behind it, if any; `at` is on the loop's clock."""
-
-    previous: State
-    state: State
-    cause: Cause | None
-    at: float
 
 
 #: The end of a job.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, NamedTuple
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from .._cells import Kind
 from ._draft import Draft
 from ._effects import AnyEffect
-from ._events import AnyEvent, Expiry, Facts, JobEnded
+from ._events import AnyEvent, Cause, Expiry, Facts, JobEnded, State
 from ._lifecycle import LIFECYCLE
 from ._policy import Policy
 from ._snapshot import Snapshot
@@ -29,6 +30,15 @@ class Verdict(Enum):
     """The event was ignored; its cell gives the reason."""
     STALE = "stale"
     """The event belongs to an attempt, a fetch or a timer that no longer exists."""
+
+
+class StateChange(Struct, frozen=True, kw_only=True, tag_field="type", tag="state"):
+    """A change of the connection's state. `cause` is the failure behind it, if any; `at` is on the loop's clock."""
+
+    previous: State
+    state: State
+    cause: Cause | None
+    at: float
 
 
 class Step(NamedTuple):

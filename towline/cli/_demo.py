@@ -27,9 +27,9 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from .._exceptions import InvalidArgument
 from .._text import escape
-from .._updates import AnyUpdate, JobComplete, JobFailed, Progress, Resynced, StateChange, load_outcome
+from .._updates import AnyUpdate, JobComplete, JobFailed, Progress, Resynced, load_outcome
 from ..protocols import CsvImportResult
-from ..statemachine import Recording, State, replay
+from ..statemachine import Recording, State, StateChange, replay
 from ._exit import ExitCode, fail
 from ._follow import Backend, BackendOption
 from ._sample import SAMPLE_FILE

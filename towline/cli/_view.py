@@ -24,9 +24,8 @@ from .._updates import (
     Progress,
     Resynced,
     Stalled,
-    StateChange,
 )
-from ..statemachine import State
+from ..statemachine import State, StateChange
 from ._streams import encodable
 
 if TYPE_CHECKING:

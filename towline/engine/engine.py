@@ -21,7 +21,7 @@ import anyio
 from .._exceptions import Exhausted, UnexpectedFailure
 from .._tasks import Tasks, failure_of
 from .._text import escape
-from .._updates import OUTCOME_KINDS, Outcome, StateChange
+from .._updates import OUTCOME_KINDS, Outcome
 from ..runner import Runner
 from ..statemachine import (
     EXPIRIES,
@@ -49,6 +49,7 @@ from ..statemachine import (
     SkipState,
     Snapshot,
     State,
+    StateChange,
     StopDelivery,
     StopRenewal,
     Timer,

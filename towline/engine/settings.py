@@ -9,10 +9,10 @@ from typing import Literal, TypeAlias
 
 from .._exceptions import InvalidArgument
 from .._secret import Secret
-from .._updates import Progress, StateChange
+from .._updates import Progress
 from ..protocols import Codec
 from ..sources import JobCalls, Templates
-from ..statemachine import Lost, Place, Policy, Refused, TokenRejected, Unavailable, cause_of
+from ..statemachine import Lost, Place, Policy, Refused, StateChange, TokenRejected, Unavailable, cause_of
 from ..storage import Store
 from ..transport import URL, Limits, Network, bearer
 from .handlers import Handler

@@ -15,8 +15,8 @@ from msgspec import Struct, field
 from .._connection import Connection
 from .._exceptions import Exhausted
 from .._text import escape
-from .._updates import AnyUpdate, StateChange
-from ..statemachine import State
+from .._updates import AnyUpdate
+from ..statemachine import State, StateChange
 from ..transport import Endpoint, SystemNetwork, parse_url
 from ._audit import audit_updates
 from ._fault_proxy import FaultProxy
