@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import typer
+from dry_run import DryRun
 from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from towline import Connection
 from towline.cli._trace import trace
 from towline.statemachine import Connect, Entry, Opened, Policy, Recorder, Recording, State
-from towline.testing import DryRun, ScriptedServer, run_virtual, virtual_time_backends
+from towline.testing import ScriptedServer, run_virtual, virtual_time_backends
 
 
 def run(*arguments: object) -> Result:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, seed, settings
+from stateful import connection_machine, play
+from tour import take_tour
 
-from towline.testing import connection_machine, play, take_tour, virtual_time_backends
+from towline.testing import virtual_time_backends
 
 pytestmark = pytest.mark.timeout(3600)
 STEPS = 200_000

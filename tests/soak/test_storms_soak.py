@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from simulated_storm import simulate_storm
 
-from towline.testing import simulate_storm, virtual_time_backends
+from towline.testing import virtual_time_backends
 
 
 @pytest.mark.timeout(3000)

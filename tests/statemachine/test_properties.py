@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dry_run import DryRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -59,7 +60,6 @@ from towline.statemachine import (
     step,
 )
 from towline.statemachine.lifecycle._draft import Draft
-from towline.testing import DryRun
 
 ADVICES = st.none() | st.builds(
     Advice,

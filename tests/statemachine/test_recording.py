@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from dry_run import DryRun
 from msgspec.structs import replace
 
 from towline._exceptions import ForbiddenRequest, InvalidArgument
@@ -31,7 +32,6 @@ from towline.statemachine import (
     Verdict,
     replay,
 )
-from towline.testing import DryRun
 
 CAUSE = Cause(code="close 1012", text="restart", shared=True, advice=Advice(retry_in=1.0, spread=5.0))
 STORY: list[AnyEvent] = [

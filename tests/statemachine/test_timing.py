@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from dry_run import DryRun
 from msgspec.structs import replace
 
 from towline._exceptions import Cancelled, ForbiddenRequest
@@ -52,7 +53,6 @@ from towline.statemachine import (
     Verdict,
     Woke,
 )
-from towline.testing import DryRun
 
 CAUSE = Cause(code="broken", text="the connection broke")
 RESTART = Cause(code="close 1012", text="the server restarts", shared=True)

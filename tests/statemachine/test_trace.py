@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 import pytest
+from dry_run import DryRun
 from msgspec.structs import replace
 
 from towline._exceptions import ForbiddenRequest, InvalidArgument
@@ -41,7 +42,6 @@ from towline.statemachine import (
     timeline,
     timeline_svg,
 )
-from towline.testing import DryRun
 
 HOSTILE = "\x1b]0;owned\x07 <img onerror=alert(1)>\u202e"
 CAUSE = Cause(code="close 1011", text=HOSTILE, advice=Advice(retry_after=20.0))

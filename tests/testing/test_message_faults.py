@@ -11,7 +11,7 @@ from wsproto import events as ws
 from wsproto.frame_protocol import FrameProtocol
 
 from towline.testing import FaultProxy, MessageFault
-from towline.testing._message_faults import MessageTamperer
+from towline.testing.proxy._message_faults import MessageTamperer
 
 HEAD = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n"
 

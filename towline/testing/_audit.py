@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from .._updates import AnyUpdate, JobCanceled, JobComplete, JobFailed, JobStarted, Progress, Resynced
-from ._scripted_job import LoggedEvent
+from .memory._scripted_job import LoggedEvent
 
 _TYPES: Final[dict[type, str]] = {
     JobStarted: "job_started",

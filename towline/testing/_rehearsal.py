@@ -19,8 +19,8 @@ from .._updates import AnyUpdate
 from ..statemachine import State, StateChange
 from ..transport import Endpoint, SystemNetwork, parse_url
 from ._audit import audit_updates
-from ._fault_proxy import FaultProxy
 from ._storm_script import StormScript
+from .proxy._fault_proxy import FaultProxy
 
 
 class RehearsalEntry(Struct, frozen=True, tag_field="kind", tag="entry"):

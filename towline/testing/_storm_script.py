@@ -30,9 +30,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .._exceptions import InvalidArgument
-from ._fault_proxy import FaultProxy
-from ._memory_stream import Direction, Ending
-from ._message_faults import MessageFault
+from .memory._stream import Direction, Ending
+from .proxy._fault_proxy import FaultProxy
+from .proxy._message_faults import MessageFault
 
 # TOML allows infinity, but a storm must not: this large limit excludes it.
 _MOST: Final = 1e12

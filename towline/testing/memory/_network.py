@@ -15,9 +15,9 @@ import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import ByteStream, TaskGroup
 
-from .._exceptions import ConnectFailed, NameNotResolved
-from ..transport import Endpoint
-from ._memory_stream import MemoryLink
+from ..._exceptions import ConnectFailed, NameNotResolved
+from ...transport import Endpoint
+from ._stream import MemoryLink
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,11 @@ from typing import Any, Final
 import anyio
 from msgspec.structs import replace
 
-from .._connection import Connection
-from .._exceptions import ForbiddenRequest
-from .._secret import Secret
-from ..engine.tokens import Token
-from ..statemachine import (
+from towline._connection import Connection
+from towline._exceptions import ForbiddenRequest
+from towline._secret import Secret
+from towline.engine.tokens import Token
+from towline.statemachine import (
     LIFECYCLE,
     AnyEvent,
     Backoff,
@@ -49,9 +49,7 @@ from ..statemachine import (
     describe,
     markdown,
 )
-from ._clocks import run_virtual
-from ._memory_network import Reach
-from ._scripted_server import Answer, Hang, ScriptedServer
+from towline.testing import Answer, Hang, Reach, ScriptedServer, run_virtual
 
 #: A branch: event, state, position in the cell.
 Place = tuple[str, str, int]

@@ -1,12 +1,12 @@
 """A Hypothesis state machine for a real `Connection`: its guarantees hold for any user, host, network and server.
 
-    from towline.testing import connection_machine
+    from stateful import connection_machine
 
     class TestConnection(connection_machine("trio").TestCase):
         settings = settings(max_examples=200, stateful_step_count=40)
 
 Its rules write a story. The complete story is played under virtual time, and Hypothesis shrinks a failing story as far
-as it can. Needs the `hypothesis` package.
+as it can.
 
 The guarantees: a job has exactly one end, or none if the user cancelled first, and nothing comes after it. Every event
 is a cell of the table, and the recorded history replays. `cancel()` changes the state at once and is final. Leaving the
@@ -20,13 +20,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from .._connection import Connection
-from .._exceptions import ForbiddenRequest, TowlineError
-from .._updates import AnyUpdate, JobCanceled, JobComplete, JobFailed
-from ..statemachine import State, replay
-from ._clocks import run_virtual
-from ._memory_network import Fate, NoAnswer, Reach, Unreachable
-from ._scripted_server import Answer, Drop, Hang, Reaction, ScriptedServer
+from towline._connection import Connection
+from towline._exceptions import ForbiddenRequest, TowlineError
+from towline._updates import AnyUpdate, JobCanceled, JobComplete, JobFailed
+from towline.statemachine import State, replay
+from towline.testing import (
+    Answer,
+    Drop,
+    Hang,
+    NoAnswer,
+    Reach,
+    Reaction,
+    ScriptedServer,
+    Unreachable,
+    run_virtual,
+)
+from towline.testing.memory._network import Fate
 
 if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine

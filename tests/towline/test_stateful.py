@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, settings
+from stateful import connection_machine, play
 
 from towline import Connection
-from towline.testing import connection_machine, play, virtual_time_backends
+from towline.testing import virtual_time_backends
 
 
 @pytest.mark.parametrize("backend", virtual_time_backends())

@@ -29,10 +29,10 @@ import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
 
-from .._exceptions import InvalidArgument
-from ._memory_stream import Direction, Ending
+from ..._exceptions import InvalidArgument
+from ..memory._stream import Direction, Ending
+from ._link import ArmedFault, ArmedMessageFault, Link, Sky
 from ._message_faults import MessageFault
-from ._proxy_link import ArmedFault, ArmedMessageFault, Link, Sky
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError
 
-from ..protocols.messages import Ready
-from ._memory_stream import Direction, Ending, MemoryLink
+from ...protocols.messages import Ready
+from ._stream import Direction, Ending, MemoryLink
 
 if TYPE_CHECKING:
     from ._scripted_job import LoggedEvent, ScriptedJob

@@ -31,12 +31,12 @@ from wsproto.events import AcceptConnection
 from wsproto.events import Request as UpgradeRequest
 from wsproto.typing import Headers
 
-from .._exceptions import InvalidArgument
-from ..protocols.messages import Ready, ReadyAckFrame, encode
-from ._memory_network import MemoryNetwork
-from ._memory_stream import Ending, MemoryLink
+from ..._exceptions import InvalidArgument
+from ...protocols.messages import Ready, ReadyAckFrame, encode
+from ._network import MemoryNetwork
 from ._scripted_job import LoggedEvent, ScriptedJob
 from ._server_socket import Accept, ServerSocket
+from ._stream import Ending, MemoryLink
 
 #: The kinds of request.
 Call: TypeAlias = Literal["upgrade", "state", "refresh", "cancel", "results"]

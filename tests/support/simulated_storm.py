@@ -12,17 +12,25 @@ from typing import Final
 
 import anyio
 
-from .._connection import Connection
-from .._exceptions import Exhausted, TowlineError
-from .._updates import AnyUpdate
-from ..protocols import JobState
-from ..statemachine import State
-from ._audit import audit_updates
-from ._clocks import run_virtual
-from ._memory_network import NoAnswer, Reach, Unreachable
-from ._scripted_job import ScriptedJob
-from ._scripted_server import Answer, Drop, Hang, Reaction, ScriptedServer
-from ._server_socket import Accept
+from towline._connection import Connection
+from towline._exceptions import Exhausted, TowlineError
+from towline._updates import AnyUpdate
+from towline.protocols import JobState
+from towline.statemachine import State
+from towline.testing import (
+    Accept,
+    Answer,
+    Drop,
+    Hang,
+    NoAnswer,
+    Reach,
+    Reaction,
+    ScriptedJob,
+    ScriptedServer,
+    Unreachable,
+    audit_updates,
+    run_virtual,
+)
 
 #: Longer than any run can take, in virtual seconds.
 _PATIENCE: Final = 24 * 3600.0

@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from ._memory_stream import Direction, Ending
+from ..memory._stream import Direction, Ending
 from ._message_faults import MessageFault, MessageTamperer
 
 _READ_SIZE: Final = 65_536

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from simulated_storm import simulate_storm
 
-from towline.testing import simulate_storm, virtual_time_backends
+from towline.testing import virtual_time_backends
 
 KNOWN = [
     int(line.split()[0])

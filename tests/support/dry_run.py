@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from ..statemachine import EXPIRIES, AnyEffect, AnyEvent, Arm, Facts, Policy, Snapshot, Step, Timer, step
+from towline.statemachine import EXPIRIES, AnyEffect, AnyEvent, Arm, Facts, Policy, Snapshot, Step, Timer, step
 
 F = TypeVar("F", bound=AnyEffect)
 
