@@ -17,8 +17,7 @@ import zxingcpp
 from PIL import Image, ImageFilter, UnidentifiedImageError
 from stdnum import isbn
 
-from towline.protocols import AiScanResult, BoundingBox, ScannedBook
-from towline.server import Hub, JobContext, JobFailure, Upload, serve
+from towline.server import AiScanResult, BoundingBox, Hub, JobContext, JobFailure, ScannedBook, Upload, serve
 
 MOST_PIXELS = 50_000_000
 APPROVED = 0.5

@@ -18,8 +18,18 @@ import anyio.to_thread
 import msgspec
 from stdnum import isbn
 
-from towline.protocols import BatchEnrichmentResult, EnrichedBook, ImportedBook
-from towline.server import Hub, JobContext, JobFailure, JobFunction, Upload, read_books, serve
+from towline.server import (
+    BatchEnrichmentResult,
+    EnrichedBook,
+    Hub,
+    ImportedBook,
+    JobContext,
+    JobFailure,
+    JobFunction,
+    Upload,
+    read_books,
+    serve,
+)
 
 MOST_BOOKS = 10_000
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from towline import InvalidArgument, JobEnded
-from towline.protocols import BatchEnrichmentResult
+from towline.server import BatchEnrichmentResult
 from towline.server.reporter import Reporter
 
 from .batch_enrichment import Batch, Catalogue, load_catalogue

@@ -123,7 +123,7 @@ class Connection(AsyncContextManagerMixin):
       lets the server exchange a text token for a fresh one; a stored token may always be exchanged.
     - `store`: keeps token and progress for another process. With a token, nothing is stored unless you pass a store.
       Without a token, the user's default `TokenStore` is opened.
-    - `pipelines`: your own result types, by pipeline name (anything msgspec decodes).
+    - `pipelines`: types of results, by pipeline name (anything msgspec decodes). Other results are plain JSON.
     - `policy`: all timeouts, delays and retry limits. `limits`: limits on what the server may cost.
     - `proxy`: an `http`, `https` or `socks5` URL (the extra `socks`); without it the environment's applies. `network`
       replaces how connections are opened, `ssl` the TLS context.

@@ -14,7 +14,6 @@ import msgspec
 from msgspec import Struct
 
 from ._exceptions import Damaged
-from .protocols import PIPELINES
 
 
 class Update(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
@@ -87,8 +86,8 @@ class Stalled(Update, frozen=True, kw_only=True, tag="stalled"):
 class JobComplete(Update, frozen=True, kw_only=True, tag="job_complete"):
     """The job completed.
 
-    `result` has the pipeline's type, or is plain JSON values if the pipeline has none. A result that does not fit its
-    type is plain JSON too, and `problem` says why. For a large result `result_url` is set and
+    `result` is plain JSON values, or has the type that the program gave for the pipeline. A result that does not fit
+    its type is plain JSON too, and `problem` says why. For a large result `result_url` is set and
     `Connection.fetch_result()` fetches it; `result` then holds any other fields of the message. If the server sent no
     result, `problem` says so.
     """
@@ -194,7 +193,7 @@ def dump_outcome(outcome: Outcome, limit: int) -> str:
     return text.decode()
 
 
-def load_outcome(text: str, pipelines: Mapping[str, type]) -> Outcome:
+def load_outcome(text: str, pipelines: Mapping[str, type] | None = None) -> Outcome:
     """Read the text of `dump_outcome`; the result gets its pipeline's type again if it still fits.
 
     Raises `Damaged` if the text is not an outcome.
@@ -205,7 +204,7 @@ def load_outcome(text: str, pipelines: Mapping[str, type]) -> Outcome:
     except (msgspec.DecodeError, RecursionError) as error:
         raise Damaged("the stored end of the job cannot be read") from error
     if isinstance(outcome, JobComplete) and outcome.result is not None and outcome.result_url is None:
-        shape = {**PIPELINES, **pipelines}.get(outcome.pipeline)
+        shape = (pipelines or {}).get(outcome.pipeline)
         if shape is not None:
             try:
                 outcome = msgspec.structs.replace(outcome, result=msgspec.convert(outcome.result, shape))

@@ -250,7 +250,7 @@ def test_a_scan_that_ends_in_the_background(backend: str, scene: Callable[[float
                     outcome = await line.result()
                     await anyio.sleep(1)  # for a second completion to come, if it would
             assert isinstance(outcome, JobComplete)
-            assert outcome.result.total_detected == 1
+            assert outcome.result["totalDetected"] == 1
 
     anyio.run(main, backend=backend)
     assert sum(isinstance(update, JobComplete) for update in one.updates) == 1

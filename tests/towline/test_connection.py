@@ -96,7 +96,7 @@ async def test_a_result_too_large_for_its_message_is_fetched(follow: Follow) -> 
             outcome = await line.result()
             assert isinstance(outcome, JobComplete)
             assert outcome.result is None
-            assert (await line.fetch_result()).success_rate == "2/2"
+            assert (await line.fetch_result())["successRate"] == "2/2"
 
 
 async def test_a_consumer_too_far_behind_is_told_what_it_missed_and_the_end(follow: Follow) -> None:

@@ -22,6 +22,7 @@ from towline import (
     Templates,
     UnexpectedResponse,
 )
+from towline.server import PIPELINES
 from towline.testing import Answer, ScriptedServer
 
 pytestmark = pytest.mark.anyio
@@ -238,7 +239,7 @@ async def test_a_state_with_an_odd_field_ends_no_healthy_socket(follow: Follow, 
 async def test_a_result_of_another_shape_is_plain_json(follow: Follow) -> None:
     async with ScriptedServer(numbered=False) as server:
         server.job("j1", token="t1")
-        async with follow(server) as line:
+        async with follow(server, pipelines=PIPELINES) as line:
             await line.wait_for(State.CONNECTED)
             payload = {"type": "job_complete", "summary": {"totalProcessed": 3}}
             server.socket.send_text(message("job_complete", payload, pipeline="batch_enrichment"))
@@ -251,7 +252,7 @@ async def test_a_result_of_another_shape_is_plain_json(follow: Follow) -> None:
 
 
 @pytest.mark.parametrize("envelope", [False, True])
-@pytest.mark.parametrize("pipelines", [{}, {"ai_scan": dict}])
+@pytest.mark.parametrize("pipelines", [{}, PIPELINES])
 async def test_a_result_is_fetched_from_its_url(follow: Follow, envelope: bool, pipelines: Any) -> None:
     async with ScriptedServer(numbered=False) as server:
         server.job("j1", token="t1")
@@ -264,7 +265,7 @@ async def test_a_result_is_fetched_from_its_url(follow: Follow, envelope: bool, 
             assert isinstance(outcome, JobComplete)
             assert (outcome.result, outcome.result_url) == (SUMMARY, "/api/jobs/j1/results")
             fetched = await line.fetch_result()
-            titles = [book["title"] for book in fetched["books"]] if pipelines else [b.title for b in fetched.books]
+            titles = [b.title for b in fetched.books] if pipelines else [b["title"] for b in fetched["books"]]
             assert titles == ["A", "B"]
 
 

@@ -14,12 +14,9 @@ from hypothesis import strategies as st
 from towline._exceptions import MalformedMessage
 from towline._updates import dump_outcome
 from towline.engine.outcomes import outcome_of_frame, outcome_of_state
-from towline.protocols import PIPELINES, Codec, Result
+from towline.protocols import Codec, Result
 from towline.protocols.messages import (
-    AiScanResult,
-    BatchEnrichmentResult,
     CanceledPayload,
-    CsvImportResult,
     ErrorFrame,
     ErrorPayload,
     JobCanceledFrame,
@@ -34,8 +31,9 @@ from towline.protocols.messages import (
     TokenAnswer,
     UnknownFrame,
 )
+from towline.server import PIPELINES, AiScanResult, BatchEnrichmentResult, CsvImportResult
 
-CODEC = Codec()
+CODEC = Codec(PIPELINES)
 ENVELOPE = {"jobId": "j", "pipeline": "csv_import", "timestamp": 1.5, "version": "1.0.0", "seq": 7, "epoch": "e"}
 PROGRESS = {"progress": 0.5, "status": "working", "processedCount": 3}
 

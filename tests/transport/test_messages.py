@@ -5,7 +5,6 @@ import json
 from towline.protocols import Codec
 from towline.protocols.messages import (
     CanceledPayload,
-    CsvImportResult,
     ErrorFrame,
     ErrorPayload,
     JobCanceledFrame,
@@ -17,6 +16,7 @@ from towline.protocols.messages import (
     ProgressPayload,
     Ready,
     ReadyAckFrame,
+    ResultReference,
     StartedPayload,
     encode,
     encode_payload,
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_again() -> None:
 
 
 def test_a_payload_repeats_its_type() -> None:
-    payload = encode_payload("job_complete", CsvImportResult([], [], "0/0"))
-    assert json.loads(bytes(payload)) == {"type": "job_complete", "books": [], "errors": [], "successRate": "0/0"}
+    payload = encode_payload("job_complete", ResultReference("/r"))
+    assert json.loads(bytes(payload)) == {"type": "job_complete", "resultUrl": "/r"}
     frame = JobCompleteFrame(pipeline="csv_import", payload=payload)
     assert json.loads(encode(frame))["payload"]["type"] == "job_complete"

@@ -27,8 +27,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from .._exceptions import InvalidArgument
 from .._text import escape
-from .._updates import AnyUpdate, JobComplete, JobFailed, Progress, Resynced, load_outcome
-from ..protocols import CsvImportResult
+from .._updates import AnyUpdate, JobComplete, JobFailed, Progress, Resynced
 from ..statemachine import Recording, State, StateChange, replay
 from ._exit import ExitCode, fail
 from ._follow import Backend, BackendOption
@@ -109,8 +108,6 @@ class Story:
             self.add("client", event.state.value + cause)
             self.view.state(event)
         else:
-            if isinstance(event, JobComplete):
-                event = load_outcome(line.decode(), {})
             self.updates.append(event)
             self.view.update(event)
             if isinstance(event, Progress):
@@ -328,9 +325,9 @@ def _print_story(story: Story, findings: list[str]) -> None:
     end = story.updates[-1] if story.updates else None
     if isinstance(end, JobComplete):
         print(f"\nResult\n  {in_words(end)}")
-        rejected = end.result.errors if isinstance(end.result, CsvImportResult) else []
+        rejected = end.result.get("errors", []) if isinstance(end.result, dict) else []
         for row in rejected[:5]:
-            print(f"  rejected: {escape(row.title)}: {escape(row.error)}")
+            print(f"  rejected: {escape(row['title'])}: {escape(row['error'])}")
         if len(rejected) > 5:
             print(f"  ... and {len(rejected) - 5} more")
     print("\nCheck against the hub's log")

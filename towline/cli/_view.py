@@ -239,7 +239,8 @@ def _problem(problem: str | None) -> str:
 
 def _size_of(result: object) -> str:
     """Describe a result that has a success rate."""
-    rate, errors = getattr(result, "success_rate", None), getattr(result, "errors", None)
-    if rate is None:
+    if not isinstance(result, dict) or result.get("successRate") is None:
         return ""
-    return f": {escape(str(rate))}" + ("" if not errors else f", {len(errors)} rows rejected")
+    errors = result.get("errors")
+    rejected = f", {len(errors)} rows rejected" if isinstance(errors, list) and errors else ""
+    return f": {escape(str(result['successRate']))}{rejected}"

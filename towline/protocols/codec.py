@@ -4,7 +4,8 @@ The typed decoders of `_messages` run first, because nearly every message fits t
 again field by field (`_lenient`). Only the required field is checked: a message's type, a state's status, a token
 answer's token. The words for an end always mean an end, even if the rest is unreadable.
 
-The pipeline named in the envelope selects the type of a result. It is never guessed from the payload.
+The pipeline named in the envelope selects the type of a result, if the application gave one. It is never guessed from
+the payload.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from msgspec.structs import asdict
 from .._exceptions import MalformedMessage
 from .lenient import UNFIT, as_text, build, load, unwrapped
 from .messages import (
-    PIPELINES,
     CanceledPayload,
     ErrorFrame,
     ErrorPayload,
@@ -82,11 +82,14 @@ class Result(NamedTuple):
 
 
 class Codec:
-    """Reads frames, states and results. `pipelines` adds the application's result types, by pipeline name."""
+    """Reads frames, states and results.
+
+    `pipelines` gives the types of results by pipeline name; any other result is plain JSON values.
+    """
 
     def __init__(self, pipelines: Mapping[str, type] | None = None) -> None:
         self._results: dict[str, Callable[[Raw | bytes], Any]] = {
-            name: msgspec.json.Decoder(shape).decode for name, shape in {**PIPELINES, **(pipelines or {})}.items()
+            name: msgspec.json.Decoder(shape).decode for name, shape in (pipelines or {}).items()
         }
         #: How many fields were left out because they did not fit.
         self.unfit_fields = 0

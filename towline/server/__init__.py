@@ -11,22 +11,42 @@ from ._settings import Lifetimes, Limits
 from ._statistics import HubStatistics
 from .log._sqlite import LoggedEvent, read_events
 from .pipelines._csv_import import csv_import, read_books
+from .pipelines._results import (
+    PIPELINES,
+    AiScanResult,
+    BatchEnrichmentResult,
+    BoundingBox,
+    CsvImportResult,
+    EnrichedBook,
+    ImportedBook,
+    RejectedRow,
+    ScannedBook,
+)
 from .web._access import Authorize, loopback_only
 from .web._application import Hub
 
 __all__ = [
+    "PIPELINES",
+    "AiScanResult",
     "Authorize",
+    "BatchEnrichmentResult",
+    "BoundingBox",
+    "CsvImportResult",
     "Dispatch",
+    "EnrichedBook",
     "Hub",
     "HubStatistics",
     "HubStorageError",
+    "ImportedBook",
     "JobContext",
     "JobFailure",
     "JobFunction",
     "Lifetimes",
     "Limits",
     "LoggedEvent",
+    "RejectedRow",
     "Result",
+    "ScannedBook",
     "StartedJob",
     "Upload",
     "csv_import",

@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from towline.protocols import ImportedBook
-from towline.server import read_books
+from towline.server import ImportedBook, read_books
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 BOOKS = Path(__file__).parents[3] / "towline" / "cli" / "books.csv"

@@ -24,9 +24,10 @@ from stdnum import exceptions as stdnum_errors
 from stdnum import isbn
 
 from ..._exceptions import InvalidArgument, JobFailure
-from ...protocols.messages import ImportedBook, RejectedRow, encode
+from ...protocols.messages import encode
 from .._jobs import JobContext, JobFunction, Upload
 from ._csv_rows import NotText, Row, RowReader, WrongEncoding, text_start
+from ._results import ImportedBook, RejectedRow
 
 MEDIA_TYPES: Final = (
     "text/csv",
