@@ -35,8 +35,8 @@ class Window(QWidget):
 
     def take(self, update: towline.AnyUpdate | None) -> None:
         if isinstance(update, towline.Progress):
-            if update.progress is not None:
-                self.bar.setValue(round(1000 * update.progress))
+            if update.fraction is not None:
+                self.bar.setValue(round(1000 * update.fraction))
             self.item.setText(towline.escape(update.current_item or ""))
         elif update is None:
             self.close()

@@ -47,8 +47,8 @@ class Watch(App[towline.Outcome]):
     def show(self, update: towline.AnyUpdate) -> None:
         self.query_one("#state", Label).update(self.line.state.value)
         if isinstance(update, towline.Progress):
-            if update.progress is not None:
-                self.query_one(ProgressBar).update(progress=update.progress)
+            if update.fraction is not None:
+                self.query_one(ProgressBar).update(progress=update.fraction)
             self.query_one("#item", Label).update(towline.escape(update.current_item or ""))
 
     # --- the application's own host ------------------------------------------------------------------------------

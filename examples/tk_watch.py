@@ -50,8 +50,8 @@ class Window(tkinter.Tk):
 
     def take(self, update: towline.AnyUpdate) -> None:
         if isinstance(update, towline.Progress):
-            if update.progress is not None:
-                self.bar["value"] = update.progress
+            if update.fraction is not None:
+                self.bar["value"] = update.fraction
             self.item["text"] = towline.escape(update.current_item or "")
 
     def leave(self) -> None:

@@ -51,7 +51,7 @@ from ._secret import Secret
 from ._text import escape
 from ._updates import (
     AnyUpdate,
-    JobCanceled,
+    JobCancelled,
     JobComplete,
     JobFailed,
     JobStarted,
@@ -84,7 +84,7 @@ __all__ = [
     "ForbiddenRequest",
     "HandshakeRefused",
     "InvalidArgument",
-    "JobCanceled",
+    "JobCancelled",
     "JobComplete",
     "JobEnded",
     "JobFailed",

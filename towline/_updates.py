@@ -34,13 +34,13 @@ class JobStarted(Update, frozen=True, kw_only=True, tag="job_started"):
 
 
 class Progress(Update, frozen=True, kw_only=True, gc=False, tag="progress"):
-    """The job has made progress; `progress` is a share of 1, None if the server gives only a count or a text.
+    """The job has made progress; `fraction` is a share of 1, None if the server gives only a count or a text.
 
     A slow consumer gets several updates merged into the newest; it then stands for `first_seq` to `seq`. Without a log
     `first_seq` is None, and only `merged` says how many there were.
     """
 
-    progress: float | None
+    fraction: float | None
     status: str = ""
     processed_count: int | None = None
     current_item: str | None = None
@@ -107,7 +107,7 @@ class JobFailed(Update, frozen=True, kw_only=True, tag="job_failed"):
     problem: str | None = None
 
 
-class JobCanceled(Update, frozen=True, kw_only=True, tag="job_canceled"):
+class JobCancelled(Update, frozen=True, kw_only=True, tag="job_canceled"):
     """The job was canceled on request.
 
     `assumed`: no message confirmed it. The server had accepted the cancel request, and then no longer knew the job or
@@ -121,14 +121,14 @@ class JobCanceled(Update, frozen=True, kw_only=True, tag="job_canceled"):
 
 
 #: The end of a job.
-Outcome: TypeAlias = JobComplete | JobFailed | JobCanceled
-AnyUpdate: TypeAlias = JobStarted | Progress | Resynced | Stalled | JobComplete | JobFailed | JobCanceled
+Outcome: TypeAlias = JobComplete | JobFailed | JobCancelled
+AnyUpdate: TypeAlias = JobStarted | Progress | Resynced | Stalled | JobComplete | JobFailed | JobCancelled
 
 #: The state machine's name for each end.
 OUTCOME_KINDS: Final[dict[type[Update], Literal["complete", "failed", "canceled"]]] = {
     JobComplete: "complete",
     JobFailed: "failed",
-    JobCanceled: "canceled",
+    JobCancelled: "canceled",
 }
 
 
@@ -167,9 +167,9 @@ def _joined(run: list[Progress]) -> Progress:
     if len(run) == 1:
         return run[0]
     first = None if any(update.first_seq is None for update in run) else run[0].first_seq
-    progress = next((update.progress for update in reversed(run) if update.progress is not None), None)
+    fraction = next((update.fraction for update in reversed(run) if update.fraction is not None), None)
     merged = sum(update.merged for update in run)
-    return msgspec.structs.replace(run[-1], progress=progress, first_seq=first, merged=merged)
+    return msgspec.structs.replace(run[-1], fraction=fraction, first_seq=first, merged=merged)
 
 
 #: The most characters of a server's text to keep in a record that would otherwise be too large.

@@ -83,7 +83,7 @@ async def test_twice_asks_the_server_and_tells_of_the_end() -> None:
         await one.press()
         assert one.told == ["stopped", "accepted"]
         assert one.job.ended
-        assert isinstance(await one.line.result(), towline.JobCanceled)
+        assert isinstance(await one.line.result(), towline.JobCancelled)
         assert one.asked == 1
 
 

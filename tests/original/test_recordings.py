@@ -12,7 +12,7 @@ from follower import Follower, following
 from recordings import JOB, Recording
 from stand_in import StandIn
 
-from towline import Exhausted, JobCanceled, JobComplete, JobFailed, Outcome, Policy, Secret, State, Templates
+from towline import Exhausted, JobCancelled, JobComplete, JobFailed, Outcome, Policy, Secret, State, Templates
 from towline.sources import JobCalls
 
 TEMPLATES = Templates(cancel="/api/enrichment/cancel")
@@ -138,7 +138,7 @@ async def test_a_token_that_was_never_accepted_is_refused(
 def assert_right_end(name: str, end: Outcome | Exhausted | None) -> None:
     match name:
         case "newest-batch-canceled":
-            assert isinstance(end, JobCanceled)
+            assert isinstance(end, JobCancelled)
         case "newest-csv":
             assert isinstance(end, JobFailed)
             assert (end.code, end.message) == ("E_CSV_PROCESSING_FAILED", "startTime is not defined")
@@ -186,7 +186,7 @@ def shown(follower: Follower) -> list[tuple[float, str, int | None, str | None]]
     """The progress that the follower was given."""
     assert all(update.merged == 1 for update in follower.progress)
     return [
-        (update.progress, update.status, update.processed_count, _text_or_none(update.current_item))
+        (update.fraction, update.status, update.processed_count, _text_or_none(update.current_item))
         for update in follower.progress
     ]
 

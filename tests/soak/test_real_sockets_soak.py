@@ -200,7 +200,7 @@ def test_cancel_racing_completion(backend: str, ample_hub: Any, books: Any, coun
     hub = ample_hub(row_delay=0.004)
     chance, answers = random.Random(3), Counter[str]()
     wrong: list[str] = []
-    kinds = {"JobComplete": "job_complete", "JobCanceled": "job_canceled"}
+    kinds = {"JobComplete": "job_complete", "JobCancelled": "job_canceled"}
 
     async def one(number: int) -> None:
         async with proxied(hub) as proxy:

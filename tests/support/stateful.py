@@ -22,7 +22,7 @@ import anyio
 
 from towline._connection import Connection
 from towline._exceptions import ForbiddenRequest, TowlineError
-from towline._updates import AnyUpdate, JobCanceled, JobComplete, JobFailed
+from towline._updates import AnyUpdate, JobCancelled, JobComplete, JobFailed
 from towline.statemachine import State, replay
 from towline.testing import (
     Answer,
@@ -285,7 +285,7 @@ class _Play:
             self.findings.append(f"{left} links were left open")
 
     def _audit(self) -> None:
-        ends = [update for update in self.updates if isinstance(update, JobComplete | JobFailed | JobCanceled)]
+        ends = [update for update in self.updates if isinstance(update, JobComplete | JobFailed | JobCancelled)]
         cancelled = self.line.state is State.CANCELLED
         if len(ends) != (0 if cancelled else 1):
             self.findings.append(f"{len(ends)} ends were delivered" + (" after cancel()" if cancelled else ""))

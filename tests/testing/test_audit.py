@@ -16,7 +16,7 @@ LOG = [logged(1, "job_started"), *(logged(seq) for seq in range(2, 6)), logged(6
 
 
 def progress(seq: int, count: int | None = None, *, first: int | None = None, epoch: str = "e1") -> Progress:
-    return Progress(job="j", epoch=epoch, seq=seq, first_seq=first, progress=0.5, processed_count=count)
+    return Progress(job="j", epoch=epoch, seq=seq, first_seq=first, fraction=0.5, processed_count=count)
 
 
 def resynced(to: int, missed: int, epoch: str = "e1", **more: Any) -> Resynced:

@@ -21,7 +21,7 @@ END = JobComplete(job="j", seq=9999, epoch="e")
 
 
 def progress(seq: int) -> Progress:
-    return Progress(job="j", progress=0.5, seq=seq, epoch="e", first_seq=seq, processed_count=seq)
+    return Progress(job="j", fraction=0.5, seq=seq, epoch="e", first_seq=seq, processed_count=seq)
 
 
 def started(seq: int) -> JobStarted:
@@ -103,7 +103,7 @@ async def test_progress_of_no_log_or_of_another_is_not_given_a_range() -> None:
     delivery = Deliveries()
     subscription = delivery.subscribe(wait=False)
     delivery.publish([progress(seq) for seq in range(1, INBOX_LIMIT)], at(progress(INBOX_LIMIT - 1)))
-    unplaced = Progress(job="j", progress=0.5)
+    unplaced = Progress(job="j", fraction=0.5)
     other = [replace(progress(seq), epoch="f") for seq in (1, 2)]
     assert delivery.publish([unplaced, unplaced, *other], Cursor("f", 2))
     first, *middle, last = await drain(subscription, 3)
@@ -120,8 +120,8 @@ async def test_heartbeats_between_do_not_keep_progress_from_merging() -> None:
 
 
 async def test_what_is_merged_keeps_the_last_share_that_was_known() -> None:
-    counted = replace(progress(2), progress=None, processed_count=7)
-    assert merge(replace(progress(1), progress=0.25), counted) == replace(counted, progress=0.25, first_seq=1, merged=2)
+    counted = replace(progress(2), fraction=None, processed_count=7)
+    assert merge(replace(progress(1), fraction=0.25), counted) == replace(counted, fraction=0.25, first_seq=1, merged=2)
     assert merge(replace(counted, seq=1, first_seq=1), counted) == replace(counted, first_seq=1, merged=2)
 
 

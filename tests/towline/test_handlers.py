@@ -64,7 +64,7 @@ async def test_a_slow_one_gets_merged_progress_and_never_more_than_the_limit_wai
     async with anyio.create_task_group() as tasks:
         handlers = Handlers(tasks)
         for _ in range(1000):
-            handlers.call(slow, Progress(job="j", progress=0.1))
+            handlers.call(slow, Progress(job="j", fraction=0.1))
         assert handlers.skipped == 0
         for number in range(10):
             handlers.call(slow_too, number)

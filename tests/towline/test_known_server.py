@@ -14,7 +14,7 @@ from towline import (
     Backoff,
     Connection,
     Exhausted,
-    JobCanceled,
+    JobCancelled,
     JobComplete,
     JobFailed,
     Policy,
@@ -190,7 +190,7 @@ async def test_after_an_accepted_cancel_a_job_unknown_to_the_dial_is_cancelled(
             server.always("upgrade", Answer(status))
             server.socket.close(1001)
             outcome = await line.result()
-            assert isinstance(outcome, JobCanceled)
+            assert isinstance(outcome, JobCancelled)
             assert outcome.assumed
 
 
@@ -205,7 +205,7 @@ async def test_an_end_that_the_state_knows_is_not_assumed(follow: Follow) -> Non
             job.cancel("by the user")
             server.socket.close(1001)
             outcome = await line.result()
-            assert isinstance(outcome, JobCanceled)
+            assert isinstance(outcome, JobCancelled)
             assert not outcome.assumed
 
 
@@ -229,7 +229,7 @@ async def test_after_an_accepted_cancel_a_state_that_is_gone_means_cancelled(fol
             server.always("state", Answer(status))
             # The socket stays open and silent: the first look asks the state.
             outcome = await line.result()
-            assert isinstance(outcome, JobCanceled)
+            assert isinstance(outcome, JobCancelled)
             assert outcome.assumed
             assert anyio.current_time() == pytest.approx(120, abs=5)
 
@@ -246,7 +246,7 @@ async def test_after_an_accepted_cancel_a_token_that_cannot_be_renewed_means_can
             server.revoke("t1")
             server.socket.close(1001)
             outcome = await line.result()
-            assert isinstance(outcome, JobCanceled)
+            assert isinstance(outcome, JobCancelled)
             assert outcome.assumed
             assert len(server.times("refresh")) == renewable
 

@@ -11,7 +11,7 @@ import pytest
 
 from towline import (
     Connection,
-    JobCanceled,
+    JobCancelled,
     JobComplete,
     JobFailed,
     Outcome,
@@ -74,7 +74,7 @@ async def test_progress_with_odd_fields_is_shown(
                 else:
                     server.socket.send_text(text)
                 shown = await first_progress(line)
-                assert (shown.progress, shown.processed_count) == (progress, count)
+                assert (shown.fraction, shown.processed_count) == (progress, count)
                 assert line.statistics().malformed_messages == 0
                 assert line.statistics().unfit_fields == ("{" in text.partition("currentItem")[2] or progress is None)
 
@@ -179,7 +179,7 @@ async def test_an_error_without_a_reason_says_so(follow: Follow) -> None:
 
 async def test_a_cancelled_job_with_odd_fields(follow: Follow) -> None:
     outcome = await end_of(follow, message("job_cancelled", {"processedCount": "3", "reason": 7}))
-    assert isinstance(outcome, JobCanceled)
+    assert isinstance(outcome, JobCancelled)
     assert (outcome.processed_count, outcome.reason) == (3, "7")
 
 
@@ -196,7 +196,7 @@ STATE = {"status": "complete", "pipeline": "x", "processedCount": 3, "totalCount
         ({"status": "failed", "error": "boom"}, JobFailed, ("boom",)),
         ({"status": "ERROR", "error": {"code": 500, "message": "boom"}}, JobFailed, ("500", "boom")),
         ({"status": "failed", "version": 6}, JobFailed, ("the server gave no reason",)),
-        ({"status": "cancelled", "version": 6, "processedCount": 3.0}, JobCanceled, ("processed_count=3",)),
+        ({"status": "cancelled", "version": 6, "processedCount": 3.0}, JobCancelled, ("processed_count=3",)),
     ],
 )
 async def test_an_end_that_only_the_state_call_reports(

@@ -45,7 +45,7 @@ async def follow() -> None:
             assert_type(update, AnyUpdate)
             match update:
                 case Progress():
-                    assert_type(update.progress, float | None)
+                    assert_type(update.fraction, float | None)
                 case Resynced():
                     assert_type(update.missed, int | None)
                 case JobComplete():

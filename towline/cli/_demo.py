@@ -111,7 +111,7 @@ class Story:
             self.updates.append(event)
             self.view.update(event)
             if isinstance(event, Progress):
-                self.share = self.share if event.progress is None else event.progress
+                self.share = self.share if event.fraction is None else event.fraction
             else:
                 self.add("client", in_words(event))
         self.notify()

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from .._exceptions import Exhausted, TowlineError, UsageError
 from .._text import escape
-from .._updates import JobCanceled, JobComplete, JobFailed, Outcome
+from .._updates import JobCancelled, JobComplete, JobFailed, Outcome
 
 
 class ExitCode(IntEnum):
@@ -44,7 +44,7 @@ def code_of(outcome: Outcome) -> ExitCode:
             return ExitCode.COMPLETE
         case JobFailed():
             return ExitCode.FAILED
-        case JobCanceled():
+        case JobCancelled():
             return ExitCode.CANCELED
 
 

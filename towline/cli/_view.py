@@ -17,7 +17,7 @@ import msgspec
 from .._text import escape
 from .._updates import (
     AnyUpdate,
-    JobCanceled,
+    JobCancelled,
     JobComplete,
     JobFailed,
     JobStarted,
@@ -127,7 +127,7 @@ class BarView:
 
     def update(self, update: AnyUpdate) -> None:
         if isinstance(update, Progress):
-            self._share = self._share if update.progress is None else update.progress
+            self._share = self._share if update.fraction is None else update.fraction
             self._item = escape(update.current_item or update.status)
         else:
             self._print(in_words(update))
@@ -202,7 +202,7 @@ def in_words(update: AnyUpdate) -> str:
         case Progress():
             count = "" if update.processed_count is None else f"  {update.processed_count} done"
             item = "" if update.current_item is None else f"  {escape(update.current_item)}"
-            share = " " * 5 if update.progress is None else f"{update.progress:5.1%}"
+            share = " " * 5 if update.fraction is None else f"{update.fraction:5.1%}"
             return f"{share}{count}  {escape(update.status)}{item}"
         case Resynced():
             if update.first:
@@ -215,7 +215,7 @@ def in_words(update: AnyUpdate) -> str:
             return "complete" + _problem(update.problem) + _size_of(update.result)
         case JobFailed():
             return f"failed: {escape(update.code)} {escape(update.message)}" + _problem(update.problem)
-        case JobCanceled():
+        case JobCancelled():
             reason = "" if update.reason is None else f" ({escape(update.reason)})"
             assumed = " (assumed: the server agreed to stop it and does not know it any more)" if update.assumed else ""
             return "canceled" + reason + assumed + _problem(update.problem)

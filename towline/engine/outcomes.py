@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from msgspec import UNSET, Raw, UnsetType
 
-from .._updates import JobCanceled, JobComplete, JobFailed, Outcome
+from .._updates import JobCancelled, JobComplete, JobFailed, Outcome
 from ..protocols import Codec, ErrorFrame, ErrorPayload, JobCanceledFrame, JobCompleteFrame, JobState, TerminalFrame
 
 
@@ -23,14 +23,14 @@ def outcome_of_frame(job: str, frame: TerminalFrame, codec: Codec) -> Outcome:
             return _failed(common, frame.payload)
         case JobCanceledFrame():
             payload = frame.payload
-            return JobCanceled(**common, processed_count=payload.processed_count, reason=payload.reason)
+            return JobCancelled(**common, processed_count=payload.processed_count, reason=payload.reason)
 
 
 def outcome_of_state(job: str, state: JobState, codec: Codec) -> Outcome:
     """Read the outcome from the state of a job that has ended."""
     common = _common(job, state.pipeline, state.end_time or state.last_update or 0, state.seq, state.epoch)
     if state.status == "canceled":
-        return JobCanceled(**common, processed_count=state.processed_count)
+        return JobCancelled(**common, processed_count=state.processed_count)
     if state.status == "complete":
         return _complete(common, state.results, codec)
     return _failed(common, codec.decode_error(b"null" if state.error is UNSET else state.error))

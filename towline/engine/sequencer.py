@@ -25,7 +25,7 @@ from typing import Final, NamedTuple, TypeAlias
 from msgspec.structs import replace
 
 from .._exceptions import MalformedMessage
-from .._updates import AnyUpdate, JobCanceled, JobStarted, Outcome, Progress, Resynced, merge
+from .._updates import AnyUpdate, JobCancelled, JobStarted, Outcome, Progress, Resynced, merge
 from ..protocols import (
     Codec,
     ErrorFrame,
@@ -345,7 +345,7 @@ class Recovery:
             timestamp=frame.timestamp,
             seq=frame.seq,
             epoch=frame.epoch,
-            progress=payload.progress,
+            fraction=payload.progress,
             status=payload.status,
             processed_count=payload.processed_count,
             current_item=payload.current_item,
@@ -537,7 +537,7 @@ class Recovery:
 
     def assume_cancelled(self) -> End:
         """The end of a job that the server agreed to cancel and then no longer knew."""
-        return self._end(JobCanceled(job=self.job, assumed=True))
+        return self._end(JobCancelled(job=self.job, assumed=True))
 
     def _end(self, outcome: Outcome) -> End:
         """Deliver the buffered updates that fit, then a report of missed ones, then the end."""

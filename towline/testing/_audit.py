@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from .._updates import AnyUpdate, JobCanceled, JobComplete, JobFailed, JobStarted, Progress, Resynced
+from .._updates import AnyUpdate, JobCancelled, JobComplete, JobFailed, JobStarted, Progress, Resynced
 from .memory._scripted_job import LoggedEvent
 
 _TYPES: Final[dict[type, str]] = {
@@ -17,9 +17,9 @@ _TYPES: Final[dict[type, str]] = {
     Progress: "job_progress",
     JobComplete: "job_complete",
     JobFailed: "error",
-    JobCanceled: "job_canceled",
+    JobCancelled: "job_canceled",
 }
-_ENDS: Final = (JobComplete, JobFailed, JobCanceled)
+_ENDS: Final = (JobComplete, JobFailed, JobCancelled)
 
 
 def audit_updates(

@@ -153,7 +153,7 @@ async def test_cancel(slow: Any, start: Any) -> None:
 
         updates = await follow(line, {5: cancel})
     assert answers == ["accepted"]
-    assert isinstance(updates[-1], towline.JobCanceled)
+    assert isinstance(updates[-1], towline.JobCancelled)
     assert audit_updates(updates, slow.logged(job)) == []
 
 
