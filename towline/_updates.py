@@ -1,8 +1,8 @@
 """The updates that a program receives while it follows a job, as frozen values.
 
 `msgspec.json.encode` writes every update as JSON with a `type`. `seq` and `epoch` are the position in the server's log,
-if it keeps one. `timestamp` is the server's, in milliseconds since 1970. Text in an update comes from the server:
-escape it before a terminal or a page shows it (`towline.escape`).
+if it keeps one; `mark` is an opaque position. `timestamp` is the server's, in milliseconds since 1970. Text in an
+update comes from the server: escape it before a terminal or a page shows it (`towline.escape`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from ._exceptions import Damaged
 
 
 class Update(Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
-    """The fields that all updates share."""
+    """The fields that all updates share. A protocol may leave `job` and the position to the engine."""
 
-    job: str
+    job: str = ""
     pipeline: str = ""
     timestamp: float = 0
     seq: int | None = None
     epoch: str | None = None
+    mark: str | None = None
 
 
 class JobStarted(Update, frozen=True, kw_only=True, tag="job_started"):
@@ -43,9 +44,29 @@ class Progress(Update, frozen=True, kw_only=True, gc=False, tag="progress"):
     fraction: float | None
     status: str = ""
     processed_count: int | None = None
+    total_count: int | None = None
     current_item: str | None = None
     first_seq: int | None = None
     merged: int = 1
+
+
+class Output(Update, frozen=True, kw_only=True, tag="output"):
+    """A part of the job's output: text, a log line, a partial result, any JSON value.
+
+    `key` names the output it belongs to. `append` adds `value` to what came before under this key, `replace` takes its
+    place.
+    """
+
+    key: str
+    value: Any
+    op: Literal["append", "replace"] = "append"
+
+
+class Paused(Update, frozen=True, kw_only=True, tag="paused"):
+    """The job waits for `kind`, such as `input` or `auth`; a later update of another type means that it goes on."""
+
+    kind: str
+    message: str = ""
 
 
 class Resynced(Update, frozen=True, kw_only=True, tag="resynced"):
@@ -122,7 +143,9 @@ class JobCancelled(Update, frozen=True, kw_only=True, tag="job_canceled"):
 
 #: The end of a job.
 Outcome: TypeAlias = JobComplete | JobFailed | JobCancelled
-AnyUpdate: TypeAlias = JobStarted | Progress | Resynced | Stalled | JobComplete | JobFailed | JobCancelled
+AnyUpdate: TypeAlias = (
+    JobStarted | Progress | Output | Paused | Resynced | Stalled | JobComplete | JobFailed | JobCancelled
+)
 
 #: The state machine's name for each end.
 OUTCOME_KINDS: Final[dict[type[Update], Literal["complete", "failed", "canceled"]]] = {

@@ -21,6 +21,8 @@ from .._updates import (
     JobComplete,
     JobFailed,
     JobStarted,
+    Output,
+    Paused,
     Progress,
     Resynced,
     Stalled,
@@ -204,6 +206,11 @@ def in_words(update: AnyUpdate) -> str:
             item = "" if update.current_item is None else f"  {escape(update.current_item)}"
             share = " " * 5 if update.fraction is None else f"{update.fraction:5.1%}"
             return f"{share}{count}  {escape(update.status)}{item}"
+        case Output():
+            value = update.value if isinstance(update.value, str) else msgspec.json.encode(update.value).decode()
+            return f"{escape(update.key)}: {escape(value)}"
+        case Paused():
+            return f"paused: waits for {escape(update.kind)}  {escape(update.message)}".rstrip()
         case Resynced():
             if update.first:
                 return "in step" + _counts(update)
