@@ -42,7 +42,7 @@ from .engine.settings import Classifier, Settings
 from .engine.tokens import Token as Token
 from .engine.tokens import TokenProvider as TokenProvider
 from .engine.tokens import is_usable
-from .protocols import CancelAnswer, Codec
+from .protocols.wire import CancelAnswer, Codec
 from .sources import Templates
 from .statemachine import (
     AnyEvent,

@@ -57,14 +57,14 @@ class _Value(Struct, frozen=True, gc=False):
 
 
 class Numbered(_Value, frozen=True, gc=False):
-    """A position in a numbered log: event `seq` of the log `epoch`. Numbers tell order, duplicates and gaps."""
+    """A position in a numbered log: event `seq` of the log `epoch`. Numbers show order, duplicates and gaps."""
 
     seq: int
     epoch: str = ""
 
 
 class Mark(_Value, frozen=True, gc=False):
-    """An opaque position that the server understands. Marks tell duplicates only."""
+    """An opaque position that the server understands. Marks show duplicates only."""
 
     text: str
 

@@ -43,7 +43,7 @@ from ._secret import Secret
 from ._updates import AnyUpdate, Outcome
 from .host import Host
 from .host import attach as attach_async
-from .protocols import CancelAnswer
+from .protocols.wire import CancelAnswer
 from .statemachine import Recording, State
 
 __all__ = ["Connection", "Updates", "attach"]

@@ -19,7 +19,7 @@ import websockets.exceptions
 from interop.process import free_port as find_free_port
 from websockets.sync.client import ClientConnection, connect
 
-from towline.protocols.messages import TERMINAL_TYPES
+from towline.protocols.wire.messages import TERMINAL_TYPES
 from towline.server import Hub
 from towline.server._serve import make_server
 from towline.server.log._redis_store import RedisStore

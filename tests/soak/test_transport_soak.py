@@ -20,7 +20,7 @@ from wsproto.utilities import generate_accept_token
 
 from towline import HandshakeRefused, MalformedMessage, MessageTooBig, ProtocolViolation, Secret
 from towline.engine.sequencer import End, Recovery, Synced
-from towline.protocols import Codec, JobState
+from towline.protocols.wire import Codec, JobState
 from towline.sources import JobCalls
 from towline.transport import Limits, WebSocketProtocol, open_websocket
 

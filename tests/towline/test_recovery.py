@@ -14,7 +14,7 @@ from towline import JobComplete, JobStarted, Progress, Resynced
 from towline._exceptions import MalformedMessage
 from towline._updates import AnyUpdate
 from towline.engine.sequencer import BUFFER_LIMIT, Cursor, End, Gap, Phase, Recovery, Synced
-from towline.protocols import Codec, JobState
+from towline.protocols.wire import Codec, JobState
 
 CODEC = Codec()
 

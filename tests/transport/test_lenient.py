@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw, Struct
 
-from towline.protocols.lenient import (
+from towline.protocols.wire.lenient import (
     MAX_DEPTH,
     MAX_WHOLE,
     Count,

@@ -2,8 +2,8 @@
 
 import json
 
-from towline.protocols import Codec
-from towline.protocols.messages import (
+from towline.protocols.wire import Codec
+from towline.protocols.wire.messages import (
     CanceledPayload,
     ErrorFrame,
     ErrorPayload,

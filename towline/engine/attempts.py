@@ -16,7 +16,7 @@ import anyio
 from .._exceptions import DeadlineExceeded, TowlineError
 from .._secret import Secret
 from .._tasks import Tasks, failure_of
-from ..protocols import Ready, encode
+from ..protocols.wire import Ready, encode
 from ..statemachine import AbandonDial, CloseSocket, Dial, Place, Probe
 from ..transport import Liveness, WebSocket, connect_websocket
 from .sequencer import Cursor

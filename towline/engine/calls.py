@@ -13,7 +13,7 @@ from .._exceptions import Cancelled, StateUnreachable, TowlineError, UnexpectedR
 from .._secret import Secret
 from .._tasks import failure_of
 from .._updates import JobComplete, JobFailed, Outcome
-from ..protocols import CancelAnswer, Codec, JobState
+from ..protocols.wire import CancelAnswer, Codec, JobState
 from ..sources import JobCalls
 from ..statemachine import AnyEvent, CancelAccepted, Snapshot, State
 from .tokens import TokenSource

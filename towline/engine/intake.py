@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from .._exceptions import MalformedMessage
 from .._text import escape
 from .._updates import AnyUpdate
-from ..protocols import Codec, Frame, JobProgressFrame, JobState, PingFrame, PongFrame, ReadyAckFrame
+from ..protocols.wire import Codec, Frame, JobProgressFrame, JobState, PingFrame, PongFrame, ReadyAckFrame
 from ..statemachine import AnyEvent, JobSpoke, Snapshot
 from .attempts import Link
 from .sequencer import Finding, Recovery

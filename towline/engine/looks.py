@@ -10,7 +10,7 @@ import anyio
 from .._exceptions import StateUnreachable, TowlineError, UnexpectedResponse
 from .._tasks import Tasks, failure_of
 from .._updates import AnyUpdate, Stalled
-from ..protocols import JobState
+from ..protocols.wire import JobState
 from ..sources import JobCalls
 from ..statemachine import AnyEvent, AskState, Facts, FetchState, Lost, Place, Purpose, Refused, Snapshot, State
 from ..statemachine import StillSilent as StillSilentEvent

@@ -10,7 +10,15 @@ from typing import TypedDict
 from msgspec import UNSET, Raw, UnsetType
 
 from .._updates import JobCancelled, JobComplete, JobFailed, Outcome
-from ..protocols import Codec, ErrorFrame, ErrorPayload, JobCanceledFrame, JobCompleteFrame, JobState, TerminalFrame
+from ..protocols.wire import (
+    Codec,
+    ErrorFrame,
+    ErrorPayload,
+    JobCanceledFrame,
+    JobCompleteFrame,
+    JobState,
+    TerminalFrame,
+)
 
 
 def outcome_of_frame(job: str, frame: TerminalFrame, codec: Codec) -> Outcome:

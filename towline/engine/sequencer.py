@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from .._exceptions import MalformedMessage
 from .._updates import AnyUpdate, JobCancelled, JobStarted, Outcome, Progress, Resynced, merge
-from ..protocols import (
+from ..protocols.wire import (
     Codec,
     ErrorFrame,
     Frame,

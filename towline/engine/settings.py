@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from .._exceptions import InvalidArgument
 from .._secret import Secret
 from .._updates import Progress
-from ..protocols import Codec
+from ..protocols.wire import Codec
 from ..sources import JobCalls, Templates
 from ..statemachine import Lost, Place, Policy, Refused, StateChange, TokenRejected, Unavailable, cause_of
 from ..storage import Store

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import anyio
 
 from .._exceptions import Cancelled, TowlineError
-from ..protocols import CancelAnswer
+from ..protocols.wire import CancelAnswer
 
 if TYPE_CHECKING:
     from .._connection import Connection

@@ -1,54 +1,5 @@
-"""What servers of jobs say, read without I/O: messages, states, results, tokens.
+"""How to follow a job on each kind of server: pure values that ask and read.
 
-Nothing here opens a connection, reads a clock or draws a random number.
+Nothing here opens a connection, reads a clock or draws a random number. A protocol imports facts, updates and leaves
+only, so it may be used without the engine.
 """
-
-from .codec import CancelAnswer, Codec, Result
-from .messages import (
-    CanceledPayload,
-    ErrorFrame,
-    ErrorPayload,
-    Frame,
-    JobCanceledFrame,
-    JobCompleteFrame,
-    JobProgressFrame,
-    JobStartedFrame,
-    JobState,
-    PingFrame,
-    PongFrame,
-    ProgressPayload,
-    Ready,
-    ReadyAckFrame,
-    ResultReference,
-    StartedPayload,
-    TerminalFrame,
-    UnknownFrame,
-    encode,
-    encode_payload,
-)
-
-__all__ = [
-    "CancelAnswer",
-    "CanceledPayload",
-    "Codec",
-    "ErrorFrame",
-    "ErrorPayload",
-    "Frame",
-    "JobCanceledFrame",
-    "JobCompleteFrame",
-    "JobProgressFrame",
-    "JobStartedFrame",
-    "JobState",
-    "PingFrame",
-    "PongFrame",
-    "ProgressPayload",
-    "Ready",
-    "ReadyAckFrame",
-    "Result",
-    "ResultReference",
-    "StartedPayload",
-    "TerminalFrame",
-    "UnknownFrame",
-    "encode",
-    "encode_payload",
-]

@@ -25,7 +25,7 @@ from anyio import AsyncContextManagerMixin
 from .._exceptions import ForbiddenRequest, HubStorageError, InvalidArgument
 from .._secret import Secret
 from .._tasks import Tasks
-from ..protocols.messages import CanceledPayload
+from ..protocols.wire.messages import CanceledPayload
 from ._descriptors import room_for_sockets
 from ._files import (
     UPLOAD_FILE,

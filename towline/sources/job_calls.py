@@ -21,8 +21,8 @@ from .._exceptions import (
     UnexpectedResponse,
 )
 from .._secret import Secret
-from ..protocols.codec import CancelAnswer, Codec
-from ..protocols.messages import JobState
+from ..protocols.wire.codec import CancelAnswer, Codec
+from ..protocols.wire.messages import JobState
 from ..transport._url import URL, Headers, bearer, fill_template, parse_origin, parse_url
 from ..transport.http._client import Response, Upload, request, stream_response
 from ..transport.net._network import Network

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 import anyio
 from msgspec import UNSET, Raw, UnsetType
 
-from ...protocols.messages import (
+from ...protocols.wire.messages import (
     TERMINAL_TYPES,
     VERSION,
     ErrorFrame,

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from ..._exceptions import JobFailure
-from ...protocols.messages import ErrorPayload, ProgressPayload, ResultReference, StartedPayload, encode_payload
+from ...protocols.wire.messages import ErrorPayload, ProgressPayload, ResultReference, StartedPayload, encode_payload
 from ._base import Change, Job
 
 _MAX_TEXT: Final = 500  # characters of an item or status text

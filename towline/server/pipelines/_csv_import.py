@@ -24,7 +24,7 @@ from stdnum import exceptions as stdnum_errors
 from stdnum import isbn
 
 from ..._exceptions import InvalidArgument, JobFailure
-from ...protocols.messages import encode
+from ...protocols.wire.messages import encode
 from .._jobs import JobContext, JobFunction, Upload
 from ._csv_rows import NotText, Row, RowReader, WrongEncoding, text_start
 from ._results import ImportedBook, RejectedRow

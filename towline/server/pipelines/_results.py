@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from ...protocols.lenient import Count
+from ...protocols.wire.lenient import Count
 
 
 class _Result(Struct, frozen=True, rename="camel", omit_defaults=True):

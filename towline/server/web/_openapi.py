@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Struct
 
-from ...protocols.messages import VERSION, JobState
+from ...protocols.wire.messages import VERSION, JobState
 
 if TYPE_CHECKING:
     from .._settings import Pipeline

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket
 
 from ..._exceptions import HubStorageError
 from ..._secret import Secret
-from ...protocols.messages import VERSION, JobState
+from ...protocols.wire.messages import VERSION, JobState
 from .._files import RESULT_FILE, UPLOAD_FILE, remove_job_folder
 from .._tokens import TooEarly
 from ..log._base import Job, Missing, RequestMismatch

@@ -19,7 +19,7 @@ from msgspec import Struct
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from ..._exceptions import HubStorageError
-from ...protocols.messages import VERSION, PingFrame, Ready, ReadyAckFrame, encode
+from ...protocols.wire.messages import VERSION, PingFrame, Ready, ReadyAckFrame, encode
 from .._settings import Limits
 from .._statistics import Counters
 from ..log._base import Bell, EventLog, Job

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 from msgspec import Raw, Struct
 
-from ...protocols.messages import (
+from ...protocols.wire.messages import (
     TERMINAL_TYPES,
     VERSION,
     CanceledPayload,

@@ -32,7 +32,7 @@ from wsproto.events import Request as UpgradeRequest
 from wsproto.typing import Headers
 
 from ..._exceptions import InvalidArgument
-from ...protocols.messages import Ready, ReadyAckFrame, encode
+from ...protocols.wire.messages import Ready, ReadyAckFrame, encode
 from ._network import MemoryNetwork
 from ._scripted_job import LoggedEvent, ScriptedJob
 from ._server_socket import Accept, ServerSocket

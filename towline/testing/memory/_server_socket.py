@@ -18,7 +18,7 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError
 
-from ...protocols.messages import Ready
+from ...protocols.wire.messages import Ready
 from ._stream import Direction, Ending, MemoryLink
 
 if TYPE_CHECKING:

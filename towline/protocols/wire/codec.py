@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import asdict
 
-from .._exceptions import MalformedMessage
+from ..._exceptions import MalformedMessage
 from .lenient import UNFIT, as_text, build, load, unwrapped
 from .messages import (
     CanceledPayload,
