@@ -229,14 +229,14 @@ MUTATIONS = (
     ),
     Mutation(
         "a state behind what was shown is believed",
-        "towline/engine/sequencer.py",
+        "towline/engine/recovery.py",
         "refused = reported.seq < applied.seq",
         "refused = False",
         ("tests/towline",),
     ),
     Mutation(
         "a repeated event is handed on",
-        "towline/engine/sequencer.py",
+        "towline/engine/recovery.py",
         "return self.applied.epoch == item.epoch and item.first == self.applied.seq + 1",
         "return self.applied.epoch == item.epoch and item.last >= self.applied.seq",
         ("tests/towline",),

@@ -37,7 +37,7 @@ from .engine.delivery import Subscription as Subscription
 from .engine.engine import Engine
 from .engine.handlers import Handler
 from .engine.lifecycle import Levels, Lifecycle
-from .engine.sequencer import Cursor
+from .engine.recovery import Cursor
 from .engine.settings import Classifier, Settings
 from .engine.tokens import Token as Token
 from .engine.tokens import TokenProvider as TokenProvider

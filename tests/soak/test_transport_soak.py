@@ -19,7 +19,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from wsproto.utilities import generate_accept_token
 
 from towline import HandshakeRefused, MalformedMessage, MessageTooBig, ProtocolViolation, Secret
-from towline.engine.sequencer import End, Recovery, Synced
+from towline.engine.recovery import End, Recovery, Synced
 from towline.protocols.wire import Codec, JobState
 from towline.sources import JobCalls
 from towline.transport import Limits, WebSocketProtocol, open_websocket

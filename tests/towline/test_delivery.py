@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from towline import Exhausted, JobComplete, JobStarted, Progress, Resynced, Stalled
 from towline._updates import AnyUpdate, merge
 from towline.engine.delivery import INBOX_LIMIT, Delivery, Subscription
-from towline.engine.sequencer import Cursor
+from towline.engine.recovery import Cursor
 
 pytestmark = pytest.mark.anyio
 END = JobComplete(job="j", seq=9999, epoch="e")

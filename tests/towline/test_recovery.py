@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from towline import JobComplete, JobStarted, Progress, Resynced
 from towline._exceptions import MalformedMessage
 from towline._updates import AnyUpdate
-from towline.engine.sequencer import BUFFER_LIMIT, Cursor, End, Gap, Phase, Recovery, Synced
+from towline.engine.recovery import BUFFER_LIMIT, Cursor, End, Gap, Phase, Recovery, Synced
 from towline.protocols.wire import Codec, JobState
 
 CODEC = Codec()

@@ -19,7 +19,7 @@ from .._tasks import Tasks, failure_of
 from ..protocols.wire import Ready, encode
 from ..statemachine import AbandonDial, CloseSocket, Dial, Place, Probe
 from ..transport import Liveness, WebSocket, connect_websocket
-from .sequencer import Cursor
+from .recovery import Cursor
 from .settings import Settings
 
 #: Seconds, beyond the timeout of the closing handshake, that a new attempt waits for earlier ones to close.

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from .._exceptions import Exhausted
 from .._updates import AnyUpdate, Outcome, Progress, Resynced, merge_runs
-from .sequencer import Cursor
+from .recovery import Cursor
 
 #: How many updates a slow subscriber may be behind before progress is merged.
 INBOX_LIMIT: Final = 256

@@ -66,7 +66,7 @@ from .journal import Journal
 from .lifecycle import ConnectionRunner, ConnectionStep, Levels, Lifecycle
 from .looks import Looks
 from .publisher import Publisher
-from .sequencer import Cursor, Recovery
+from .recovery import Cursor, Recovery
 from .settings import Settings
 from .tokens import TokenSource
 

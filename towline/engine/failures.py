@@ -20,7 +20,7 @@ from ..statemachine import (
     Unavailable,
     classify,
 )
-from .sequencer import End, Finding
+from .recovery import End, Finding
 from .settings import Settings
 
 

@@ -19,7 +19,7 @@ from .._updates import AnyUpdate
 from ..protocols.wire import Codec, Frame, JobProgressFrame, JobState, PingFrame, PongFrame, ReadyAckFrame
 from ..statemachine import AnyEvent, JobSpoke, Snapshot
 from .attempts import Link
-from .sequencer import Finding, Recovery
+from .recovery import Finding, Recovery
 
 _LOG: Final = logging.getLogger("towline")
 

@@ -17,7 +17,7 @@ from .._tasks import Tasks, failure_of
 from .._text import escape
 from .._updates import Outcome, dump_outcome
 from ..storage import Store
-from .sequencer import Cursor
+from .recovery import Cursor
 from .settings import Settings
 from .tokens import Token
 

@@ -15,7 +15,7 @@ from ..sources import JobCalls
 from ..statemachine import AnyEvent, AskState, Facts, FetchState, Lost, Place, Purpose, Refused, Snapshot, State
 from ..statemachine import StillSilent as StillSilentEvent
 from .intake import Intake
-from .sequencer import End, Finding, Phase, Recovery
+from .recovery import End, Finding, Phase, Recovery
 from .settings import Settings
 from .tokens import TokenSource
 

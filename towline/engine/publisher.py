@@ -11,7 +11,7 @@ from ..statemachine import AnyEvent, Cause, Deliver, GapFound, JobEnded, Snapsho
 from ..statemachine import Synced as SyncedEvent
 from .delivery import Delivery
 from .handlers import Handler, Handlers
-from .sequencer import End, Finding, Gap, Recovery, Synced
+from .recovery import End, Finding, Gap, Recovery, Synced
 
 
 class Publisher:

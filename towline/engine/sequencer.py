@@ -1,69 +1,48 @@
-"""Brings a follower up to date after a connect: no update lost, none repeated, none out of order.
+"""Puts the facts of one job in order: no update lost, none repeated, none out of order.
 
-Sans-IO: frames and states come in, updates and findings go out; there is no clock and no socket. One `Recovery` exists
-per job connection and outlives its sockets. It holds the position (how far updates were delivered) and, during a sync,
-the frames buffered meanwhile.
+Sans-IO: facts come in, updates and findings go out; there is no clock, no socket and no wire. One `Sequencer` exists
+per connection and outlives its links. It holds the cursor (how far updates were delivered) and, until a link is in
+step, the facts buffered meanwhile. Order, duplicates and gaps follow from the positions alone:
 
-There are two kinds of server:
+- `Numbered`: the next number is delivered, a smaller one is a duplicate, a larger one a gap. A replay is delivered
+  completely, and a snapshot says how much it covers.
+- `Mark`: equal to a delivered one, it is a duplicate. The last 256 are remembered.
+- None: everything is delivered. A snapshot shows only news, and no count gets smaller.
 
-- A server with a log puts `epoch` and `seq` on every frame and state. Then every event has a position: a replay is
-  delivered completely, a snapshot says how much it covers, and gaps are noticed.
-- A server without a log is followed by snapshots. An end takes precedence over any snapshot, and a smaller count never
-  replaces a larger one.
+A link is in step when it is open, at its first fact, or when the job's state was fetched: the protocol's request says
+which. Then there is one `Synced`; `release()` delivers the buffered facts. So the state machine can report `connected`
+after the updates that precede it.
 
-A sync ends with one `Synced`; `release()` then delivers the buffered frames. So the state machine can report
-`connected` after the updates that precede it.
-
-This file is long because all rules of a sync (frames, replay, state, end) use the same position and buffer.
+This file is long because all rules of a sync (facts, replay, state, end) use the same cursor and buffer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
-from .._exceptions import MalformedMessage
-from .._updates import AnyUpdate, JobCancelled, JobStarted, Outcome, Progress, Resynced, merge
-from ..protocols.wire import (
-    Codec,
-    ErrorFrame,
-    Frame,
-    JobCanceledFrame,
-    JobCompleteFrame,
-    JobProgressFrame,
-    JobStartedFrame,
-    JobState,
-    PingFrame,
-    PongFrame,
-    ReadyAckFrame,
-    UnknownFrame,
-)
-from .outcomes import outcome_of_frame, outcome_of_state
+from .._facts import Ended, Fact, InStep, InStepAt, Item, Mark, Numbered, Position, Replaying, Snapshot
+from .._updates import AnyUpdate, JobCancelled, Outcome, Progress, Resynced
+from .held import Held, compacted, is_covered, without
+from .order import Order
+from .placing import State, placed_at, positioned, state_of, without_number
+from .shown import Shown
 
-#: How many frames a sync buffers before it merges progress. Too many frames of other kinds count as a gap.
+#: How many facts a sync buffers before it merges progress. Too many facts of other kinds count as a gap.
 BUFFER_LIMIT: Final = 1024
-
-#: How many of a job's former logs are remembered.
-LOGS_REMEMBERED: Final = 16
-
-
-class Cursor(NamedTuple):
-    """The position up to which updates were delivered: event `seq` of the log `epoch`."""
-
-    epoch: str
-    seq: int
 
 
 class Gap(NamedTuple):
-    """A frame does not follow the delivered updates; frames are buffered from here until the next `release`."""
+    """A fact does not follow the delivered updates; facts are buffered from here until the next `release`."""
 
     problem: str
 
 
 class Synced(NamedTuple):
-    """The sync is complete: call `release` after handling it."""
+    """The link is in step: call `release` after handling it."""
 
 
 class End(NamedTuple):
@@ -74,61 +53,70 @@ class End(NamedTuple):
 
 
 Finding: TypeAlias = Gap | Synced | End | None
-_Plain: TypeAlias = JobStartedFrame | JobProgressFrame | UnknownFrame
 
 
 class Phase(Enum):
-    """How the next frame is handled."""
+    """How the next fact is handled."""
 
+    STARTING = "starting"
+    """The first fact brings the link in step."""
     HOLDING = "holding"
     """Buffered until a snapshot arrives."""
     REPLAYING = "replaying"
     """Part of a replay: delivered if it comes next."""
     COMPLETE = "complete"
-    """The sync is complete but not released: buffered."""
+    """The link is in step but not released: buffered."""
     LIVE = "live"
     """Delivered if it comes next."""
 
 
+#: No event has this number.
+_UNKNOWN: Final = -2
+
 _DELIVERING: Final = (Phase.LIVE, Phase.REPLAYING)
+_WAITING: Final = (Phase.HOLDING, Phase.STARTING)
 
 
-class _Held(NamedTuple):
-    """One buffered frame, or several merged: its update (a heartbeat has none) and its position in the log."""
+class Sequencer:
+    """Turns the facts of one job into updates. Never blocks; `take()` returns the updates to deliver."""
 
-    update: AnyUpdate | None
-    epoch: str | None
-    first: int
-    last: int
-
-
-class Recovery:
-    """Turns the frames and states of one job into updates. Never blocks; `take()` returns the updates to deliver."""
-
-    def __init__(self, job: str, *, codec: Codec | None = None, cursor: Cursor | None = None) -> None:
+    def __init__(self, job: str, *, cursor: Position | None = None) -> None:
         self.job = job
-        self.codec = codec or Codec()
-        self.phase = Phase.HOLDING
-        #: The position up to which updates were delivered; None before the first, and if the server keeps no log.
-        self.applied = cursor
-        #: The largest count shown in this epoch.
-        self.shown: int | None = None
+        self._phase = Phase.HOLDING
+        self.order = Order(cursor)
+        self.shown = Shown()
         self.duplicates = 0
-        self.unknown = 0
-        self.foreign = 0
         self._has_shown = cursor is not None
         self._out: list[AnyUpdate] = []
-        self._held: list[_Held] = []
-        self._pending_resync: Resynced | None = None
-        self._held_end: JobState | None = None
-        self._replay_to = 0
-        # The epochs of former logs: frames and states from these are out of date.
-        self._former_epochs: tuple[str, ...] = ()
-        # Known from this socket: the epoch of its log, and whether the server has answered `ready`.
-        self._socket_epoch: str | None = None
+        self._held: list[Held] = []
+        self._pending: Resynced | None = None
+        # What to deliver after it: the news of a snapshot, and the whole snapshot, to be remembered.
+        self._pending_news: list[AnyUpdate] = []
+        self._pending_snapshot: tuple[AnyUpdate, ...] = ()
+        self._held_end: State | None = None
+        self._replay_to = _UNKNOWN
+        # The next event, if it may be delivered at once. A change of the phase or of the cursor forgets it.
+        self._next_seq, self._next_epoch = _UNKNOWN, ""
+        # Whether this link was asked to replay, and whether the server has said if it does.
+        self._replays = False
         self._acknowledged = False
-        # Whether the server sends frames without a position: then the position of a state says nothing about them.
-        self._has_unnumbered = False
+
+    @property
+    def applied(self) -> Position | None:
+        """The position up to which updates were delivered; None before the first, and without positions."""
+        return self.order.applied
+
+    @property
+    def phase(self) -> Phase:
+        """How the next fact is handled."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: Phase) -> None:
+        self._phase = phase
+        self._next_seq = _UNKNOWN
+        if phase is not Phase.REPLAYING:
+            self._replay_to = _UNKNOWN
 
     def take(self) -> list[AnyUpdate]:
         """Return the updates to deliver now, in order."""
@@ -137,28 +125,48 @@ class Recovery:
 
     # --- the course of a sync --------------------------------------------------------------------------------------
 
-    def opened(self) -> Cursor | None:
-        """Start buffering for a new socket. Returns the cursor to send in `ready`."""
-        self._socket_epoch = None
+    def opened(self, in_step: InStepAt = "state", after: Position | None = None) -> Finding:
+        """Start a new link, which the server was asked to begin after the position `after`.
+
+        Returns `Synced` if the link is in step at once.
+        """
+        by_state = in_step == "state"
+        may_jump = not by_state and after is None and self._has_shown
+        self.order.opened(by_state=by_state, after=after, may_jump=may_jump)
+        self._replays = after is not None
         self._acknowledged = False
         self._held_end = None
         self._start_holding()
-        return self.applied
+        if in_step == "first_fact":
+            self.phase = Phase.STARTING
+        return self._in_step(is_snapshot=False) if in_step == "open" else None
+
+    def _in_step(self, *, is_snapshot: bool) -> Synced:
+        """Bring a link in step without a state; only after an interruption is there something to report."""
+        if self._has_shown:
+            if is_snapshot:
+                self._pending = Resynced(job=self.job, kind="snapshot")
+            elif self._replays:
+                self._pending = Resynced(job=self.job, kind="replay", missed=0)
+            else:
+                self._pending = Resynced(job=self.job, kind="unavailable")
+        self.phase = Phase.COMPLETE
+        return Synced()
 
     def resync(self) -> None:
-        """Start a sync on the same socket; frames buffered since a gap stay buffered."""
+        """Start a sync on the same link; facts buffered since a gap stay buffered."""
         if self.phase is Phase.LIVE:
             self._start_holding()
 
     def _start_holding(self) -> None:
         self.phase = Phase.HOLDING
-        self._pending_resync = None
+        self._pending, self._pending_news, self._pending_snapshot = None, [], ()
         self._held.clear()
 
     @property
     def awaiting_ack(self) -> bool:
-        """Whether the server may still answer `ready` with a replay."""
-        return self.phase is Phase.HOLDING and not self._acknowledged
+        """Whether the server may still announce a replay."""
+        return self.phase is Phase.HOLDING and self.order.by_state and not self._acknowledged
 
     @property
     def replaying(self) -> bool:
@@ -173,14 +181,12 @@ class Recovery:
     def held_end(self) -> End | None:
         """The end from a state that arrived during a replay, for a replay that does not reach it. Returned once."""
         state, self._held_end = self._held_end, None
-        return None if state is None else self._end(outcome_of_state(self.job, state, self.codec))
+        return None if state is None or state.ended is None else self._end(state.ended, state.snapshot)
 
     def release(self) -> Finding:
-        """Handle `Synced`: deliver buffered frames, and later ones as they arrive. A `Gap` starts a new sync."""
+        """Handle `Synced`: deliver buffered facts, and later ones as they arrive. A `Gap` starts a new sync."""
         self.phase = Phase.LIVE
-        if self._pending_resync is not None:
-            self._emit(self._pending_resync)
-            self._pending_resync = None
+        self._emit_pending()
         held, self._held = self._held, []
         for place, item in enumerate(held):
             if self._joins(item):
@@ -193,47 +199,92 @@ class Recovery:
                 return self._gap_before(item)
         return None
 
-    # --- frames ----------------------------------------------------------------------------------------------------
+    def _emit_pending(self) -> None:
+        resynced, news, snapshot = self._pending, self._pending_news, self._pending_snapshot
+        self._pending, self._pending_news, self._pending_snapshot = None, [], ()
+        if resynced is not None:
+            self._emit(resynced)
+        for update in news:
+            self._emit(update)
+        self.shown.note_snapshot(snapshot)
 
-    def frame(self, frame: Frame) -> Finding:
-        """Process one frame."""
-        if type(frame) is JobProgressFrame and frame.job_id == self.job and self.phase in _DELIVERING:
-            applied, epoch, seq = self.applied, frame.epoch, frame.seq
-            if applied is not None and epoch == applied.epoch == self._socket_epoch and seq == applied.seq + 1:
+    # --- facts of the link -----------------------------------------------------------------------------------------
+
+    def follow(self, facts: Iterable[Fact]) -> Finding:
+        """Process the facts of one message, event, line or poll. Facts about the connection are ignored."""
+        if type(facts) is tuple and len(facts) == 1 and type(fact := facts[0]) is Item:
+            at, update = fact.at, fact.update
+            if (
+                type(at) is Numbered
+                and at.seq == self._next_seq
+                and at.epoch == self._next_epoch
+                and type(update) is Progress
+                and update.seq is not None
+                and update.job
+            ):
                 # The usual case: the next event in order. The code below would give the same result, more slowly.
-                self.applied = Cursor(applied.epoch, seq)
-                if not frame.payload.keep_alive:
-                    self._emit(self._progress_of(frame))
-                if self.phase is Phase.REPLAYING and seq >= self._replay_to:
-                    return self._replayed()
-                return None
-        if isinstance(frame, ReadyAckFrame):
-            return self._ready_ack(frame)
-        if isinstance(frame, (PingFrame, PongFrame)):
-            return None
-        if frame.job_id and frame.job_id != self.job:
-            self.foreign += 1
-            return None
-        if isinstance(frame, _TERMINAL):
-            return self._end(outcome_of_frame(self.job, frame, self.codec))
-        return self._non_terminal(self._item_of(frame))
+                self._next_seq += 1
+                self.order.applied = at
+                shown, count = self.shown, update.processed_count
+                if count is not None:
+                    if shown.count is not None and count < shown.count:
+                        update = replace(update, processed_count=shown.count)
+                    else:
+                        shown.count = count
+                shown.progress = update
+                self._out.append(update)
+                return self._replayed() if at.seq == self._replay_to else None
+        self._next_seq = _UNKNOWN
+        finding: Finding = None
+        for fact, at, more in positioned(facts):
+            found = self._fact(fact, at, more)
+            if isinstance(found, End):
+                return found
+            finding = found if found is not None else finding
+        self._expect_next()
+        return finding
 
-    def malformed(self, error: MalformedMessage) -> Finding:
-        """Process an unreadable frame: it has nothing to show, but it has a position in the log."""
-        if error.epoch is None or error.seq is None or (error.job_id and error.job_id != self.job):
-            return None
-        return self._non_terminal(_Held(None, error.epoch, error.seq, error.seq))
+    def _expect_next(self) -> None:
+        """Note which event comes next, for the short way of `follow`."""
+        order, applied = self.order, self.order.applied
+        delivering = self._has_shown and self.phase in _DELIVERING
+        if delivering and isinstance(applied, Numbered) and applied.epoch == order.link_epoch:
+            self._next_seq, self._next_epoch = applied.seq + 1, applied.epoch
 
-    def _non_terminal(self, item: _Held) -> Finding:
-        """Process a frame that does not end the job: buffer it, deliver it, drop a duplicate, or report a gap."""
-        if item.epoch is not None and item.epoch in self._former_epochs and self._socket_epoch is not None:
+    def _fact(self, fact: Fact, at: Position | None, more: bool) -> Finding:
+        if self.phase is Phase.STARTING and not isinstance(fact, Ended):
+            synced = self._in_step(is_snapshot=isinstance(fact, Snapshot))
+            if not isinstance(fact, InStep | Replaying):
+                self._fact(fact, at, more)
+            return synced
+        match fact:
+            case Item(update):
+                return self._item(Held(update, at, at.seq if isinstance(at, Numbered) else 0, more))
+            case Ended(outcome):
+                return self._end(Ended(outcome, at))
+            case Snapshot(updates):
+                snapshot = Snapshot(updates, at)
+                if self.phase is Phase.HOLDING:
+                    return self._state(State(snapshot, None))
+                return self._item(Held(snapshot, at, at.seq if isinstance(at, Numbered) else 0, more))
+            case Replaying():
+                return self._replay(fact)
+            case InStep():
+                # Where the state decides, this only means that no replay follows.
+                self._acknowledged = True
+        return None
+
+    def _item(self, item: Held) -> Finding:
+        """Process a fact that does not end the job: buffer it, deliver it, drop a duplicate, or report a gap."""
+        order = self.order
+        if order.is_out_of_date(item):
             self.duplicates += 1
             return None
-        if item.epoch is not None and item.epoch != self._socket_epoch:
-            if self._socket_epoch is not None and self.phase is Phase.HOLDING:
-                # The log restarted while frames of the old one were buffered: these no longer fit.
+        if item.epoch is not None and item.epoch != order.link_epoch:
+            if order.link_epoch is not None and self.phase is Phase.HOLDING:
+                # The log restarted while facts of the old one were buffered: these no longer fit.
                 self._held.clear()
-            self._set_socket_epoch(item.epoch)
+            order.enter_log(item.epoch)
         if self.phase is Phase.HOLDING or self.phase is Phase.COMPLETE:
             return self._hold(item)
         if self._joins(item):
@@ -250,140 +301,122 @@ class Recovery:
         self._hold(item)
         return gap
 
-    def _set_socket_epoch(self, epoch: str) -> None:
-        """Remember that this socket uses the log `epoch`, so it is the current one."""
-        self._socket_epoch = epoch
-        self._former_epochs = tuple(over for over in self._former_epochs if over != epoch)
+    def _move_to(self, position: Position) -> None:
+        """Move the cursor. A new log counts from the start again."""
+        self._next_seq = _UNKNOWN
+        if self.order.move_to(position):
+            self.shown.count = None
 
-    def _move_to(self, cursor: Cursor) -> None:
-        """Move the position, possibly to another log."""
-        if self.applied is None or self.applied.epoch != cursor.epoch:
-            if self.applied is not None:
-                self._former_epochs = (*self._former_epochs, self.applied.epoch)[-LOGS_REMEMBERED:]
-            self.shown = None
-        self.applied = cursor
-
-    def _hold(self, item: _Held) -> Finding:
+    def _hold(self, item: Held) -> Finding:
         if self._is_old(item):
             self.duplicates += 1
             return None
         self._held.append(item)
         if len(self._held) <= BUFFER_LIMIT:
             return None
-        self._held = _compacted(self._held)
+        self._held = compacted(self._held)
         if len(self._held) <= BUFFER_LIMIT:
             return None
         self._held.clear()
         return Gap(f"more than {BUFFER_LIMIT} updates arrived during one sync")
 
-    def _joins(self, item: _Held) -> bool:
+    def _joins(self, item: Held) -> bool:
         """Whether the item is the next to be delivered."""
-        if item.epoch is None:
-            return not self._is_old(item)
-        if self.applied is None:
-            # The server's states have no position in its log: start the log at this first frame.
-            return self.phase is Phase.LIVE
-        return self.applied.epoch == item.epoch and item.first == self.applied.seq + 1
+        return not self._is_outdone(item) and self.order.joins(item, is_live=self.phase is Phase.LIVE)
 
-    def _is_old(self, item: _Held) -> bool:
+    def _is_old(self, item: Held) -> bool:
         """Whether the item was delivered before, or is older than what was shown."""
-        if item.epoch is None:
-            count = item.update.processed_count if isinstance(item.update, Progress) else None
-            return count is not None and self.shown is not None and count < self.shown
-        return self.applied is not None and self.applied.epoch == item.epoch and item.last <= self.applied.seq
+        return self._is_outdone(item) or self.order.is_old(item)
 
-    def _gap_before(self, item: _Held) -> Gap:
-        if self.applied is None or self.applied.epoch != item.epoch:
-            return Gap(f"the server's log restarted, at event {item.first}")
-        return Gap(f"expected event {self.applied.seq + 1}, got {item.first}")
+    def _is_outdone(self, item: Held) -> bool:
+        """Whether an item without a position has a smaller count than was shown, where states decide."""
+        if item.at is not None or not self.order.by_state:
+            return False
+        return item.shown_count is not None and self.shown.count is not None and item.shown_count < self.shown.count
 
-    def _apply(self, item: _Held) -> None:
-        if item.epoch is not None:
-            self._move_to(Cursor(item.epoch, item.last))
-        if item.update is not None:
-            self._emit(item.update)
+    def _gap_before(self, item: Held) -> Gap:
+        return Gap(self.order.gap_before(item))
+
+    def _apply(self, item: Held) -> None:
+        snapshot = item.update if isinstance(item.update, Snapshot) else None
+        if snapshot is not None:
+            news = self.shown.news_of(snapshot.updates)
+        else:
+            news = [] if item.update is None or isinstance(item.update, Snapshot) else [item.update]
+            if self.order.is_new_log(item) and not self.order.by_state:
+                # A log that begins anew is complete if it begins with its first number.
+                missed = 0 if item.first <= 1 else None
+                self._emit(Resynced(job=self.job, epoch=item.epoch, kind="replay", missed=missed))
+        if item.at is not None and not item.more:
+            self._move_to(item.at)
+        for place, update in enumerate(news):
+            # The position goes to the last update: a consumer that took only some of them must get all again.
+            is_last = not item.more and place == len(news) - 1
+            self._emit(placed_at(update, item.at) if is_last else update)
+        if snapshot is not None:
+            self.shown.note_snapshot(snapshot.updates)
 
     def _emit(self, update: AnyUpdate) -> None:
-        if isinstance(update, Progress) and update.processed_count is not None:
-            if self.shown is not None and update.processed_count < self.shown:
-                # It has a position in the log, so it is delivered; but the count never decreases.
-                update = replace(update, processed_count=self.shown)
-            self.shown = update.processed_count
+        if not update.job:
+            update = replace(update, job=self.job)
+        if type(update) is Progress:
+            self._emit_progress(update)
+            return
+        if not isinstance(update, Resynced):
+            self.shown.note(update)
         self._has_shown = True
         self._out.append(update)
 
-    def _item_of(self, frame: _Plain) -> _Held:
-        update = self._update_of(frame)
-        if frame.epoch is None:
-            self._has_unnumbered = True
-        if frame.seq is None or frame.epoch is None:
-            return _Held(update, None, 0, 0)
-        return _Held(update, frame.epoch, frame.seq, frame.seq)
-
-    def _update_of(self, frame: _Plain) -> AnyUpdate | None:
-        """The update of a frame; None for a heartbeat or a frame of an unknown type."""
-        if isinstance(frame, UnknownFrame):
-            self.unknown += 1
-            return None
-        if isinstance(frame, JobStartedFrame):
-            return JobStarted(
-                job=self.job,
-                pipeline=frame.pipeline,
-                timestamp=frame.timestamp,
-                seq=frame.seq,
-                epoch=frame.epoch,
-                total_count=frame.payload.total_count,
-                estimated_duration=frame.payload.estimated_duration,
-            )
-        return None if frame.payload.keep_alive else self._progress_of(frame)
-
-    def _progress_of(self, frame: JobProgressFrame) -> Progress:
-        payload = frame.payload
-        return Progress(
-            job=self.job,
-            pipeline=frame.pipeline,
-            timestamp=frame.timestamp,
-            seq=frame.seq,
-            epoch=frame.epoch,
-            fraction=payload.progress,
-            status=payload.status,
-            processed_count=payload.processed_count,
-            current_item=payload.current_item,
-            first_seq=frame.seq,
-        )
+    def _emit_progress(self, update: Progress) -> None:
+        shown, count = self.shown, update.processed_count
+        if count is not None:
+            if shown.count is not None and count < shown.count:
+                # It has a position, so it is delivered; but the count never decreases.
+                update = replace(update, processed_count=shown.count)
+            else:
+                shown.count = count
+        shown.note(update)
+        self._has_shown = True
+        self._out.append(update)
 
     # --- replay ----------------------------------------------------------------------------------------------------
 
-    def _ready_ack(self, ack: ReadyAckFrame) -> Finding:
+    def _replay(self, announced: Replaying) -> Finding:
         self._acknowledged = True
-        if self.phase is not Phase.HOLDING or ack.epoch is None or ack.from_ is None or ack.to is None:
+        if self.phase is not Phase.HOLDING:
             return None
-        self._set_socket_epoch(ack.epoch)
-        applied = self.applied if self.applied is not None and self.applied.epoch == ack.epoch else Cursor(ack.epoch, 0)
-        early = self._sent_before_ready(applied, ack.from_)
-        if ack.from_ != (early[-1].last if early else applied.seq) + 1:
+        self.order.enter_log(announced.epoch)
+        same = self.order.is_same_log(Numbered(0, announced.epoch))
+        applied = Numbered(self.order.seq if same else 0, announced.epoch)
+        early = self._sent_before_replay(applied, announced.first)
+        if announced.first != (early[-1].last if early else applied.seq) + 1:
             # The log no longer goes back that far: the state decides.
             return None
         self._move_to(applied)
         resynced = Resynced(
-            job=self.job, epoch=ack.epoch, kind="replay", from_seq=applied.seq + 1, to_seq=ack.to, missed=0
+            job=self.job,
+            epoch=announced.epoch,
+            kind="replay",
+            from_seq=applied.seq + 1,
+            to_seq=announced.last,
+            missed=0,
         )
-        if ack.to >= ack.from_:
+        if announced.last >= announced.first:
             if self._has_shown:
                 self._emit(resynced)
             for item in early:
                 self._apply(item)
             self._held = [item for item in self._held if not self._is_old(item)]
             self.phase = Phase.REPLAYING
-            self._replay_to = ack.to
+            self._replay_to = announced.last
             return None
-        self._pending_resync = resynced if self._has_shown else None
+        self._pending = resynced if self._has_shown else None
         self.phase = Phase.COMPLETE
         return Synced()
 
-    def _sent_before_ready(self, applied: Cursor, before: int) -> list[_Held]:
-        """Frames the server sent before our `ready` that continue the log and will not be replayed."""
-        early: list[_Held] = []
+    def _sent_before_replay(self, applied: Numbered, before: int) -> list[Held]:
+        """Items the server sent before it announced the replay, that continue the log and will not be replayed."""
+        early: list[Held] = []
         reached = applied.seq
         for item in self._held:
             if item.epoch == applied.epoch and item.first == reached + 1 and item.last < before:
@@ -400,105 +433,120 @@ class Recovery:
 
     # --- states ----------------------------------------------------------------------------------------------------
 
-    def state(self, state: JobState) -> Finding:
+    def state(self, facts: Iterable[Fact]) -> Finding:
         """Process the state fetched for a sync. During a replay, or while one may still start, an end waits for it."""
-        if state.ended:
-            if self._is_of_another_log(state):
+        state = state_of(facts)
+        if state is None:
+            return None
+        if state.ended is not None:
+            if self.order.is_of_another_log(state.at):
                 return _OTHER_LOG
-            replay_may_come = self.awaiting_ack and state.seq is not None and state.epoch is not None
+            replay_may_come = self.awaiting_ack and isinstance(state.at, Numbered)
             if self.phase is Phase.REPLAYING or replay_may_come:
                 self._held_end = state
                 return None
-            return self._end(outcome_of_state(self.job, state, self.codec))
-        if self.phase is not Phase.HOLDING:
-            return None
-        if state.epoch is None or state.seq is None or self._has_unnumbered:
+            return self._end(state.ended, state.snapshot)
+        return self._state(state) if self.phase in _WAITING else None
+
+    def _state(self, state: State) -> Finding:
+        if not isinstance(state.at, Numbered) or self.order.is_unnumbered:
             return self._unnumbered_state(state)
-        return self._numbered_state(state, Cursor(state.epoch, state.seq))
+        return self._numbered_state(state, state.at)
 
-    def _is_of_another_log(self, state: JobState) -> bool:
-        """Whether the state belongs to another log than this socket's; then it is out of date."""
-        if state.epoch is None:
-            return False
-        return state.epoch in self._former_epochs or (
-            self._socket_epoch is not None and self._socket_epoch != state.epoch
-        )
-
-    def _numbered_state(self, state: JobState, reported: Cursor) -> Finding:
-        if self._is_of_another_log(state):
+    def _numbered_state(self, state: State, reported: Numbered) -> Finding:
+        if self.order.is_of_another_log(reported):
             return _OTHER_LOG
-        same_log = self.applied is not None and self.applied.epoch == reported.epoch
-        applied = self.applied if self.applied is not None and same_log else Cursor(reported.epoch, 0)
-        refused = reported.seq < applied.seq
-        held = [item for item in self._held if item.last > applied.seq]
-        if held and held[0].first == applied.seq + 1:
-            # The buffered frames continue the log without the snapshot, so nothing is left out.
+        before = self.order.seq if self.order.is_same_log(reported) else 0
+        applied = Numbered(before, reported.epoch)
+        refused = reported.seq < before
+        held = [item for item in self._held if item.epoch is None or item.last > before]
+        following = _first_numbered(held)
+        if following == before + 1:
+            # The buffered items continue the log without the snapshot, so nothing is left out.
             missed = 0
         elif refused:
-            return Gap(f"the state is at event {reported.seq}, behind event {applied.seq}, which was delivered already")
+            return Gap(f"the state is at event {reported.seq}, behind event {before}, which was delivered already")
         else:
-            missed = reported.seq - applied.seq
-            held = [item for item in held if item.last > reported.seq]
-            if held and held[0].first > reported.seq + 1:
-                return Gap(f"the state is at event {reported.seq}, but the next event received is {held[0].first}")
-            held = [_without(item, reported.seq) for item in held]
+            missed = reported.seq - before
+            held = [item for item in held if item.epoch is None or item.last > reported.seq]
+            following = _first_numbered(held)
+            if following is not None and following > reported.seq + 1:
+                return Gap(f"the state is at event {reported.seq}, but the next event received is {following}")
+            held = [item if item.epoch is None else without(item, reported.seq) for item in held]
             applied = reported
-        first = 1 + (self.applied.seq if self.applied is not None and same_log else 0)
         self._move_to(applied)
         self._held = held
-        return self._synced(state, first=first, last=max(reported.seq, applied.seq), missed=missed, refused=refused)
+        # A snapshot that the buffered items make unnecessary is not shown ahead of them.
+        return self._synced(
+            state.snapshot,
+            _placed_last(state.snapshot) if missed else [],
+            reported.epoch,
+            before + 1,
+            max(reported.seq, applied.seq),
+            missed=missed,
+            refused=refused,
+        )
 
-    def _unnumbered_state(self, state: JobState) -> Finding:
-        count = state.processed_count
-        refused = count is not None and self.shown is not None and count < self.shown
-        floor = self.shown if refused else count
-        # A frame keeps its position in the log even if it has nothing left to show.
+    def _unnumbered_state(self, state: State) -> Finding:
+        count = state.shown_count
+        refused = count is not None and self.shown.count is not None and count < self.shown.count
+        floor = self.shown.count if refused else count
+        # An item keeps its position even if it has nothing left to show.
         self._held = [
-            item._replace(update=None) if _is_covered(item, floor) else item
+            item._replace(update=None) if is_covered(item, floor) else item
             for item in self._held
-            if item.epoch is not None or not _is_covered(item, floor)
+            if item.at is not None or not is_covered(item, floor)
         ]
         self._continue_from_held()
-        return self._synced(state, first=None, last=None, missed=None, refused=refused)
+        if isinstance(state.at, Mark):
+            self._move_to(state.at)
+        news = [] if refused else self._news_without_number(state)
+        return self._synced(state.snapshot, news, None, None, None, missed=None, refused=refused)
+
+    def _news_without_number(self, state: State) -> list[AnyUpdate]:
+        return [without_number(update) for update in self.shown.news_of(state.snapshot.updates)]
 
     def _synced(
-        self, state: JobState, *, first: int | None, last: int | None, missed: int | None, refused: bool
+        self,
+        snapshot: Snapshot,
+        news: list[AnyUpdate],
+        epoch: str | None,
+        first: int | None,
+        last: int | None,
+        *,
+        missed: int | None,
+        refused: bool = False,
     ) -> Synced:
-        count = state.processed_count
-        # A snapshot that the buffered frames make unnecessary must not be shown ahead of them.
-        if count is not None and missed != 0:
-            self.shown = count if self.shown is None else max(count, self.shown)
-        self._pending_resync = Resynced(
+        self._pending = Resynced(
             job=self.job,
-            pipeline=state.pipeline,
-            timestamp=state.last_update or 0,
             seq=last,
-            epoch=state.epoch,
+            epoch=epoch,
             kind="snapshot",
             from_seq=first,
             to_seq=last,
             missed=missed,
             refused=refused,
             first=not self._has_shown,
-            processed_count=self.shown if missed != 0 else None,
-            total_count=state.total_count,
-            current_item=state.current_item,
         )
+        self._pending_news = news
+        self._pending_snapshot = () if refused else snapshot.updates
         self.phase = Phase.COMPLETE
         return Synced()
 
-    def is_ahead(self, state: JobState) -> bool:
-        """Whether the state goes beyond what was delivered."""
-        applied, count = self.applied, state.processed_count
-        if applied is not None and state.seq is not None and state.epoch == applied.epoch and not self._has_unnumbered:
-            return state.seq > applied.seq
-        return count is not None and self.shown is not None and count > self.shown
+    def is_ahead(self, facts: Iterable[Fact]) -> bool:
+        """Whether a state goes beyond what was delivered."""
+        state = state_of(facts)
+        if state is None:
+            return False
+        if isinstance(state.at, Numbered) and self.order.is_same_log(state.at) and not self.order.is_unnumbered:
+            return state.at.seq > self.order.seq
+        return state.shown_count is not None and self.shown.count is not None and state.shown_count > self.shown.count
 
     def unavailable(self) -> Finding:
-        """Continue with the socket's frames alone: the server keeps no state of this job."""
-        if self.phase is not Phase.HOLDING:
+        """Continue with the link's facts alone: the server has no state of this job."""
+        if self.phase not in _WAITING:
             return None
-        self._pending_resync = Resynced(job=self.job, kind="unavailable", first=not self._has_shown)
+        self._pending = Resynced(job=self.job, kind="unavailable", first=not self._has_shown)
         self._continue_from_held()
         self.phase = Phase.COMPLETE
         return Synced()
@@ -507,114 +555,90 @@ class Recovery:
         """Continue at the first buffered event, because events missed before it cannot be known."""
         first = next((item for item in self._held if item.epoch is not None and not self._is_old(item)), None)
         if first is not None and first.epoch is not None and not self._joins(first):
-            self._move_to(Cursor(first.epoch, first.first - 1))
+            self._move_to(Numbered(first.first - 1, first.epoch))
 
-    def look(self, state: JobState) -> Finding:
-        """Process a state fetched because the socket was silent. If the job has advanced, `take()` returns updates."""
-        if state.ended:
-            return self._end(outcome_of_state(self.job, state, self.codec))
-        if self.phase is not Phase.LIVE:
+    def look(self, facts: Iterable[Fact]) -> Finding:
+        """Process a state fetched because the link was silent. If the job has advanced, `take()` returns updates."""
+        state = state_of(facts)
+        if state is not None and state.ended is not None:
+            return self._end(state.ended, state.snapshot)
+        if state is None or self.phase is not Phase.LIVE:
             return None
-        count, applied = state.processed_count, self.applied
-        if state.epoch is None or state.seq is None or self._has_unnumbered:
-            moved = count is not None and count > (self.shown or 0)
-            first = missed = None
-        elif applied is not None and applied.epoch != state.epoch:
+        if not isinstance(state.at, Numbered) or self.order.is_unnumbered:
+            self._look_without_number(state)
+            return None
+        if isinstance(self.applied, Numbered) and not self.order.is_same_log(state.at):
             return Gap("the state belongs to another log than the delivered updates")
-        else:
-            first = 1 + (applied.seq if applied is not None else 0)
-            missed = state.seq + 1 - first
-            moved = missed > 0
-        if moved:
-            self.phase = Phase.HOLDING
-            self._synced(state, first=first, last=state.seq if missed else None, missed=missed, refused=False)
-            if missed and state.epoch is not None and state.seq is not None:
-                self.applied = Cursor(state.epoch, state.seq)
+        first = 1 + self.order.seq
+        missed = state.at.seq + 1 - first
+        if missed > 0:
+            news = _placed_last(state.snapshot)
+            self._synced(state.snapshot, news, state.at.epoch, first, state.at.seq, missed=missed)
+            self._move_to(state.at)
             return self.release()
         return None
+
+    def _look_without_number(self, state: State) -> None:
+        if self.order.by_state and state.shown_count is not None and state.shown_count <= (self.shown.count or 0):
+            return
+        news = self._news_without_number(state)
+        if news:
+            self._synced(state.snapshot, news, None, None, None, missed=None)
+            if not self.order.by_state:
+                self._pending = None  # the link is still in step, so nothing is known to be missing
+            self.release()
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def assume_cancelled(self) -> End:
         """The end of a job that the server agreed to cancel and then no longer knew."""
-        return self._end(JobCancelled(job=self.job, assumed=True))
+        return self._end(Ended(JobCancelled(job=self.job, assumed=True)))
 
-    def _end(self, outcome: Outcome) -> End:
-        """Deliver the buffered updates that fit, then a report of missed ones, then the end."""
+    def _end(self, ended: Ended, snapshot: Snapshot | None = None) -> End:
+        """Deliver the buffered updates that fit, then the snapshot's, then a report of missed ones, then the end."""
+        at = ended.at
         self._held_end = None
-        if self._pending_resync is not None:
-            self._emit(self._pending_resync)
-            self._pending_resync = None
-        if self.phase is Phase.HOLDING and self.applied is None and self._held and self._held[0].epoch is not None:
-            # Nothing was delivered yet, so the buffered frames start the log.
-            self._move_to(Cursor(self._held[0].epoch, 0))
+        self._emit_pending()
+        if self.phase in _WAITING and self.applied is None and self._held and self._held[0].epoch is not None:
+            # Nothing was delivered yet, so the buffered items start the log.
+            self._move_to(Numbered(0, self._held[0].epoch))
         self.phase = Phase.LIVE
         for item in self._held:
             if self._joins(item):
                 self._apply(item)
         self._held.clear()
+        for update in self.shown.news_of(() if snapshot is None else snapshot.updates):
+            self._emit(update)
         before = self.take()
-        if outcome.seq is not None and outcome.epoch is not None:
-            same_log = self.applied is not None and self.applied.epoch == outcome.epoch
-            applied = self.applied.seq if self.applied is not None and same_log else 0
-            if outcome.seq > applied + 1:
+        if isinstance(at, Numbered) and at.seq > 0:
+            applied = self.order.seq if self.order.is_same_log(at) else 0
+            if at.seq > applied + 1:
                 before.append(
                     Resynced(
                         job=self.job,
-                        epoch=outcome.epoch,
+                        epoch=at.epoch,
                         kind="end",
                         from_seq=applied + 1,
-                        to_seq=outcome.seq - 1,
-                        missed=outcome.seq - 1 - applied,
+                        to_seq=at.seq - 1,
+                        missed=at.seq - 1 - applied,
                     )
                 )
-            self._move_to(Cursor(outcome.epoch, max(outcome.seq, applied)))
-        return End(tuple(before), outcome)
+            self._move_to(Numbered(max(at.seq, applied), at.epoch))
+        elif isinstance(at, Mark):
+            self._move_to(at)
+        outcome: Outcome = ended.outcome if ended.outcome.job else replace(ended.outcome, job=self.job)
+        return End(tuple(before), outcome if isinstance(at, Numbered) and at.seq == 0 else placed_at(outcome, at))
 
 
-_TERMINAL: Final = (JobCompleteFrame, ErrorFrame, JobCanceledFrame)
-_OTHER_LOG: Final = Gap("the state belongs to another log than this socket's")
+_OTHER_LOG: Final = Gap("the state belongs to another log than this link's")
 
 
-def _is_covered(item: _Held, floor: int | None) -> bool:
-    """Whether a snapshot with the count `floor` already includes the item."""
-    count = item.update.processed_count if isinstance(item.update, Progress) else None
-    return floor is not None and count is not None and count <= floor
+def _first_numbered(held: list[Held]) -> int | None:
+    """The first number that the buffered items cover."""
+    return next((item.first for item in held if item.epoch is not None), None)
 
 
-def _without(item: _Held, seq: int) -> _Held:
-    """The item without its events up to `seq`, which a snapshot covers; an item may be several merged."""
-    if item.first > seq:
-        return item
-    update = item.update
-    if isinstance(update, Progress):
-        covered = seq + 1 - item.first
-        update = replace(update, first_seq=seq + 1, merged=max(1, update.merged - covered))
-    return item._replace(update=update, first=seq + 1)
-
-
-def _compacted(held: list[_Held]) -> list[_Held]:
-    """The same items, with consecutive progress merged."""
-    compacted: list[_Held] = []
-    for item in held:
-        merged = _merged(compacted[-1], item) if compacted else None
-        if merged is None:
-            compacted.append(item)
-        else:
-            compacted[-1] = merged
-    return compacted
-
-
-def _merged(older: _Held, newer: _Held) -> _Held | None:
-    if older.epoch != newer.epoch or (older.epoch is not None and newer.first != older.last + 1):
-        return None
-    if older.update is None or newer.update is None:
-        # A heartbeat has nothing to show; the merged item keeps its position.
-        update = newer.update if older.update is None else older.update
-    elif isinstance(older.update, Progress) and isinstance(newer.update, Progress):
-        update = merge(older.update, newer.update)
-        if update is None:
-            return None
-    else:
-        return None
-    return _Held(update, older.epoch, older.first, newer.last)
+def _placed_last(snapshot: Snapshot) -> list[AnyUpdate]:
+    """The updates of a snapshot, the last one with its position."""
+    *others, last = snapshot.updates or (None,)
+    return [] if last is None else [*others, placed_at(last, snapshot.at)]

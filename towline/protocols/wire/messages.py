@@ -160,7 +160,7 @@ Frame: TypeAlias = KnownFrame | UnknownFrame
 class Ready(_Wire, frozen=True, tag_field="type", tag="ready"):
     """The client's message after each open: its cursor if it has one, its client id, and the number of this socket."""
 
-    timestamp: float
+    timestamp: float | None = None
     epoch: str | None = None
     seq: Sequence | None = None
     client: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
