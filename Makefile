@@ -60,7 +60,7 @@ SECONDS_EACH ?= 600
 fuzz: install  ## coverage-guided fuzzing of every parser, SECONDS_EACH for each
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement fuzz/requirements.txt
 	mkdir -p fuzz/found
-	for target in handshake frames http_answer; do \
+	for target in handshake frames http_answer events; do \
 		mkdir -p build/fuzz/$$target && \
 		$(BIN)/python fuzz/run.py $$target -max_total_time=$(SECONDS_EACH) -max_len=4096 -artifact_prefix=fuzz/found/$$target- \
 			build/fuzz/$$target fuzz/corpus/$$target || exit 1; \

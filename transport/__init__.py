@@ -19,9 +19,21 @@ To integrate a WebSocket into your own loop, as the engine does:
 6. End with `aclose` (waits for the peer, bounded), `abandon` (sends a close frame, does not wait) or
    `aclose_forcefully`.
 
-`request` and `stream_response` make any HTTP call. Your own `Network`
-replaces the code that connects: use memory streams to test without sockets. To work without anyio, drive
-`ClientHandshake` and `WebSocketProtocol` yourself: bytes in, messages out. Their docstrings give the order of calls.
+`request` and `stream_response` make any HTTP call. To follow an event stream::
+
+    accept = {"Accept": "text/event-stream"}
+    async with stream_response("GET", url, headers=accept, max_body=1 << 40) as response:
+        if response.status == 200 and is_event_stream(response.headers.header(b"content-type")):
+            parser = EventParser()
+            async for data in response:
+                for event in parser.feed(data):
+                    ...
+
+Connect again with `Last-Event-ID: {parser.last_id}`, after `parser.retry` seconds or more. 204 means: do not.
+
+Your own `Network` replaces the code that connects: use memory streams to test without sockets. To work without anyio,
+drive `ClientHandshake` and `WebSocketProtocol` yourself: bytes in, messages out. Their docstrings give the order of
+calls.
 """
 
 from ._limits import Limits, Liveness
@@ -38,6 +50,7 @@ from ._url import (
     parse_url,
 )
 from .http._client import Download, Response, Upload, request, stream_response
+from .http._event_stream import MAX_RETRY, EventParser, LineParser, ServerEvent, is_event_stream
 from .http._protocol import Head, HTTPExchange, parse_retry_after
 from .net._network import Endpoint, Network, SystemNetwork, default_tls, resume_sessions
 from .websocket._deflate import Deflate
@@ -47,22 +60,26 @@ from .websocket._protocol import WebSocketProtocol
 from .websocket._websocket import WebSocket, WebSocketStatistics, connect_websocket, open_websocket
 
 __all__ = [
+    "MAX_RETRY",
     "URL",
     "Accepted",
     "ClientHandshake",
     "Deflate",
     "Download",
     "Endpoint",
+    "EventParser",
     "HTTPExchange",
     "Head",
     "Headers",
     "Limits",
+    "LineParser",
     "Liveness",
     "Message",
     "Network",
     "Origin",
     "Refused",
     "Response",
+    "ServerEvent",
     "SystemNetwork",
     "Upload",
     "WebSocket",
@@ -75,6 +92,7 @@ __all__ = [
     "default_tls",
     "encode_job_id",
     "fill_template",
+    "is_event_stream",
     "open_websocket",
     "parse_origin",
     "parse_retry_after",

@@ -36,11 +36,11 @@ def memory() -> int:
 
 
 @pytest.mark.promises("P2", "hostile bytes: only typed errors, no hang over 1 s, memory bounded", "1,000,000 in all: 0")
-@pytest.mark.parametrize("name", ["handshake", "frames", "http_answer"])
+@pytest.mark.parametrize("name", ["handshake", "frames", "http_answer", "events"])
 def test_mutated_inputs(name: str, load: Load, count: Count, reached: Tell) -> None:
     hostile = load("transport/test_hostile.py")
     check = hostile.target(name)
-    inputs = count(1_000_000) // 3 + 1
+    inputs = count(1_000_000) // 4 + 1
     slowest, before = 0.0, 0
     for seed, data in hostile.inputs(name, inputs):
         begun = time.thread_time()
@@ -68,6 +68,16 @@ def test_framing_against_wsproto(
     monkeypatch.setattr(framing, "STREAMS", count(500_000))
     framing.test_the_short_cut_means_what_wsproto_means(part)
     reached(f"{count(500_000) // 4:,} streams: 0 differ")
+
+
+@pytest.mark.promises(
+    "P2", "event streams mean what httpx-sse means, as far as it is right", "100,000 streams: 0 differ"
+)
+def test_events_against_httpx_sse(load: Load, count: Count, reached: Tell) -> None:
+    streams = count(100_000)
+    seen = load("transport/test_event_stream.py").compare_with_httpx_sse(streams, start=1_000_000)
+    assert seen > 2 * streams
+    reached(f"{streams:,} streams, {seen:,} events: 0 differ")
 
 
 # --- P3: the same bytes give the same updates however they are cut -------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from wsproto.utilities import generate_accept_token
 
 FUZZ = Path(__file__).parents[2] / "fuzz"
-TARGETS = ("handshake", "frames", "http_answer")
+TARGETS = ("handshake", "frames", "http_answer", "events")
 INPUTS = int(os.environ.get("TOWLINE_SOAK_HOSTILE", "20000"))
 
 
@@ -62,6 +62,14 @@ def good(name: str) -> list[bytes]:
             b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n",
             b"HTTP/1.0 502 Bad\r\n\r\n<html>" + b"x" * 1100,
         ]
+    if name == "events":
+        return [
+            b'id: 1\nevent: progress\ndata: {"seq":1}\n\nid: 2\nevent: progress\ndata: {"seq":2}\n\n',
+            b"\xef\xbb\xbf: hello\r\nretry: 3000\r\n\r\ndata:one\r\ndata: two\r\nid:7\r\n\r\nid\r\ndata\r\n\r\n",
+            b"data: a\r\rdata:b\n\r\nevent:x\rid:a\0b\rdata:\xc3\xa9\r\r\n:\n\n\ndata: unfinished",
+            b"data: " + b"x" * 240 + b"\n\n" + b"data: yyyyyyyyyy\n" * 20 + b"\n",
+            b'{"a":1}\n{"b":2}\r\n\n{"c":3}',
+        ]
     return [
         b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"status":"running"}',
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n3\r\nabc\r\n0\r\n\r\n",
@@ -99,7 +107,7 @@ def inputs(name: str, count: int) -> Iterator[tuple[int, bytes]]:
         stream = b"".join(rng.choice(streams) for _ in range(rng.choice([1, 1, 2])))
         wire = spoiled(rng, stream) if rng.random() < 0.95 else rng.randbytes(rng.randint(0, 60))
         place = rng.randint(0, len(wire) + 1).to_bytes(2, "big")
-        yield seed, place + (rng.randbytes(1) if name == "frames" else b"") + wire
+        yield seed, place + (rng.randbytes(1) if name in {"frames", "events"} else b"") + wire
 
 
 @pytest.mark.parametrize("name", TARGETS)
