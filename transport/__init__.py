@@ -19,10 +19,11 @@ To integrate a WebSocket into your own loop, as the engine does:
 6. End with `aclose` (waits for the peer, bounded), `abandon` (sends a close frame, does not wait) or
    `aclose_forcefully`.
 
-`request` and `stream_response` make any HTTP call. To follow an event stream::
+`request` and `stream_response` make any HTTP call; `HTTPClient` makes many to one origin over one connection. To follow
+an event stream::
 
     accept = {"Accept": "text/event-stream"}
-    async with stream_response("GET", url, headers=accept, max_body=1 << 40) as response:
+    async with stream_response("GET", url, headers=accept, silence=60, max_body=None) as response:
         if response.status == 200 and is_event_stream(response.headers.header(b"content-type")):
             parser = EventParser()
             async for data in response:
@@ -49,7 +50,7 @@ from ._url import (
     parse_origin,
     parse_url,
 )
-from .http._client import Download, Response, Upload, request, stream_response
+from .http._client import Download, HTTPClient, Response, Upload, request, stream_response
 from .http._event_stream import MAX_RETRY, EventParser, LineParser, ServerEvent, is_event_stream
 from .http._protocol import Head, HTTPExchange, parse_retry_after
 from .net._network import Endpoint, Network, SystemNetwork, default_tls, resume_sessions
@@ -68,6 +69,7 @@ __all__ = [
     "Download",
     "Endpoint",
     "EventParser",
+    "HTTPClient",
     "HTTPExchange",
     "Head",
     "Headers",

@@ -294,7 +294,7 @@ async def test_a_download_in_pieces() -> None:
     exchange = Exchange(serve)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(exchange.run)
-        async with stream_response("GET", "http://localhost/", network=exchange, deadline=5) as download:
+        async with stream_response("GET", "http://localhost/", network=exchange, silence=5) as download:
             assert download.status == 200
             sizes = [len(piece) async for piece in download]
         tasks.cancel_scope.cancel()
@@ -307,7 +307,7 @@ async def test_a_download_that_stops_coming() -> None:
     exchange = Exchange(hangs_in_the_body)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(exchange.run)
-        async with stream_response("GET", "http://localhost/", network=exchange, deadline=5) as download:
+        async with stream_response("GET", "http://localhost/", network=exchange, silence=5) as download:
             got = []
             with pytest.raises(DeadlineExceeded):
                 async for piece in download:

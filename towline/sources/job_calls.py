@@ -198,6 +198,7 @@ class JobCalls:
             url,
             headers=[*self._headers, bearer(token)],
             deadline=deadline,
+            silence=deadline,
             max_body=max_body,
             network=self._network,
             ssl=self._ssl,

@@ -1,23 +1,35 @@
-"""HTTP calls over an anyio byte stream: drives `HTTPExchange`, with one connection and one deadline per call."""
+"""HTTP calls over an anyio byte stream: drives `HTTPExchange`.
+
+`stream_response` and `request` open a connection for each call. `HTTPClient` keeps its connection for the next call.
+"""
 
 from __future__ import annotations
 
 import ssl as ssl_module
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Self
 
 import anyio
 import h11
 from anyio.abc import ByteStream
 
-from ..._exceptions import DeadlineExceeded, InvalidArgument, MessageTooBig
+from ..._exceptions import ConnectionBroken, DeadlineExceeded, InvalidArgument, MessageTooBig, UnexpectedResponse
 from .._url import URL, Headers, check_headers, parse_url
-from ..net._network import STREAM_ERRORS, Network, SystemNetwork, broken, close_now, endpoint_of
+from ..net._network import STREAM_ERRORS, Network, SystemNetwork, broken, close_now, endpoint_of, is_quiet
 from ._protocol import RESERVED, Head, HTTPExchange, parse_retry_after
 
-_READ_SIZE = 64 << 10
+_READ_SIZE: Final = 64 << 10
+
+#: Methods whose request may be sent again when the connection closed without an answer (RFC 9110 section 9.2.2). Only
+#: those that we know to change nothing: PUT and DELETE are idempotent too, but the caller decides about them.
+_REPEATED: Final = frozenset({"GET", "HEAD"})
+
+#: Seconds after which an idle connection is not used again: many proxies and gateways forget it without a word.
+_MOST_IDLE: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +51,67 @@ class Upload:
 
 
 class Download:
-    """A response whose body is still arriving: iterate over it once, inside its block."""
+    """A response whose body is still arriving: iterate over it once, inside its block.
 
-    def __init__(self, head: Head, retry_after: float | None, pieces: AsyncIterator[bytes]) -> None:
-        self.status = head.status
-        self.headers = head
-        self.retry_after = retry_after
-        self._pieces = pieces
+    Each step returns the bytes that one read brought. A step that was cancelled, or that raised `DeadlineExceeded`, may
+    be repeated.
+    """
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        exchange: HTTPExchange,
+        first: list[bytes],
+        *,
+        silence: float | None,
+        max_body: int | None,
+        wall_time: Callable[[], float],
+    ) -> None:
+        assert exchange.head is not None
+        self.status = exchange.head.status
+        self.headers = exchange.head
+        #: The server's advice in seconds from now, None if it gave none.
+        self.retry_after = parse_retry_after(exchange.head.header(b"retry-after"), wall_time())
+        self._stream = stream
+        self._exchange = exchange
+        self._pieces = first
+        self._size = 0
+        self._silence = silence
+        self._max_body = max_body
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._pieces
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._pieces:
+            if self._exchange.problem is not None:
+                raise self._exchange.problem
+            if self._exchange.complete:
+                raise StopAsyncIteration
+            with anyio.CancelScope() as scope:
+                if self._silence is not None:
+                    scope.deadline = anyio.current_time() + self._silence
+                self._pieces = await _read(self._stream, self._exchange)
+            if scope.cancelled_caught and self._silence is not None:
+                raise DeadlineExceeded("more of the HTTP response", self._silence)
+        if self._size == 0:
+            self._check_encoding()
+        data = b"".join(self._pieces)
+        self._pieces = []
+        self._size += len(data)
+        if self._max_body is not None and self._size > self._max_body:
+            raise MessageTooBig("bytes in an HTTP response", self._max_body)
+        return data
+
+    def _check_encoding(self) -> None:
+        codings = [value.strip().lower() for name, value in self.headers.headers if name == b"content-encoding"]
+        if any(coding not in {b"", b"identity"} for coding in codings):
+            raise UnexpectedResponse(
+                self.status,
+                "the body is compressed (Content-Encoding), although the request accepts only identity: turn"
+                " compression off on the server or proxy",
+                retry_after=self.retry_after,
+            )
 
 
 @asynccontextmanager
@@ -59,7 +122,8 @@ async def stream_response(
     headers: Headers = (),
     body: bytes | Upload | None = None,
     deadline: float = 10.0,
-    max_body: int = 16 << 20,
+    silence: float | None = 10.0,
+    max_body: int | None = 16 << 20,
     network: Network | None = None,
     ssl: ssl_module.SSLContext | None = None,
     allow_insecure: bool = False,
@@ -67,30 +131,26 @@ async def stream_response(
 ) -> AsyncIterator[Download]:
     """Make a call. The block starts when the response's head is there; read the body inside it.
 
-    `deadline` (seconds) covers everything up to the head, and then each wait for more of the body. So a large body may
-    take long, but a silent peer may not. Raises as `request`; the iteration raises if the body exceeds `max_body`.
+    `deadline` (seconds) covers everything up to the head; with an `Upload` it restarts with each piece sent. `silence`
+    (seconds) is the longest wait for more bytes of the body, None for no limit. `max_body` is in bytes, None for no
+    limit. To follow a stream, pass `max_body=None`, and as `silence` what the server promises, or None.
+
+    Redirects are not followed. The connection is closed when the block ends, without waiting for the peer.
+
+    Raises as `request`. Iterating raises too: `ConnectionBroken`, `DeadlineExceeded`, `ProtocolViolation`,
+    `MessageTooBig`, and `UnexpectedResponse` for a compressed body.
     """
-    if not isinstance(url, URL):
-        url = parse_url(url, schemes=("https", "http"), allow_insecure=allow_insecure)
-    if url.scheme not in {"http", "https"}:
-        raise InvalidArgument("url", "the scheme must be https or http")
-    length: int | None = None
-    if isinstance(body, Upload):
-        length = -1 if body.length is None else body.length
-    elif body is not None:
-        length = len(body)
-    exchange = HTTPExchange(method, url, check_headers(headers, reserved=RESERVED), content_length=length)
+    url = _checked_url(url, allow_insecure)
+    exchange = _new_exchange(method, url, headers, body)
     stream: ByteStream | None = None
     try:
-        first: list[bytes] = []
+        first: list[bytes] | None = None
         with anyio.CancelScope(deadline=anyio.current_time() + deadline) as scope:
             stream = await (network or SystemNetwork()).connect(endpoint_of(url, ssl))
             first = await _exchange(stream, exchange, body, scope, deadline)
-        if stream is None or exchange.head is None:
+        if stream is None or first is None:
             raise DeadlineExceeded("a response to the HTTP call", deadline)
-        retry_after = parse_retry_after(exchange.head.header(b"retry-after"), wall_time())
-        async with aclosing(_body(stream, exchange, first, deadline, max_body)) as pieces:
-            yield Download(exchange.head, retry_after, pieces)
+        yield Download(stream, exchange, first, silence=silence, max_body=max_body, wall_time=wall_time)
     finally:
         if stream is not None:
             await close_now(stream)
@@ -114,29 +174,150 @@ async def request(
     `deadline` (seconds) covers the whole call; with an `Upload` it restarts with each piece sent. `max_body` is in
     bytes. `http` URLs need loopback or `allow_insecure=True`.
 
-    Raises `InvalidArgument` before it connects; then `NetworkError`, `DeadlineExceeded`, `ProtocolViolation` or
-    `MessageTooBig`. No connection stays open.
+    Raises `InvalidArgument` before it connects; then `NetworkError`, `DeadlineExceeded`, `ProtocolViolation`,
+    `MessageTooBig`, or `UnexpectedResponse` for a compressed body. No connection stays open.
     """
-    ends = anyio.current_time() + deadline
-    async with stream_response(
-        method,
-        url,
-        headers=headers,
-        body=body,
-        deadline=deadline,
-        max_body=max_body,
-        network=network,
-        ssl=ssl,
-        allow_insecure=allow_insecure,
-        wall_time=wall_time,
-    ) as download:
-        pieces: list[bytes] = []
-        if isinstance(body, Upload):
-            ends = anyio.current_time() + deadline
-        with anyio.CancelScope(deadline=ends):
-            pieces = [piece async for piece in download]
-            return Response(download.status, download.headers, b"".join(pieces), download.retry_after)
-    raise DeadlineExceeded("the whole response to the HTTP call", deadline)
+    async with HTTPClient(
+        url, network=network, ssl=ssl, allow_insecure=allow_insecure, keep_alive=False, wall_time=wall_time
+    ) as client:
+        return await client.request(method, url, headers=headers, body=body, deadline=deadline, max_body=max_body)
+
+
+class HTTPClient:
+    """Makes calls to one origin, one at a time, and keeps its connection for the next call. Use it as a block.
+
+    `url` is any URL of the origin. The connection is used again if the server left it open, the last call read the
+    whole response, and at most 60 seconds have passed. After an error, a timeout or a cancellation the next call opens
+    a new one. `keep_alive=False` closes the connection after each call.
+    """
+
+    def __init__(
+        self,
+        url: str | URL,
+        *,
+        network: Network | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        allow_insecure: bool = False,
+        keep_alive: bool = True,
+        wall_time: Callable[[], float] = time.time,
+    ) -> None:
+        self._url = _checked_url(url, allow_insecure)
+        self._allow_insecure = allow_insecure
+        self._network = network or SystemNetwork()
+        self._ssl = ssl
+        self._keep_alive = keep_alive
+        self._wall_time = wall_time
+        self._guard = anyio.ResourceGuard("making calls with")
+        self._idle: ByteStream | None = None
+        self._idle_since = 0.0
+        self._closed = False
+
+    async def request(
+        self,
+        method: str,
+        url: str | URL,
+        *,
+        headers: Headers = (),
+        body: bytes | Upload | None = None,
+        deadline: float = 10.0,
+        max_body: int = 16 << 20,
+    ) -> Response:
+        """Make a call, as the function `request` does.
+
+        If a kept connection ends before any byte of the response, GET and HEAD are sent once more on a new connection,
+        within the same deadline. Other methods raise `ConnectionBroken`, because the server may have acted.
+
+        Also raises `InvalidArgument` for a URL of another origin, `anyio.BusyResourceError` while another task makes a
+        call, and `anyio.ClosedResourceError` after `aclose`.
+        """
+        url = _checked_url(url, self._allow_insecure)
+        if url.origin != self._url.origin:
+            raise InvalidArgument("url", f"this client calls only {self._url.origin}")
+        headers = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+        exchange = _new_exchange(method, url, headers, body, keep_alive=self._keep_alive)
+        with self._guard:
+            if self._closed:
+                raise anyio.ClosedResourceError
+            with anyio.CancelScope(deadline=anyio.current_time() + deadline) as scope:
+                kept = await self._take_kept()
+                if kept is not None:
+                    try:
+                        return await self._complete(kept, exchange, body, scope, deadline, max_body)
+                    except ConnectionBroken:
+                        if exchange.answered or method not in _REPEATED or isinstance(body, Upload):
+                            raise
+                    exchange = _new_exchange(method, url, headers, body, keep_alive=self._keep_alive)
+                stream = await self._network.connect(endpoint_of(url, self._ssl))
+                return await self._complete(stream, exchange, body, scope, deadline, max_body)
+        raise DeadlineExceeded("the whole response to the HTTP call", deadline)
+
+    async def aclose(self) -> None:
+        """Close the connection, without waiting for the peer."""
+        self._closed = True
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            await close_now(idle)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _take_kept(self) -> ByteStream | None:
+        """The idle connection, if it can be used again. It is kept again only after a good call."""
+        kept, self._idle = self._idle, None
+        if kept is not None and (anyio.current_time() - self._idle_since > _MOST_IDLE or not is_quiet(kept)):
+            await close_now(kept)
+            return None
+        return kept
+
+    async def _complete(
+        self,
+        stream: ByteStream,
+        exchange: HTTPExchange,
+        body: bytes | Upload | None,
+        scope: anyio.CancelScope,
+        deadline: float,
+        max_body: int,
+    ) -> Response:
+        try:
+            first = await _exchange(stream, exchange, body, scope, deadline)
+            if isinstance(body, Upload):
+                scope.deadline = anyio.current_time() + deadline
+            download = Download(stream, exchange, first, silence=None, max_body=max_body, wall_time=self._wall_time)
+            whole = b"".join([piece async for piece in download])
+        except BaseException:
+            await close_now(stream)
+            raise
+        if exchange.reusable:
+            self._idle, self._idle_since = stream, anyio.current_time()
+        else:
+            await close_now(stream)
+        return Response(download.status, download.headers, whole, download.retry_after)
+
+
+def _checked_url(url: str | URL, allow_insecure: bool) -> URL:
+    if not isinstance(url, URL):
+        url = parse_url(url, schemes=("https", "http"), allow_insecure=allow_insecure)
+    if url.scheme not in {"http", "https"}:
+        raise InvalidArgument("url", "the scheme must be https or http")
+    return url
+
+
+def _new_exchange(
+    method: str, url: URL, headers: Headers, body: bytes | Upload | None, *, keep_alive: bool = False
+) -> HTTPExchange:
+    length: int | None = None
+    if isinstance(body, Upload):
+        length = -1 if body.length is None else body.length
+    elif body is not None:
+        length = len(body)
+    return HTTPExchange(
+        method, url, check_headers(headers, reserved=RESERVED), content_length=length, keep_alive=keep_alive
+    )
 
 
 async def _exchange(
@@ -225,22 +406,3 @@ async def _read(stream: ByteStream, exchange: HTTPExchange) -> list[bytes]:
     except STREAM_ERRORS as error:
         raise broken(error) from error
     return exchange.receive(data)
-
-
-async def _body(
-    stream: ByteStream, exchange: HTTPExchange, first: list[bytes], deadline: float, max_body: int
-) -> AsyncGenerator[bytes, None]:
-    size = 0
-    pieces = first
-    while True:
-        for piece in pieces:
-            size += len(piece)
-            if size > max_body:
-                raise MessageTooBig("bytes in an HTTP response", max_body)
-            yield piece
-        if exchange.complete:
-            return
-        with anyio.CancelScope(deadline=anyio.current_time() + deadline) as scope:
-            pieces = await _read(stream, exchange)
-        if scope.cancelled_caught:
-            raise DeadlineExceeded("more of the HTTP response", deadline)

@@ -1,7 +1,8 @@
-"""One HTTP/1.1 request and its response, without I/O: bytes in, events out. One exchange per connection.
+"""One HTTP/1.1 request and its response, without I/O: bytes in, events out.
 
-The request says `Connection: close` and `Accept-Encoding: identity`; the response may be chunked. Redirects are not
-followed. The driver sends `request_head`, then each `body_chunk` and `body_end`, and feeds received bytes to `receive`.
+The request says `Accept-Encoding: identity`, and `Connection: close` unless the connection is to be kept; the response
+may be chunked. Redirects are not followed. The driver sends `request_head`, then each `body_chunk` and `body_end`, and
+feeds received bytes to `receive`. If the exchange is then `reusable`, another one may follow on the same connection.
 """
 
 from __future__ import annotations
@@ -40,21 +41,30 @@ class HTTPExchange:
     """One request and its response.
 
     `content_length` is the size of the request body in bytes: None for no body, -1 for a chunked body of unknown size.
+    `keep_alive` leaves it to the server whether the connection stays open.
     """
 
     def __init__(
-        self, method: str, url: URL, headers: Iterable[tuple[bytes, bytes]] = (), *, content_length: int | None = None
+        self,
+        method: str,
+        url: URL,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        *,
+        content_length: int | None = None,
+        keep_alive: bool = False,
     ) -> None:
         self.head: Head | None = None
+        #: Whether any byte of the response has arrived.
+        self.answered = False
         #: Whether the response is complete.
         self.complete = False
+        #: Why nothing can be read after the last pieces; the next `receive` raises it.
+        self.problem: ProtocolViolation | None = None
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
         self._informational = 0
-        own = [
-            (b"Host", url.host_header.encode("ascii")),
-            (b"Accept-Encoding", b"identity"),
-            (b"Connection", b"close"),
-        ]
+        own = [(b"Host", url.host_header.encode("ascii")), (b"Accept-Encoding", b"identity")]
+        if not keep_alive:
+            own.append((b"Connection", b"close"))
         if content_length is not None and content_length < 0:
             own.append((b"Transfer-Encoding", b"chunked"))
         elif content_length is not None:
@@ -79,8 +89,12 @@ class HTTPExchange:
     def receive(self, data: bytes) -> list[bytes]:
         """Feed bytes (empty: the stream ended) and return pieces of the body. Then check `head` and `complete`.
 
-        Raises `ProtocolViolation`, and `ConnectionBroken` if the stream ended before the response did.
+        Raises `ProtocolViolation` (after pieces: at the next call, see `problem`), and `ConnectionBroken` if the stream
+        ended before the response did.
         """
+        if self.problem is not None:
+            raise self.problem
+        self.answered = self.answered or bool(data)
         problem = None
         pieces: list[bytes] = []
         try:
@@ -102,7 +116,23 @@ class HTTPExchange:
             return pieces
         if not data:
             raise ConnectionBroken("the stream ended before the response did")
-        raise ProtocolViolation(f"its response is not HTTP ({problem})")
+        violation = ProtocolViolation(f"its response is not HTTP ({problem})")
+        if not pieces:
+            raise violation
+        self.problem = violation
+        return pieces
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another exchange may follow on this connection.
+
+        Both messages are complete, both sides allow it (RFC 9112 section 9.3), and no byte came after the response.
+        """
+        return (
+            self.complete
+            and self._http.our_state is self._http.their_state is h11.DONE
+            and not any(self._http.trailing_data)
+        )
 
     def _advance(self, pieces: list[bytes]) -> str | None:
         """Process h11's events; returns the problem, None if there is none."""

@@ -86,6 +86,10 @@ class AsyncioSocketStream(SocketStream):
         """See `TimedStream.wake`."""
         self._deliver(b"")
 
+    def is_quiet(self) -> bool:
+        """See `SocketStream.is_quiet`."""
+        return self._came is None and super().is_quiet()
+
     def _deliver(self, came: bytes | Exception) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._came = came

@@ -246,6 +246,13 @@ async def close_now(stream: ByteStream | TimedStream) -> None:
             await stream.aclose()
 
 
+def is_quiet(stream: ByteStream) -> bool:
+    """Whether an idle stream is open and no byte waits in it. True for a stream that cannot say: try it."""
+    while isinstance(stream, TLSStream) and isinstance(stream.transport_stream, ByteStream):
+        stream = stream.transport_stream
+    return stream.is_quiet() if isinstance(stream, SocketStream) else True
+
+
 _MAX_SESSIONS: Final = 64
 
 # --- names of errors -------------------------------------------------------------------------------------------

@@ -132,6 +132,18 @@ class SocketStream(ByteStream):
             self._check_open()
             raise anyio.BrokenResourceError from error
 
+    def is_quiet(self) -> bool:
+        """Whether the connection is open and no byte waits to be received. Takes nothing."""
+        if self._closed:
+            return False
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            pass
+        return False
+
     async def send_eof(self) -> None:
         """Signal the end of our bytes to the peer. Raises `BrokenResourceError`, `ClosedResourceError`."""
         try:
