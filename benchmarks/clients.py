@@ -2,7 +2,7 @@
 
 Workloads: `receive` (N messages in a row), `echo` (N round trips), `drops` (N times from the end of a connection to the
 first message on the next), `idle` (N connections without traffic for some seconds), `idle-connections` (the same with
-whole `Connection`s), `follow` (a job of N events).
+whole `Connection`s), `follow` (a job of N events), `parse` (N events of an event stream, from memory).
 `cpu` is this process's CPU time in seconds from the first message to the last, `wall` is the real time.
 """
 
@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NoReturn
 
 QUIET = 20.0  # seconds of measuring an idle process
@@ -39,6 +39,21 @@ def memory() -> int:
     """The resident memory of this process, in bytes."""
     with open("/proc/self/statm") as file:  # noqa: PTH123 - a benchmark's own process
         return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def event_stream(url: str, count: int) -> list[bytes]:
+    """An event stream of `count` events in chunks, as `/events/BYTES OF AN EVENT'S DATA/BYTES OF A CHUNK` asks.
+
+    A chunk of 0 bytes is one event: what a server sends that has nothing more to say yet.
+    """
+    size, chunk = (int(part) for part in url.rsplit("/", 2)[1:])
+    events = []
+    for number in range(count):
+        data = json.dumps({"type": "job_progress", "seq": number, "payload": {"status": ""}})
+        data = f"{data[:-3]}{'x' * (size - len(data))}{data[-3:]}"
+        events.append(f"id: {number}\nevent: progress\ndata: {data}\n\n".encode())
+    whole = b"".join(events)
+    return [whole[i : i + chunk] for i in range(0, len(whole), chunk)] if chunk else events
 
 
 # --- Towline -----------------------------------------------------------------------------------------------------
@@ -132,6 +147,17 @@ def towline(backend: str, **backend_options: Any) -> Any:
             assert type(last).__name__ == "JobComplete", last
             WATCH.stop(updates=seen)
 
+    async def parse(url: str, count: int) -> None:
+        from towline.transport import EventParser
+
+        chunks, parser, seen = event_stream(url, count), EventParser(), 0
+        WATCH.start()
+        for chunk in chunks:
+            for event in parser.feed(chunk):
+                seen += bool(event.data)
+        assert seen == count
+        WATCH.stop()
+
     def run(work: str, url: str, count: int) -> None:
         works: dict[str, Callable[[str, int], Awaitable[None]]] = {
             "receive": receive,
@@ -140,6 +166,7 @@ def towline(backend: str, **backend_options: Any) -> Any:
             "idle": idle,
             "idle-connections": idle_connections,
             "follow": follow,
+            "parse": parse,
         }
         anyio.run(works[work], url, count, backend=backend, backend_options=backend_options)
 
@@ -350,6 +377,27 @@ def httpx_ws(work: str, url: str, count: int) -> None:
     asyncio.run(main())
 
 
+def httpx_sse(work: str, url: str, count: int) -> None:
+    import httpx
+    from httpx_sse import EventSource
+
+    class Chunks(httpx.SyncByteStream):
+        def __init__(self, chunks: list[bytes]) -> None:
+            self.chunks = chunks
+
+        def __iter__(self) -> Iterator[bytes]:
+            return iter(self.chunks)
+
+    assert work == "parse"
+    stream, seen = Chunks(event_stream(url, count)), 0
+    response = httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=stream)
+    WATCH.start()
+    for event in EventSource(response).iter_sse():
+        seen += bool(event.data)
+    assert seen == count
+    WATCH.stop()
+
+
 def blocking(work: str, url: str, count: int) -> None:
     """A plain blocking socket: the upper limit on this machine."""
     import socket
@@ -386,6 +434,7 @@ CONTESTANTS: dict[str, Callable[[str, str, int], None]] = {
     "picows": picows,
     "trio-websocket": trio_websocket,
     "httpx-ws": httpx_ws,
+    "httpx-sse": httpx_sse,
     "blocking": blocking,
 }
 

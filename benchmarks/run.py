@@ -120,6 +120,17 @@ ROWS = (
         ("towline", "towline-trio", "websockets"),
         {"websockets": 2},
     ),
+    *(
+        Row(
+            f"event stream, 200 B JSON, {shape}",
+            "parse",
+            f"/events/200/{chunk}",
+            100_000,
+            ("towline", "httpx-sse"),
+            {"httpx-sse": target},
+        )
+        for shape, chunk, target in (("chunks of 64 KiB", 65_536, 4), ("an event a chunk", 0, 2), ("1,400 B", 1_400, 2))
+    ),
 )
 
 

@@ -32,6 +32,10 @@ _UNPRINTABLE: Final = re.compile(r"[\x00- \x7f]")
 _TARGET: Final = re.compile(r"[!-~]*")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 _FIELD_VALUE: Final = re.compile(r"[!-~]([\t -~]*[!-~])?|")  # the ASCII part of RFC 9110 section 5.5
+# A last event id is sent as UTF-8, as the standard for event streams says; RFC 9110 section 5.5 calls that opaque data.
+_ID_VALUE: Final = re.compile(
+    r"[^\x00- \x7f\ud800-\udfff]([^\x00-\x08\n-\x1f\x7f\ud800-\udfff]*[^\x00- \x7f\ud800-\udfff])?|"
+)
 _ZONE: Final = re.compile(r"[0-9A-Za-z._~-]{1,64}")
 
 
@@ -247,6 +251,7 @@ def fill_template(template: str, job: str, *, fixed: bool = False) -> str:
 def check_headers(headers: Headers, *, reserved: frozenset[str]) -> list[tuple[bytes, bytes]]:
     """Check the caller's headers and encode them; names in `reserved` (lower case) are refused.
 
+    A value is printable ASCII on one line; that of `Last-Event-ID` may hold other characters too, and is sent as UTF-8.
     Raises `InvalidArgument` with the header's name, never its value.
     """
     pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
@@ -255,9 +260,10 @@ def check_headers(headers: Headers, *, reserved: frozenset[str]) -> list[tuple[b
             raise InvalidArgument("headers", "a name is not a token (RFC 9110 section 5.6.2)")
         if name.lower() in reserved:
             raise InvalidArgument("headers", f"{name} is set by the protocol: leave it out")
-        if not isinstance(value, str | Secret) or not _FIELD_VALUE.fullmatch(revealed(value)):
+        allowed = _ID_VALUE if name.lower() == "last-event-id" else _FIELD_VALUE
+        if not isinstance(value, str | Secret) or not allowed.fullmatch(revealed(value)):
             raise InvalidArgument("headers", f"the value of {name} is not printable ASCII on one line")
-    return [(name.encode("ascii"), revealed(value).encode("ascii")) for name, value in pairs]
+    return [(name.encode("ascii"), revealed(value).encode()) for name, value in pairs]
 
 
 def check_subprotocols(subprotocols: Iterable[str | Secret]) -> tuple[str | Secret, ...]:

@@ -132,9 +132,16 @@ def test_field_id_null(bad: bytes) -> None:
 def test_an_id_cannot_hold_a_line_break() -> None:
     """It ends its line, so no id puts a second header into our next request; and no such header can be sent."""
     assert read(b"id: 1\r\nX-Evil: y\r\ndata:a\n\n") == [("message", "a", "1")]
-    for value in ("1\r\nX-Evil: y", "1\n", "1\0"):
+    for value in ("1\r\nX-Evil: y", "1\n", "\n1", "1\0", "é\n", " é", "é ", "\ud800", "a\x01b"):
         with pytest.raises(InvalidArgument):
             check_headers({"Last-Event-ID": value}, reserved=frozenset())
+
+
+def test_an_id_is_sent_as_utf_8() -> None:
+    pairs = check_headers({"last-event-id": "läuft €\t𝄞"}, reserved=frozenset())
+    assert pairs == [(b"last-event-id", "läuft €\t𝄞".encode())]
+    with pytest.raises(InvalidArgument):
+        check_headers({"X": "é"}, reserved=frozenset())
 
 
 def test_field_parsing() -> None:

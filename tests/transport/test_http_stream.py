@@ -81,7 +81,7 @@ async def test_events_as_they_come() -> None:
 
     server = Server(serve)
     body = b'{"method":"tasks/resubscribe"}'
-    headers = {"Accept": "text/event-stream"}
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": "€7"}
     async with server.opened("POST", body=body, headers=headers, silence=None) as response:
         began = anyio.current_time()
         assert response.status == 200
@@ -92,6 +92,7 @@ async def test_events_as_they_come() -> None:
     assert seen == [("0", 86_400), ("1", 2 * 86_400), ("2", 3 * 86_400)]
     assert server.request.startswith(b"POST /events HTTP/1.1\r\n")
     assert server.request.endswith(b"\r\n\r\n" + body)
+    assert "\r\nLast-Event-ID: €7\r\n".encode() in server.request
     assert b"\r\nAccept-Encoding: identity\r\n" in server.request
 
 

@@ -54,7 +54,8 @@ class EventParser:
     def __init__(self, *, max_line: int = 1 << 20, max_event: int = 1 << 20, last_id: str | None = None) -> None:
         if max_event < max_line:
             raise InvalidArgument("max_event", "must not be smaller than max_line")
-        #: The last event id: what `Last-Event-ID` must say to go on after the last event. None if there is none.
+        #: The last event id: what `Last-Event-ID` must say to go on after the last event. None if there is none. An id
+        #: that no header can carry (a control character, a space at an end) raises `InvalidArgument` when it is sent.
         self.last_id = last_id
         #: The last reconnection time that the server asked for, in seconds and at most `MAX_RETRY`; None if it did not.
         self.retry: float | None = None
