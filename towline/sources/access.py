@@ -1,0 +1,61 @@
+"""How the requests of a protocol reach their server: the network, the limits, and the origins they may go to."""
+
+from __future__ import annotations
+
+import ssl as ssl_module
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from .._exceptions import InvalidArgument
+from .._facts import Request, Text
+from .._secret import Secret
+from ..transport import URL, Limits, Liveness, Network, Origin, parse_url
+
+_SCHEMES: Final = ("https", "http", "wss", "ws")
+_WEBSOCKET: Final = {"https": "wss", "http": "ws"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What the sources need to make requests.
+
+    `origins` are those that requests and the token may go to. `connect_deadline` (seconds) covers everything up to the
+    head of the server's answer. `random` draws numbers from 0 to 1, for the jitter of polls.
+    """
+
+    origins: frozenset[Origin]
+    limits: Limits
+    liveness: Liveness
+    connect_deadline: float
+    network: Network | None
+    ssl: ssl_module.SSLContext | None
+    wall_time: Callable[[], float]
+    random: Callable[[], float]
+
+    def url_of(self, asked: Request) -> URL:
+        """The checked URL of a request, as HTTP or WebSocket.
+
+        Raises `InvalidArgument` if its origin is not one of the protocol's: the token must not go there.
+        """
+        # Whether an unencrypted origin is allowed was decided when the connection was made.
+        url = parse_url(revealed(asked.url), schemes=_SCHEMES, allow_insecure=True)
+        if url.origin not in self.origins:
+            raise InvalidArgument(
+                "url",
+                f"the protocol asks for {url.origin}, which is not its own origin: the token must not be sent there",
+            )
+        if asked.via != "websocket":
+            return url.at(url.target)
+        return replace(url, scheme=_WEBSOCKET.get(url.scheme, url.scheme))
+
+
+def revealed(text: Text) -> str:
+    """The text to write on the wire."""
+    return text.reveal() if isinstance(text, Secret) else text
+
+
+def body_of(asked: Request) -> bytes | None:
+    """The body to send. A POST without one has an empty body."""
+    body = asked.body.reveal().encode() if isinstance(asked.body, Secret) else asked.body
+    return b"" if body is None and asked.method != "GET" else body

@@ -1,0 +1,37 @@
+"""Answers as a protocol reads them, and the error of an answer that no source can follow."""
+
+from __future__ import annotations
+
+from .._exceptions import ConnectionBroken, ConnectionClosed, HandshakeRefused, TowlineError, UnexpectedResponse
+from .._facts import Answer, Closed, Received
+from ..transport import Head
+
+
+class UnusableAnswer(UnexpectedResponse):
+    """The server answered a request with something that cannot be followed. A protocol reads `answer`."""
+
+    def __init__(self, answer: Answer, problem: str, *, retry_after: float | None = None) -> None:
+        super().__init__(answer.status, problem, retry_after=retry_after)
+        self.answer = answer
+
+
+def answer_of(head: Head, body: bytes) -> Answer:
+    """A response as a protocol reads it. Of a header that occurs several times the last value counts."""
+    headers = {name.decode("ascii", "replace"): value.decode("latin-1") for name, value in head.headers}
+    return Answer(head.status, headers, body)
+
+
+def received_of(error: TowlineError) -> Received | None:
+    """What the server said with an error, for the protocol to read; None if it said nothing."""
+    match error:
+        case UnusableAnswer():
+            return error.answer
+        case HandshakeRefused():
+            return Answer(error.status, {}, error.body)
+        case UnexpectedResponse():
+            return Answer(error.status)
+        case ConnectionClosed():
+            return Closed(error.code, error.reason)
+        case ConnectionBroken():
+            return Closed()
+    return None

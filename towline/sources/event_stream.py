@@ -1,0 +1,164 @@
+"""One attempt over an HTTP response that stays open: Server-Sent Events, or lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Final
+
+import anyio
+
+from .._exceptions import ConnectionBroken, DeadlineExceeded, InvalidArgument, MessageTooBig, TowlineError
+from .._facts import Line, Received, Request, ServerEvent, Text
+from ..transport import Download, EventParser, LineParser, is_event_stream, stream_response
+from .access import Access, body_of
+from .answers import UnusableAnswer, answer_of
+
+#: A promised keep-alive may be late by its own interval before the link counts as lost.
+_LATE: Final = 2.0
+
+#: The bytes and the seconds that are spent on the body of an answer that is no stream.
+_REFUSAL_BODY: Final = 64 << 10
+_REFUSAL_WAIT: Final = 1.0
+
+_ACCEPT: Final = {"events": "text/event-stream", "lines": "application/x-ndjson, application/json;q=0.9, text/plain"}
+
+
+class EventStreamSource:
+    """An open response of events or lines."""
+
+    def __init__(self, download: Download, asked: Request, opened: AsyncExitStack, limit: int) -> None:
+        #: When bytes last arrived, on the loop's clock.
+        self.last_received = anyio.current_time()
+        self._download = download
+        self._opened = opened
+        self._events = EventParser(max_line=limit, max_event=limit) if asked.via == "events" else None
+        self._lines = LineParser(max_line=limit) if asked.via == "lines" else None
+        self._silence = asked.silence
+        self._probe_ends = math.inf
+        self._waiting: anyio.CancelScope | None = None
+        # How the stream ended, after the events before it were returned.
+        self._end: TowlineError | None = None
+
+    @classmethod
+    async def open(cls, asked: Request, access: Access) -> EventStreamSource:
+        """Send the request and wait for status and headers.
+
+        Raises `UnusableAnswer` for an answer that is no such stream, and otherwise as `transport.stream_response`.
+        """
+        names = {name.lower() for name, _ in asked.headers}
+        own = [("Accept", _ACCEPT[asked.via]), ("Cache-Control", "no-store")]
+        headers = [*asked.headers, *(pair for pair in own if pair[0].lower() not in names)]
+        opened = AsyncExitStack()
+        try:
+            download = await opened.enter_async_context(
+                stream_response(
+                    asked.method,
+                    access.url_of(asked),
+                    headers=headers,
+                    body=body_of(asked),
+                    deadline=access.connect_deadline,
+                    silence=None,
+                    max_body=None,
+                    network=access.network,
+                    ssl=access.ssl,
+                    allow_insecure=True,
+                    wall_time=access.wall_time,
+                )
+            )
+            content_type = download.headers.header(b"content-type")
+            if download.status != 200:
+                raise await _unusable(download, "a stream was expected")
+            if asked.via == "events" and not is_event_stream(content_type):
+                named = "no type" if content_type is None else content_type.decode("latin-1")
+                raise await _unusable(download, f"an event stream was expected, not {named}")
+        except BaseException:
+            await opened.aclose()
+            raise
+        return cls(download, asked, opened, access.limits.max_message)
+
+    @property
+    def retry(self) -> float | None:
+        """The least wait before a reconnect that the server asked for, in seconds."""
+        return None if self._events is None else self._events.retry
+
+    async def start(self, opening: Sequence[Text]) -> None:
+        """Nothing can be sent on a response: raises `InvalidArgument` for an opening message."""
+        if opening:
+            raise InvalidArgument("opening", "only a WebSocket has opening messages")
+
+    async def receive(self) -> Sequence[Received]:
+        """Return what came next; empty for bytes that complete nothing.
+
+        Raises how the stream ended: `ConnectionBroken` (also for an ordinary end of the response), `MessageTooBig`, and
+        `DeadlineExceeded` if a promised keep-alive or a probe was not answered.
+        """
+        if self._end is not None:
+            raise self._end.with_traceback(None)
+        with anyio.CancelScope(deadline=self._lost_at()) as self._waiting:
+            try:
+                data = await anext(self._download)
+            except StopAsyncIteration:
+                return self._finish()
+            finally:
+                self._waiting = None
+            self.last_received = anyio.current_time()
+            self._probe_ends = math.inf
+            return self._parse(data)
+        silent = anyio.current_time() - self.last_received
+        raise DeadlineExceeded("more of the stream", round(silent, 3))
+
+    def _lost_at(self) -> float:
+        silence = math.inf if self._silence is None else self.last_received + _LATE * self._silence
+        return min(silence, self._probe_ends)
+
+    def _parse(self, data: bytes) -> list[Received]:
+        received: list[Received] = []
+        try:
+            if self._events is not None:
+                for event in self._events.feed(data):
+                    # One by one: what came before an event that is too large counts.
+                    received.append(ServerEvent(event.type, event.data, event.id))  # noqa: PERF401
+            elif self._lines is not None:
+                received += [Line(line) for line in self._lines.feed(data) if line]
+        except MessageTooBig as error:
+            self._end = error
+        return received
+
+    def _finish(self) -> list[Received]:
+        self._end = ConnectionBroken("the server ended the response")
+        return [] if self._lines is None else [Line(line) for line in self._lines.finish() if line]
+
+    async def send(self, text: Text) -> None:
+        """Nothing can be sent on a response: raises `InvalidArgument`."""
+        raise InvalidArgument("send", "only a WebSocket takes messages")
+
+    def advise(self, seconds: float) -> None:
+        """A stream needs no advice when to ask again."""
+
+    def probe(self, within: float) -> None:
+        """Check the link after a change of the host: wait for the next promised keep-alive, otherwise reconnect."""
+        wait = 0.0 if self._silence is None else max(within, self._silence)
+        self._probe_ends = min(self._probe_ends, anyio.current_time() + wait)
+        if self._waiting is not None:
+            self._waiting.deadline = self._lost_at()
+
+    async def leave(self, code: int, *, wait: float = 0.0) -> None:
+        """Close the connection."""
+        await self._opened.aclose()
+
+
+async def _unusable(download: Download, problem: str) -> UnusableAnswer:
+    """The error for an answer that is no stream, with the beginning of its body."""
+    body = b""
+    try:
+        with anyio.move_on_after(_REFUSAL_WAIT):
+            async for piece in download:
+                body += piece
+                if len(body) >= _REFUSAL_BODY:
+                    break
+    except TowlineError:
+        pass  # the status says enough
+    answer = answer_of(download.headers, body[:_REFUSAL_BODY])
+    return UnusableAnswer(answer, problem, retry_after=download.retry_after)

@@ -1,0 +1,82 @@
+"""One attempt over a WebSocket: dial, upgrade, the opening messages, then what the server sends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+import anyio
+
+from .._exceptions import DeadlineExceeded, TowlineError
+from .._facts import Message, Received, Request, Text
+from ..transport import WebSocket, connect_websocket
+from .access import Access, revealed
+
+#: Seconds within which the opening messages must be taken.
+_OPENING: Final = 5.0
+
+
+class WebSocketSource:
+    """An open WebSocket."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+
+    @classmethod
+    async def open(cls, asked: Request, access: Access) -> WebSocketSource:
+        """Connect; raises as `transport.connect_websocket`."""
+        return cls(
+            await connect_websocket(
+                access.url_of(asked),
+                headers=asked.headers,
+                subprotocols=asked.subprotocols,
+                ssl=access.ssl,
+                limits=access.limits,
+                liveness=access.liveness,
+                network=access.network,
+                deadline=access.connect_deadline,
+                wall_time=access.wall_time,
+            )
+        )
+
+    @property
+    def last_received(self) -> float:
+        """When bytes last arrived, on the loop's clock."""
+        return self._websocket.last_received
+
+    @property
+    def retry(self) -> float | None:
+        """A WebSocket gives its advice in the reason of its close."""
+        return None
+
+    async def start(self, opening: Sequence[Text]) -> None:
+        """Send the opening messages; raises `DeadlineExceeded` if the server does not take them."""
+        # If writing fails, the server may have sent the reason: reading will find it.
+        with suppress(TowlineError), anyio.move_on_after(_OPENING) as sending:
+            for text in opening:
+                await self._websocket.send(revealed(text))
+        if sending.cancelled_caught:
+            raise DeadlineExceeded("room to send the opening messages", _OPENING)
+
+    async def receive(self) -> Sequence[Received]:
+        """Return what came next; raises how the WebSocket ended."""
+        return [Message(data) for data in await self._websocket.receive_batch()]
+
+    async def send(self, text: Text) -> None:
+        """Send a message."""
+        await self._websocket.send(revealed(text))
+
+    def advise(self, seconds: float) -> None:
+        """A WebSocket needs no advice when to ask again."""
+
+    def probe(self, within: float) -> None:
+        """Ping now; without an answer within so many seconds, `receive` raises."""
+        self._websocket.probe(within)
+
+    async def leave(self, code: int, *, wait: float = 0.0) -> None:
+        """Close with `code`, and wait so many seconds for the server's answer; 0: do not wait."""
+        if wait:
+            await self._websocket.aclose(code, timeout=wait)
+        else:
+            await self._websocket.abandon(code)
