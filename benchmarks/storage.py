@@ -19,13 +19,13 @@ from pathlib import Path
 import anyio
 
 from towline._secret import Secret
-from towline.storage import CallerKey, TokenStore
+from towline.storage import CallerKey, RecordKey, TokenStore
 from towline.storage._record import Record, with_token
 from towline.storage._vault import Vault
 
-ORIGIN = "https://api.example:443"
 KEY = bytes(range(32))
 TOKEN = Secret("t" * 64)
+JOB = RecordKey("towline", "https://api.example:443/ws/progress", "j1")
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -68,18 +68,18 @@ def measure(folder: Path, rounds: int) -> None:
     """Loads, then saves."""
 
     def edit(old: Record | None) -> Record:
-        return with_token(old, job="j1", origin=ORIGIN, token=TOKEN, expires=None, context=None, now=time.time())
+        return with_token(old, JOB, token=TOKEN, expires=None, parameters=None, secrets=None, now=time.time())
 
     vault = Vault(folder / "tokens", app="bench", provider=CallerKey(KEY), now=time.time)
-    opening = timed(lambda: vault.change("j1", edit, begin=True))
+    opening = timed(lambda: vault.change(JOB, edit, begin=True))
     print(f"{'first save: folder, keyset, record':<44} {1e6 * opening:9.1f} µs")
-    report("load, with an opened key", [timed(lambda: vault.read("j1")) for _ in range(rounds * 10)])
+    report("load, with an opened key", [timed(lambda: vault.read(JOB)) for _ in range(rounds * 10)])
     for backend in ("asyncio", "trio"):
         report(f"... with the hop to a thread, {backend}", anyio.run(loads, folder, rounds, backend=backend))
     bare_write(folder)
     saves, bares = [], []
     for _ in range(rounds):
-        saves.append(timed(lambda: vault.change("j1", edit, begin=True)))
+        saves.append(timed(lambda: vault.change(JOB, edit, begin=True)))
         bares.append(timed(lambda: bare_write(folder)))
     save = report("save", saves)
     bare = report("write, fsync, rename, fsync alone", bares)
@@ -94,7 +94,7 @@ async def loads(folder: Path, rounds: int) -> list[float]:
     taken = []
     for _ in range(rounds * 3):
         start = time.perf_counter()
-        await store.load("j1", ORIGIN)
+        await store.read(JOB)
         taken.append(time.perf_counter() - start)
     return taken
 

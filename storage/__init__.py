@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._record import Cursor, Record
+from ._record import Parameter, Record, RecordKey
 from ._store import MemoryTokenStore, Store, TokenStore
 from ._vault import Verification
 from .keys._keyring import KeyringKey
@@ -13,7 +13,6 @@ from .keys._providers import CallerKey, CredentialKey, EnvironmentKey, KeyFile, 
 __all__ = [
     "CallerKey",
     "CredentialKey",
-    "Cursor",
     "EnvironmentKey",
     "Kdf",
     "KeyFile",
@@ -21,8 +20,10 @@ __all__ = [
     "KeyringKey",
     "MemoryTokenStore",
     "NoKdf",
+    "Parameter",
     "PassphraseKey",
     "Record",
+    "RecordKey",
     "Store",
     "Stored",
     "TokenStore",

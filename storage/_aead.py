@@ -45,6 +45,12 @@ def record_cipher(root: bytes) -> Cipher:
     return Cipher(HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=b"towline record").derive(root))
 
 
-def tag_of(names: bytes, job: str) -> bytes:
-    """The 16 bytes that name a job's file."""
-    return hmac.digest(names, job.encode(), hashlib.sha256)[:16]
+def job_tag(names: bytes, job: str) -> bytes:
+    """The 8 bytes with which the names of a job's files begin."""
+    return hmac.digest(names, b"job\0" + job.encode(), hashlib.sha256)[:8]
+
+
+def tag_of(names: bytes, protocol: str, address: str, job: str) -> bytes:
+    """The 16 bytes that name a record's file. `protocol` and `address` must not hold a NUL."""
+    whole = "\0".join(("whole", protocol, address, job))
+    return job_tag(names, job) + hmac.digest(names, whole.encode(), hashlib.sha256)[:8]

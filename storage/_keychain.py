@@ -13,7 +13,7 @@ import msgspec
 
 from .._exceptions import Damaged, InvalidArgument, WriteFailed
 from ._files import Folder, Stamp, never
-from ._record import RECORD_NAME
+from ._sealed import RECORD_NAME
 from .keys._choice import default_provider, provider_of
 from .keys._keyset import (
     MAX_KEYSET_BYTES,
@@ -148,7 +148,7 @@ class Keychain:
         folder.anchor()
         root = self._entry(wrapping, "root")
         names = self._entry(wrapping, "name")
-        self._write(folder, Keyset(v=1, primary=root.id, keys=(root,), names=names))
+        self._write(folder, Keyset(v=2, primary=root.id, keys=(root,), names=names))
 
     def add(self, folder: Folder) -> None:
         """Add a root key and make it the primary."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 from .._exceptions import Damaged, RecordMismatch, TokenStoreError, UnknownVersion
-from ._aead import tag_of
+from ._aead import job_tag, tag_of
 from ._files import TEMPORARY, Folder, temporary_of
 from ._keychain import KEYSET, Keychain
-from ._record import MAX_RECORD_BYTES, RECORD_NAME, Header, Opened, Record, name_of, read_header, seal, unseal
+from ._record import Record, RecordKey
+from ._sealed import MAX_RECORD_BYTES, RECORD_NAME, Header, Opened, name_of, read_header, seal, unseal
 from .keys._keyset import Keys
 
 
@@ -20,12 +21,21 @@ class Session:
         self._keychain = keychain
         self._keys = keys
 
-    def find(self, job: str) -> Opened | None:
-        """The job's record, or None if it has no file."""
-        opened = self.open(tag_of(self._keys.names, job))
+    def read(self, key: RecordKey) -> Opened | None:
+        """The record of this key, or None if it has no file."""
+        opened = self.open(self._tag(key))
         if opened is None:
             self._prove()
         return opened
+
+    def find(self, job: str) -> list[Opened]:
+        """The records of all servers' jobs with this id. No other file is opened."""
+        mark = job_tag(self._keys.names, job)
+        found = [opened for tag in self.tags() if tag.startswith(mark) and (opened := self.open(tag)) is not None]
+        if not found:
+            self._prove()
+        # Half a tag is no proof of the job.
+        return [opened for opened in found if opened.record.key.job == job]
 
     def open(self, tag: bytes) -> Opened | None:
         """The record of a file, or None if there is no such file."""
@@ -34,8 +44,8 @@ class Session:
         if data is None:
             return None
         opened = unseal(data, self._keys.ciphers.get, tag=tag, path=self.folder.path / name)
-        if tag_of(self._keys.names, opened.record.job) != tag:
-            raise RecordMismatch("the record belongs to another job", path=self.folder.path / name)
+        if self._tag(opened.record.key) != tag:
+            raise RecordMismatch("the record belongs to another job or server", path=self.folder.path / name)
         self._keychain.prove()
         return opened
 
@@ -53,8 +63,8 @@ class Session:
         return [name for name in self.folder.names() if name not in ours]
 
     def put(self, old: Opened | None, record: Record) -> None:
-        """Replace a job's record, as returned by `find`."""
-        tag = tag_of(self._keys.names, record.job)
+        """Replace a record, as returned by `read`."""
+        tag = self._tag(record.key)
         header = Header(self._keys.primary, 1 if old is None else old.header.generation + 1)
         cipher = self._keys.ciphers[self._keys.primary]
         self.folder.write(name_of(tag), seal(record, cipher, header, nonce=os.urandom(12), tag=tag))
@@ -83,12 +93,15 @@ class Session:
                 return set(self._keys.ciphers)
         return found
 
-    def remove(self, job: str) -> None:
-        """Remove a job's file and its temporary, even if the file is unreadable."""
-        name = name_of(tag_of(self._keys.names, job))
+    def remove(self, key: RecordKey) -> None:
+        """Remove a record's file and its temporary, even if the file is unreadable."""
+        name = name_of(self._tag(key))
         if self.folder.stamp(name) is None:
             self._prove()
         self.folder.remove(name, temporary_of(name))
+
+    def _tag(self, key: RecordKey) -> bytes:
+        return tag_of(self._keys.names, key.protocol, key.address, key.job)
 
     def _prove(self) -> None:
         """Raise `Damaged` if there are records and none of them names a key of this keyset (K8).

@@ -14,7 +14,7 @@ import anyio.to_thread
 
 from .._exceptions import InvalidArgument
 from .._secret import Secret
-from ._record import Cursor, Record, check_job, with_cursor, with_end, with_token
+from ._record import Parameter, Record, RecordKey, check_job, with_cursor, with_end, with_token
 from ._vault import Vault, Verification
 from .keys._keyset import Source
 from .keys._providers import HOMES, KeyProvider, user_folder
@@ -25,58 +25,62 @@ _T = TypeVar("_T")
 class Store(ABC):
     """The interface that the engine needs of a token store. `TokenStore` is on disk, `MemoryTokenStore` in memory.
 
-    A job has one record: its token, the origin that may receive the token, the cursor of the last delivered update, and
-    the job's end. Every method raises a `TokenStoreError` if the record cannot be read or written, and
-    `InvalidArgument` for a value that cannot be stored. `None` means only that there is no record.
+    A record belongs to a `RecordKey`: protocol, address and job. It has the job's token, the cursor of the last
+    delivered update, the job's end, and what the protocol needs to follow the job again. Every method raises a
+    `TokenStoreError` if a record cannot be read or written, and `InvalidArgument` for a value that cannot be stored.
+    `None` means only that there is no record.
     """
 
     @abstractmethod
     async def save(
         self,
-        job: str,
+        key: RecordKey,
         token: Secret | str | None,
-        origin: str,
         expires: float | None = None,
         *,
-        context: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        secrets: Mapping[str, Secret | str] | None = None,
     ) -> None:
-        """Save a job's token, which may be sent only to `origin` (`https://api.example:443`).
+        """Save a job's token, which may be sent only to `key.origin`. Cursor and end stay.
 
-        `expires` is in seconds since 1970. Pass `token` None for a job that needs no token. `context` is a short text
-        of the caller, without secrets; if left out, the earlier one stays. If the origin is the same as before, cursor
-        and end stay; otherwise the record starts empty.
+        `expires` is in seconds since 1970. Pass `token` None if no token belongs to the job: an earlier one is removed.
+        `parameters` are the protocol's own values, without secrets: text, booleans, and numbers that are 0 or between
+        0.0001 and 2**53 in size. `secrets` are its secret texts, such as headers' values. Each map replaces the earlier
+        one; if left out, the earlier one stays.
         """
 
     @abstractmethod
-    async def load(self, job: str, origin: str) -> Secret | None:
-        """Return the job's token, expired or not. Raises `RecordMismatch` if it was saved for another origin."""
+    async def read(self, key: RecordKey) -> Record | None:
+        """Return the whole record."""
 
     @abstractmethod
-    async def read(self, job: str) -> Record | None:
-        """Return the whole record. Compare `origin` before you send the token anywhere."""
+    async def find(self, job: str) -> list[Record]:
+        """Return the records of all servers' jobs with this id, sorted by key."""
 
     @abstractmethod
-    async def save_cursor(self, job: str, epoch: str, seq: int) -> bool:
-        """Save that the event `seq` of `epoch` was delivered, and leave the rest of the record unchanged.
+    async def save_cursor(self, key: RecordKey, cursor: bytes | str) -> bool:
+        """Save the position of the last delivered update, and leave the rest of the record unchanged.
 
-        Returns False if the job has no record. Within one epoch a cursor never goes back.
+        `cursor` is the text of a JSON object of at most 4 KiB: `{"seq":7,"epoch":"e1"}`, `{"mark":"text"}`, or any
+        other without `seq`. Returns False if there is no record. Within one epoch a cursor with `seq` never goes back;
+        any other replaces the earlier one.
         """
 
     @abstractmethod
-    async def mark_ended(self, job: str, outcome: bytes | str) -> bool:
+    async def mark_ended(self, key: RecordKey, outcome: bytes | str) -> bool:
         """Save that the job ended: `outcome` is JSON text. The record stays until `delete` or its expiry.
 
-        Returns False if the job has no record. The first outcome stays. Raises `InvalidArgument` if `outcome` is not
+        Returns False if there is no record. The first outcome stays. Raises `InvalidArgument` if `outcome` is not
         JSON, or too long for a record of 64 KiB.
         """
 
     @abstractmethod
-    async def delete(self, job: str) -> None:
-        """Remove the job's record, if there is one."""
+    async def delete(self, key: RecordKey) -> None:
+        """Remove the record, if there is one."""
 
     @abstractmethod
-    async def jobs(self) -> list[str]:
-        """Return the ids of all jobs on record, sorted."""
+    async def jobs(self) -> list[RecordKey]:
+        """Return the keys of all records, sorted."""
 
     @abstractmethod
     async def delete_all(self) -> None:
@@ -117,47 +121,48 @@ class TokenStore(Store):
 
     async def save(
         self,
-        job: str,
+        key: RecordKey,
         token: Secret | str | None,
-        origin: str,
         expires: float | None = None,
         *,
-        context: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        secrets: Mapping[str, Secret | str] | None = None,
     ) -> None:
         """See `Store.save`."""
+        # Hide both first: a traceback with locals must not show them.
         token = _hidden(token)
-        check_job(job)
+        secrets = hidden = _all_hidden(secrets)
 
         def edit(old: Record | None) -> Record:
             return with_token(
-                old, job=job, origin=origin, token=token, expires=expires, context=context, now=self._now()
+                old, key, token=token, expires=expires, parameters=parameters, secrets=hidden, now=self._now()
             )
 
-        await _in_thread(partial(self._vault.change, job, edit, begin=True, tick=_tick))
+        await _in_thread(partial(self._vault.change, key, edit, begin=True, tick=_tick))
 
-    async def load(self, job: str, origin: str) -> Secret | None:
-        """See `Store.load`."""
-        record = await self.read(job)
-        return None if record is None else record.for_origin(origin, self.folder).token
-
-    async def read(self, job: str) -> Record | None:
+    async def read(self, key: RecordKey) -> Record | None:
         """See `Store.read`."""
-        return await _in_thread(partial(self._vault.read, check_job(job), tick=_tick))
+        return await _in_thread(partial(self._vault.read, key, tick=_tick))
 
-    async def save_cursor(self, job: str, epoch: str, seq: int) -> bool:
+    async def find(self, job: str) -> list[Record]:
+        """See `Store.find`. It opens no other job's files."""
+        return await _in_thread(partial(self._vault.find, check_job(job), tick=_tick))
+
+    async def save_cursor(self, key: RecordKey, cursor: bytes | str) -> bool:
         """See `Store.save_cursor`."""
-        return await self._amend(job, lambda old: with_cursor(old, Cursor(epoch, seq), now=self._now()))
+        text = _as_text(cursor)
+        return await self._amend(key, lambda old: with_cursor(old, text, now=self._now()))
 
-    async def mark_ended(self, job: str, outcome: bytes | str) -> bool:
+    async def mark_ended(self, key: RecordKey, outcome: bytes | str) -> bool:
         """See `Store.mark_ended`."""
         text = _as_text(outcome)
-        return await self._amend(job, lambda old: with_end(old, text, now=self._now()))
+        return await self._amend(key, lambda old: with_end(old, text, now=self._now()))
 
-    async def delete(self, job: str) -> None:
-        """See `Store.delete`."""
-        await _in_thread(partial(self._vault.delete, check_job(job), tick=_tick))
+    async def delete(self, key: RecordKey) -> None:
+        """See `Store.delete`. It also removes an unreadable record."""
+        await _in_thread(partial(self._vault.delete, key, tick=_tick))
 
-    async def jobs(self) -> list[str]:
+    async def jobs(self) -> list[RecordKey]:
         """See `Store.jobs`."""
         return await _in_thread(partial(self._vault.jobs, tick=_tick))
 
@@ -190,8 +195,8 @@ class TokenStore(Store):
         """Read everything, change nothing, and report damaged records."""
         return await _in_thread(partial(self._vault.verify, tick=_tick))
 
-    async def _amend(self, job: str, edit: Callable[[Record], Record]) -> bool:
-        change = partial(self._vault.change, check_job(job), lambda old: old and edit(old), begin=False, tick=_tick)
+    async def _amend(self, key: RecordKey, edit: Callable[[Record], Record]) -> bool:
+        change = partial(self._vault.change, key, lambda old: old and edit(old), begin=False, tick=_tick)
         return await _in_thread(change) is not None
 
 
@@ -199,7 +204,7 @@ class MemoryTokenStore(Store):
     """A store in memory with the same behaviour: for tests under virtual time and programs that save no tokens."""
 
     def __init__(self, *, now: Callable[[], float] = time.time) -> None:
-        self._records: dict[str, Record] = {}
+        self._records: dict[RecordKey, Record] = {}
         self._now = now
 
     def __repr__(self) -> str:
@@ -207,54 +212,56 @@ class MemoryTokenStore(Store):
 
     async def save(
         self,
-        job: str,
+        key: RecordKey,
         token: Secret | str | None,
-        origin: str,
         expires: float | None = None,
         *,
-        context: Mapping[str, str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        secrets: Mapping[str, Secret | str] | None = None,
     ) -> None:
         """See `Store.save`."""
         token = _hidden(token)
-        old = await self.read(job)
-        self._records[job] = with_token(
-            old, job=job, origin=origin, token=token, expires=expires, context=context, now=self._now()
+        secrets = _all_hidden(secrets)
+        old = await self.read(key)
+        self._records[key] = with_token(
+            old, key, token=token, expires=expires, parameters=parameters, secrets=secrets, now=self._now()
         )
 
-    async def load(self, job: str, origin: str) -> Secret | None:
-        """See `Store.load`."""
-        record = await self.read(job)
-        return None if record is None else record.for_origin(origin).token
-
-    async def read(self, job: str) -> Record | None:
+    async def read(self, key: RecordKey) -> Record | None:
         """See `Store.read`."""
-        record = self._records.get(check_job(job))
+        record = self._records.get(key)
         if record is not None and record.is_over(self._now()):
-            del self._records[job]
+            del self._records[key]
             return None
         return record
 
-    async def save_cursor(self, job: str, epoch: str, seq: int) -> bool:
+    async def find(self, job: str) -> list[Record]:
+        """See `Store.find`."""
+        check_job(job)
+        found = [await self.read(key) for key in sorted(self._records) if key.job == job]
+        return [record for record in found if record is not None]
+
+    async def save_cursor(self, key: RecordKey, cursor: bytes | str) -> bool:
         """See `Store.save_cursor`."""
-        old = await self.read(job)
+        old = await self.read(key)
         if old is not None:
-            self._records[job] = with_cursor(old, Cursor(epoch, seq), now=self._now())
+            self._records[key] = with_cursor(old, _as_text(cursor), now=self._now())
         return old is not None
 
-    async def mark_ended(self, job: str, outcome: bytes | str) -> bool:
+    async def mark_ended(self, key: RecordKey, outcome: bytes | str) -> bool:
         """See `Store.mark_ended`."""
-        old = await self.read(job)
+        old = await self.read(key)
         if old is not None:
-            self._records[job] = with_end(old, _as_text(outcome), now=self._now())
+            self._records[key] = with_end(old, _as_text(outcome), now=self._now())
         return old is not None
 
-    async def delete(self, job: str) -> None:
+    async def delete(self, key: RecordKey) -> None:
         """See `Store.delete`."""
-        self._records.pop(check_job(job), None)
+        self._records.pop(key, None)
 
-    async def jobs(self) -> list[str]:
+    async def jobs(self) -> list[RecordKey]:
         """See `Store.jobs`."""
-        return [job for job in sorted(self._records) if await self.read(job) is not None]
+        return [key for key in sorted(self._records) if await self.read(key) is not None]
 
     async def delete_all(self) -> None:
         """See `Store.delete_all`."""
@@ -278,8 +285,14 @@ def _hidden(token: Secret | str | None) -> Secret | None:
     return Secret(token) if isinstance(token, str) else token
 
 
-def _as_text(outcome: bytes | str) -> str:
-    return outcome if isinstance(outcome, str) else outcome.decode("utf-8", "surrogateescape")
+def _all_hidden(secrets: Mapping[str, Secret | str] | None) -> dict[str, Secret] | None:
+    if secrets is None:
+        return None
+    return {name: Secret(text) if isinstance(text, str) else text for name, text in secrets.items()}
+
+
+def _as_text(given: bytes | str) -> str:
+    return given if isinstance(given, str) else given.decode("utf-8", "surrogateescape")
 
 
 async def _in_thread(call: Callable[[], _T]) -> _T:

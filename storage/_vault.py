@@ -19,7 +19,8 @@ from .._exceptions import (
 )
 from ._files import TEMPORARY, Folder, never
 from ._keychain import KEYSET, Keychain
-from ._record import Opened, Record
+from ._record import Record, RecordKey
+from ._sealed import Opened
 from .keys._keyset import Source
 from .keys._providers import KeyProvider
 
@@ -60,12 +61,12 @@ class Vault:
         self._now = now
         self._keychain = Keychain(folder, app=app, provider=provider, now=now)
 
-    # --- one job ---
+    # --- one record ---
 
-    def read(self, job: str, tick: Callable[[], None] = never) -> Record | None:
-        """The job's record, or None if it has no file."""
+    def read(self, key: RecordKey, tick: Callable[[], None] = never) -> Record | None:
+        """The record of this key, or None if it has no file."""
         with self._session(exclusive=False, tick=tick) as session:
-            opened = None if session is None else session.find(job)
+            opened = None if session is None else session.read(key)
         if opened is not None and self._is_over(opened):
             self._sweep([opened], tick)
             return None
@@ -73,43 +74,45 @@ class Vault:
 
     def change(
         self,
-        job: str,
+        key: RecordKey,
         edit: Callable[[Record | None], Record | None],
         *,
         begin: bool,
         tick: Callable[[], None] = never,
     ) -> Record | None:
-        """Apply `edit` to the job's record and save the result if it differs; return the present record.
+        """Apply `edit` to the record and save the result if it differs; return the present record.
 
         If there is no store and `begin` is false, create none and return None without calling `edit`.
         """
         with self._session(exclusive=True, begin=begin, tick=tick) as session:
             if session is None:
                 return None
-            opened = session.find(job)
+            opened = session.read(key)
             old = None if opened is None or self._is_over(opened) else opened.record
             new = edit(old)
             if new is not None and new is not old:
                 session.put(opened, new)
             return new
 
-    def delete(self, job: str, tick: Callable[[], None] = never) -> None:
-        """Remove the job's record, if there is one."""
+    def delete(self, key: RecordKey, tick: Callable[[], None] = never) -> None:
+        """Remove the record, if there is one."""
         with self._session(exclusive=True, tick=tick) as session:
             if session is not None:
-                session.remove(job)
+                session.remove(key)
 
-    # --- all jobs ---
+    # --- several records ---
 
-    def jobs(self, tick: Callable[[], None] = never) -> list[str]:
-        """The ids of all jobs on record, sorted."""
+    def find(self, job: str, tick: Callable[[], None] = never) -> list[Record]:
+        """The records of all servers' jobs with this id, sorted by key."""
+        with self._session(exclusive=False, tick=tick) as session:
+            found = [] if session is None else session.find(job)
+        return self._current(found, tick)
+
+    def jobs(self, tick: Callable[[], None] = never) -> list[RecordKey]:
+        """The keys of all records, sorted."""
         with self._session(exclusive=False, tick=tick) as session:
             found = [] if session is None else [one for tag in session.tags() if (one := session.open(tag))]
-        now = self._now()
-        over = [opened for opened in found if opened.record.is_over(now)]
-        if over:
-            self._sweep(over, tick)
-        return sorted(opened.record.job for opened in found if not opened.record.is_over(now))
+        return [record.key for record in self._current(found, tick)]
 
     def delete_all(self, tick: Callable[[], None] = never) -> None:
         """Remove every record and the keyset. It needs no key, so it also works if the key is lost."""
@@ -148,7 +151,7 @@ class Vault:
                 else:
                     records += [] if opened is None else [opened.record]
             return Verification(
-                records=tuple(sorted(records, key=lambda record: record.job)),
+                records=tuple(sorted(records, key=lambda record: record.key)),
                 findings=tuple(findings),
                 leftovers=tuple(session.leftovers()),
                 strangers=tuple(session.strangers()),
@@ -228,12 +231,21 @@ class Vault:
     def _is_over(self, opened: Opened) -> bool:
         return opened.record.is_over(self._now())
 
+    def _current(self, found: list[Opened], tick: Callable[[], None]) -> list[Record]:
+        """The records that are not over, sorted; the others are removed."""
+        now = self._now()
+        over = [opened for opened in found if opened.record.is_over(now)]
+        if over:
+            self._sweep(over, tick)
+        records = (opened.record for opened in found)
+        return sorted((record for record in records if not record.is_over(now)), key=lambda record: record.key)
+
     def _sweep(self, over: list[Opened], tick: Callable[[], None]) -> None:
         """Remove ended records that have expired. If that fails they stay on disk, but are not returned."""
         with suppress(WriteFailed), self._session(exclusive=True, tick=tick) as session:
             if session is None:
                 return
             for old in over:
-                opened = session.find(old.record.job)
+                opened = session.read(old.record.key)
                 if opened is not None and self._is_over(opened):
-                    session.remove(old.record.job)
+                    session.remove(old.record.key)

@@ -13,10 +13,10 @@ import pytest
 
 from towline import Connection, State, TowlineError
 from towline._secret import Secret
-from towline.storage import KeyFile, MemoryTokenStore, TokenStore
+from towline.storage import KeyFile, MemoryTokenStore, RecordKey, TokenStore
 from towline.testing import ScriptedServer, virtual_time, virtual_time_backends
+from towline.transport import parse_url
 
-ORIGIN = "http://hub:80"
 URL = "ws://hub/ws/progress"
 
 
@@ -52,7 +52,7 @@ def test_a_connection_shows_nothing(canary: str, virtual: tuple[str, dict[str, o
                 failure = exc
             assert failure is not None
             lines = [part for one in (line, wrong) for part in (one, one.statistics(), one.history())]
-            return shown(*lines, *updates, failure, store, await store.read("j1"))
+            return shown(*lines, *updates, failure, store, await store.find("j1"))
 
     backend, options = virtual
     assert canary not in anyio.run(live, backend=backend, backend_options=options)
@@ -62,18 +62,24 @@ def test_a_connection_shows_nothing(canary: str, virtual: tuple[str, dict[str, o
 async def test_a_store_shows_nothing(canary: str, tmp_path: Path) -> None:
     provider = KeyFile(tmp_path / "config" / "key")
     store = TokenStore(tmp_path / "tokens", provider=provider)
-    await store.save("j1", canary, ORIGIN, context={"url": URL})
-    found = [store, provider, await store.read("j1"), await store.verify(), await store.load("j1", ORIGIN)]
-    assert found[-1] == Secret(canary)
+    key = RecordKey("towline", parse_url(URL, allow_insecure=True).address, "j1")
+    await store.save(key, canary, parameters={"url": URL}, secrets={"X-Key": canary})
+    record = await store.read(key)
+    assert record is not None
+    assert (record.token, dict(record.secrets)) == (Secret(canary), {"X-Key": Secret(canary)})
+    found = [store, provider, record, await store.verify(), await store.find("j1")]
     with pytest.raises(TowlineError) as caught:
-        await store.load("j1", "https://evil.example:443")
+        record.for_address("towline", "https://evil.example:443/ws/progress")
     assert canary not in shown(*found, caught.value)
-    listed = await anyio.run_process(
-        [sys.executable, "-P", "-m", "towline", "tokens", "list", "--store", str(tmp_path / "tokens")],
-        env={"XDG_CONFIG_HOME": str(tmp_path)},
-        check=False,
-    )
-    assert canary.encode() not in listed.stdout + listed.stderr
+    for path in (tmp_path / "tokens").iterdir():
+        assert canary.encode() not in path.read_bytes()
+    for arguments in (["list"], ["list", "--json"], ["show", "j1"], ["show", "j1", "--json"]):
+        listed = await anyio.run_process(
+            [sys.executable, "-P", "-m", "towline", "tokens", *arguments, "--store", str(tmp_path / "tokens")],
+            env={"XDG_CONFIG_HOME": str(tmp_path)},
+            check=False,
+        )
+        assert canary.encode() not in listed.stdout + listed.stderr
 
 
 def test_the_watch_sees_what_it_should(canary: str) -> None:

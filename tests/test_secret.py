@@ -124,7 +124,8 @@ def test_it_is_revealed_in_few_places() -> None:
         "towline/server/web/_routes.py",  # gives a new token out, once
         "towline/server/_tokens.py",  # digests the one presented
         "storage/keys/_passphrase.py",  # stretches a passphrase
-        "storage/_record.py",  # checks it, and seals it
+        "storage/_record.py",  # checks it
+        "storage/_sealed.py",  # seals it
         "towline/_secret.py",
         "towline/engine/settings.py",  # by choice, into the query or the subprotocol
         "towline/cli/_tokens.py",  # show --reveal

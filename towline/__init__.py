@@ -10,6 +10,7 @@ See `Connection` for everything else.
 
 from ._connection import Connection, Statistics, Subscription, Token, TokenProvider
 from ._exceptions import (
+    AmbiguousJob,
     Cancelled,
     CertificateRejected,
     ConnectFailed,
@@ -71,6 +72,7 @@ from .transport import Limits, Network, WebSocket, open_websocket
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmbiguousJob",
     "AnyUpdate",
     "Backoff",
     "Cancelled",

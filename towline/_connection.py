@@ -20,10 +20,12 @@ import anyio.lowlevel
 from anyio import AsyncContextManagerMixin
 
 from ._exceptions import (
+    AmbiguousJob,
     Cancelled,
     DeadlineExceeded,
     ForbiddenRequest,
     InvalidArgument,
+    RecordMismatch,
     StateUnreachable,
     TokenRefused,
     TokenStoreError,
@@ -36,13 +38,13 @@ from ._updates import Outcome, Progress, load_outcome
 from .engine.delivery import Subscription as Subscription
 from .engine.engine import Engine
 from .engine.handlers import Handler
+from .engine.journal import load_cursor
 from .engine.lifecycle import Levels, Lifecycle
-from .engine.recovery import Cursor
 from .engine.settings import Classifier, Settings
 from .engine.tokens import Token as Token
 from .engine.tokens import TokenProvider as TokenProvider
 from .engine.tokens import is_usable
-from .protocols.wire import CancelAnswer, Codec
+from .protocols.wire import NAME, CancelAnswer, Codec
 from .sources import Templates
 from .statemachine import (
     AnyEvent,
@@ -62,7 +64,7 @@ from .statemachine import (
     StateChange,
     Woke,
 )
-from .storage import Record, Store, TokenStore
+from .storage import Record, RecordKey, Store, TokenStore
 from .transport import (
     Headers,
     Limits,
@@ -117,8 +119,9 @@ class Connection(AsyncContextManagerMixin):
     over it to get the updates. It belongs to the event loop and thread that entered it. You may call `cancel`,
     `background`, `foreground`, `retry`, `connect` and the `report_` methods from any thread and any callback.
 
-    - `url`: a `wss` URL, or `ws` to loopback (to any host with `allow_insecure=True`). Without it, the store's is used.
-      The job's id is added to its query.
+    - `url`: a `wss` URL, or `ws` to loopback (to any host with `allow_insecure=True`). The job's id is added to its
+      query. Without it, the store's is used; entering raises `AmbiguousJob` if several servers' jobs with this id are
+      on record.
     - `token`: text, a `Secret`, or an async function that returns one. Without it, the store's is used. `refresh=True`
       lets the server exchange a text token for a fresh one; a stored token may always be exchanged.
     - `store`: keeps token and progress for another process. With a token, nothing is stored unless you pass a store.
@@ -248,7 +251,7 @@ class Connection(AsyncContextManagerMixin):
         try:
             async with Tasks() as self._tasks:
                 settings, record = await self._open()
-                cursor = None if record is None or record.cursor is None else Cursor(*record.cursor)
+                cursor = None if record is None or record.cursor is None else load_cursor(record.cursor)
                 engine = Engine(settings, self._tasks, self._lifecycle, cursor)
                 self._engine = engine
                 try:
@@ -281,7 +284,7 @@ class Connection(AsyncContextManagerMixin):
             store = store or TokenStore()
         if store is not None:
             try:
-                record = await store.read(self._job)
+                record = await self._find_record(store)
             except BaseException as error:
                 failure = await failure_of(error, "the store")
                 # With url and token given, the connection works without the store. The first save reports the problem.
@@ -292,24 +295,40 @@ class Connection(AsyncContextManagerMixin):
         if text is None:
             if record is None:
                 raise TokenRefused(f"no record of job {self._job!r}: pass url= and token=")
-            text = record.context.get("url")
+            text = _text_parameter(record, "url")
             if text is None:
                 raise InvalidArgument("url", "the stored record has no URL: pass url=")
         url = parse_url(text, allow_insecure=self._allow_insecure)
-        if record is not None and str(url.origin) != record.origin:
-            if self._token is None:
-                record.for_origin(str(url.origin))
-            record = None
+        if record is not None:
+            record.for_address(NAME, url.address)
         origin = self._api_origin
         if origin is None and record is not None:
-            origin = record.context.get("api_origin")
+            origin = _text_parameter(record, "api_origin")
         api = url if origin is None else parse_origin(origin, allow_insecure=self._allow_insecure)
         options = dict(self._options)
         if self._token is None:
             options["refresh"] = True
         if options["templates"] is None:
             options["templates"] = Templates.beside(url) if origin is None else Templates()
-        return Settings(url=url, api=api, store=store, **options), record
+        key = RecordKey(NAME, url.address, self._job)
+        return Settings(url=url, api=api, store=store, record_key=key, **options), record
+
+    async def _find_record(self, store: Store) -> Record | None:
+        """Return the job's record at the URL's server; without a URL, the only record with this id."""
+        if self._url is None:
+            found = await store.find(self._job)
+            if len(found) > 1:
+                raise AmbiguousJob(self._job, (record.key.server for record in found))
+            return found[0] if found else None
+        key = RecordKey(NAME, parse_url(self._url, allow_insecure=self._allow_insecure).address, self._job)
+        record = await store.read(key)
+        if record is None and self._token is None and (found := await store.find(self._job)):
+            others = ", ".join(record.key.server for record in found)
+            raise RecordMismatch(
+                f"job {self._job!r} is on record for {others}, not for {key.server}: pass the URL it was saved for, "
+                "or pass token="
+            )
+        return record
 
     def _begin(self, engine: Engine, record: Record | None) -> None:
         given: Token | None = None
@@ -570,6 +589,11 @@ class Connection(AsyncContextManagerMixin):
         engine = self._engine_of("history")
         engine.runner.process_steps()
         return engine.recorder.recording()
+
+
+def _text_parameter(record: Record, name: str) -> str | None:
+    value = record.parameters.get(name)
+    return value if isinstance(value, str) else None
 
 
 def _check_token(token: Secret) -> None:

@@ -37,9 +37,10 @@ The tree shows who is at fault::
         ├── KeyUnavailable         the key that protects the store is not available
         ├── Damaged                a file is not as Towline wrote it
         ├── WrongKey               the given key is not the one that protects the store
-        ├── RecordMismatch         a record belongs to another job or origin
+        ├── RecordMismatch         a record belongs to another job or server
+        ├── AmbiguousJob           several servers' jobs with this id are on record
         ├── UnsafePermissions      other users can read or replace the files
-        ├── UnknownVersion         a newer Towline wrote the store
+        ├── UnknownVersion         another version of Towline wrote the store
         ├── ReadFailed             a file exists but cannot be read
         └── WriteFailed            nothing was saved; the earlier content is still there
 
@@ -49,6 +50,7 @@ token, a header or bytes of a message. Unless a docstring says otherwise, the ob
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -449,7 +451,22 @@ class WrongKey(TokenStoreError):
 
 
 class RecordMismatch(TokenStoreError):
-    """The opened record belongs to another job or origin than the requested one; its token is withheld."""
+    """The record belongs to another job or server than the requested one; its token is withheld."""
+
+
+class AmbiguousJob(TokenStoreError):
+    """Several servers' jobs with this id are on record: pass the URL of the one you mean.
+
+    `servers` names them by protocol and address (origin and path).
+    """
+
+    def __init__(self, job: str, servers: Iterable[str]) -> None:
+        self.job = job
+        self.servers = tuple(servers)
+        super().__init__(
+            f"job {job!r} is on record for {len(self.servers)} servers ({', '.join(self.servers)}): "
+            "pass the URL of the one you mean (url=, or --url on the command line)"
+        )
 
 
 class UnsafePermissions(TokenStoreError):
@@ -457,7 +474,7 @@ class UnsafePermissions(TokenStoreError):
 
 
 class UnknownVersion(TokenStoreError):
-    """A newer Towline wrote the store; nothing was changed. Upgrade Towline."""
+    """Another version of Towline wrote the store, and this one cannot read it; nothing was changed."""
 
 
 class ReadFailed(TokenStoreError):

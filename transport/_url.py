@@ -86,6 +86,11 @@ class URL:
         return self.target.partition("?")[0]
 
     @property
+    def address(self) -> str:
+        """Origin and path, such as `https://api.example:443/ws/progress`; `wss` and `https` are the same."""
+        return f"{self.origin}{self.path}"
+
+    @property
     def host_header(self) -> str:
         """The host, with the port if it is not the scheme's default (RFC 9110 section 7.2)."""
         host = _bracketed(self.origin.host)

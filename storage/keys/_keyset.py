@@ -73,7 +73,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Keyset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of the file. `primary` is the id of the root key that seals new records."""
 
-    v: Literal[1]
+    v: Literal[2]
     primary: _Id
     keys: Annotated[tuple[Entry, ...], msgspec.Meta(min_length=1)]
     names: Entry
@@ -107,8 +107,8 @@ def parse(data: bytes, path: Path | None = None) -> Keyset:
         version = _VERSION.decode(data).v
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise Damaged("the keyset is not JSON with a version", path=path) from exc
-    if version != 1:
-        raise UnknownVersion(f"the keyset has version {version}, this program reads version 1: upgrade", path=path)
+    if version != 2:
+        raise UnknownVersion(f"the store has version {version}, and this program reads only version 2", path=path)
     try:
         keyset = _DECODER.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:

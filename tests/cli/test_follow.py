@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import anyio
 import pytest
+
+from towline.storage import RecordKey, TokenStore
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Begin = Callable[..., subprocess.Popen[str]]
@@ -107,6 +110,50 @@ def test_ctrl_c_stops_following_and_the_job_is_resumed(run: Run, begin: Begin, h
     resumed = run("watch", job, "--json")
     seen += [int(str(line["seq"])) for line in lines_of(resumed) if line.get("seq")]
     assert seen == list(range(1, 153))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills with a signal")
+def test_a_killed_process_is_resumed_by_the_job_id_alone(
+    run: Run, begin: Begin, hub: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """After kill -9 the record has the token and a position at most 5 s old: what it does not cover comes again."""
+    file = tmp_path / "long.csv"
+    file.write_text(HEADER + GOOD_ROW * 600)
+    seen: list[int] = []
+    with begin("import", str(file), "--url", hub, "--json") as process:
+        assert process.stdout is not None
+        job = json.loads(process.stdout.readline())["job"]
+        for line in process.stdout:
+            told = json.loads(line)
+            if told.get("seq"):
+                seen.append(told["seq"])
+            if len(seen) >= 5 and list(Path(environment["TOWLINE_STORE"]).glob("*.tok")):
+                process.kill()
+                break
+        assert process.wait(20) == -signal.SIGKILL
+    resumed = run("watch", job, "--json")
+    assert resumed.returncode == 0
+    again = [int(str(line["seq"])) for line in lines_of(resumed) if line.get("seq")]
+    assert again == list(range(again[0], 603))
+    assert again[0] <= seen[-1] + 1
+
+
+def test_a_job_id_of_two_servers_needs_a_url(
+    run: Run, hub: str, books: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = str(lines_of(run("import", str(books), "--url", hub, "--detach", "--json"))[0]["job"])
+    monkeypatch.setenv("TOWLINE_KEY", environment["TOWLINE_KEY"])
+    store = TokenStore(environment["TOWLINE_STORE"])
+    (record,) = anyio.run(store.find, job)
+    other = RecordKey("towline", "https://api.example:443/ws/progress", job)
+    anyio.run(store.save, other, "t-other")
+    several = run("watch", job)
+    assert several.returncode == 5
+    assert f"{record.key.server}, {other.server}" in several.stderr
+    assert "--url" in several.stderr
+    watched = run("watch", job, "--url", str(record.parameters["url"]), "--json")
+    assert watched.returncode == 0
+    assert sum(line["type"] == "job_complete" for line in lines_of(watched)) == 1
 
 
 def test_when_nobody_reads_it_any_more_it_ends_and_says_so(begin: Begin, hub: str, tmp_path: Path) -> None:

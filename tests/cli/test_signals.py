@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from towline.cli._follow import resume_command
+
 if sys.platform == "win32":
     pytest.skip("Windows has no such signals", allow_module_level=True)
 
@@ -63,7 +65,8 @@ def test_the_server_is_told_and_the_command_to_resume_is_printed(
         process.send_signal(number)
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert re.fullmatch(r"stopped following; the job continues. Resume with\n  towline watch j1 --store .*\n", errors)
+    resume = rf"  towline watch j1 --url {re.escape(job_server.url)} --store .*"
+    assert re.fullmatch(rf"stopped following; the job continues. Resume with\n{resume}\n", errors)
     assert job_server.left.wait(PATIENCE)
     assert job_server.closes == [1001]
 
@@ -106,7 +109,15 @@ def test_the_command_that_is_printed_works_in_another_folder(
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=PATIENCE)
     words = shlex.split(errors.splitlines()[1])
-    assert words == ["towline", "watch", "j1", "--allow-insecure", "--store", str(tmp_path / "here")]
+    options = ["--allow-insecure", "--url", job_server.url, "--store", str(tmp_path / "here")]
+    assert words == ["towline", "watch", "j1", *options]
+
+
+def test_a_url_with_a_query_is_not_printed() -> None:
+    """It may hold a secret; the record has it."""
+    url = "wss://api.example/ws/progress"
+    assert resume_command("j1", None, url) == f"towline watch j1 --url {url}"
+    assert resume_command("j1", None, f"{url}?key=hunter2") == "towline watch j1"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -12,11 +12,17 @@ from typer.testing import CliRunner, Result
 
 from towline import _exceptions as errors
 from towline.cli import _tokens
-from towline.storage import CallerKey, PassphraseKey, TokenStore
+from towline.storage import CallerKey, PassphraseKey, RecordKey, TokenStore
 from towline.storage.keys import _passphrase
 
-ORIGIN = "https://api.example:443"
+ADDRESS = "https://api.example:443/ws/progress"
+OTHER = "http://127.0.0.1:8470/ws/progress"
 TOKEN = "hunter2-hunter2"
+
+
+def key(job: str, address: str = ADDRESS) -> RecordKey:
+    """The key of a job's record."""
+    return RecordKey("towline", address, job)
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +34,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     async def fill() -> None:
         store = TokenStore(tmp_path / "tokens", now=lambda: 1_700_000_000)
-        await store.save("j1", TOKEN, ORIGIN, 1_900_000_000)
-        await store.save("j2\x1b[2J", TOKEN, ORIGIN)
-        await store.save_cursor("j1", "e1", 7)
-        await store.mark_ended("j2\x1b[2J", "{}")
+        parameters = {"url": f"wss://api.example/ws/progress?key={TOKEN}", "tries": 3}
+        await store.save(key("j1"), TOKEN, 1_900_000_000, parameters=parameters, secrets={"X-Key": f"{TOKEN}-é"})
+        await store.save(key("j2\x1b[2J"), TOKEN)
+        await store.save_cursor(key("j1"), '{"seq":7,"epoch":"e1"}')
+        await store.save_cursor(key("j2\x1b[2J"), json.dumps({"mark": TOKEN}))
+        await store.mark_ended(key("j2\x1b[2J"), "{}")
 
     anyio.run(fill)
     return tmp_path / "tokens"
@@ -48,18 +56,26 @@ def run(*arguments: str, typed: str | None = None) -> Result:
 
 def test_list_shows_jobs_and_no_token() -> None:
     assert run("list").stdout.splitlines() == [
-        "j1  https://api.example:443  live, saved 2023-11-14T22:13:20Z, expires 2030-03-17T17:46:40Z",
-        "j2\\x1b[2J  https://api.example:443  ended, saved 2023-11-14T22:13:20Z",
+        f"j1  towline  {ADDRESS}  live, saved 2023-11-14T22:13:20Z, expires 2030-03-17T17:46:40Z",
+        f"j2\\x1b[2J  towline  {ADDRESS}  ended, saved 2023-11-14T22:13:20Z",
     ]
-    first = json.loads(run("list", "--json").stdout.splitlines()[0])
-    assert (first["job"], first["token"], first["cursor"]) == ("j1", "hidden", "7 of e1")
+    first, second = (json.loads(line) for line in run("list", "--json").stdout.splitlines())
+    assert (first["job"], first["protocol"], first["address"]) == ("j1", "towline", ADDRESS)
+    assert (first["token"], first["secrets"], first["cursor"]) == ("hidden", "hidden", "7 of e1")
+    assert (second["token"], second["secrets"], second["cursor"]) == ("hidden", "none", "hidden")
 
 
 def test_show_reveals_only_when_told() -> None:
     hidden = run("show", "j1")
-    assert "token    hidden" in hidden.stdout
-    assert f"token    {TOKEN}\n" in run("show", "j1", "--reveal").stdout
-    assert json.loads(run("show", "j1", "--reveal", "--json").stdout)["token"] == TOKEN
+    assert "token      hidden\nsecrets    hidden\n" in hidden.stdout
+    revealed = run("show", "j1", "--reveal").stdout
+    assert f"token      {TOKEN}\n" in revealed
+    assert f'secrets    {{"X-Key": "{TOKEN}-é"}}\n' in revealed
+    facts = json.loads(run("show", "j1", "--reveal", "--json").stdout)
+    assert (facts["token"], facts["secrets"]) == (TOKEN, {"X-Key": f"{TOKEN}-é"})
+    assert facts["parameters"] == {"url": f"wss://api.example/ws/progress?key={TOKEN}", "tries": 3}
+    assert facts["cursor"] == '{"seq":7,"epoch":"e1"}'
+    assert TOKEN in json.loads(run("show", "j2\x1b[2J", "--reveal", "--json").stdout)["cursor"]
     missing = run("show", "j3")
     assert (missing.exit_code, "no record" in missing.stderr) == (5, True)
     empty = run("show", "")
@@ -75,6 +91,46 @@ def test_delete_takes_one_or_all(folder: Path) -> None:
     assert run("delete", "--all").exit_code == 0
     assert list(folder.iterdir()) == []
     assert "no jobs" in run("list").stderr
+
+
+def test_a_job_of_two_servers_is_chosen_by_its_url(folder: Path) -> None:
+    store = TokenStore(folder, now=lambda: 1_700_000_000)
+    anyio.run(store.save, key("j1", OTHER), f"{TOKEN}-2")
+    assert [line.split()[:3] for line in run("list").stdout.splitlines()[:2]] == [
+        ["j1", "towline", OTHER],
+        ["j1", "towline", ADDRESS],
+    ]
+    for command in ("show", "delete"):
+        several = run(command, "j1")
+        assert several.exit_code == 5
+        assert f"towline at {OTHER}, towline at {ADDRESS}" in several.stderr
+        assert "--url" in several.stderr
+    for url in ("wss://api.example/ws/progress", "wss://API.example:443/ws/progress?v=2", ADDRESS):
+        assert json.loads(run("show", "j1", "--url", url, "--json").stdout)["address"] == ADDRESS
+    assert (
+        json.loads(run("show", "j1", "--url", "ws://127.0.0.1:8470/ws/progress", "--json").stdout)["address"] == OTHER
+    )
+    none = run("show", "j1", "--url", "wss://api.example/")
+    assert (none.exit_code, "no record" in none.stderr) == (5, True)
+    wrong = run("show", "j1", "--url", "api.example")
+    assert (wrong.exit_code, "scheme" in wrong.stderr) == (2, True)
+    assert run("delete", "--all", "--url", ADDRESS).exit_code == 2
+    assert run("delete", "j1", "--url", "wss://api.example/").exit_code == 0
+    assert run("delete", "j1", "--url", ADDRESS).exit_code == 0
+    assert json.loads(run("show", "j1", "--json").stdout)["address"] == OTHER
+
+
+def test_a_damaged_record_is_deleted_by_its_url(folder: Path) -> None:
+    store = TokenStore(folder)
+    before = set(folder.glob("*.tok"))
+    anyio.run(store.save, key("j3"), TOKEN)
+    (record,) = set(folder.glob("*.tok")) - before
+    record.write_bytes(b"")
+    for command in ("show", "delete"):
+        damaged = run(command, "j3")
+        assert (damaged.exit_code, "towline tokens delete JOB --url URL" in damaged.stderr) == (5, True)
+    assert run("delete", "j3", "--url", "wss://api.example/ws/progress").exit_code == 0
+    assert not record.exists()
 
 
 def test_rotate_and_verify(folder: Path) -> None:
@@ -104,7 +160,7 @@ def test_a_passphrase_is_asked_for_and_not_shown(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(_passphrase, "MEMORY_KIB", 64)
     other = tmp_path / "other"
     store = TokenStore(other, provider=PassphraseKey(lambda: "open sesame"))
-    anyio.run(store.save, "j1", TOKEN, ORIGIN)
+    anyio.run(store.save, key("j1"), TOKEN)
     right = run("show", "j1", "--store", str(other), typed="open sesame\n")
     assert (right.exit_code, "open sesame" in right.output) == (0, False)
     wrong = run("show", "j1", "--store", str(other), typed="sesame\n")
@@ -123,13 +179,13 @@ def test_every_failure_has_its_advice(folder: Path, tmp_path: Path, monkeypatch:
     (tmp_path / "config" / "towline" / "key").unlink()
     assert "Restore it" in run("list").stderr
     other = tmp_path / "other"
-    anyio.run(TokenStore(other, provider=CallerKey(bytes(range(32)))).save, "j1", TOKEN, ORIGIN)
+    anyio.run(TokenStore(other, provider=CallerKey(bytes(range(32)))).save, key("j1"), TOKEN)
     assert "pass its provider" in run("list", "--store", str(other)).stderr
     monkeypatch.setenv("TOWLINE_KEY", base64.b64encode(bytes(range(32))).decode())
     third = tmp_path / "third"
-    anyio.run(TokenStore(third).save, "j1", TOKEN, ORIGIN)
+    anyio.run(TokenStore(third).save, key("j1"), TOKEN)
     monkeypatch.setenv("TOWLINE_KEY", base64.b64encode(bytes(range(1, 33))).decode())
     assert "Set the key" in run("list", "--store", str(third)).stderr
-    (third / "keyset.json").write_bytes(b'{"v":9}')
-    assert "Upgrade" in run("list", "--store", str(third)).stderr
+    (third / "keyset.json").write_bytes(b'{"v":1}')
+    assert "Use the version of Towline that wrote it" in run("list", "--store", str(third)).stderr
     assert run("delete", "--all", "--store", str(third)).exit_code == 0

@@ -192,8 +192,7 @@ async def test_u6_an_end_while_away_is_a_stall_and_then_an_end_with_a_reason(bac
             assert server.sockets[2].opened_at == pytest.approx(360, abs=20)
             assert [socket.client_close for socket in server.sockets] == [None, 1001, 1001]
             # The record stays, and with it the job can be followed again.
-            record = await store.read(JOB)
-            assert record is not None
+            (record,) = await store.find(JOB)
             assert record.outcome is None
             follower.line.connect()
             assert await follower.line.wait_for(State.CONNECTED, timeout=10) is State.CONNECTED

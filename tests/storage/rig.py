@@ -31,12 +31,12 @@ import msgspec
 
 from towline._exceptions import TokenStoreError
 from towline._secret import Secret
-from towline.storage import CallerKey, KeyFile, KeyProvider, Record, _folder_posix
-from towline.storage._record import Cursor, with_cursor, with_end, with_token
+from towline.storage import CallerKey, KeyFile, KeyProvider, Record, RecordKey, _folder_posix
+from towline.storage._record import with_cursor, with_end, with_token
 from towline.storage._vault import Vault
 from towline.storage.keys._keyset import parse, spell
 
-ORIGIN = "https://api.example:443"
+ADDRESS = "https://api.example:443/ws/progress"
 OTHER_KEY = bytes(range(100, 132))
 NEVER = 0.0
 
@@ -54,19 +54,30 @@ def clock() -> float:
     return 1_700_000_000.0
 
 
+def key(name: str) -> RecordKey:
+    """The key of a record. The records b and c are of two servers' jobs with the same id."""
+    return RecordKey("towline", f"{ADDRESS}/c", "b") if name == "c" else RecordKey("towline", ADDRESS, name)
+
+
+def at(seq: int) -> str:
+    """A numbered cursor."""
+    return f'{{"seq":{seq},"epoch":"e"}}'
+
+
 def save(store: Vault, job: str, token: str) -> None:
     """A save as `TokenStore` makes it."""
     secret = Secret(token)
-    store.change(
-        job,
-        lambda old: with_token(old, job=job, origin=ORIGIN, token=secret, expires=None, context=None, now=clock()),
-        begin=True,
-    )
+
+    def edit(old: Record | None) -> Record:
+        secrets = {"X-Key": secret}
+        return with_token(old, key(job), token=secret, expires=None, parameters=None, secrets=secrets, now=clock())
+
+    store.change(key(job), edit, begin=True)
 
 
 def value(store: Vault, job: str) -> object:
     """What stands on record for a job, in a form that can be compared and printed."""
-    record = store.read(job)
+    record = store.read(key(job))
     if record is None:
         return None
     return (record.token.reveal() if record.token else None, record.cursor, record.outcome)
@@ -82,21 +93,21 @@ class Operation:
     seeded: bool = True
 
 
-SEEDED: dict[str, object] = {"a": ("a-1", None, None), "b": ("b-1", Cursor("e", 4), None), "c": ("c-1", None, '"end"')}
+SEEDED: dict[str, object] = {"a": ("a-1", None, None), "b": ("b-1", at(4), None), "c": ("c-1", None, '"end"')}
 OPERATIONS = (
     Operation("first save", lambda s: save(s, "a", "a-1"), {"a": ("a-1", None, None)}, seeded=False),
-    Operation("save", lambda s: save(s, "b", "b-2"), {**SEEDED, "b": ("b-2", Cursor("e", 4), None)}),
+    Operation("save", lambda s: save(s, "b", "b-2"), {**SEEDED, "b": ("b-2", at(4), None)}),
     Operation(
         "save cursor",
-        lambda s: s.change("b", lambda old: old and with_cursor(old, Cursor("e", 9), now=clock()), begin=False),
-        {**SEEDED, "b": ("b-1", Cursor("e", 9), None)},
+        lambda s: s.change(key("b"), lambda old: old and with_cursor(old, at(9), now=clock()), begin=False),
+        {**SEEDED, "b": ("b-1", at(9), None)},
     ),
     Operation(
         "mark ended",
-        lambda s: s.change("a", lambda old: old and with_end(old, '"done"', now=clock()), begin=False),
+        lambda s: s.change(key("a"), lambda old: old and with_end(old, '"done"', now=clock()), begin=False),
         {**SEEDED, "a": ("a-1", None, '"done"')},
     ),
-    Operation("delete", lambda s: s.delete("a"), {**SEEDED, "a": None}),
+    Operation("delete", lambda s: s.delete(key("a")), {**SEEDED, "a": None}),
     Operation("rotate", lambda s: s.rotate(), SEEDED),
     Operation("rewrap", lambda s: s.rewrap(CallerKey(OTHER_KEY)), SEEDED),
     Operation("delete all", lambda s: s.delete_all(), dict.fromkeys(SEEDED)),
@@ -108,8 +119,8 @@ def seed(home: Path) -> None:
     store = vault(home)
     for job in SEEDED:
         save(store, job, f"{job}-1")
-    store.change("b", lambda old: old and with_cursor(old, Cursor("e", 4), now=clock()), begin=False)
-    store.change("c", lambda old: old and with_end(old, '"end"', now=clock()), begin=False)
+    store.change(key("b"), lambda old: old and with_cursor(old, at(4), now=clock()), begin=False)
+    store.change(key("c"), lambda old: old and with_end(old, '"end"', now=clock()), begin=False)
 
 
 def opened(home: Path) -> Vault:
@@ -547,7 +558,7 @@ def kill_random(full: bool) -> Figures:
             acknowledged += len(acks)
             problems = []
             try:
-                record = vault(home).read("job")
+                record = vault(home).read(key("job"))
                 found = int(record.token.reveal()) if record and record.token else -1
                 if found not in (acked, acked + 1):
                     problems.append(f"{acked} was acknowledged, {found} is there")
@@ -599,7 +610,7 @@ def _holds(home: Path, path: Path, job: str) -> bool:
     good = path.read_bytes()
     path.write_bytes(b"")
     try:
-        vault(home).read(job)
+        vault(home).read(key(job))
     except TokenStoreError:
         return True
     finally:
@@ -715,8 +726,8 @@ def processes(full: bool) -> Figures:
             failed = [child for child in children if os.waitpid(child, 0)[1]]
             problems = [f"{len(failed)} processes failed"] if failed else []
             store = vault(home)
-            record = store.read("shared")
-            count = int(record.context["count"]) if record else 0
+            record = store.read(key("shared"))
+            count = int(record.parameters["count"]) if record else 0
             if count != 4 * saves:
                 problems.append(f"{count} of {4 * saves} changes of the shared record are there")
             problems += [
@@ -733,14 +744,14 @@ def processes(full: bool) -> Figures:
 
 def _save_many(home: Path, worker: int, saves: int) -> None:
     def count_up(old: Record | None) -> Record:
-        record = old or Record(job="shared", origin=ORIGIN, token=Secret("t"), saved=clock())
-        return replace(record, context=MappingProxyType({"count": str(int(record.context.get("count", "0")) + 1)}))
+        record = old or Record(key=key("shared"), token=Secret("t"), saved=clock())
+        return replace(record, parameters=MappingProxyType({"count": int(record.parameters.get("count", 0)) + 1}))
 
     status = 1
     try:
         store = vault(home)
         for number in range(saves):
-            store.change("shared", count_up, begin=True)
+            store.change(key("shared"), count_up, begin=True)
             save(store, f"own {worker}", f"{worker}-{number}")
         status = 0
     finally:

@@ -16,12 +16,23 @@ from types import ModuleType
 import pytest
 
 from towline._exceptions import InvalidArgument, TokenStoreError
-from towline.storage import CallerKey, CredentialKey, EnvironmentKey, KeyFile, KeyProvider, PassphraseKey, TokenStore
+from towline.storage import (
+    CallerKey,
+    CredentialKey,
+    EnvironmentKey,
+    KeyFile,
+    KeyProvider,
+    MemoryTokenStore,
+    PassphraseKey,
+    RecordKey,
+    TokenStore,
+)
 from towline.storage._aead import Cipher
 from towline.storage.keys import _passphrase
 from towline.storage.keys._keyset import parse, unwrap_one
 
-ORIGIN = "https://api.example:443"
+JOB = RecordKey("towline", "https://api.example:443/ws/progress", "j1")
+ELSEWHERE = RecordKey("towline", "https://evil.example:443/ws/progress", "j1")
 # Never spelled in one piece: a traceback shows source lines.
 TOKEN = "-".join(["hunter", "2"])
 PASSPHRASE = " ".join(["open", "sesame"])
@@ -97,7 +108,8 @@ class Attempt:
         """Returns the error, and whether the failing call was reached at all."""
         store = self.rig.vault(self.home, self.provider())
         calls = {
-            "read": lambda: store.read("a"),
+            "read": lambda: store.read(self.rig.key("a")),
+            "find": lambda: store.find("a"),
             "rotate": store.rotate,
             "rewrap": lambda: store.rewrap(self.provider()),
         }
@@ -128,7 +140,7 @@ class Attempt:
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["caller", "file", "passphrase"])
-@pytest.mark.parametrize("operation", ["first save", "save", "read", "rotate", "rewrap"])
+@pytest.mark.parametrize("operation", ["first save", "save", "read", "find", "rotate", "rewrap"])
 def test_whichever_call_fails(rig: ModuleType, tmp_path: Path, operation: str, which: int) -> None:
     failures = 0
     reached = True
@@ -147,29 +159,41 @@ def test_whichever_call_fails(rig: ModuleType, tmp_path: Path, operation: str, w
 
 @pytest.mark.anyio
 async def test_what_cannot_be_kept_is_not_shown(tmp_path: Path) -> None:
-    store = TokenStore(tmp_path / "tokens", provider=CallerKey(KEY))
     long = TOKEN * 10000
-    for token, origin in ((long, ORIGIN), (TOKEN + "\ud800", ORIGIN), (TOKEN, "\ud800")):
-        with pytest.raises(InvalidArgument) as caught:
-            await store.save("j1", token, origin)
-        assert TOKEN not in shown_in(caught.value)
+    bad: list[tuple[str, float | None, dict[str, dict[str, str]]]] = [
+        (long, None, {}),
+        (TOKEN + "\ud800", None, {}),
+        (TOKEN, -1, {}),
+        (TOKEN, None, {"secrets": {"X-Key": long}}),
+        (TOKEN, None, {"secrets": {"X-Key": TOKEN + "\ud800"}}),
+        (TOKEN, None, {"parameters": {"": "v"}, "secrets": {"X-Key": TOKEN}}),
+    ]
+    for store in (TokenStore(tmp_path / "tokens", provider=CallerKey(KEY)), MemoryTokenStore()):
+        for token, expires, more in bad:
+            if isinstance(store, MemoryTokenStore) and long in (token, more.get("secrets", {}).get("X-Key")):
+                continue  # nothing is too long for the memory
+            with pytest.raises(InvalidArgument) as caught:
+                await store.save(JOB, token, expires, **more)  # type: ignore[arg-type]
+            assert TOKEN not in shown_in(caught.value)
 
 
 @pytest.mark.anyio
 async def test_spoiled_files_do_not_make_it_shown(tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
-    await TokenStore(folder, provider=CallerKey(KEY)).save("j1", TOKEN, ORIGIN)
+    await TokenStore(folder, provider=CallerKey(KEY)).save(JOB, TOKEN, secrets={"X-Key": TOKEN})
     record = next(folder.glob("*.tok"))
     good = record.read_bytes()
-    for bad in (good[:-1], good[:-1] + bytes((good[-1] ^ 1,)), b"TWL2" + good[4:], b""):
+    for bad in (good[:-1], good[:-1] + bytes((good[-1] ^ 1,)), b"TWL1" + good[4:], b""):
         record.write_bytes(bad)
         with pytest.raises(TokenStoreError) as caught:
-            await TokenStore(folder, provider=CallerKey(KEY)).load("j1", ORIGIN)
+            await TokenStore(folder, provider=CallerKey(KEY)).read(JOB)
         for secret in (TOKEN, *spellings(KEY)):
             assert secret not in shown_in(caught.value)
     record.write_bytes(good)
+    found = await TokenStore(folder, provider=CallerKey(KEY)).read(JOB)
+    assert found is not None
     with pytest.raises(TokenStoreError) as caught:
-        await TokenStore(folder, provider=CallerKey(KEY)).load("j1", "https://evil.example:443")
+        found.for_address(ELSEWHERE.protocol, ELSEWHERE.address)
     assert TOKEN not in shown_in(caught.value)
 
 

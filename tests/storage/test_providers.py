@@ -16,15 +16,35 @@ from keyring.errors import KeyringLocked
 
 from towline._exceptions import Damaged, InvalidArgument, KeyUnavailable, Locked, TokenStoreError, WrongKey
 from towline._secret import Secret
-from towline.storage import CallerKey, CredentialKey, Kdf, KeyProvider, KeyringKey, NoKdf, PassphraseKey, TokenStore
+from towline.storage import (
+    CallerKey,
+    CredentialKey,
+    Kdf,
+    KeyProvider,
+    KeyringKey,
+    NoKdf,
+    PassphraseKey,
+    RecordKey,
+    TokenStore,
+)
 from towline.storage.keys import _keyring, _passphrase
 from towline.storage.keys._keyset import Argon2id, Scrypt
 
 pytestmark = pytest.mark.anyio
 
-ORIGIN = "https://api.example:443"
 KEY = bytes(range(32))
 KEY_TEXT = base64.b64encode(KEY).decode()
+
+
+def key(job: str) -> RecordKey:
+    """The key of a job's record."""
+    return RecordKey("towline", "https://api.example:443/ws/progress", job)
+
+
+async def token_of(store: TokenStore, job: str) -> Secret | None:
+    """The token on record for a job."""
+    record = await store.read(key(job))
+    return None if record is None else record.token
 
 
 @pytest.fixture(autouse=True)
@@ -38,24 +58,24 @@ def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- weak keys ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [b"", KEY[:31], KEY + b"!", bytes(32), b"hunter2hunter2hunter2hunter2hunt"])
-async def test_a_weak_key_is_refused(tmp_path: Path, key: bytes) -> None:
+@pytest.mark.parametrize("weak_key", [b"", KEY[:31], KEY + b"!", bytes(32), b"hunter2hunter2hunter2hunter2hunt"])
+async def test_a_weak_key_is_refused(tmp_path: Path, weak_key: bytes) -> None:
     class Weak:
         """A program's own provider that does not look."""
 
         source = "caller"
 
         def create(self) -> tuple[Kdf, bytes]:
-            return NoKdf(), key
+            return NoKdf(), weak_key
 
         def open(self, kdf: Kdf) -> bytes:
-            return key
+            return weak_key
 
     with pytest.raises(KeyUnavailable):
-        CallerKey(key)
+        CallerKey(weak_key)
     weak: KeyProvider = Weak()
     with pytest.raises(KeyUnavailable) as caught:
-        await TokenStore(tmp_path / "tokens", provider=weak).save("j1", "t", ORIGIN)
+        await TokenStore(tmp_path / "tokens", provider=weak).save(key("j1"), "t")
     assert "hunter2" not in str(caught.value)
     assert list((tmp_path / "tokens").iterdir()) == []
 
@@ -71,20 +91,20 @@ async def test_a_systemd_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "credentials").mkdir()
     credential = tmp_path / "credentials" / "towline-key"
     credential.write_text(text)
-    await TokenStore(tmp_path / "tokens").save("j1", "t", ORIGIN)
+    await TokenStore(tmp_path / "tokens").save(key("j1"), "t")
     assert not (tmp_path / "config").exists()
-    assert await TokenStore(tmp_path / "tokens").load("j1", ORIGIN) == Secret("t")
-    assert await TokenStore(tmp_path / "tokens", provider=CredentialKey()).load("j1", ORIGIN) == Secret("t")
+    assert await token_of(TokenStore(tmp_path / "tokens"), "j1") == Secret("t")
+    assert await token_of(TokenStore(tmp_path / "tokens", provider=CredentialKey()), "j1") == Secret("t")
     for bad in (text[1:], text + "\n\n", "A" * 5000, ""):
         credential.write_text(bad)
         with pytest.raises(KeyUnavailable):
-            await TokenStore(tmp_path / "tokens").load("j1", ORIGIN)
+            await token_of(TokenStore(tmp_path / "tokens"), "j1")
     credential.unlink()
     with pytest.raises(KeyUnavailable, match="cannot be read"):
-        await TokenStore(tmp_path / "tokens").load("j1", ORIGIN)
+        await token_of(TokenStore(tmp_path / "tokens"), "j1")
     monkeypatch.delenv("CREDENTIALS_DIRECTORY")
     with pytest.raises(KeyUnavailable, match="no systemd credential"):
-        await TokenStore(tmp_path / "tokens").load("j1", ORIGIN)
+        await token_of(TokenStore(tmp_path / "tokens"), "j1")
 
 
 # --- passphrase --------------------------------------------------------------------------------------------------
@@ -102,50 +122,50 @@ async def test_a_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arg
         return "café"
 
     store = TokenStore(tmp_path / "tokens", provider=PassphraseKey(ask))
-    assert await store.load("j1", ORIGIN) is None
+    assert await token_of(store, "j1") is None
     assert asked == []
-    await store.save("j1", "t", ORIGIN)
-    assert await store.load("j1", ORIGIN) == Secret("t")
+    await store.save(key("j1"), "t")
+    assert await token_of(store, "j1") == Secret("t")
     fresh = TokenStore(tmp_path / "tokens", provider=PassphraseKey(lambda: Secret("cafe\u0301")))
-    assert await fresh.load("j1", ORIGIN) == Secret("t")
+    assert await token_of(fresh, "j1") == Secret("t")
     assert (b"argon2id" if argon2 else b"scrypt") in (tmp_path / "tokens" / "keyset.json").read_bytes()
     with pytest.raises(WrongKey):
-        await TokenStore(tmp_path / "tokens", provider=PassphraseKey(lambda: "cafe")).load("j1", ORIGIN)
+        await token_of(TokenStore(tmp_path / "tokens", provider=PassphraseKey(lambda: "cafe")), "j1")
     with pytest.raises(InvalidArgument):
-        await TokenStore(tmp_path / "tokens", provider=PassphraseKey(lambda: "")).load("j1", ORIGIN)
+        await token_of(TokenStore(tmp_path / "tokens", provider=PassphraseKey(lambda: "")), "j1")
     with pytest.raises(KeyUnavailable, match="pass its provider as provider="):
-        await TokenStore(tmp_path / "tokens").load("j1", ORIGIN)
+        await token_of(TokenStore(tmp_path / "tokens"), "j1")
 
 
 async def test_a_person_is_asked_once_and_without_the_lock(tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
-    await TokenStore(folder, provider=PassphraseKey(lambda: "p")).save("j1", "t", ORIGIN)
+    await TokenStore(folder, provider=PassphraseKey(lambda: "p")).save(key("j1"), "t")
     other = TokenStore(folder, provider=PassphraseKey(lambda: "p"))
-    await other.load("j1", ORIGIN)
+    await token_of(other, "j1")
     asked: list[bool] = []
 
     def ask() -> str:
-        other._vault.change("j1", lambda old: None, begin=True)  # would wait if the lock were held
+        other._vault.change(key("j1"), lambda old: None, begin=True)  # would wait if the lock were held
         asked.append(True)
         return "p"
 
     store = TokenStore(folder, provider=PassphraseKey(ask))
     for _ in range(3):
-        assert await store.load("j1", ORIGIN) == Secret("t")
+        assert await token_of(store, "j1") == Secret("t")
     assert len(asked) == 1
 
 
 async def test_old_costs_are_noticed_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = TokenStore(tmp_path / "tokens", provider=PassphraseKey(lambda: "p"))
     assert await store.needs_rewrap() is False
-    await store.save("j1", "t", ORIGIN)
+    await store.save(key("j1"), "t")
     assert await store.needs_rewrap() is False
     monkeypatch.setattr(_passphrase, "MEMORY_KIB", 128)
     assert await store.needs_rewrap() is True
     await store.rewrap()
     assert await store.needs_rewrap() is False
     fresh = TokenStore(tmp_path / "tokens", provider=PassphraseKey(lambda: "p"))
-    assert await fresh.load("j1", ORIGIN) == Secret("t")
+    assert await token_of(fresh, "j1") == Secret("t")
 
 
 def test_what_counts_as_dated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,9 +182,9 @@ def test_what_counts_as_dated(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_passphrase_where_none_wrapped_the_store(tmp_path: Path) -> None:
     with pytest.raises(Damaged):
         PassphraseKey(lambda: "p").open(NoKdf())
-    await TokenStore(tmp_path / "tokens", provider=CallerKey(KEY)).save("j1", "t", ORIGIN)
+    await TokenStore(tmp_path / "tokens", provider=CallerKey(KEY)).save(key("j1"), "t")
     with pytest.raises(KeyUnavailable, match="'caller'"):
-        await TokenStore(tmp_path / "tokens", provider=PassphraseKey(lambda: "p")).load("j1", ORIGIN)
+        await token_of(TokenStore(tmp_path / "tokens", provider=PassphraseKey(lambda: "p")), "j1")
 
 
 # --- keyring, with backends of our own that pass for the real ones -------------------------------------------------
@@ -200,14 +220,14 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> Trusted:
 
 
 async def test_a_keyring_keeps_the_key(tmp_path: Path, trusted: Trusted) -> None:
-    await TokenStore(tmp_path / "tokens", provider=KeyringKey("app")).save("j1", "t", ORIGIN)
+    await TokenStore(tmp_path / "tokens", provider=KeyringKey("app")).save(key("j1"), "t")
     assert [service for service, _ in trusted.kept] == ["app"]
-    assert await TokenStore(tmp_path / "tokens", app="app").load("j1", ORIGIN) == Secret("t")
-    await TokenStore(tmp_path / "other", provider=KeyringKey("app")).save("j1", "t", ORIGIN)
+    assert await token_of(TokenStore(tmp_path / "tokens", app="app"), "j1") == Secret("t")
+    await TokenStore(tmp_path / "other", provider=KeyringKey("app")).save(key("j1"), "t")
     assert len(trusted.kept) == 2
     trusted.kept.clear()
     with pytest.raises(KeyUnavailable, match="no usable entry"):
-        await TokenStore(tmp_path / "tokens", app="app").load("j1", ORIGIN)
+        await token_of(TokenStore(tmp_path / "tokens", app="app"), "j1")
     with pytest.raises(Damaged):
         KeyringKey().open(NoKdf())
 
@@ -217,11 +237,11 @@ async def test_a_new_store_takes_the_keyring_if_it_can(
 ) -> None:
     monkeypatch.delenv("TOWLINE_KEY", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    await TokenStore(tmp_path / "tokens").save("j1", "t", ORIGIN)
+    await TokenStore(tmp_path / "tokens").save(key("j1"), "t")
     assert len(trusted.kept) == 1
     assert not (tmp_path / "config").exists()
     monkeypatch.setattr(keyring, "get_keyring", PlainText)
-    await TokenStore(tmp_path / "other").save("j1", "t", ORIGIN)
+    await TokenStore(tmp_path / "other").save(key("j1"), "t")
     assert (tmp_path / "config" / "towline" / "key").exists()
 
 
@@ -231,10 +251,10 @@ async def test_a_keyring_in_plain_text_is_refused(
     plain = PlainText()
     monkeypatch.setattr(keyring, "get_keyring", lambda: plain)
     with pytest.raises(KeyUnavailable, match="PlainText"):
-        await TokenStore(tmp_path / "tokens", provider=KeyringKey()).save("j1", "t", ORIGIN)
+        await TokenStore(tmp_path / "tokens", provider=KeyringKey()).save(key("j1"), "t")
     monkeypatch.setattr(ChainerBackend, "backends", [plain, trusted])
     monkeypatch.setattr(keyring, "get_keyring", ChainerBackend)
-    await TokenStore(tmp_path / "tokens", provider=KeyringKey()).save("j1", "t", ORIGIN)
+    await TokenStore(tmp_path / "tokens", provider=KeyringKey()).save(key("j1"), "t")
     assert (len(plain.kept), len(trusted.kept)) == (0, 1)
     monkeypatch.setattr(ChainerBackend, "backends", [])
     with pytest.raises(KeyUnavailable):
@@ -244,12 +264,12 @@ async def test_a_keyring_in_plain_text_is_refused(
 async def test_a_late_keyring_counts_as_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: Trusted
 ) -> None:
-    await TokenStore(tmp_path / "tokens", provider=KeyringKey()).save("j1", "t", ORIGIN)
+    await TokenStore(tmp_path / "tokens", provider=KeyringKey()).save(key("j1"), "t")
     user_is_back = threading.Event()
     monkeypatch.setattr(trusted, "get_password", lambda *_: user_is_back.wait(30))
     begun = time.monotonic()
     with pytest.raises(Locked, match="within"):
-        await TokenStore(tmp_path / "tokens", provider=KeyringKey(seconds=0.05)).load("j1", ORIGIN)
+        await token_of(TokenStore(tmp_path / "tokens", provider=KeyringKey(seconds=0.05)), "j1")
     assert time.monotonic() - begun < 20
     user_is_back.set()
 
@@ -269,7 +289,7 @@ async def test_a_keyring_that_fails(
 
     monkeypatch.setattr(trusted, "set_password", fail)
     with pytest.raises(error) as caught:
-        await TokenStore(tmp_path / "tokens", provider=KeyringKey()).save("j1", "t", ORIGIN)
+        await TokenStore(tmp_path / "tokens", provider=KeyringKey()).save(key("j1"), "t")
     assert caught.type is error
     assert "hunter2" not in str(caught.value)
     assert caught.value.__cause__ is None
@@ -316,17 +336,17 @@ async def test_without_a_home_the_store_says_what_to_set(tmp_path: Path, monkeyp
             TokenStore()
     store = TokenStore(tmp_path / "tokens")
     with pytest.raises(KeyUnavailable, match="no home folder for a key file; set TOWLINE_KEY, or set HOME"):
-        await store.save("j1", "t", ORIGIN)
+        await store.save(key("j1"), "t")
     monkeypatch.setenv("TOWLINE_KEY", KEY_TEXT)
-    await store.save("j1", "t", ORIGIN)
+    await store.save(key("j1"), "t")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    await TokenStore().save("j1", "t", ORIGIN)
+    await TokenStore().save(key("j1"), "t")
 
 
 @pytest.mark.usefixtures("homeless")
 async def test_a_key_file_that_cannot_be_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    await TokenStore(tmp_path / "tokens").save("j1", "t", ORIGIN)
+    await TokenStore(tmp_path / "tokens").save(key("j1"), "t")
     monkeypatch.delenv("XDG_CONFIG_HOME")
     with pytest.raises(KeyUnavailable, match="no home folder"):
-        await TokenStore(tmp_path / "tokens").read("j1")
+        await TokenStore(tmp_path / "tokens").read(key("j1"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from types import MappingProxyType
 
 import msgspec
@@ -11,9 +13,10 @@ from hypothesis import strategies as st
 
 from towline._exceptions import Damaged, InvalidArgument, UnknownVersion
 from towline._secret import Secret
-from towline.storage import Cursor, Record
-from towline.storage._aead import Cipher, record_cipher
-from towline.storage._record import Header, read_header, seal, unseal, with_cursor, with_end, with_token
+from towline.storage import Record, RecordKey
+from towline.storage._aead import Cipher, job_tag, record_cipher, tag_of
+from towline.storage._record import with_cursor, with_end, with_token
+from towline.storage._sealed import Header, read_header, seal, unseal
 from towline.storage.keys._keyset import Argon2id, Kdf, Keyset, NoKdf, Scrypt, Stored, parse, spell, unwrap, wrap
 
 KEY_ID = "00112233445566778899aabbccddeeff"
@@ -23,16 +26,41 @@ NONCE = bytes(12)
 
 texts = st.text(min_size=1, max_size=40)
 times = st.integers(0, 2**53 - 1).map(lambda ms: ms / 1000).filter(lambda s: s < 2**53 / 1000)
+seqs = st.integers(0, 2**63 - 1)
+visible = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=20)
+paths = visible.filter(lambda path: "?" not in path and "#" not in path)
+keys = st.builds(
+    RecordKey,
+    visible.filter(bool),
+    st.builds("{}://api.example:{}/{}".format, st.sampled_from(["http", "https"]), st.integers(1, 65535), paths),
+    texts,
+)
+
+
+def numbered(epoch: str, seq: int) -> str:
+    """A numbered cursor."""
+    return json.dumps({"seq": seq, "epoch": epoch})
+
+
+marks = texts.map(lambda text: json.dumps({"mark": text}))
+parameters = (
+    st.text(max_size=40)
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(0.0001, 2**53)
+    | st.floats(-(2**53), -0.0001)
+    | st.sampled_from([0.0, -0.0])
+)
 records = st.builds(
     Record,
-    job=texts,
-    origin=texts,
+    key=keys,
     token=st.none() | texts.map(Secret),
     expires=st.none() | times,
     saved=times,
-    cursor=st.none() | st.builds(Cursor, texts, st.integers(0, 2**63 - 1)),
+    cursor=st.none() | st.builds(numbered, texts, seqs) | marks,
     outcome=st.none() | st.just("{}"),
-    context=st.dictionaries(texts, st.text(max_size=40), max_size=3).map(MappingProxyType),
+    parameters=st.dictionaries(texts, parameters, max_size=3).map(MappingProxyType),
+    secrets=st.dictionaries(texts, st.text(max_size=40).map(Secret), max_size=3).map(MappingProxyType),
 )
 
 
@@ -74,7 +102,7 @@ def test_no_bytes_at_all_are_taken_for_a_record(data: bytes) -> None:
 
 @given(st.binary(max_size=700))
 def test_no_plaintext_but_the_right_one_is_taken(plain: bytes) -> None:
-    clear = b"TWL1\x01\0\0\0" + bytes.fromhex(KEY_ID) + bytes(8) + NONCE
+    clear = b"TWL2\x01\0\0\0" + bytes.fromhex(KEY_ID) + bytes(8) + NONCE
     with pytest.raises(Damaged):
         opened(clear + CIPHER.seal(NONCE, plain + b" " * (-len(plain) % 256), clear + TAG))
 
@@ -95,7 +123,7 @@ def keyset(kdf: Kdf, roots: int) -> Keyset:
         for n in range(roots)
     ]
     names = wrap(bytes(32), WRAPPING, "name", key_id="f" * 32, made=0, source="file", kdf=kdf, nonce=NONCE)
-    return Keyset(v=1, primary=entries[-1].id, keys=tuple(entries), names=names)
+    return Keyset(v=2, primary=entries[-1].id, keys=tuple(entries), names=names)
 
 
 @given(kdfs, st.integers(1, 4))
@@ -121,35 +149,51 @@ def test_no_other_bytes_are_a_keyset(data: st.DataObject) -> None:
             parse(bad)
 
 
-@given(records, texts, st.integers(0, 2**63 - 1))
-def test_a_cursor_changes_nothing_else_and_never_goes_back(record: Record, epoch: str, seq: int) -> None:
-    new = with_cursor(record, Cursor(epoch, seq), now=1)
-    old = record.cursor
-    if old is not None and old.epoch == epoch and old.seq >= seq:
-        assert new is record
-    else:
-        assert new.cursor == Cursor(epoch, seq)
-    assert (new.job, new.origin, new.token, new.outcome) == (record.job, record.origin, record.token, record.outcome)
-    again = with_cursor(new, Cursor(epoch, seq), now=2)
-    assert again is new
+@given(records, texts, seqs, seqs)
+def test_a_cursor_changes_nothing_else_and_never_goes_back(record: Record, epoch: str, first: int, second: int) -> None:
+    once = with_cursor(record, numbered(epoch, first), now=1)
+    twice = with_cursor(once, numbered(epoch, second), now=2)
+    reached = max(first, seq_of(record, epoch))
+    assert seq_of(twice, epoch) == max(second, reached)
+    assert (twice is once) is (second <= reached)
+    assert replace(twice, cursor=None, saved=0) == replace(record, cursor=None, saved=0)
+    assert with_cursor(twice, numbered(f"{epoch}+", 0), now=3).cursor == numbered(f"{epoch}+", 0)
 
 
-@given(records, st.integers(max_value=-1) | st.integers(min_value=2**63))
-def test_a_cursor_that_no_record_can_hold_is_refused(record: Record, seq: int) -> None:
+def seq_of(record: Record, epoch: str) -> int:
+    """The number that a record's cursor has reached in `epoch`; -1 for none."""
+    found = json.loads(record.cursor or "{}")
+    return int(found["seq"]) if found.get("epoch") == epoch else -1
+
+
+@given(records, marks)
+def test_a_mark_replaces_any_cursor(record: Record, mark: str) -> None:
+    new = with_cursor(record, mark, now=1)
+    assert new.cursor == mark
+    assert with_cursor(new, mark, now=2) is new
+
+
+@given(records, st.integers(max_value=-1) | st.integers(min_value=2**63) | st.floats() | texts)
+def test_a_cursor_that_no_record_can_hold_is_refused(record: Record, seq: object) -> None:
     with pytest.raises(InvalidArgument):
-        with_cursor(record, Cursor("e", seq), now=1)
+        with_cursor(record, json.dumps({"seq": seq, "epoch": "e"}), now=1)
 
 
 @given(records, records)
-def test_a_saved_token_keeps_what_belongs_to_its_origin(old: Record, new: Record) -> None:
-    saved = with_token(
-        old, job=old.job, origin=new.origin, token=new.token, expires=new.expires, context=None, now=new.saved
-    )
-    assert (saved.token, saved.origin, saved.expires, saved.saved) == (new.token, new.origin, new.expires, new.saved)
-    same = old.origin == new.origin
-    assert (saved.cursor, saved.outcome, saved.context) == (
-        (old.cursor, old.outcome, old.context) if same else (None, None, {})
-    )
+def test_a_save_keeps_what_it_does_not_give(old: Record, new: Record) -> None:
+    kept = with_token(old, old.key, token=new.token, expires=new.expires, parameters=None, secrets=None, now=new.saved)
+    assert kept == replace(old, token=new.token, expires=new.expires, saved=new.saved)
+    given = {"parameters": new.parameters, "secrets": new.secrets}
+    replaced = with_token(old, old.key, token=None, expires=None, now=new.saved, **given)  # type: ignore[arg-type]
+    assert replaced == replace(old, token=None, expires=None, saved=new.saved, **given)  # type: ignore[arg-type]
+
+
+@given(keys, keys)
+def test_each_key_has_its_own_name_and_each_job_its_own_beginning(one: RecordKey, other: RecordKey) -> None:
+    first, second = (tag_of(bytes(32), key.protocol, key.address, key.job) for key in (one, other))
+    assert (first == second) is (one == other)
+    assert (first[:8] == second[:8]) is (one.job == other.job)
+    assert job_tag(bytes(32), one.job) == first[:8]
 
 
 @given(records)

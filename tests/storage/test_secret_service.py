@@ -27,14 +27,14 @@ import secretstorage
 from towline import storage
 from towline._exceptions import TokenStoreError
 
-ORIGIN = "https://api.example:443"
+JOB = storage.RecordKey("towline", "https://api.example:443/ws/progress", "j1")
 folder = Path(sys.argv[1])
 
 
 def say(what, call):
     try:
         value = asyncio.run(call)
-        print(json.dumps([what, "" if value is None else value.reveal()]))
+        print(json.dumps([what, "" if value is None else value.token.reveal()]))
     except TokenStoreError as exc:
         print(json.dumps([what, type(exc).__name__]))
 
@@ -46,19 +46,19 @@ def store():
 """
 
 NO_COLLECTION = """
-say("no collection", store().save("j1", "t-1", ORIGIN))  # the service is started by D-Bus, and would ask
+say("no collection", store().save(JOB, "t-1"))  # the service is started by D-Bus, and would ask
 """
 
 UNLOCKED = """
 subprocess.run(["gnome-keyring-daemon", "--unlock", "--components=secrets"], input=b"login", check=True,
                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-say("save", store().save("j1", "t-1", ORIGIN))
-say("load", store().load("j1", ORIGIN))
-say("the store's own choice", storage.TokenStore(folder, app="towline-test").load("j1", ORIGIN))
+say("save", store().save(JOB, "t-1"))
+say("load", store().read(JOB))
+say("the store's own choice", storage.TokenStore(folder, app="towline-test").read(JOB))
 bus = secretstorage.dbus_init()
 collection = secretstorage.Collection(bus, "/org/freedesktop/secrets/aliases/default")
 collection.lock()
-say("locked", store().load("j1", ORIGIN))
+say("locked", store().read(JOB))
 """
 
 

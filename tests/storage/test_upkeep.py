@@ -9,12 +9,22 @@ import pytest
 
 from towline._exceptions import Damaged, KeyUnavailable, UnsafePermissions, WriteFailed, WrongKey
 from towline._secret import Secret
-from towline.storage import CallerKey, KeyFile, TokenStore, Verification
+from towline.storage import CallerKey, KeyFile, RecordKey, TokenStore, Verification
 
 pytestmark = pytest.mark.anyio
 
-ORIGIN = "https://api.example:443"
 KEY = bytes(range(32))
+
+
+def key(job: str) -> RecordKey:
+    """The key of a job's record."""
+    return RecordKey("towline", "https://api.example:443/ws/progress", job)
+
+
+async def token_of(store: TokenStore, job: str) -> Secret | None:
+    """The token on record for a job."""
+    record = await store.read(key(job))
+    return None if record is None else record.token
 
 
 @pytest.fixture
@@ -45,7 +55,7 @@ async def save(store: TokenStore, *jobs: str) -> dict[str, Path]:
     files = {}
     for job in jobs:
         before = set(store.folder.glob("*.tok"))
-        await store.save(job, f"token of {job}", ORIGIN)
+        await store.save(key(job), f"token of {job}")
         files[job] = file_of(store.folder, before)
     return files
 
@@ -57,7 +67,7 @@ async def test_a_rotation_seals_all_anew_and_forgets_the_old_key(store: TokenSto
     before = {path: path.read_bytes() for path in files.values()}
     old = ids(folder)
     other = TokenStore(folder, provider=CallerKey(KEY))
-    assert await other.load("a", ORIGIN) == Secret("token of a")
+    assert await token_of(other, "a") == Secret("token of a")
     (folder / "0.tmp").touch(0o600)
     assert await store.rotate() == 2
     assert len(ids(folder)) == 1
@@ -66,11 +76,11 @@ async def test_a_rotation_seals_all_anew_and_forgets_the_old_key(store: TokenSto
         ["keyset.json", *(path.name for path in files.values())]
     )
     for one in (store, other, TokenStore(folder, provider=CallerKey(KEY))):
-        assert await one.load("a", ORIGIN) == Secret("token of a")
-        assert await one.jobs() == ["a", "b"]
+        assert await token_of(one, "a") == Secret("token of a")
+        assert await one.jobs() == [key("a"), key("b")]
     files["a"].write_bytes(before[files["a"]])  # a copy from before the rotation is of no use to anybody
     with pytest.raises(Damaged, match="does not have the key"):
-        await store.load("a", ORIGIN)
+        await token_of(store, "a")
 
 
 async def test_a_damaged_record_keeps_the_key_it_was_sealed_with(store: TokenStore, folder: Path) -> None:
@@ -81,13 +91,13 @@ async def test_a_damaged_record_keeps_the_key_it_was_sealed_with(store: TokenSto
     with pytest.raises(Damaged, match="2 records cannot be read"):
         await store.rotate()
     assert len(ids(folder)) == 2
-    assert await store.load("a", ORIGIN) == Secret("token of a")
+    assert await token_of(store, "a") == Secret("token of a")
     files["b"].write_bytes(good)
     files["c"].chmod(0o600)
-    assert await store.load("b", ORIGIN) == Secret("token of b")
+    assert await token_of(store, "b") == Secret("token of b")
     assert await store.rotate() == 3
     assert len(ids(folder)) == 1
-    assert await store.jobs() == ["a", "b", "c"]
+    assert await store.jobs() == [key("a"), key("b"), key("c")]
 
 
 async def test_keys_that_no_record_names_do_not_pile_up(store: TokenStore, folder: Path) -> None:
@@ -98,7 +108,7 @@ async def test_keys_that_no_record_names_do_not_pile_up(store: TokenStore, folde
         with pytest.raises(Damaged):
             await store.rotate()
     assert len(ids(folder)) == 1
-    assert await store.load("a", ORIGIN) == Secret("token of a")
+    assert await token_of(store, "a") == Secret("token of a")
 
 
 async def test_a_keyset_full_of_keys_is_not_written(store: TokenStore, folder: Path) -> None:
@@ -108,7 +118,7 @@ async def test_a_keyset_full_of_keys_is_not_written(store: TokenStore, folder: P
         for _ in range(100):
             with pytest.raises(Damaged):
                 await store.rotate()
-    assert await store.load("a", ORIGIN) == Secret("token of a")
+    assert await token_of(store, "a") == Secret("token of a")
     files["b"].chmod(0o600)
     assert await store.rotate() == 2
     assert len(ids(folder)) == 1
@@ -120,15 +130,15 @@ async def test_another_provider_takes_over(store: TokenStore, folder: Path, tmp_
     key_file = KeyFile(tmp_path / "config" / "key")
     await store.rewrap(key_file)
     assert {path: path.read_bytes() for path in files.values()} == before
-    assert await store.load("a", ORIGIN) == Secret("token of a")
-    assert await TokenStore(folder, provider=key_file).load("a", ORIGIN) == Secret("token of a")
+    assert await token_of(store, "a") == Secret("token of a")
+    assert await token_of(TokenStore(folder, provider=key_file), "a") == Secret("token of a")
     with pytest.raises(KeyUnavailable, match="'file'"):
-        await TokenStore(folder, provider=CallerKey(KEY)).load("a", ORIGIN)
+        await token_of(TokenStore(folder, provider=CallerKey(KEY)), "a")
     await store.rewrap(CallerKey(KEY[::-1]))
     with pytest.raises(WrongKey):
-        await TokenStore(folder, provider=CallerKey(KEY)).load("a", ORIGIN)
+        await token_of(TokenStore(folder, provider=CallerKey(KEY)), "a")
     await store.rotate()
-    assert await TokenStore(folder, provider=CallerKey(KEY[::-1])).jobs() == ["a", "b"]
+    assert await TokenStore(folder, provider=CallerKey(KEY[::-1])).jobs() == [key("a"), key("b")]
 
 
 async def test_a_store_that_was_not_begun_takes_the_new_provider(
@@ -136,7 +146,7 @@ async def test_a_store_that_was_not_begun_takes_the_new_provider(
 ) -> None:
     await store.rewrap(KeyFile(tmp_path / "config" / "key"))
     assert not folder.exists()
-    await store.save("a", "t", ORIGIN)
+    await store.save(key("a"), "t")
     assert b'"file"' in (folder / "keyset.json").read_bytes()
 
 
@@ -145,11 +155,11 @@ async def test_rewrapping_by_the_same_kind_does_not_look_at_the_environment(
 ) -> None:
     monkeypatch.delenv("TOWLINE_KEY", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    await TokenStore(tmp_path / "tokens").save("a", "t", ORIGIN)
+    await TokenStore(tmp_path / "tokens").save(key("a"), "t")
     monkeypatch.setenv("TOWLINE_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
     await TokenStore(tmp_path / "tokens").rewrap()
     assert b'"file"' in (tmp_path / "tokens" / "keyset.json").read_bytes()
-    assert await TokenStore(tmp_path / "tokens").load("a", ORIGIN) == Secret("t")
+    assert await token_of(TokenStore(tmp_path / "tokens"), "a") == Secret("t")
 
 
 async def test_verify_names_what_is_wrong_and_changes_nothing(store: TokenStore, folder: Path) -> None:
@@ -161,7 +171,7 @@ async def test_verify_names_what_is_wrong_and_changes_nothing(store: TokenStore,
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     found = await store.verify()
     assert not found.is_sound
-    assert [record.job for record in found.records] == ["a", "d"]
+    assert [record.key.job for record in found.records] == ["a", "d"]
     assert {(type(error), error.path) for error in found.findings} == {
         (Damaged, files["b"]),
         (UnsafePermissions, files["c"]),

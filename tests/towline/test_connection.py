@@ -28,6 +28,7 @@ from towline import (
     StateUnreachable,
 )
 from towline.engine.delivery import INBOX_LIMIT
+from towline.storage import RecordKey
 from towline.testing import FaultProxy, MemoryLink, ScriptedServer
 
 pytestmark = pytest.mark.anyio
@@ -160,7 +161,10 @@ async def test_before_it_is_entered_nothing_is_lawful_but_cancel(follow: Follow)
 
 async def test_cancel_while_the_store_is_read(follow: Follow) -> None:
     class Slow(MemoryTokenStore):
-        async def read(self, job: str) -> Any:
+        async def find(self, job: str) -> Any:
+            await anyio.sleep_forever()
+
+        async def read(self, key: RecordKey) -> Any:
             await anyio.sleep_forever()
 
     async with ScriptedServer() as server:

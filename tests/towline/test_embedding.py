@@ -31,7 +31,7 @@ from towline import (
     UnexpectedFailure,
 )
 from towline.statemachine import replay
-from towline.storage import Record
+from towline.storage import Record, RecordKey
 from towline.testing import ScriptedServer, run_virtual
 
 pytestmark = pytest.mark.anyio
@@ -390,7 +390,7 @@ class Broken:
         await self._fail()
         return await self.server.network.connect(*args, **options)
 
-    async def read(self, job: str) -> Record | None:
+    async def read(self, key: RecordKey) -> Record | None:
         await self._fail()
         return None
 
@@ -403,7 +403,7 @@ class Broken:
     async def mark_ended(self, *args: Any) -> None:
         await self._fail()
 
-    async def delete(self, job: str) -> None: ...
+    async def delete(self, key: RecordKey) -> None: ...
 
 
 FAILURES = [OSError(5, "broken"), ValueError("mine"), ExceptionGroup("g", [KeyError()]), wait_for_something_cancelled]

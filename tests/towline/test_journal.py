@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 
 from towline import (
+    AmbiguousJob,
     Connection,
     Damaged,
     InvalidArgument,
@@ -23,12 +24,20 @@ from towline import (
     WriteFailed,
 )
 from towline._updates import dump_outcome, load_outcome
+from towline.engine.journal import dump_cursor, load_cursor
+from towline.engine.sequencer import Cursor
+from towline.storage import Parameter, RecordKey
 from towline.testing import ScriptedServer
 
 pytestmark = pytest.mark.anyio
 RESULT = {"books": [], "errors": [], "successRate": "1/1"}
-ORIGIN = "http://hub:80"
+ADDRESS = "http://hub:80/ws/progress"
 Follow = Callable[..., Connection]
+
+
+def key(job: str, address: str = ADDRESS, protocol: str = "towline") -> RecordKey:
+    """The key of a job's record."""
+    return RecordKey(protocol, address, job)
 
 
 class Store(MemoryTokenStore):
@@ -39,24 +48,17 @@ class Store(MemoryTokenStore):
         self.saves: list[tuple[float, int]] = []
         self.broken = False
 
-    async def save(
-        self,
-        job: str,
-        token: Secret | str | None,
-        origin: str,
-        expires: float | None = None,
-        *,
-        context: Mapping[str, str] | None = None,
-    ) -> None:
+    async def save(self, key: RecordKey, token: Secret | str | None, expires: float | None = None, **maps: Any) -> None:
         if self.broken:
             raise WriteFailed("the disk is full")
-        await super().save(job, token, origin, expires, context=context)
+        await super().save(key, token, expires, **maps)
 
-    async def save_cursor(self, job: str, epoch: str, seq: int) -> bool:
+    async def save_cursor(self, key: RecordKey, cursor: bytes | str) -> bool:
         if self.broken:
             raise WriteFailed("the disk is full")
-        self.saves.append((anyio.current_time(), seq))
-        return await super().save_cursor(job, epoch, seq)
+        assert isinstance(cursor, str)
+        self.saves.append((anyio.current_time(), load_cursor(cursor).seq))
+        return await super().save_cursor(key, cursor)
 
 
 async def test_a_job_is_taken_up_by_its_id_alone(follow: Follow, server: ScriptedServer) -> None:
@@ -68,9 +70,9 @@ async def test_a_job_is_taken_up_by_its_id_alone(follow: Follow, server: Scripte
         async for update in line:
             if update.seq == 2:
                 break
-    record = await store.read("j2")
+    record = await store.read(key("j2"))
     assert record is not None
-    assert record.cursor == ("e1", 1), "the second was in hand, and is told again"
+    assert record.cursor == '{"seq":1,"epoch":"e1"}', "the second was in hand, and is told again"
     async with Connection(job="j2", store=store, network=server.network, allow_insecure=True) as line:
         job.complete(RESULT)
         seen = [update.seq async for update in line if update.seq]
@@ -86,7 +88,7 @@ async def test_the_end_is_marked_once_taken_and_given_again_without_a_dial(
     async with follow(server, store=store) as line:
         await line.wait_for(State.IDLE)
         assert line.outcome is not None
-    record = await store.read("j1")
+    record = await store.read(key("j1"))
     assert record is not None
     assert not record.ended, "nobody took it"
     async with follow(server, store=store) as line:
@@ -150,9 +152,9 @@ async def test_cancelling_the_owner_still_saves_where_it_was(follow: Follow, ser
             job.progress(0.2)
             async for _ in line:
                 pass
-    record = await store.read("j1")
+    record = await store.read(key("j1"))
     assert record is not None
-    assert record.cursor == ("e1", 2)
+    assert record.cursor == '{"seq":2,"epoch":"e1"}'
 
 
 async def test_another_token_given_later_is_put_on_record(follow: Follow, server: ScriptedServer) -> None:
@@ -163,23 +165,128 @@ async def test_another_token_given_later_is_put_on_record(follow: Follow, server
             line.connect()
         line.connect(token="t1")
         await line.wait_for(State.CONNECTED, timeout=10)
-    assert await store.load("j1", ORIGIN) == Secret("t1")
+    record = await store.read(key("j1"))
+    assert record is not None
+    assert record.token == Secret("t1")
 
 
-async def test_a_token_for_another_origin_is_not_used(server: ScriptedServer) -> None:
+@pytest.mark.parametrize(
+    "other", [key("j1", "https://elsewhere:443/ws/progress"), key("j1", "http://hub:80/other"), key("j1", protocol="x")]
+)
+async def test_a_token_for_another_server_is_not_used(server: ScriptedServer, other: RecordKey) -> None:
     store = Store()
-    await store.save("j1", "t1", "https://elsewhere:443")
-    with pytest.raises(RecordMismatch):
-        async with Connection("ws://hub/", job="j1", store=store, network=server.network, allow_insecure=True):
+    await store.save(other, "hunter2")
+    url = "ws://hub/ws/progress?key=hunter2"
+    with pytest.raises(RecordMismatch) as caught:
+        async with Connection(url, job="j1", store=store, network=server.network, allow_insecure=True):
             pass
+    assert f"{other.protocol} at {other.address}" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
     assert server.network.dials == []
+
+
+async def test_a_record_is_used_only_where_its_key_says(server: ScriptedServer) -> None:
+    """What a program saved with a URL of another server than its address, or for a protocol that this is not."""
+    for other in (key("j1", "http://hub:80/other"), key("j1", protocol="x")):
+        store = Store()
+        await store.save(other, "hunter2", parameters={"url": "ws://hub/ws/progress"})
+        with pytest.raises(RecordMismatch, match="not of towline at http://hub:80/ws/progress"):
+            async with Connection(job="j1", store=store, network=server.network, allow_insecure=True):
+                pass
+    assert server.network.dials == []
+
+
+@pytest.mark.parametrize("places", [("one:80/ws", "two:80/ws"), ("hub:80/one/ws", "hub:80/two/ws")])
+async def test_two_servers_may_have_a_job_of_the_same_id(follow: Follow, places: tuple[str, str]) -> None:
+    """Two hosts, or two paths of one: each resume goes on at its own server, with its own token and position."""
+    store = Store()
+    async with ScriptedServer() as one, ScriptedServer() as two:
+        urls = [f"ws://{place}" for place in places]
+        addresses = [f"http://{place}" for place in places]
+        servers = list(zip((one, two), urls, ("t-one", "t-two"), (1, 2), strict=True))
+        for server, url, token, count in servers:
+            job = server.job("1", token=token)
+            async with follow(server, url=url, job="1", token=token, store=store) as line:
+                await line.wait_for(State.CONNECTED)
+                for number in range(count + 1):
+                    job.progress(number / 10)
+                async for update in line:
+                    if update.seq == count + 1:
+                        break
+        dials = len(one.network.dials)
+        with pytest.raises(AmbiguousJob) as caught:
+            async with Connection(job="1", store=store, network=one.network, allow_insecure=True):
+                pass
+        assert caught.value.servers == tuple(f"towline at {address}" for address in addresses)
+        assert all(server in str(caught.value) for server in caught.value.servers)
+        assert "t-one" not in str(caught.value)
+        assert len(one.network.dials) == dials
+        for server, url, _, count in servers:
+            async with Connection(url, job="1", store=store, network=server.network, allow_insecure=True) as line:
+                server._jobs["1"].complete(RESULT)
+                assert [update.seq async for update in line if update.seq] == [count + 1, count + 2]
+        await store.delete(key("1", addresses[0]))
+        async with Connection(job="1", store=store, network=two.network, allow_insecure=True) as line:
+            assert isinstance(await line.result(), JobComplete)
+
+
+async def test_a_server_with_a_token_begins_its_own_record(follow: Follow, server: ScriptedServer) -> None:
+    """Another server's record of the same id neither stops it nor is changed."""
+    store = Store()
+    other = key("j1", "https://elsewhere:443/ws/progress")
+    await store.save(other, "t-other")
+    await store.save_cursor(other, '{"seq":9,"epoch":"e1"}')
+    before = await store.read(other)
+    server._jobs["j1"].progress(0.5)
+    async with follow(server, store=store) as line:
+        assert [update.seq async for update in _first(line)] == [1]
+    assert await store.read(other) == before
+    assert await store.jobs() == [key("j1"), other]
+
+
+async def _first(line: Connection) -> Any:
+    async for update in line:
+        if update.seq:
+            yield update
+            return
+
+
+@pytest.mark.parametrize("parameters", [{}, {"url": 7}])
+async def test_a_record_without_a_url_needs_one(server: ScriptedServer, parameters: dict[str, Parameter]) -> None:
+    store = Store()
+    await store.save(key("j1"), "t1", parameters=parameters)
+    with pytest.raises(InvalidArgument, match="pass url="):
+        async with Connection(job="j1", store=store, network=server.network, allow_insecure=True):
+            pass
+    async with Connection("ws://hub/ws/progress", job="j1", store=store, network=server.network, allow_insecure=True):
+        pass
+
+
+async def test_an_api_of_another_origin_is_kept(follow: Follow, server: ScriptedServer) -> None:
+    store = Store()
+    async with follow(server, store=store, api_origin="http://api") as line:
+        await line.wait_for(State.CONNECTED)
+    record = await store.read(key("j1"))
+    assert record is not None
+    assert dict(record.parameters) == {"url": "ws://hub/ws/progress", "api_origin": "http://api:80"}
+    async with Connection(job="j1", store=store, network=server.network, allow_insecure=True) as line:
+        await line.wait_for(State.CONNECTED)
+    assert [dial.host for dial in server.network.dials].count("api") == 2
+
+
+def test_a_position_is_what_was_saved() -> None:
+    assert dump_cursor(Cursor("e1", 7)) == '{"seq":7,"epoch":"e1"}'
+    assert load_cursor(dump_cursor(Cursor("é", 0))) == Cursor("é", 0)
+    for other in ('{"mark":"m"}', "{}", "7", '{"seq":"7","epoch":"e"}'):
+        with pytest.raises(Damaged, match="position"):
+            load_cursor(other)
 
 
 async def test_a_damaged_record_is_an_error_without_a_token_and_none_with_one(
     follow: Follow, server: ScriptedServer
 ) -> None:
     class BadStore(Store):
-        async def read(self, job: str) -> Any:
+        async def read(self, key: RecordKey) -> Any:
             raise Damaged("a file is not what was written")
 
     with pytest.raises(Damaged):
@@ -237,9 +344,9 @@ async def test_what_is_written_with_a_final_dot_and_below_a_path_is_resumed_ther
     store, job = Store(), server.job("j2", token="t2")
     async with follow(server, url="ws://hub./jobs/ws/progress", job="j2", token="t2", store=store) as line:
         await line.wait_for(State.CONNECTED)
-    record = await store.read("j2")
+    record = await store.read(key("j2", "http://hub:80/jobs/ws/progress"))
     assert record is not None
-    assert (record.origin, record.context) == ("http://hub:80", {"url": "ws://hub./jobs/ws/progress"})
+    assert dict(record.parameters) == {"url": "ws://hub./jobs/ws/progress"}
     async with Connection(job="j2", store=store, network=server.network, allow_insecure=True) as line:
         await line.wait_for(State.CONNECTED)
         job.complete(RESULT)

@@ -21,10 +21,11 @@ from .._secret import Secret
 from .._text import escape
 from ..host._attach import attach
 from ..host._interrupts import WINDOW, Interruption, watch_interrupts
+from ..protocols import NAME
 from ..sources import JobCalls
 from ..sources.job_calls import PROGRESS_PATH
 from ..statemachine import Policy
-from ..storage import TokenStore
+from ..storage import RecordKey, TokenStore
 from ..transport import Upload, parse_url
 from ._exit import ExitCode, code_of
 from ._output_file import output_file
@@ -87,7 +88,8 @@ def import_csv(
             with chosen_view(json=json) as view:
                 view.note(type="job", job=started.job)
                 if detach:
-                    await tokens.save(started.job, started.token, str(hub.origin), context={"url": where})
+                    key = RecordKey(NAME, hub.at(path + PROGRESS_PATH).address, started.job)
+                    await tokens.save(key, started.token, parameters={"url": where})
                     return ExitCode.COMPLETE
                 line = Connection(
                     where,
@@ -109,7 +111,8 @@ def import_csv(
 def watch(
     job: Annotated[str, typer.Argument(help="Id of the job; write -- before an id that starts with a dash.")],
     url: Annotated[
-        str | None, typer.Option("--url", help="URL of the job's stream: ws(s)://… Default: the stored one.")
+        str | None,
+        typer.Option("--url", help="URL of the job's stream: ws(s)://… Default: the stored one, if there is only one."),
     ] = None,
     token_file: TokenFileOption = None,
     json: JsonOption = False,
@@ -136,9 +139,8 @@ def watch(
                     policy=policy,
                     on_state=view.state,
                 )
-                return await _follow(
-                    line, view, write_history, resume_command(job, store, allow_insecure=allow_insecure)
-                )
+                resume = resume_command(job, store, url, allow_insecure=allow_insecure)
+                return await _follow(line, view, write_history, resume)
 
         code = anyio.run(run, backend=backend)
     raise typer.Exit(code)
@@ -197,9 +199,14 @@ async def _follow(line: Connection, view: View, write_history: Callable[[bytes],
     return ExitCode.INTERRUPTED if line.outcome is None else code_of(line.outcome)
 
 
-def resume_command(job: str, store: Path | None, *, allow_insecure: bool = False) -> str:
-    """Make the command that follows a stored job, from any folder."""
+def resume_command(job: str, store: Path | None, url: str | None = None, *, allow_insecure: bool = False) -> str:
+    """Make the command that follows a stored job, from any folder.
+
+    A URL that the user had to give is needed again, but one with a query is not printed: it may hold a secret.
+    """
     options = ["--allow-insecure"] if allow_insecure else []
+    if url is not None and "?" not in url:
+        options += ["--url", url]
     if store is not None:
         options += ["--store", str(store.absolute())]
     # `--` lets an id start with a dash.

@@ -8,8 +8,9 @@ from typing import Final
 
 import typer
 
+from ..protocols import NAME
 from ..sources.job_calls import PROGRESS_PATH
-from ..storage import TokenStore
+from ..storage import RecordKey, TokenStore
 from ..transport import parse_url
 from ._follow import resume_command
 
@@ -32,11 +33,15 @@ def serve_sample(host: str, port: int, database: Path, files: Path, row_delay: f
 
     async def start_job(url: str) -> None:
         job, is_new = await start_sample(hub, SAMPLE_FILE.read_bytes())
-        if is_new:  # a record is about the job with this id on another hub, in another folder
-            await tokens.delete(job.job_id)
-        origin = str(parse_url(url, schemes=("http",)).origin)
         stream = f"ws{url.removeprefix('http')}{PROGRESS_PATH}"
-        await tokens.save(job.job_id, job.token, origin, context={"url": stream})
+        key = RecordKey(NAME, parse_url(stream).address, job.job_id)
+        if is_new:  # the record is about the job with this id of another folder's hub
+            await tokens.delete(key)
+        # Only one record may have this id, because people follow the sample by its id alone.
+        for record in await tokens.find(job.job_id):
+            if record.key != key:
+                await tokens.delete(record.key)
+        await tokens.save(key, job.token, parameters={"url": stream})
         typer.echo(
             "A sample job is running. Follow it from another terminal:\n"
             f"  {resume_command(job.job_id, store)}\n"

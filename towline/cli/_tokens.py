@@ -1,4 +1,4 @@
-"""`towline tokens`: list and maintain the token store. Only `show --reveal` prints a token."""
+"""`towline tokens`: list and maintain the token store. Only `show --reveal` prints a token or another secret."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ import typer
 
 from .. import _exceptions as errors
 from .._text import escape
-from ..storage import KeyFile, PassphraseKey, Record, TokenStore, Verification
+from ..protocols import NAME
+from ..storage import KeyFile, PassphraseKey, Record, RecordKey, TokenStore, Verification
+from ..storage._record import check_cursor
+from ..transport import parse_url
 from ._exit import ExitCode, fail
 from ._follow import JsonOption, StoreOption
 
 _T = TypeVar("_T")
 
 JobArgument = Annotated[str, typer.Argument(help="Id of the job.", metavar="JOB")]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", help="URL of the job's stream, if several servers' jobs with this id are stored."),
+]
 
 # What the user can do; subclasses come before their base classes.
 ADVICE: Final[tuple[tuple[type[errors.TokenStoreError], str], ...]] = (
@@ -36,11 +43,15 @@ ADVICE: Final[tuple[tuple[type[errors.TokenStoreError], str], ...]] = (
     (
         errors.Damaged,
         "The file was changed or cut short; Towline left it as it is. `towline tokens verify` lists all such files. "
-        "Delete the job's record (or the file), and pass the token again.",
+        "Delete the file, or the record with `towline tokens delete JOB --url URL`, and pass the token again.",
     ),
     (errors.RecordMismatch, "The record belongs to another job or server. Delete it and pass the token again."),
+    (errors.AmbiguousJob, "`towline tokens list` shows the address of each; pass one with --url."),
     (errors.UnsafePermissions, "Remove the access of other users: chmod -R go-rwx FOLDER."),
-    (errors.UnknownVersion, "Upgrade Towline, or use the program that wrote this store."),
+    (
+        errors.UnknownVersion,
+        "Use the version of Towline that wrote it, or start over with `towline tokens delete --all`.",
+    ),
     (errors.ReadFailed, "Check the permissions of the folder and the disk, and try again."),
     (errors.WriteFailed, "Check the free space on the disk and the permissions of the folder, and try again."),
 )
@@ -61,40 +72,52 @@ def list_jobs(store: StoreOption = None, json: JsonOption = False) -> None:
     _report(found.findings)
 
 
-@app.command(help="Show a job's record; the token only with --reveal.")
+@app.command(help="Show a job's record; the token and other secrets only with --reveal.")
 def show(
     job: JobArgument,
-    reveal: Annotated[bool, typer.Option("--reveal", help="Show the token too.")] = False,
+    url: UrlOption = None,
+    reveal: Annotated[
+        bool, typer.Option("--reveal", help="Show the token, secrets, parameters and cursor too.")
+    ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """`towline tokens show`."""
-    record = _run(store, lambda tokens: tokens.read(job))
+    record = _run(store, lambda tokens: _find(tokens, job, url))
     if record is None:
         fail(ExitCode.TROUBLE, f"no record of the job {job!r}: `towline tokens list` shows the stored jobs")
     facts = _facts(record)
     if reveal:
-        facts["token"] = None if record.token is None else record.token.reveal()
+        facts |= {
+            "token": None if record.token is None else record.token.reveal(),
+            "secrets": {name: secret.reveal() for name, secret in record.secrets.items()},
+            "parameters": dict(record.parameters),
+            "cursor": record.cursor,
+        }
     if json:
         typer.echo(jsonlib.dumps(facts))
         return
     for name, value in facts.items():
-        typer.echo(f"{name:<8} {escape(str(value))}")
+        text = jsonlib.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+        typer.echo(f"{name:<10} {escape(text)}")
 
 
 @app.command(help="Delete a job's record, or all. Run `rotate` afterwards, so that no old copy can be read.")
 def delete(
     job: Annotated[str | None, typer.Argument(help="Id of the job.", metavar="JOB")] = None,
+    url: UrlOption = None,
     every: Annotated[bool, typer.Option("--all", help="Delete every record and the store's keys.")] = False,
     store: StoreOption = None,
 ) -> None:
     """`towline tokens delete`."""
     if (job is None) is not every:
         fail(ExitCode.USAGE, "pass either JOB or --all")
+    if every and url is not None:
+        fail(ExitCode.USAGE, "pass either --url or --all")
     if job is None:
         _run(store, lambda tokens: tokens.delete_all(), key=False)
     else:
-        _run(store, lambda tokens: tokens.delete(job))
+        _run(store, lambda tokens: _delete(tokens, job, url))
 
 
 @app.command(help="Encrypt every record with a new key.")
@@ -128,6 +151,27 @@ def where(store: StoreOption = None) -> None:
     source = _run(store, lambda tokens: tokens.source(), key=False)
     typer.echo(f"folder   {escape(str(TokenStore(store).folder))}")
     typer.echo(f"key      {_named(source)}")
+
+
+async def _find(tokens: TokenStore, job: str, url: str | None) -> Record | None:
+    found = await tokens.find(job)
+    if url is not None:
+        address = _address(url)
+        found = [record for record in found if record.key.address == address]
+    if len(found) > 1:
+        raise errors.AmbiguousJob(job, (record.key.server for record in found))
+    return found[0] if found else None
+
+
+async def _delete(tokens: TokenStore, job: str, url: str | None) -> None:
+    if url is not None:  # an unreadable record too, which no search can find
+        await tokens.delete(RecordKey(NAME, _address(url), job))
+    elif (record := await _find(tokens, job, None)) is not None:
+        await tokens.delete(record.key)
+
+
+def _address(url: str) -> str:
+    return parse_url(url, schemes=("wss", "ws", "https", "http"), allow_insecure=True).address
 
 
 def _run(store: Path | None, call: Callable[[TokenStore], Coroutine[Any, Any, _T]], *, key: bool = True) -> _T:
@@ -172,20 +216,28 @@ def _print_error(error: errors.TokenStoreError) -> None:
 
 def _facts(record: Record) -> dict[str, object]:
     return {
-        "job": record.job,
-        "origin": record.origin,
+        "job": record.key.job,
+        "protocol": record.key.protocol,
+        "address": record.key.address,
         "token": "none" if record.token is None else "hidden",
+        "secrets": "hidden" if record.secrets else "none",
         "state": "ended" if record.ended else "live",
         "saved": _when(record.saved),
         "expires": None if record.expires is None else _when(record.expires),
-        "cursor": None if record.cursor is None else f"{record.cursor.seq} of {record.cursor.epoch}",
+        "cursor": None if record.cursor is None else _position(record.cursor),
     }
+
+
+def _position(cursor: str) -> str:
+    numbered = check_cursor(cursor)
+    return "hidden" if numbered is None else f"{numbered.seq} of {numbered.epoch}"
 
 
 def _line(record: Record) -> str:
     expiry = "" if record.expires is None else f", expires {_when(record.expires)}"
     state = "ended" if record.ended else "live"
-    return f"{escape(record.job)}  {escape(record.origin)}  {state}, saved {_when(record.saved)}{expiry}"
+    key = record.key
+    return f"{escape(key.job)}  {key.protocol}  {key.address}  {state}, saved {_when(record.saved)}{expiry}"
 
 
 def _when(seconds: float) -> str:

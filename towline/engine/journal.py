@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
+import msgspec
 
-from .._exceptions import TowlineError
+from .._exceptions import Damaged, TowlineError
 from .._tasks import Tasks, failure_of
 from .._text import escape
 from .._updates import Outcome, dump_outcome
@@ -27,6 +28,25 @@ _LOG: Final = logging.getLogger("towline")
 SAVE_EVERY: Final = 5.0
 #: The largest outcome to store, in bytes: a record is at most 64 KiB, including its envelope and the token.
 OUTCOME_LIMIT: Final = 48 * 1024
+
+
+def dump_cursor(cursor: Cursor) -> str:
+    """The text of a numbered cursor for the store."""
+    return msgspec.json.encode({"seq": cursor.seq, "epoch": cursor.epoch}).decode()
+
+
+def load_cursor(text: str) -> Cursor:
+    """Read the text of `dump_cursor`. Raises `Damaged` if it is another kind of cursor."""
+    try:
+        found = msgspec.json.decode(text, type=_Numbered)
+    except msgspec.DecodeError as error:
+        raise Damaged("the stored position cannot be read") from error
+    return Cursor(found.epoch, found.seq)
+
+
+class _Numbered(msgspec.Struct, frozen=True):
+    seq: int
+    epoch: str
 
 
 class Journal:
@@ -123,20 +143,20 @@ class Journal:
         async with self._writing:
             self._is_urgent = False
             self._next_save = anyio.current_time() + SAVE_EVERY
-            job, settings = self._settings.job, self._settings
+            key, settings = self._settings.record_key, self._settings
             # Clear an item only after it was written, so that a cancellation in between leaves it due.
             token = self._token
             if token is not None:
-                origin, context = str(settings.url.origin), settings.record_context()
-                await self._try(lambda: store.save(job, token.secret, origin, token.expires, context=context))
+                parameters = settings.record_parameters()
+                await self._try(lambda: store.save(key, token.secret, token.expires, parameters=parameters))
                 self._token = None if self._token is token else self._token
             self._moved, cursor = False, self._position()
             if cursor is not None and cursor != self._saved:
-                await self._try(lambda: store.save_cursor(job, cursor.epoch, cursor.seq))
+                await self._try(lambda: store.save_cursor(key, dump_cursor(cursor)))
                 # Even if it failed, do not retry before the position changes: the next save covers it.
                 self._saved = cursor
             if (outcome := self._outcome) is not None:
-                await self._try(lambda: store.mark_ended(job, dump_outcome(outcome, OUTCOME_LIMIT)))
+                await self._try(lambda: store.mark_ended(key, dump_outcome(outcome, OUTCOME_LIMIT)))
                 self._outcome = None
 
     async def _try(self, call: Callable[[], Awaitable[object]]) -> None:

@@ -13,7 +13,7 @@ from .._updates import Progress
 from ..protocols.wire import Codec
 from ..sources import JobCalls, Templates
 from ..statemachine import Lost, Place, Policy, Refused, StateChange, TokenRejected, Unavailable, cause_of
-from ..storage import Store
+from ..storage import RecordKey, Store
 from ..transport import URL, Limits, Network, bearer
 from .handlers import Handler
 from .tokens import TokenProvider
@@ -43,6 +43,7 @@ class Settings:
     ssl: ssl_module.SSLContext | None
     network: Network | None
     store: Store | None
+    record_key: RecordKey
     provider: TokenProvider | None
     refresh: bool
     strict_sync: bool
@@ -53,7 +54,7 @@ class Settings:
     random: Callable[[], float]
     wall_time: Callable[[], float]
 
-    def record_context(self) -> dict[str, str]:
+    def record_parameters(self) -> dict[str, str]:
         """The data another process needs to follow the job, besides its id and token."""
         url = self.url.whole
         return {"url": url} if self.api.origin == self.url.origin else {"url": url, "api_origin": str(self.api.origin)}

@@ -6,6 +6,7 @@ connection, reads a clock or draws a random number.
 
 from .codec import CancelAnswer, Codec, Result
 from .messages import (
+    NAME,
     CanceledPayload,
     ErrorFrame,
     ErrorPayload,
@@ -29,6 +30,7 @@ from .messages import (
 )
 
 __all__ = [
+    "NAME",
     "CancelAnswer",
     "CanceledPayload",
     "Codec",

@@ -16,6 +16,9 @@ from .lenient import Count, Fraction, Sequence, Timestamp
 
 VERSION: Final = "1.0.0"
 
+#: The name of this protocol, as records keep it.
+NAME: Final = "towline"
+
 #: The message types after which a job sends nothing more.
 TERMINAL_TYPES: Final = frozenset({"job_complete", "error", "job_canceled"})
 
