@@ -21,7 +21,7 @@ from .._secret import Secret
 from .._text import escape
 from ..host._attach import attach
 from ..host._interrupts import WINDOW, Interruption, watch_interrupts
-from ..protocols import NAME
+from ..protocols.wire import NAME
 from ..sources import JobCalls
 from ..sources.job_calls import PROGRESS_PATH
 from ..statemachine import Policy

@@ -8,7 +8,7 @@ from typing import Final
 
 import typer
 
-from ..protocols import NAME
+from ..protocols.wire import NAME
 from ..sources.job_calls import PROGRESS_PATH
 from ..storage import RecordKey, TokenStore
 from ..transport import parse_url
