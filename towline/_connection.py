@@ -32,6 +32,7 @@ from ._exceptions import (
     TowlineError,
     UnexpectedFailure,
 )
+from ._facts import CancelWord, Position
 from ._secret import Secret
 from ._tasks import Tasks, failure_of
 from ._updates import Outcome, Progress, load_outcome
@@ -40,12 +41,13 @@ from .engine.engine import Engine
 from .engine.handlers import Handler
 from .engine.journal import load_cursor
 from .engine.lifecycle import Levels, Lifecycle
-from .engine.settings import Classifier, Settings
+from .engine.settings import Settings
 from .engine.tokens import Token as Token
 from .engine.tokens import TokenProvider as TokenProvider
 from .engine.tokens import is_usable
-from .protocols.wire import NAME, CancelAnswer, Codec
-from .sources import Templates
+from .protocols.towline import Towline
+from .protocols.wire import NAME
+from .sources import Access, Templates
 from .statemachine import (
     AnyEvent,
     Background,
@@ -68,6 +70,7 @@ from .storage import Record, RecordKey, Store, TokenStore
 from .transport import (
     Headers,
     Limits,
+    Liveness,
     Network,
     SystemNetwork,
     check_headers,
@@ -86,14 +89,17 @@ MAX_RESULT: Final = 256 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """A snapshot of a connection. Counts start at its creation; `cursor` is the (epoch, seq) delivered last."""
+    """A snapshot of a connection. Counts start at its creation.
+
+    `cursor` is the position delivered last. `unread_messages` are those that had nothing for the protocol.
+    """
 
     state: State
     generation: int
     retries: int
     cause: Cause | None
     reason: Reason | None
-    cursor: tuple[str, int] | None
+    cursor: Position | None
     dials: int
     connects: int
     messages: int
@@ -102,9 +108,7 @@ class Statistics:
     overflows: int
     duplicates: int
     malformed_messages: int
-    unfit_fields: int
-    unknown_messages: int
-    foreign_messages: int
+    unread_messages: int
     stale_events: int
     ignored_events: int
     handler_errors: int
@@ -135,7 +139,6 @@ class Connection(AsyncContextManagerMixin):
     - `headers`, `subprotocols`: added to the upgrade. `token_subprotocol="name"` sends the token as the subprotocol
       `name.<token>` instead of the header; `token_in_query=True` sends it in the URL, which servers log.
     - `strict_sync`: refuse a server that keeps no state of the job.
-    - `classify`: your own meaning of errors and application close codes: "lost", "token_rejected", "refused" or None.
     - `on_state`, `on_disconnected` (both get a `StateChange`), `on_progress`: plain functions are called at once,
       coroutine functions in order in a task. If one raises, the error is logged and counted. A slow one gets merged
       progress; if it is 256 calls behind, it misses calls.
@@ -167,7 +170,6 @@ class Connection(AsyncContextManagerMixin):
         api_origin: str | None = None,
         templates: Templates | None = None,
         strict_sync: bool = False,
-        classify: Classifier | None = None,
         on_state: Handler[StateChange] | None = None,
         on_progress: Handler[Progress] | None = None,
         on_disconnected: Handler[StateChange] | None = None,
@@ -213,24 +215,25 @@ class Connection(AsyncContextManagerMixin):
         self._lifecycle = Lifecycle(policy or Policy())
         self._tasks: Tasks | None = None
         self._opening: anyio.CancelScope | None = None
-        pipelines = dict(pipelines or {})
-        self._options: dict[str, Any] = {
-            "job": job,
-            "policy": policy or Policy(),
-            "limits": limits or Limits(),
-            "codec": Codec(pipelines),
-            "pipelines": pipelines,
-            "templates": templates,
+        self._policy = policy or Policy()
+        self._limits = limits or Limits()
+        self._network = network
+        self._ssl = ssl
+        self._templates = templates
+        self._results = dict(pipelines or {})
+        token_in = "header" if token_subprotocol is None else f"subprotocol:{token_subprotocol}"
+        self._protocol: dict[str, Any] = {
+            "token_in": "query" if token_in_query else token_in,
             "headers": headers,
-            "subprotocols": subprotocols,
-            "token_subprotocol": token_subprotocol,
-            "token_in_query": token_in_query,
-            "ssl": ssl,
-            "network": network,
+            "subprotocols": tuple(subprotocols),
+            "require_state": strict_sync,
+            "results": self._results,
+        }
+        self._options: dict[str, Any] = {
+            "policy": policy or Policy(),
             "provider": token if callable(token) else None,
             "refresh": refresh,
-            "strict_sync": strict_sync,
-            "classify": classify,
+            "require_state": strict_sync,
             "on_state": on_state,
             "on_progress": on_progress,
             "on_disconnected": on_disconnected,
@@ -308,10 +311,36 @@ class Connection(AsyncContextManagerMixin):
         options = dict(self._options)
         if self._token is None:
             options["refresh"] = True
-        if options["templates"] is None:
-            options["templates"] = Templates.beside(url) if origin is None else Templates()
+        templates = self._templates or (Templates.beside(url) if origin is None else Templates())
+        protocol = Towline(
+            url.whole,
+            self._job,
+            api_origin=None if origin is None else str(api.origin),
+            prefix="",
+            state_path=templates.job_state,
+            refresh_path=templates.token_refresh,
+            cancel_path=templates.cancel,
+            result_path=templates.result,
+            **self._protocol,
+        )
+        access = Access(
+            origins=frozenset((url.origin, api.origin)),
+            limits=self._limits,
+            liveness=Liveness(ping_after=self._policy.ping_after, lost_after=self._policy.lost_after),
+            connect_deadline=self._policy.connect_deadline,
+            network=self._network,
+            ssl=self._ssl,
+            wall_time=options["wall_time"],
+            random=options["random"],
+        )
+        parameters = {"url": url.whole}
+        if api.origin != url.origin:
+            parameters["api_origin"] = str(api.origin)
         key = RecordKey(NAME, url.address, self._job)
-        return Settings(url=url, api=api, store=store, record_key=key, **options), record
+        settings = Settings(
+            protocol=protocol, access=access, store=store, record_key=key, parameters=parameters, **options
+        )
+        return settings, record
 
     async def _find_record(self, store: Store) -> Record | None:
         """Return the job's record at the URL's server; without a URL, the only record with this id."""
@@ -338,7 +367,7 @@ class Connection(AsyncContextManagerMixin):
             given = Token(record.token, record.expires)
         engine.tokens.give(given)
         if record is not None and record.outcome is not None:
-            engine.start_ended(load_outcome(record.outcome, engine.settings.pipelines))
+            engine.start_ended(load_outcome(record.outcome, self._results))
             return
         engine.start()
         if given is not None and (record is None or record.token != given.secret):
@@ -487,7 +516,7 @@ class Connection(AsyncContextManagerMixin):
             self._tasks.call_soon(self._handle_requests)
         return stepped.after.state is State.CANCELLED
 
-    async def cancel_job(self) -> CancelAnswer:
+    async def cancel_job(self) -> CancelWord:
         """Ask the server to cancel the job. Following goes on, and the end is delivered like any other.
 
         Returns `accepted`, `too_late` (the job had ended: its end is delivered) or `unknown`. Raises the errors of the
@@ -558,25 +587,23 @@ class Connection(AsyncContextManagerMixin):
     def statistics(self) -> Statistics:
         """Return the connection's current state and counts."""
         engine = self._engine_of("statistics")
-        snapshot, counts, recovery = engine.snapshot, engine.counts, engine.recovery
+        snapshot, counts, sequencer = engine.snapshot, engine.counts, engine.sequencer
         return Statistics(
             state=snapshot.state,
             generation=snapshot.generation,
             retries=snapshot.retries,
             cause=snapshot.cause,
             reason=snapshot.reason,
-            cursor=recovery.applied,
+            cursor=sequencer.applied,
             dials=counts["dials"],
             connects=engine.runner.visits[State.CONNECTED],
             messages=counts["messages"],
             updates=counts["updates"],
             gaps=counts["gaps"],
             overflows=counts["overflows"],
-            duplicates=recovery.duplicates,
+            duplicates=sequencer.duplicates,
             malformed_messages=counts["malformed_messages"],
-            unfit_fields=engine.settings.codec.unfit_fields,
-            unknown_messages=recovery.unknown,
-            foreign_messages=recovery.foreign,
+            unread_messages=counts["unread_messages"],
             stale_events=counts["stale_events"],
             ignored_events=counts["ignored_events"],
             handler_errors=engine.handlers.errors,

@@ -345,6 +345,21 @@ class DeadlineExceeded(TowlineError, TimeoutError):
         return f"timed out after {self.seconds:g} s waiting for {self.what}"
 
 
+class ProtocolFailed(TowlineError):
+    """A protocol did not keep its contract: it raised, or returned something that the engine cannot use.
+
+    `protocol` is its name. The error it raised is the cause.
+    """
+
+    def __init__(self, protocol: str, problem: str) -> None:
+        super().__init__(protocol, problem)
+        self.protocol = protocol
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"the protocol {self.protocol!r} failed: {self.problem}"
+
+
 class UnexpectedFailure(TowlineError):
     """Code that Towline called raised an error of another type; that error is the cause and was logged.
 

@@ -390,9 +390,9 @@ class _Visit:
             case Trigger.JOB_ENDED:
                 self.job.start()
                 self.job.complete()
-                engine.publisher.act(engine.recovery.look(self.job.state()), at)
+                engine.publisher.act(engine.sequencer.look(self.state_facts()), at)
             case Trigger.SYNCED if self.stop.state is State.SYNCING:
-                engine.publisher.act(engine.recovery.state(self.job.state()), at)
+                engine.publisher.act(engine.sequencer.state(self.state_facts()), at)
             case Trigger.OPENED if self.stop.state is State.CONNECTING:
                 pass  # it is coming already
             case Trigger.STALLED if self.setting.spoke:

@@ -27,6 +27,7 @@ from towline import (
     State,
     StateUnreachable,
 )
+from towline._facts import Numbered
 from towline.engine.delivery import INBOX_LIMIT
 from towline.storage import RecordKey
 from towline.testing import FaultProxy, MemoryLink, ScriptedServer
@@ -263,7 +264,7 @@ def test_through_cuts_at_many_bytes_every_event_is_told_once_and_in_order(backen
                         for number in range(1, 40):
                             job.progress(number / 40, processed=number)
                             await anyio.sleep(0.01)
-                        while line.statistics().cursor != ("e1", 39):  # noqa: ASYNC110 - there is no event for it
+                        while line.statistics().cursor != Numbered(39, "e1"):  # noqa: ASYNC110 - there is no event for it
                             await anyio.sleep(0.01)
                         job.complete(RESULT)
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from towline import Exhausted, JobComplete, JobStarted, Progress, Resynced, Stalled
+from towline._facts import Numbered
 from towline._updates import AnyUpdate, merge
 from towline.engine.delivery import INBOX_LIMIT, Delivery, Subscription
-from towline.engine.recovery import Cursor
 
 pytestmark = pytest.mark.anyio
 END = JobComplete(job="j", seq=9999, epoch="e")
@@ -32,8 +32,8 @@ def resynced(to: int, missed: int = 0) -> Resynced:
     return Resynced(job="j", kind="snapshot", epoch="e", seq=to, from_seq=to + 1 - missed, to_seq=to, missed=missed)
 
 
-def at(update: AnyUpdate) -> Cursor | None:
-    return None if update.seq is None else Cursor("e", update.seq)
+def at(update: AnyUpdate) -> Numbered | None:
+    return None if update.seq is None else Numbered(update.seq, "e")
 
 
 class Deliveries(Delivery):
@@ -105,7 +105,7 @@ async def test_progress_of_no_log_or_of_another_is_not_given_a_range() -> None:
     delivery.publish([progress(seq) for seq in range(1, INBOX_LIMIT)], at(progress(INBOX_LIMIT - 1)))
     unplaced = Progress(job="j", fraction=0.5)
     other = [replace(progress(seq), epoch="f") for seq in (1, 2)]
-    assert delivery.publish([unplaced, unplaced, *other], Cursor("f", 2))
+    assert delivery.publish([unplaced, unplaced, *other], Numbered(2, "f"))
     first, *middle, last = await drain(subscription, 3)
     assert first == replace(progress(INBOX_LIMIT - 1), first_seq=1, merged=INBOX_LIMIT - 1)
     assert middle == [replace(unplaced, merged=2)]
@@ -186,10 +186,10 @@ def test_an_inbox_is_bounded_and_in_order_whatever_comes(kinds: list[str], toget
         }[kind]
         batch.append(update)
         if len(batch) == together:
-            delivery.publish(batch, Cursor("e", seq))
+            delivery.publish(batch, Numbered(seq, "e"))
             batch = []
         assert len(inbox.waiting) <= INBOX_LIMIT
-    delivery.publish([*batch, resynced(seq)], Cursor("e", seq))
+    delivery.publish([*batch, resynced(seq)], Numbered(seq, "e"))
     for update in [*taken, *inbox.waiting]:
         if isinstance(update, Progress | JobStarted) and update.seq is not None:
             first = update.first_seq if isinstance(update, Progress) else update.seq
@@ -236,7 +236,7 @@ async def test_one_of_two_that_is_left_leaks_nothing_and_holds_nothing_back() ->
     delivery.give(progress(3))
     assert inbox() is None
     await drain(stays, 1)
-    assert delivery.position() == Cursor("e", 2), "the third is in hand"
+    assert delivery.position() == Numbered(2, "e"), "the third is in hand"
 
 
 async def test_the_position_is_what_every_consumer_has_done() -> None:
@@ -248,18 +248,18 @@ async def test_the_position_is_what_every_consumer_has_done() -> None:
     await drain(subscription, 1)
     assert delivery.position() is None, "the first is in hand"
     await drain(subscription, 1)
-    assert delivery.position() == Cursor("e", 1)
+    assert delivery.position() == Numbered(1, "e")
     with anyio.move_on_after(1):
         await anext(subscription)
-    assert delivery.position() == Cursor("e", 2), "it asked for more"
-    delivery.applied = Cursor("e", 5)
-    assert delivery.position() == Cursor("e", 5), "what shows nothing is done with"
+    assert delivery.position() == Numbered(2, "e"), "it asked for more"
+    delivery.applied = Numbered(5, "e")
+    assert delivery.position() == Numbered(5, "e"), "what shows nothing is done with"
 
 
 async def test_handlers_are_consumers_until_somebody_iterates() -> None:
     delivery = Deliveries(handled=True)
     delivery.give(progress(1))
-    assert delivery.position() == Cursor("e", 1)
+    assert delivery.position() == Numbered(1, "e")
 
 
 @pytest.mark.parametrize("wait", [False, True])
@@ -321,4 +321,4 @@ async def test_a_consumer_that_asks_for_more_has_finished_its_update_though_a_re
     delivery.catch_up = delivery.stop  # as after a `cancel()` in a signal handler
     with pytest.raises(StopAsyncIteration):
         await anext(subscription)
-    assert delivery.position() == Cursor("e", 1)
+    assert delivery.position() == Numbered(1, "e")

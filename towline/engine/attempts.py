@@ -1,25 +1,24 @@
-"""Connection attempts and their sockets: one task and one scope each, and never two sockets at once.
+"""Attempts to follow the job: one task, one scope and one source each, and never two sources at once.
 
-A socket that is no longer used is closed before the next attempt opens one. Only the job's end, `aclose()` and
-`cancel()` wait for the peer's close frame. Every such wait is shielded and has a deadline.
+A source that is no longer used is closed before the next attempt opens one. Only the job's end, `aclose()` and
+`cancel()` wait for the server's answer. Every such wait is shielded and has a deadline.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 import anyio
 
-from .._exceptions import DeadlineExceeded, TowlineError
+from .._exceptions import InvalidArgument, TowlineError
+from .._facts import Follow, InStepAt, Meaning, Position, Received, Request, Text
 from .._secret import Secret
 from .._tasks import Tasks, failure_of
-from ..protocols.wire import Ready, encode
+from ..sources import Source, open_source
 from ..statemachine import AbandonDial, CloseSocket, Dial, Place, Probe
-from ..transport import Liveness, WebSocket, connect_websocket
-from .recovery import Cursor
+from .reader import Reader
 from .settings import Settings
 
 #: Seconds, beyond the timeout of the closing handshake, that a new attempt waits for earlier ones to close.
@@ -29,47 +28,56 @@ CLOSE_MARGIN: Final = 1.0
 _WORK: Final = {
     Place.TOKEN: "getting a token",
     Place.UPGRADE: "an attempt to connect",
-    Place.SOCKET: "the open socket",
+    Place.SOCKET: "the open source",
 }
 
 
 class GetToken(Protocol):
-    """Returns the token to use; with `fresh`, another one than the current."""
+    """Returns the token to use; with `fresh`, another one than the current. None: the server needs none."""
 
-    async def __call__(self, *, fresh: bool = False) -> Secret: ...
+    async def __call__(self, *, fresh: bool = False) -> Secret | None: ...
 
 
 class Link:
-    """One connection attempt and the socket it opens: one task, one scope."""
+    """One attempt and the source that it opens: one task, one scope."""
 
-    __slots__ = ("closing", "generation", "greeting", "left", "scope", "websocket")
+    __slots__ = ("closing", "generation", "in_step", "left", "meant", "scope", "source", "to_send", "want")
 
     def __init__(self, generation: int) -> None:
         self.generation = generation
         self.scope = anyio.CancelScope()
-        self.websocket: WebSocket | None = None
-        self.greeting: Ready | None = None
-        #: `left`: the link's task has ended. `closing`: another task closes the socket.
+        self.want = Follow("websocket")
+        #: When the link is in step.
+        self.in_step: InStepAt = "open"
+        self.source: Source | None = None
+        #: What a message asked for beyond its facts about the job: messages to send, and what it means for the link.
+        self.to_send: list[Text] = []
+        self.meant: Meaning | None = None
+        #: `left`: the link's task has ended. `closing`: another task closes the source.
         self.left = anyio.Event()
         self.closing = False
 
 
 class Attempts:
-    """Performs the effects on attempts and sockets.
+    """Performs the effects on attempts and sources.
 
-    - `token` returns the token to send.
-    - `dialled` is called when an attempt begins to connect, `opened` (with the attempt's generation) when it has.
-    - `received` gets the messages of each read, `failed` the error that ended an attempt or a socket.
+    - `token` returns the token to send, `position` where to go on.
+    - `dialled` is called when an attempt begins to connect, `opened` when it has.
+    - `received` gets what the server said, `failed` the error that ended an attempt, `meant` what a message said about
+      the link.
     """
 
     __slots__ = (
         "_client",
         "_dialled",
         "_failed",
-        "_greeted",
         "_leaving",
+        "_links",
+        "_meant",
         "_one_left",
         "_opened",
+        "_position",
+        "_reader",
         "_received",
         "_settings",
         "_tasks",
@@ -81,31 +89,37 @@ class Attempts:
         self,
         settings: Settings,
         tasks: Tasks,
+        reader: Reader,
         *,
         token: GetToken,
+        position: Callable[[], Position | None],
         dialled: Callable[[], object],
-        opened: Callable[[int], object],
-        received: Callable[[Link, list[str | bytes]], object],
+        opened: Callable[[Link], object],
+        received: Callable[[Link, Sequence[Received]], object],
         failed: Callable[[TowlineError, Place, int], Awaitable[object]],
+        meant: Callable[[Meaning, Link], Awaitable[object]],
     ) -> None:
         self._settings = settings
         self._tasks = tasks
+        self._reader = reader
         self._token = token
+        self._position = position
         self._dialled = dialled
         self._opened = opened
         self._received = received
         self._failed = failed
-        #: The current attempt or open socket.
+        self._meant = meant
+        #: The current attempt or open source.
         self.current: Link | None = None
-        # Attempts that were given up and sockets that are being closed, until they are gone.
+        # Attempts that were given up and sources that are being closed, until they are gone.
         self._leaving: set[Link] = set()
         self._one_left: anyio.Event | None = None
-        # With these a server recognizes the sockets of this connection, and the newest of them.
+        # With these a server recognizes the links of this connection, and the newest of them.
         self._client = secrets.token_hex(8)
-        self._greeted = 0
+        self._links = 0
 
     def dial(self, effect: Dial) -> None:
-        """Start a connection attempt."""
+        """Start an attempt."""
         self.current = Link(effect.generation)
         self._tasks.start_soon(self._run, self.current, effect, name="towline link")
 
@@ -115,42 +129,32 @@ class Attempts:
         if link is not None:
             self._release(link)
 
-    def greet(self, cursor: Cursor | None) -> None:
-        """Make the open socket send `ready` with this cursor before it reads."""
-        if self.current is not None:
-            now = self._settings.wall_time() * 1000
-            epoch, seq = (cursor.epoch, cursor.seq) if cursor is not None and cursor.seq > 0 else (None, None)
-            self._greeted += 1
-            self.current.greeting = Ready(
-                timestamp=round(now), epoch=epoch, seq=seq, client=self._client, socket=self._greeted
-            )
-
     def probe(self, effect: Probe) -> None:
-        """Ping now; if nothing answers in time, treat the link as lost."""
-        if self.current is not None and self.current.websocket is not None:
-            self.current.websocket.probe(self._settings.policy.probe)
+        """Check the link now; if nothing comes in time, it is lost."""
+        if self.current is not None and self.current.source is not None:
+            self.current.source.probe(self._settings.policy.probe)
 
     def close_socket(self, effect: CloseSocket) -> None:
-        """Close the socket; a background task finishes the closing handshake."""
+        """Close the source; a background task waits for the server's answer."""
         link, self.current = self.current, None
         if link is None:
             return
         self._release(link)
-        if link.websocket is not None:
+        if link.source is not None:
             link.closing = True
-            self._tasks.start_soon(self._close, link, link.websocket, effect, name="towline close")
+            self._tasks.start_soon(self._close, link, link.source, effect, name="towline close")
 
     async def all_gone(self) -> None:
-        """Wait until all attempts that were given up, and all sockets being closed, are gone."""
+        """Wait until all attempts that were given up, and all sources being closed, are gone."""
         while self._leaving:
             if self._one_left is None:
                 self._one_left = anyio.Event()
             await self._one_left.wait()
 
     def is_silent_since(self, moment: float) -> bool:
-        """Whether the socket has received nothing after `moment`, which is on the loop's clock."""
+        """Whether nothing was received after `moment`, which is on the loop's clock."""
         link = self.current
-        return link is not None and link.websocket is not None and link.websocket.last_received <= moment
+        return link is not None and link.source is not None and link.source.last_received <= moment
 
     def _release(self, link: Link) -> None:
         self._leaving.add(link)
@@ -162,17 +166,14 @@ class Attempts:
             self._one_left.set()
             self._one_left = None
 
-    async def _close(self, link: Link, websocket: WebSocket, effect: CloseSocket) -> None:
+    async def _close(self, link: Link, source: Source, effect: CloseSocket) -> None:
         try:
-            # The reader was cancelled, and uses the socket until it has ended.
+            # The reader was cancelled, and uses the source until it has ended.
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 1.0):
                 await link.left.wait()
-            if effect.wait:
-                await websocket.aclose(effect.code, timeout=effect.wait)
-            else:
-                await websocket.abandon(effect.code)
+            await source.leave(effect.code, wait=effect.wait)
         except BaseException as error:
-            await failure_of(error, "closing a socket")  # the socket is gone in any case
+            await failure_of(error, "closing a source")  # it is gone in any case
         finally:
             self._note_closed(link)
 
@@ -185,49 +186,47 @@ class Attempts:
             if link in self._leaving and not link.closing:
                 # It was given up as an attempt. If it opened in that very moment, no one else closes it.
                 try:
-                    if link.websocket is not None:
-                        await link.websocket.abandon()
+                    if link.source is not None:
+                        await link.source.leave(1001)
                 except BaseException as error:
-                    await failure_of(error, "closing a socket")
+                    await failure_of(error, "closing a source")
                 finally:
                     self._note_closed(link)
 
     async def _follow(self, link: Link, dial: Dial) -> None:
-        """Run one attempt and its socket until it ends."""
+        """Run one attempt and its source until it ends."""
         place = Place.TOKEN
         try:
-            settings, policy = self._settings, self._settings.policy
+            policy = self._settings.policy
             with anyio.move_on_after(policy.close_wait + CLOSE_MARGIN):
                 await self.all_gone()
             await anyio.sleep_until(dial.not_before)
             token = await self._token(fresh=dial.fresh_token)
             place = Place.UPGRADE
             self._dialled()
-            link.websocket = await connect_websocket(
-                settings.url_with(token),
-                headers=settings.headers_with(token),
-                subprotocols=settings.subprotocols_with(token),
-                ssl=settings.ssl,
-                limits=settings.limits,
-                liveness=Liveness(ping_after=policy.ping_after, lost_after=policy.lost_after),
-                network=settings.network,
-                deadline=policy.connect_deadline,
-                wall_time=settings.wall_time,
-            )
+            self._links += 1
+            asked = self._ask(link, token)
+            link.source = await open_source(asked, self._settings.access, lambda: self._ask_again(link))
             place = Place.SOCKET
-            self._opened(link.generation)
-            await self._read(link, link.websocket)
+            link.in_step = asked.in_step
+            self._opened(link)
+            await link.source.start(asked.opening)
+            while link.meant is None:
+                self._received(link, await link.source.receive())
+                while link.to_send:
+                    await link.source.send(link.to_send.pop(0))
+            await self._meant(link.meant, link)
         except BaseException as error:
             failure = await failure_of(error, _WORK[place])
             await self._failed(failure, place, link.generation)
 
-    async def _read(self, link: Link, websocket: WebSocket) -> None:
-        if link.greeting is not None:
-            limit = self._settings.policy.probe
-            # If writing fails, the server may have sent the reason: reading will find it.
-            with suppress(TowlineError), anyio.move_on_after(limit) as sending:
-                await websocket.send(encode(link.greeting).decode())
-            if sending.cancelled_caught:
-                raise DeadlineExceeded("room to send `ready`", limit)
-        while True:
-            self._received(link, await websocket.receive_batch())
+    def _ask(self, link: Link, token: Secret | None) -> Request:
+        via = self._settings.protocol.sources[0]
+        link.want = Follow(via, self._position(), self._client, self._links)
+        asked = self._reader.ask(link.want, token)
+        if asked is None:
+            raise InvalidArgument("protocol", f"{self._settings.protocol.name} has no request to follow by {via}")
+        return asked
+
+    async def _ask_again(self, link: Link) -> Request:
+        return self._ask(link, await self._token())

@@ -10,17 +10,26 @@ from typing import Any, Final, TypeVar
 import anyio
 
 from .._exceptions import Cancelled, StateUnreachable, TowlineError, UnexpectedResponse
+from .._facts import CancelAnswer, CancelJob, CancelWord, Fact, GetResult, Value, Want
 from .._secret import Secret
 from .._tasks import failure_of
 from .._updates import JobComplete, JobFailed, Outcome
-from ..protocols.wire import CancelAnswer, Codec, JobState
-from ..sources import JobCalls
+from ..sources import UnusableAnswer, call
 from ..statemachine import AnyEvent, CancelAccepted, Snapshot, State
+from .looks import Looks, StateFacts, has_ended
+from .reader import Reader
+from .settings import Settings
 from .tokens import TokenSource
 
 T = TypeVar("T")
 
 _RESULT: Final = "the job's result"
+
+#: The deadline of a cancel request, and of each wait for more of a result, in seconds.
+_CANCEL_DEADLINE: Final = 10.0
+_RESULT_DEADLINE: Final = 30.0
+#: The largest answer to a cancel request, in bytes.
+_MAX_ANSWER: Final = 1 << 20
 
 
 class RequestedCalls:
@@ -30,34 +39,34 @@ class RequestedCalls:
     """
 
     __slots__ = (
-        "_calls",
         "_cancel_key",
-        "_codec",
         "_ended",
-        "_job",
+        "_looks",
         "_outcome",
         "_post",
+        "_reader",
         "_running",
+        "_settings",
         "_snapshot",
         "_tokens",
     )
 
     def __init__(
         self,
-        job: str,
-        codec: Codec,
-        calls: JobCalls,
+        settings: Settings,
+        reader: Reader,
         tokens: TokenSource,
+        looks: Looks,
         *,
         snapshot: Callable[[], Snapshot],
         outcome: Callable[[], Outcome | None],
         post: Callable[[AnyEvent], object],
-        ended: Callable[[JobState], object],
+        ended: Callable[[StateFacts], object],
     ) -> None:
-        self._job = job
-        self._codec = codec
-        self._calls = calls
+        self._settings = settings
+        self._reader = reader
         self._tokens = tokens
+        self._looks = looks
         self._snapshot = snapshot
         self._outcome = outcome
         self._post = post
@@ -78,21 +87,25 @@ class RequestedCalls:
         if not isinstance(outcome, JobComplete):
             ended = "failed" if isinstance(outcome, JobFailed) else "was canceled"
             raise StateUnreachable(_RESULT, state, f"the job {ended} and has no result")
-        url = outcome.result_url
         # A result of null is a result; if there is none, `problem` says so.
-        if url is None and (outcome.result is not None or outcome.problem is None):
+        if outcome.result_url is None and (outcome.result is not None or outcome.problem is None):
             return outcome.result
+        want = GetResult(outcome)
         try:
-            data = await self._with_token(
-                lambda token: self._calls.fetch_result(self._job, url, token, max_body=max_bytes)
-            )
+            return await self._with_token(lambda token: self._fetch_result(want, token, max_bytes))
         except UnexpectedResponse as error:
             if error.status not in (404, 410):
                 raise
             raise StateUnreachable(_RESULT, state, f"the server has none (HTTP status {error.status})") from error
-        return self._codec.decode_whole_result(outcome.pipeline, data).value
 
-    async def cancel_job(self) -> CancelAnswer:
+    async def _fetch_result(self, want: GetResult, token: Secret | None, max_bytes: int) -> Any:
+        facts, unusable = await self._call(want, token, _RESULT_DEADLINE, max_bytes)
+        for fact in facts:
+            if isinstance(fact, Value):
+                return fact.value
+        raise unusable("the result was not sent")
+
+    async def cancel_job(self) -> CancelWord:
         """Ask the server to cancel the job."""
         self._raise_if_cancelled("cancel_job")
         with anyio.CancelScope() as scope:
@@ -108,32 +121,58 @@ class RequestedCalls:
         if self._snapshot().state is State.CANCELLED:
             raise Cancelled(request, State.CANCELLED.value, "it was cancelled, which is final: make a new Connection")
 
-    async def _request_cancel(self) -> CancelAnswer:
+    async def _request_cancel(self) -> CancelWord:
         # Until it is answered, a repeat is the same request.
         key = self._cancel_key = self._cancel_key or uuid.uuid4().hex
-        answer = await self._with_token(lambda token: self._calls.cancel_job(self._job, token, key))
+        answer = await self._with_token(lambda token: self._cancel(CancelJob(key), token))
         self._cancel_key = None
         if answer == "accepted":
             self._post(CancelAccepted())
         elif answer == "too_late":
-            # The job has ended already: its state says how, whatever the socket's state is.
+            # The job has ended already: its state says how, whatever the link's state is.
             with suppress(TowlineError):
-                state = await self._with_token(lambda token: self._calls.fetch_state(self._job, token, tries=1))
-                if state.ended and self._outcome() is None and self._snapshot().state is not State.IDLE:
+                deadline = self._settings.policy.fetch_deadline
+                state = await self._with_token(lambda token: self._looks.fetch(token, deadline))
+                if has_ended(state) and self._outcome() is None and self._snapshot().state is not State.IDLE:
                     self._ended(state)
         return answer
 
-    async def _with_token(self, call: Callable[[Secret], Awaitable[T]]) -> T:
+    async def _cancel(self, want: CancelJob, token: Secret | None) -> CancelWord:
+        facts, unusable = await self._call(want, token, _CANCEL_DEADLINE, _MAX_ANSWER)
+        for fact in facts:
+            if isinstance(fact, CancelAnswer):
+                return fact.answer
+        raise unusable("the cancel request was not accepted: the job or the path of the call does not exist there")
+
+    async def _call(
+        self, want: Want, token: Secret | None, deadline: float, max_body: int
+    ) -> tuple[tuple[Fact, ...], Callable[[str], UnexpectedResponse]]:
+        """The facts of a call's answer, and what makes the error if they are not the ones expected."""
+        asked = self._reader.ask(want, token)
+        if asked is None:
+            state = self._snapshot().state.value
+            raise StateUnreachable("an answer of the server", state, "its protocol has no such call")
+        answer, retry_after = await call(
+            asked,
+            self._settings.access,
+            deadline=deadline,
+            max_body=max_body,
+            whole=not isinstance(want, GetResult),
+        )
+        facts = self._reader.read(want, answer)
+        return facts, lambda problem: UnusableAnswer(answer, problem, retry_after=retry_after)
+
+    async def _with_token(self, make: Callable[[Secret | None], Awaitable[T]]) -> T:
         """Make a call, again with a fresh token if the server rejects the current one; translate its errors."""
         try:
-            return await self._with_fresh_token(call)
+            return await self._with_fresh_token(make)
         except BaseException as error:
             raise await failure_of(error, "a call about the job")  # noqa: B904 - it has its cause
 
-    async def _with_fresh_token(self, call: Callable[[Secret], Awaitable[T]]) -> T:
+    async def _with_fresh_token(self, make: Callable[[Secret | None], Awaitable[T]]) -> T:
         try:
-            return await call(await self._tokens.get())
+            return await make(await self._tokens.get())
         except UnexpectedResponse as error:
             if error.status != 401 or not self._tokens.renewable:
                 raise
-        return await call(await self._tokens.get(fresh=True))
+        return await make(await self._tokens.get(fresh=True))

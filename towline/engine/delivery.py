@@ -20,8 +20,8 @@ import anyio
 from msgspec.structs import replace
 
 from .._exceptions import Exhausted
+from .._facts import Mark, Numbered, Position
 from .._updates import AnyUpdate, Outcome, Progress, Resynced, merge_runs
-from .recovery import Cursor
 
 #: How many updates a slow subscriber may be behind before progress is merged.
 INBOX_LIMIT: Final = 256
@@ -79,7 +79,7 @@ class Subscription(AsyncIterator[AnyUpdate]):
         """Mark the update in hand as done: the consumer asks for more."""
         update, inbox.in_hand = inbox.in_hand, None
         if update is not None:
-            if update.seq is not None and update.epoch is not None:
+            if position_of(update) is not None:
                 inbox.done = update
             self._delivery.moved()
 
@@ -144,22 +144,20 @@ class _Lost:
 class Inbox:
     """The updates waiting for one consumer, and its position."""
 
-    def __init__(self, done: Cursor | None) -> None:
+    def __init__(self, done: Position | None) -> None:
         self.waiting: deque[AnyUpdate] = deque()
         #: The update the consumer is processing, and the last finished one that had a position in the log.
         self.in_hand: AnyUpdate | None = None
-        self.done: AnyUpdate | Cursor | None = done
+        self.done: AnyUpdate | Position | None = done
         self.lost: _Lost | None = None
         self.wake: anyio.Event | None = None
 
-    def position(self, applied: Cursor | None) -> Cursor | None:
+    def position(self, applied: Position | None) -> Position | None:
         """This consumer's position: `applied`, or less while updates are waiting or in hand."""
         if not self.waiting and self.in_hand is None and self.lost is None:
             return applied
         done = self.done
-        if done is None or isinstance(done, Cursor) or done.seq is None or done.epoch is None:
-            return done if isinstance(done, Cursor) else None
-        return Cursor(done.epoch, done.seq)
+        return done if done is None or isinstance(done, Numbered | Mark) else position_of(done)
 
     def put(self, updates: list[AnyUpdate]) -> bool:
         """Add updates; returns False on an overflow."""
@@ -233,7 +231,7 @@ class Delivery:
         self.stopped = False
         #: Makes the error that iterations raise: the engine has given up, and the last status fetch has finished.
         self.given_up: Callable[[], Exhausted] | None = None
-        self.applied: Cursor | None = None
+        self.applied: Position | None = None
         self._overflowed = overflowed
         self._handled = handled
         # The inbox that waits for the next consumer, and those that have one.
@@ -244,7 +242,7 @@ class Delivery:
 
     # --- consumers -------------------------------------------------------------------------------------------------
 
-    def begin(self, cursor: Cursor | None) -> None:
+    def begin(self, cursor: Position | None) -> None:
         """Start collecting updates for the first consumer."""
         self.applied = cursor
         self._unclaimed = Inbox(cursor)
@@ -296,7 +294,7 @@ class Delivery:
 
     # --- updates ---------------------------------------------------------------------------------------------------
 
-    def publish(self, updates: list[AnyUpdate], applied: Cursor | None) -> bool:
+    def publish(self, updates: list[AnyUpdate], applied: Position | None) -> bool:
         """Deliver updates; returns False if an inbox overflowed. `applied` is the position after them."""
         self._sweep()
         self.applied = applied
@@ -309,7 +307,7 @@ class Delivery:
         self.moved()
         return fits
 
-    def end(self, applied: Cursor | None) -> None:
+    def end(self, applied: Position | None) -> None:
         """Deliver `outcome`; nothing follows it."""
         self._sweep()
         self.applied = applied
@@ -318,15 +316,33 @@ class Delivery:
                 inbox.put_end(self.outcome)
         self.moved()
 
-    def position(self) -> Cursor | None:
+    def position(self) -> Position | None:
         """The position that every consumer has reached."""
         self._sweep()
         applied = self.applied
         inboxes = list(self._claimed)
         if self._unclaimed is not None and not self._handled:
             inboxes.append(self._unclaimed)
-        behind = [at for at in (inbox.position(applied) for inbox in inboxes) if at != applied]
-        if not behind or applied is None:
+        # Marks have no order, so the consumer with the most updates to come counts as the furthest behind.
+        behind = [inbox for inbox in inboxes if inbox.position(applied) != applied]
+        behind.sort(key=lambda inbox: len(inbox.waiting), reverse=True)
+        positions = [inbox.position(applied) for inbox in behind]
+        if not positions or applied is None:
             return applied
+        if not isinstance(applied, Numbered):
+            return positions[0]
         # A consumer still in an older log, or before any, is the furthest behind.
-        return min(behind, key=lambda at: -1 if at is None or at.epoch != applied.epoch else at.seq)
+        return min(positions, key=lambda at: _number_in(at, applied.epoch))
+
+
+def position_of(update: AnyUpdate) -> Position | None:
+    """The position that an update carries."""
+    if update.mark is not None:
+        return Mark(update.mark)
+    if update.seq is not None and update.epoch is not None:
+        return Numbered(update.seq, update.epoch)
+    return None
+
+
+def _number_in(at: Position | None, epoch: str) -> int:
+    return at.seq if isinstance(at, Numbered) and at.epoch == epoch else -1

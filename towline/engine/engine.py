@@ -19,6 +19,7 @@ from typing import Any, Final
 import anyio
 
 from .._exceptions import Exhausted, UnexpectedFailure
+from .._facts import Position
 from .._tasks import Tasks, failure_of
 from .._text import escape
 from .._updates import OUTCOME_KINDS, Outcome
@@ -66,7 +67,8 @@ from .journal import Journal
 from .lifecycle import ConnectionRunner, ConnectionStep, Levels, Lifecycle
 from .looks import Looks
 from .publisher import Publisher
-from .recovery import Cursor, Recovery
+from .reader import Reader
+from .sequencer import Sequencer
 from .settings import Settings
 from .tokens import TokenSource
 
@@ -97,11 +99,11 @@ _TRYING: Final = frozenset({State.CONNECTING, State.RECONNECTING, State.BACKGROU
 class Engine:
     """Drives one connection, from `cursor` on. `Connection` creates it and calls it from its public methods."""
 
-    def __init__(self, settings: Settings, tasks: Tasks, lifecycle: Lifecycle, cursor: Cursor | None) -> None:
+    def __init__(self, settings: Settings, tasks: Tasks, lifecycle: Lifecycle, cursor: Position | None) -> None:
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self.recorder = Recorder(settings.policy)
-        self.recovery = Recovery(settings.job, codec=settings.codec, cursor=cursor)
+        self.sequencer = Sequencer(settings.job, cursor=cursor)
         self._tasks = tasks
         self._lifecycle = lifecycle
         self._cursor = cursor
@@ -116,7 +118,7 @@ class Engine:
             expired=self._expired,
             broke=self._broke,
         )
-        post, calls = self.runner.post, settings.job_calls()
+        post, reader = self.runner.post, Reader(settings.protocol)
         self.handlers = Handlers(tasks, lambda: self.snapshot.state is State.CANCELLED)
         self.delivery = Delivery(
             catch_up=self.runner.pump,
@@ -128,7 +130,8 @@ class Engine:
         self.journal = Journal(settings, tasks, self.delivery.position)
         self.tokens = TokenSource(
             settings.job,
-            calls,
+            reader,
+            settings.access,
             provider=settings.provider,
             refresh=settings.refresh,
             deadline=settings.policy.token_deadline,
@@ -136,7 +139,7 @@ class Engine:
             wall_time=settings.wall_time,
         )
         self.publisher = Publisher(
-            self.recovery,
+            self.sequencer,
             self.delivery,
             self.handlers,
             on_progress=settings.on_progress,
@@ -147,8 +150,8 @@ class Engine:
         )
         self.intake = Intake(
             settings.job,
-            settings.codec,
-            self.recovery,
+            reader,
+            self.sequencer,
             counts=self.counts,
             snapshot=self._snapshot,
             post=post,
@@ -159,9 +162,9 @@ class Engine:
         self.looks = Looks(
             settings,
             tasks,
-            calls,
+            reader,
             self.tokens,
-            self.recovery,
+            self.sequencer,
             self.intake,
             snapshot=self._snapshot,
             facts=self.facts,
@@ -173,35 +176,40 @@ class Engine:
         )
         self.failures = Failures(
             settings,
+            reader,
+            want=lambda: None if self.attempts.current is None else self.attempts.current.want,
             snapshot=self._snapshot,
             path_up=lambda: lifecycle.steps.last.levels.path_up,
             renewable=lambda: self.tokens.renewable,
             answered=lambda: self.looks.answered,
-            held_end=self.recovery.held_end,
+            held_end=self.sequencer.held_end,
+            end_of=self.sequencer.look,
             ask_state=self.looks.ask_state,
             act=self.publisher.act,
             skip_state=self.publisher.skip_state,
             post=post,
-            report=self.handlers.report,
         )
         self.attempts = Attempts(
             settings,
             tasks,
+            reader,
             token=self.tokens.get,
+            position=lambda: self.sequencer.applied,
             dialled=self._dialled,
-            opened=lambda generation: post(Opened(generation=generation)),
+            opened=lambda link: post(Opened(generation=link.generation)),
             received=self.intake.take_in,
             failed=self.failures.failed,
+            meant=self.failures.meant,
         )
         self.requested = RequestedCalls(
-            settings.job,
-            settings.codec,
-            calls,
+            settings,
+            reader,
             self.tokens,
+            self.looks,
             snapshot=self._snapshot,
             outcome=lambda: self.outcome,
             post=post,
-            ended=lambda state: self.publisher.act(self.recovery.look(state), self.snapshot.generation),
+            ended=lambda state: self.publisher.act(self.sequencer.look(state), self.snapshot.generation),
         )
         # Whether giving up waits to be reported until the state fetch has finished.
         self._giving_up = False
@@ -229,7 +237,7 @@ class Engine:
             renewable=tokens.renewable,
             last_sign=self.intake.last_sign,
             renew_in=tokens.renew_in,
-            state_required=self.settings.strict_sync,
+            state_required=self.settings.require_state,
         )
 
     @property
@@ -293,7 +301,9 @@ class Engine:
         return since is not None and self.attempts.is_silent_since(since)
 
     def _greet(self) -> None:
-        self.attempts.greet(self.recovery.opened())
+        link = self.attempts.current
+        if link is not None:
+            self.publisher.act(self.sequencer.opened(link.in_step, link.want.after), link.generation)
 
     def _dialled(self) -> None:
         self.counts["dials"] += 1

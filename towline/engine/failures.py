@@ -1,4 +1,4 @@
-"""Turns each error of an attempt, a socket or a state call into the event that it means."""
+"""Turns each error of an attempt, a source or a state call into the event that it means."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
-from .._exceptions import TowlineError, UnexpectedFailure
-from .._tasks import is_failure
+from .._exceptions import ProtocolFailed, TowlineError, UnexpectedFailure
+from .._facts import Ended, Fact, Follow, GetState, Meaning, Means, Want
+from ..sources import received_of
 from ..statemachine import (
     AnyEvent,
     AskState,
@@ -18,64 +19,73 @@ from ..statemachine import (
     Snapshot,
     TokenRejected,
     Unavailable,
+    cause_of,
     classify,
 )
-from .recovery import End, Finding
+from .attempts import Link
+from .reader import Reader
+from .sequencer import End, Finding
 from .settings import Settings
 
 
 class Failures:
-    """Classifies errors, and asks for the job's state where only that can decide.
+    """Lets the protocol say what an error means, and otherwise classifies it.
 
+    - `want` is what the current link was asked for.
     - `path_up`, `renewable` and `answered` are facts: a network path is there, a token can be renewed, the state call
       has worked before.
-    - `held_end` returns the end that a state reported during a replay, once.
+    - `held_end` returns the end that a state reported during a replay, once; `end_of` the end in an answer.
     - `ask_state` decides by the job's state; `act` turns a finding into an event; `skip_state` syncs without a state.
-    - `report` gets an error that a function of the program raised.
     """
 
     __slots__ = (
         "_act",
         "_answered",
         "_ask_state",
+        "_end_of",
         "_held_end",
         "_path_up",
         "_post",
+        "_reader",
         "_renewable",
-        "_report",
         "_settings",
         "_skip_state",
         "_snapshot",
+        "_want",
         "last",
     )
 
     def __init__(
         self,
         settings: Settings,
+        reader: Reader,
         *,
+        want: Callable[[], Follow | None],
         snapshot: Callable[[], Snapshot],
         path_up: Callable[[], bool],
         renewable: Callable[[], bool],
         answered: Callable[[], bool],
         held_end: Callable[[], End | None],
+        end_of: Callable[[tuple[Fact, ...]], Finding],
         ask_state: Callable[[AskState], Awaitable[Lost | Refused | End]],
         act: Callable[[Finding, int], object],
         skip_state: Callable[[], object],
         post: Callable[[AnyEvent], object],
-        report: Callable[[BaseException], object],
     ) -> None:
         self._settings = settings
+        self._reader = reader
+        self._want = want
         self._snapshot = snapshot
         self._path_up = path_up
         self._renewable = renewable
         self._answered = answered
         self._held_end = held_end
+        self._end_of = end_of
         self._ask_state = ask_state
         self._act = act
         self._skip_state = skip_state
         self._post = post
-        self._report = report
-        #: The latest error of an attempt, a socket or a sync.
+        #: The latest error of an attempt, a source or a sync.
         self.last: BaseException | None = None
 
     def unexpected(self, failure: UnexpectedFailure) -> Refused:
@@ -94,22 +104,66 @@ class Failures:
             # The replay broke off, but a state had reported the end already.
             self._act(held, generation)
             return
-        meaning = classify(
-            error,
-            place,
-            path_up=self._path_up(),
-            renewable=self._renewable(),
-            strict_sync=self._settings.strict_sync,
-            cancel_accepted=self._snapshot().cancel_accepted,
-            state_answered=self._answered(),
-        )
-        if place is not Place.STATUS and not isinstance(meaning, AskState):
-            try:
-                meaning = self._settings.reclassified(error, place, meaning)
-            except BaseException as raised:
-                if not is_failure(raised):
-                    raise
-                self._report(raised)
+        facts = self._read(error, place)
+        if any(isinstance(fact, Ended) for fact in facts):
+            self._act(self._end_of(facts), generation)
+            return
+        said = next((fact.what for fact in facts if isinstance(fact, Means)), None)
+        cause = cause_of(error, place, path_up=self._path_up())
+        await self._decide(error, said, cause, place, generation, fetch)
+
+    async def meant(self, said: Meaning, link: Link) -> None:
+        """Turn what a message said about its link into the event that it means."""
+        cause = Cause(code=said, text=f"the server's message means: {said}")
+        await self._decide(None, said, cause, Place.SOCKET, link.generation, None)
+
+    def _read(self, error: TowlineError, place: Place) -> tuple[Fact, ...]:
+        """What the protocol reads from an error; nothing if the server said nothing, or the protocol fails."""
+        received = received_of(error)
+        want: Want | None = self._want() if place in (Place.UPGRADE, Place.SOCKET) else GetState()
+        if received is None or want is None or place is Place.TOKEN:
+            return ()
+        try:
+            return self._reader.read(want, received)
+        except TowlineError as failure:
+            if isinstance(failure, ProtocolFailed):
+                self.last = failure
+            return ()
+
+    async def _decide(
+        self,
+        error: TowlineError | None,
+        said: Meaning | None,
+        cause: Cause,
+        place: Place,
+        generation: int,
+        fetch: int | None,
+    ) -> None:
+        by_fetch = place in (Place.SYNC, Place.STATUS)
+        meaning: Lost | TokenRejected | Refused | AskState | Unavailable | None
+        match said:
+            case "lost":
+                meaning = Lost(cause=cause)
+            case "auth":
+                meaning = TokenRejected(cause=cause, by_fetch=by_fetch)
+            case "refused":
+                meaning = Refused(reason="protocol", cause=cause, by_fetch=by_fetch, final=True)
+            case "gone":
+                meaning = Refused(reason="gone", cause=cause, by_fetch=by_fetch)
+            case "ended":
+                meaning = AskState(otherwise=Lost(cause=cause))
+            case _ if error is None:
+                meaning = Lost(cause=cause)
+            case _:
+                meaning = classify(
+                    error,
+                    place,
+                    path_up=self._path_up(),
+                    renewable=self._renewable(),
+                    strict_sync=self._settings.require_state,
+                    cancel_accepted=self._snapshot().cancel_accepted,
+                    state_answered=self._answered(),
+                )
         if isinstance(meaning, AskState):
             answer = await self._ask_state(meaning)
             if isinstance(answer, End):
@@ -118,11 +172,5 @@ class Failures:
             meaning = answer
         if isinstance(meaning, Unavailable):
             self._skip_state()
-        elif isinstance(meaning, Lost):
-            self._post(Lost(generation=generation, fetch=fetch, cause=meaning.cause))
-        elif isinstance(meaning, Refused):
+        elif isinstance(meaning, Lost | Refused | TokenRejected):
             self._post(replace(meaning, generation=generation, fetch=fetch))
-        elif isinstance(meaning, TokenRejected):
-            self._post(
-                TokenRejected(generation=generation, fetch=fetch, cause=meaning.cause, by_fetch=meaning.by_fetch)
-            )

@@ -1,31 +1,33 @@
-"""Takes in the socket's messages: decodes them, puts them in order, and notes when the job last gave a sign.
+"""Takes in what the source received: reads it, puts it in order, and notes when the job last gave a sign.
 
-The messages bypass the state machine. An event is raised only for what matters to the lifecycle.
+The data bypasses the state machine. An event is raised only for what matters to the lifecycle.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import anyio
-from msgspec.structs import replace
 
 from .._exceptions import MalformedMessage
+from .._facts import Answer, Fact, Item, Means, Received, Send, Wait, has_sign
 from .._text import escape
 from .._updates import AnyUpdate
-from ..protocols.wire import Codec, Frame, JobProgressFrame, JobState, PingFrame, PongFrame, ReadyAckFrame
+from ..sources import UnusableAnswer
 from ..statemachine import AnyEvent, JobSpoke, Snapshot
 from .attempts import Link
-from .recovery import Finding, Recovery
+from .placing import content_of
+from .reader import Reader
+from .sequencer import Finding, Sequencer
 
 _LOG: Final = logging.getLogger("towline")
 
 
 class Intake:
-    """Processes the messages of the current link.
+    """Processes what the current link receives.
 
     `publish` delivers updates, `act` turns a finding into an event, `is_current` says whether a link is still used.
     """
@@ -33,14 +35,14 @@ class Intake:
     __slots__ = (
         "_act",
         "_batch_came",
-        "_codec",
         "_counts",
         "_is_current",
         "_job",
         "_last_state",
         "_post",
         "_publish",
-        "_recovery",
+        "_reader",
+        "_sequencer",
         "_snapshot",
         "last_sign",
     )
@@ -48,8 +50,8 @@ class Intake:
     def __init__(
         self,
         job: str,
-        codec: Codec,
-        recovery: Recovery,
+        reader: Reader,
+        sequencer: Sequencer,
         *,
         counts: Counter[str],
         snapshot: Callable[[], Snapshot],
@@ -59,35 +61,41 @@ class Intake:
         is_current: Callable[[Link], bool],
     ) -> None:
         self._job = job
-        self._codec = codec
-        self._recovery = recovery
+        self._reader = reader
+        self._sequencer = sequencer
         self._counts = counts
         self._snapshot = snapshot
         self._post = post
         self._publish = publish
         self._act = act
         self._is_current = is_current
-        # Set at each batch, for a fetch that waits for the socket's messages.
+        # Set at each batch, for a fetch that waits for the link's messages.
         self._batch_came: anyio.Event | None = None
         #: When the job last gave a sign of life, on the loop's clock.
         self.last_sign: float | None = None
-        # The last state since the last message: a different one is a sign of the job.
-        self._last_state: JobState | None = None
+        # What the last state said, since the last message: a different one is a sign of the job.
+        self._last_state: object = None
 
-    def take_in(self, link: Link, batch: list[str | bytes]) -> None:
-        """Process and deliver the messages of one read. The hot path: no await, lock or task switch per message."""
-        decode, take_in, job = self._codec.decode, self._recovery.frame, self._job
+    def take_in(self, link: Link, batch: Sequence[Received]) -> None:
+        """Process and deliver what one read brought. The hot path: no await, lock or task switch per message.
+
+        Raises `UnusableAnswer` for an answer to a poll from which the protocol reads nothing.
+        """
+        read, follow, want = self._reader.read, self._sequencer.follow, link.want
         self._counts["messages"] += len(batch)
         spoke = False
-        for message in batch:
+        for received in batch:
             try:
-                frame = decode(message)
+                facts = read(want, received)
             except MalformedMessage as error:
-                spoke = spoke or error.job_id in ("", job)
-                finding = self._malformed(error)
+                spoke = spoke or error.job_id in ("", self._job)
+                self._note_malformed(error)
+                continue
+            if len(facts) == 1 and type(fact := facts[0]) is Item:
+                spoke = spoke or fact.is_sign
             else:
-                spoke = spoke or _is_sign(frame, job)
-                finding = take_in(frame)
+                spoke = self._note(link, received, facts) or spoke
+            finding = follow(facts)
             if finding is not None:
                 self._act(finding, link.generation)
                 if not self._is_current(link):
@@ -95,21 +103,38 @@ class Intake:
         if spoke:
             self._last_state = None
             self._job_spoke(link.generation)
-        self._publish(self._recovery.take())
+        self._publish(self._sequencer.take())
         if self._batch_came is not None:
             self._batch_came.set()
             self._batch_came = None
 
+    def _note(self, link: Link, received: Received, facts: tuple[Fact, ...]) -> bool:
+        """Note the facts about the link; returns whether the facts are a sign of the job."""
+        for fact in facts:
+            if isinstance(fact, Means):
+                link.meant = link.meant or fact.what
+            elif isinstance(fact, Send):
+                link.to_send.append(fact.data)
+            elif isinstance(fact, Wait) and link.source is not None:
+                link.source.advise(fact.seconds)
+        if isinstance(received, Answer):
+            if not facts:
+                advice = None if link.source is None else link.source.retry
+                raise UnusableAnswer(received, "the job's state was expected", retry_after=advice)
+            return self.note_state(facts, link.generation, moved=False)
+        if not facts:
+            self._counts["unread_messages"] += 1
+        return has_sign(facts)
+
     async def next_batch(self) -> None:
-        """Wait for the socket's next messages."""
+        """Wait for the link's next messages."""
         if self._batch_came is None:
             self._batch_came = anyio.Event()
         await self._batch_came.wait()
 
-    def note_state(self, state: JobState, generation: int, *, moved: bool = False) -> bool:
+    def note_state(self, facts: Sequence[Fact], generation: int, *, moved: bool = False) -> bool:
         """Note a fetched state; returns whether it differs from the last one, a sign of the job."""
-        # A keep-alive changes these two fields, but it is not a sign.
-        last, self._last_state = self._last_state, replace(state, seq=None, last_update=None)
+        last, self._last_state = self._last_state, content_of(facts)
         is_sign = moved or (last is not None and self._last_state != last)
         if is_sign:
             self._job_spoke(generation)
@@ -121,16 +146,8 @@ class Intake:
         if snapshot.stalls or snapshot.silence:
             self._post(JobSpoke(generation=generation))
 
-    def _malformed(self, error: MalformedMessage) -> Finding:
+    def _note_malformed(self, error: MalformedMessage) -> None:
         self._counts["malformed_messages"] += 1
         # A server that sends one usually sends more, so only the first is logged as a warning.
         level = logging.WARNING if self._counts["malformed_messages"] == 1 else logging.DEBUG
         _LOG.log(level, "skipped: %s", escape(str(error)))
-        return self._recovery.malformed(error)
-
-
-def _is_sign(frame: Frame, job: str) -> bool:
-    """Whether the frame is a sign of the job; keep-alives, pings and answers to `ready` are not."""
-    if isinstance(frame, JobProgressFrame):
-        return not frame.payload.keep_alive and frame.job_id in (job, "")
-    return not isinstance(frame, PingFrame | PongFrame | ReadyAckFrame) and frame.job_id in (job, "")

@@ -14,11 +14,11 @@ import anyio
 import msgspec
 
 from .._exceptions import Damaged, TowlineError
+from .._facts import Mark, Numbered, Position
 from .._tasks import Tasks, failure_of
 from .._text import escape
 from .._updates import Outcome, dump_outcome
 from ..storage import Store
-from .recovery import Cursor
 from .settings import Settings
 from .tokens import Token
 
@@ -30,23 +30,29 @@ SAVE_EVERY: Final = 5.0
 OUTCOME_LIMIT: Final = 48 * 1024
 
 
-def dump_cursor(cursor: Cursor) -> str:
-    """The text of a numbered cursor for the store."""
-    return msgspec.json.encode({"seq": cursor.seq, "epoch": cursor.epoch}).decode()
+def dump_cursor(position: Position) -> str:
+    """The text of a position for the store."""
+    stored = {"mark": position.text} if isinstance(position, Mark) else {"seq": position.seq, "epoch": position.epoch}
+    return msgspec.json.encode(stored).decode()
 
 
-def load_cursor(text: str) -> Cursor:
-    """Read the text of `dump_cursor`. Raises `Damaged` if it is another kind of cursor."""
+def load_cursor(text: str) -> Position:
+    """Read the text of `dump_cursor`. Raises `Damaged` if it is no position."""
     try:
-        found = msgspec.json.decode(text, type=_Numbered)
+        found = msgspec.json.decode(text, type=_Stored)
     except msgspec.DecodeError as error:
         raise Damaged("the stored position cannot be read") from error
-    return Cursor(found.epoch, found.seq)
+    if found.mark is not None:
+        return Mark(found.mark)
+    if found.seq is None:
+        raise Damaged("the stored position has no number and no mark")
+    return Numbered(found.seq, found.epoch)
 
 
-class _Numbered(msgspec.Struct, frozen=True):
-    seq: int
-    epoch: str
+class _Stored(msgspec.Struct, frozen=True):
+    seq: int | None = None
+    epoch: str = ""
+    mark: str | None = None
 
 
 class Journal:
@@ -56,7 +62,7 @@ class Journal:
     cursor at the next save.
     """
 
-    def __init__(self, settings: Settings, tasks: Tasks, position: Callable[[], Cursor | None]) -> None:
+    def __init__(self, settings: Settings, tasks: Tasks, position: Callable[[], Position | None]) -> None:
         self._store = settings.store
         self._settings = settings
         self._tasks = tasks
@@ -65,7 +71,7 @@ class Journal:
         self._outcome: Outcome | None = None
         self._ended = False
         self._moved = False
-        self._saved: Cursor | None = None
+        self._saved: Position | None = None
         # Both are created when first needed: most connections have no store, or nothing due.
         self._wake: anyio.Event | None = None
         self._writing: anyio.Lock | None = None
@@ -78,7 +84,7 @@ class Journal:
 
     # --- what is due -----------------------------------------------------------------------------------------------
 
-    def begin(self, cursor: Cursor | None, *, ended: bool = False) -> None:
+    def begin(self, cursor: Position | None, *, ended: bool = False) -> None:
         """Set what the stored record holds already."""
         self._saved = cursor
         self._ended = ended
@@ -147,7 +153,7 @@ class Journal:
             # Clear an item only after it was written, so that a cancellation in between leaves it due.
             token = self._token
             if token is not None:
-                parameters = settings.record_parameters()
+                parameters = settings.parameters
                 await self._try(lambda: store.save(key, token.secret, token.expires, parameters=parameters))
                 self._token = None if self._token is token else self._token
             self._moved, cursor = False, self._position()

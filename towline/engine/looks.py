@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 import anyio
 
-from .._exceptions import StateUnreachable, TowlineError, UnexpectedResponse
+from .._exceptions import DeadlineExceeded, NetworkError, StateUnreachable, TowlineError, UnexpectedResponse
+from .._facts import Ended, Fact, GetState, Numbered
+from .._secret import Secret
 from .._tasks import Tasks, failure_of
 from .._updates import AnyUpdate, Stalled
-from ..protocols.wire import JobState
-from ..sources import JobCalls
+from ..sources import UnusableAnswer, call
 from ..statemachine import AnyEvent, AskState, Facts, FetchState, Lost, Place, Purpose, Refused, Snapshot, State
 from ..statemachine import StillSilent as StillSilentEvent
 from .intake import Intake
-from .recovery import End, Finding, Phase, Recovery
+from .placing import state_of
+from .reader import Reader
+from .sequencer import End, Finding, Phase, Sequencer
 from .settings import Settings
 from .tokens import TokenSource
 
-#: Seconds that a fetched state waits for the server's answer to `ready`, which may start a replay instead.
+#: Seconds that a fetched state waits for the server's answer to the opening, which may start a replay instead.
 ACK_WAIT: Final = 1.0
+
+#: Statuses of temporary failures, worth a retry.
+RETRIED: Final = frozenset({408, 425, 429}) | frozenset(range(500, 600))
+
+#: The largest state, in bytes.
+MAX_STATE: Final = 16 << 20
+
+#: The facts of a state call.
+StateFacts: TypeAlias = tuple[Fact, ...]
 
 
 class Looks:
-    """Runs one state fetch at a time and combines its answer with the socket's frames.
+    """Runs one state fetch at a time and combines its answer with what the link brings.
 
     `act` turns a finding into an event, `publish` delivers updates, `failed` gets the error of a fetch, `finished` is
     called when no fetch is running any more.
@@ -32,7 +44,6 @@ class Looks:
 
     __slots__ = (
         "_act",
-        "_calls",
         "_current",
         "_facts",
         "_failed",
@@ -40,7 +51,8 @@ class Looks:
         "_intake",
         "_post",
         "_publish",
-        "_recovery",
+        "_reader",
+        "_sequencer",
         "_settings",
         "_snapshot",
         "_tasks",
@@ -52,9 +64,9 @@ class Looks:
         self,
         settings: Settings,
         tasks: Tasks,
-        calls: JobCalls,
+        reader: Reader,
         tokens: TokenSource,
-        recovery: Recovery,
+        sequencer: Sequencer,
         intake: Intake,
         *,
         snapshot: Callable[[], Snapshot],
@@ -67,9 +79,9 @@ class Looks:
     ) -> None:
         self._settings = settings
         self._tasks = tasks
-        self._calls = calls
+        self._reader = reader
         self._tokens = tokens
-        self._recovery = recovery
+        self._sequencer = sequencer
         self._intake = intake
         self._snapshot = snapshot
         self._facts = facts
@@ -92,7 +104,7 @@ class Looks:
         self.cancel_fetch()
         self._current = anyio.CancelScope()
         if effect.purpose is Purpose.SYNC:
-            self._recovery.resync()
+            self._sequencer.resync()
         self._tasks.start_soon(self._run, effect, self._current, name="towline fetch")
 
     def cancel_fetch(self) -> None:
@@ -104,20 +116,31 @@ class Looks:
     async def ask_state(self, meaning: AskState) -> Lost | Refused | End:
         """Fetch the state once to decide what a failure means."""
         try:
-            token = await self._tokens.get()
-            state = await self._calls.fetch_state(
-                self._settings.job, token, tries=1, deadline=self._settings.policy.fetch_deadline
-            )
+            facts = await self.fetch(await self._tokens.get(), self._settings.policy.fetch_deadline)
         except UnexpectedResponse as error:
             return meaning.gone if meaning.gone is not None and error.status in (404, 410) else meaning.otherwise
         except BaseException as error:
             await failure_of(error, "a state call")
             return meaning.otherwise
-        self.answered = True
-        if not state.ended:
+        if not has_ended(facts):
             return meaning.otherwise
-        finding = self._recovery.look(state)
+        finding = self._sequencer.look(facts)
         return finding if isinstance(finding, End) else meaning.otherwise
+
+    async def fetch(self, token: Secret | None, deadline: float) -> StateFacts:
+        """Make the state call once; raises `UnexpectedResponse` if the answer says nothing about the job.
+
+        Raises `StateUnreachable` if the protocol has no such call.
+        """
+        asked = self._reader.ask(GetState(), token)
+        if asked is None:
+            raise StateUnreachable("the job's state", "from a server without a state call")
+        answer, retry_after = await call(asked, self._settings.access, deadline=deadline, max_body=MAX_STATE)
+        facts = self._reader.read(GetState(), answer)
+        if state_of(facts) is None:
+            raise UnusableAnswer(answer, "the job's state was not sent", retry_after=retry_after)
+        self.answered = True
+        return facts
 
     async def _run(self, effect: FetchState, scope: anyio.CancelScope) -> None:
         try:
@@ -133,22 +156,22 @@ class Looks:
                 self._current = None
                 self._finished()
 
-    async def _look(self, effect: FetchState, state: JobState | TowlineError) -> None:
+    async def _look(self, effect: FetchState, state: StateFacts | TowlineError) -> None:
         """React to a clear answer only: the end, a sign of the job, or that the job is gone."""
         if isinstance(state, TowlineError):
             await self._failed(state, Place.STATUS, effect.generation, effect.fetch)
         if effect.purpose is Purpose.STALL:
             self._look_into_silence(state, effect)
-        elif isinstance(state, JobState):
-            self._intake.note_state(state, effect.generation, moved=self._recovery.is_ahead(state))
-            if state.ended:
-                self._act(self._recovery.look(state), effect.generation)
+        elif not isinstance(state, TowlineError):
+            self._intake.note_state(state, effect.generation, moved=self._sequencer.is_ahead(state))
+            if has_ended(state):
+                self._act(self._sequencer.look(state), effect.generation)
 
-    def _look_into_silence(self, answer: JobState | TowlineError, effect: FetchState) -> None:
+    def _look_into_silence(self, answer: StateFacts | TowlineError, effect: FetchState) -> None:
         """Process the state call's answer after a silence of the job; report the silence if it continues."""
-        if isinstance(answer, JobState):
-            finding = self._recovery.look(answer)
-            updates = self._recovery.take()
+        if not isinstance(answer, TowlineError):
+            finding = self._sequencer.look(answer)
+            updates = self._sequencer.take()
             moved = finding is not None or bool(updates)
             if self._intake.note_state(answer, effect.generation, moved=moved):
                 self._publish(updates)
@@ -161,55 +184,77 @@ class Looks:
         self._publish([Stalled(job=self._settings.job, seconds=round(silence, 3))])
         self._post(StillSilentEvent(generation=effect.generation, fetch=effect.fetch))
 
-    async def _fetched(self, effect: FetchState) -> JobState | TowlineError:
-        policy = self._settings.policy
+    async def _fetched(self, effect: FetchState) -> StateFacts | TowlineError:
         patient = effect.purpose is Purpose.SYNC
         try:
-            token = await self._tokens.get(fresh=effect.fresh_token) if patient else self._tokens.held
-            if token is None:
-                return StateUnreachable("the job's state", "without a token")
-            state = await self._calls.fetch_state(
-                self._settings.job,
-                token,
-                tries=1 + len(policy.fetch_waits) if patient else 1,
-                waits=policy.fetch_waits,
-                deadline=policy.fetch_deadline if patient else policy.status_deadline,
-            )
-            self.answered = True
-            return state
+            if patient:
+                return await self._fetched_patiently(await self._tokens.get(fresh=effect.fresh_token))
+            return await self.fetch(self._tokens.held, self._settings.policy.status_deadline)
         except BaseException as error:
             return await failure_of(error, "a state call")
 
-    async def _sync(self, effect: FetchState, state: JobState | TowlineError) -> None:
-        """Combine the state with the socket's frames."""
-        recovery, generation = self._recovery, effect.generation
-        ended = isinstance(state, JobState) and state.ended
-        if isinstance(state, JobState):
-            self._intake.note_state(state, generation, moved=recovery.is_ahead(state))
-        if isinstance(state, JobState) and ended:
-            finding = recovery.state(state)
-            if finding is not None:
-                self._act(finding, generation)
-                return
-        if isinstance(state, TowlineError) or state.seq is not None:
+    async def _fetched_patiently(self, token: Secret | None) -> StateFacts:
+        """Make the state call with the policy's retries, each after its wait or the server's longer advice.
+
+        5xx, 408, 425, 429, timeouts and errors of the network are retried. Advice beyond the deadline of a try ends
+        the tries.
+        """
+        policy = self._settings.policy
+        for wait in policy.fetch_waits:
+            advice = 0.0
+            try:
+                return await self.fetch(token, policy.fetch_deadline)
+            except UnexpectedResponse as error:
+                advice = error.retry_after or 0.0
+                if error.status not in RETRIED or advice > policy.fetch_deadline:
+                    raise
+            except (NetworkError, DeadlineExceeded):
+                pass
+            await anyio.sleep(max(wait, advice))
+        return await self.fetch(token, policy.fetch_deadline)
+
+    async def _sync(self, effect: FetchState, state: StateFacts | TowlineError) -> None:
+        """Combine the state with what the link brings."""
+        sequencer, generation = self._sequencer, effect.generation
+        ended = False
+        if not isinstance(state, TowlineError):
+            ended = has_ended(state)
+            self._intake.note_state(state, generation, moved=sequencer.is_ahead(state))
+            if ended:
+                finding = sequencer.state(state)
+                if finding is not None:
+                    self._act(finding, generation)
+                    return
+        if isinstance(state, TowlineError) or is_numbered(state):
             # A replay is better than a snapshot, and may still come.
             with anyio.move_on_after(ACK_WAIT):
-                while recovery.awaiting_ack:
+                while sequencer.awaiting_ack:
                     await self._intake.next_batch()
-        if isinstance(state, JobState) and not recovery.replaying:
-            self._act(recovery.held_end() if ended else recovery.state(state), generation)
-        while recovery.replaying:
+        if not isinstance(state, TowlineError) and not sequencer.replaying:
+            self._act(sequencer.held_end() if ended else sequencer.state(state), generation)
+        while sequencer.replaying:
             with anyio.move_on_after(self._settings.policy.fetch_deadline) as waiting:
                 await self._intake.next_batch()
             if waiting.cancelled_caught:
                 self._give_up_replay(effect, state)
-        if isinstance(state, TowlineError) and recovery.phase is Phase.HOLDING:
+        if isinstance(state, TowlineError) and sequencer.phase is Phase.HOLDING:
             await self._failed(state, Place.SYNC, generation, effect.fetch)
 
-    def _give_up_replay(self, effect: FetchState, state: JobState | TowlineError) -> None:
-        held = self._recovery.held_end()
-        self._recovery.give_up_replay()
+    def _give_up_replay(self, effect: FetchState, state: StateFacts | TowlineError) -> None:
+        held = self._sequencer.held_end()
+        self._sequencer.give_up_replay()
         if held is not None:
             self._act(held, effect.generation)
-        elif isinstance(state, JobState):
-            self._act(self._recovery.state(state), effect.generation)
+        elif not isinstance(state, TowlineError):
+            self._act(self._sequencer.state(state), effect.generation)
+
+
+def has_ended(facts: StateFacts) -> bool:
+    """Whether a state says that the job has ended."""
+    return any(isinstance(fact, Ended) for fact in facts)
+
+
+def is_numbered(facts: StateFacts) -> bool:
+    """Whether a state has a position in a numbered log."""
+    state = state_of(facts)
+    return state is not None and isinstance(state.at, Numbered)

@@ -51,6 +51,25 @@ def state_of(facts: Iterable[Fact]) -> State | None:
     return State(Snapshot(tuple(updates), at), ended) if found else None
 
 
+def content_of(facts: Iterable[Fact]) -> tuple[object, ...]:
+    """What the facts of a state say about the job, without places and times: keep-alives change those alone."""
+    content: list[object] = []
+    for fact in facts:
+        if isinstance(fact, Snapshot):
+            content += [_without_place(update) for update in fact.updates]
+        elif isinstance(fact, Item) and fact.update is not None:
+            content.append(_without_place(fact.update))
+        elif isinstance(fact, Ended):
+            content.append(type(fact.outcome))
+    return tuple(content)
+
+
+def _without_place(update: Update) -> Update:
+    if isinstance(update, Progress):
+        return replace(update, timestamp=0, seq=None, epoch=None, mark=None, first_seq=None)
+    return replace(update, timestamp=0, seq=None, epoch=None, mark=None)
+
+
 def positioned(facts: Iterable[Fact]) -> list[tuple[Fact, Position | None, bool]]:
     """Return each fact about the job with its position, and whether the next one has the same.
 

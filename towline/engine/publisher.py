@@ -1,4 +1,4 @@
-"""Turns what the recovery finds into deliveries and events: updates, gaps, a finished sync, the end."""
+"""Turns what the sequencer finds into deliveries and events: updates, gaps, a finished sync, the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..statemachine import AnyEvent, Cause, Deliver, GapFound, JobEnded, Snapsho
 from ..statemachine import Synced as SyncedEvent
 from .delivery import Delivery
 from .handlers import Handler, Handlers
-from .recovery import End, Finding, Gap, Recovery, Synced
+from .sequencer import End, Finding, Gap, Sequencer, Synced
 
 
 class Publisher:
@@ -20,11 +20,11 @@ class Publisher:
     `turn` is the block in which functions of the program are called. `counts` are the connection's.
     """
 
-    __slots__ = ("_counts", "_delivery", "_handlers", "_on_progress", "_post", "_recovery", "_snapshot", "_turn")
+    __slots__ = ("_counts", "_delivery", "_handlers", "_on_progress", "_post", "_sequencer", "_snapshot", "_turn")
 
     def __init__(
         self,
-        recovery: Recovery,
+        sequencer: Sequencer,
         delivery: Delivery,
         handlers: Handlers,
         *,
@@ -34,7 +34,7 @@ class Publisher:
         post: Callable[[AnyEvent], object],
         turn: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._recovery = recovery
+        self._sequencer = sequencer
         self._delivery = delivery
         self._handlers = handlers
         self._on_progress = on_progress
@@ -45,24 +45,24 @@ class Publisher:
 
     def release_buffer(self) -> None:
         """Deliver the frames that the sync buffered."""
-        self.act(self._recovery.release(), self._snapshot().generation)
+        self.act(self._sequencer.release(), self._snapshot().generation)
 
     def skip_state(self) -> None:
         """Finish the sync without a state."""
-        self.act(self._recovery.unavailable(), self._snapshot().generation)
+        self.act(self._sequencer.unavailable(), self._snapshot().generation)
 
     def deliver(self, effect: Deliver) -> None:
         """Deliver the outcome, preceded by any pending updates."""
-        end: End = effect.update if effect.update is not None else self._recovery.assume_cancelled()
+        end: End = effect.update if effect.update is not None else self._sequencer.assume_cancelled()
         self._delivery.outcome = end.outcome
         if end.before:
             self._publish(list(end.before))
-        self._delivery.end(self._recovery.applied)
+        self._delivery.end(self._sequencer.applied)
         self._counts["updates"] += 1
 
     def act(self, finding: Finding, generation: int) -> None:
         """Deliver pending updates, then turn a finding into an event."""
-        self.publish(self._recovery.take())
+        self.publish(self._sequencer.take())
         if isinstance(finding, Gap):
             self._gap(finding.problem, generation)
         elif isinstance(finding, Synced):
@@ -84,7 +84,7 @@ class Publisher:
 
     def _publish(self, updates: list[AnyUpdate]) -> None:
         self._counts["updates"] += len(updates)
-        fits = self._delivery.publish(updates, self._recovery.applied)
+        fits = self._delivery.publish(updates, self._sequencer.applied)
         if self._on_progress is not None:
             with self._turn():
                 for update in updates:

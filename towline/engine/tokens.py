@@ -10,9 +10,11 @@ from typing import Final, NamedTuple, TypeAlias
 import anyio
 
 from .._exceptions import DeadlineExceeded, TokenProviderFailed, TokenRefused, TowlineError
+from .._facts import NewToken, RefreshToken
 from .._secret import Secret
 from .._tasks import failure_of
-from ..sources import JobCalls
+from ..sources import Access, UnusableAnswer, call
+from .reader import Reader
 
 
 class Token(NamedTuple):
@@ -29,6 +31,10 @@ TokenProvider: TypeAlias = Callable[[], Awaitable[str | Secret | Token]]
 RENEW_BEFORE: Final = 60.0
 #: The least seconds between two renewals.
 _RENEWAL_SPACING: Final = 5.0
+
+#: The deadline of the refresh call in seconds, and its largest answer in bytes.
+_REFRESH_DEADLINE: Final = 10.0
+_MAX_ANSWER: Final = 1 << 20
 
 _TOKEN: Final = re.compile(r"[!-~]+")
 
@@ -66,7 +72,8 @@ class TokenSource:
     def __init__(
         self,
         job: str,
-        calls: JobCalls,
+        reader: Reader,
+        access: Access,
         *,
         provider: TokenProvider | None,
         refresh: bool,
@@ -75,7 +82,8 @@ class TokenSource:
         wall_time: Callable[[], float] = time.time,
     ) -> None:
         self._job = job
-        self._calls = calls
+        self._reader = reader
+        self._access = access
         self._provider = provider
         self._refresh = refresh
         self._deadline = deadline
@@ -166,9 +174,16 @@ class TokenSource:
             raise TokenRefused(f"there is no token for job {self._job!r}, neither given nor stored: pass token=")
         if not self._refresh:
             raise TokenRefused("the token was rejected and cannot be renewed: pass a token provider or refresh=True")
-        renewed = await self._calls.refresh_token(self._job, old.secret)
-        expires = None if renewed.expires_in is None else self._wall_time() + renewed.expires_in
-        return Token(renewed.token, expires)
+        want = RefreshToken()
+        asked = self._reader.ask(want, old.secret)
+        if asked is None:
+            raise TokenRefused("the token was rejected, and this server exchanges none: pass a token provider")
+        answer, retry_after = await call(asked, self._access, deadline=_REFRESH_DEADLINE, max_body=_MAX_ANSWER)
+        for fact in self._reader.read(want, answer):
+            if isinstance(fact, NewToken):
+                expires = None if fact.expires_in is None else self._wall_time() + fact.expires_in
+                return Token(fact.token, expires)
+        raise UnusableAnswer(answer, "no new token was sent", retry_after=retry_after)
 
     async def _provided(self, provider: TokenProvider) -> Token:
         with anyio.move_on_after(self._deadline):

@@ -183,7 +183,7 @@ class _Watchers:
 
     async def start_path(self, monitor: PathMonitor | None, *, connectivity: bool) -> None:
         if monitor is None:
-            host = self._host.connection._engine_of("attaching").settings.url.origin.host
+            host = self._host.connection._engine_of("attaching").settings.host
             if is_loopback(host):
                 self._note_missing("path", OSError("the server is on this machine, so it needs no network path"))
                 return

@@ -1,0 +1,105 @@
+"""Asks and reads with a protocol, and checks what it returns: it may be the program's own.
+
+A protocol that raises, returns something else than facts or never stops yielding costs an attempt, and the error names
+it. An end that was read before stands.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Final, get_args
+
+from .._exceptions import MalformedMessage, ProtocolFailed
+from .._facts import Ended, Fact, Item, Mark, Numbered, Protocol, Received, Request, Snapshot, Want
+from .._secret import Secret
+from .._tasks import is_failure
+from .._text import escape
+from .._updates import Outcome, Update
+
+_LOG: Final = logging.getLogger("towline")
+
+#: The most facts of one message.
+FACTS_LIMIT: Final = 10_000
+#: The longest mark, in bytes: the store keeps it.
+MARK_LIMIT: Final = 4096
+
+_FACTS: Final = frozenset(get_args(Fact))
+_OUTCOMES: Final = get_args(Outcome)
+
+
+class Reader:
+    """Calls one protocol. Raises `ProtocolFailed` if it does not keep its contract."""
+
+    __slots__ = ("_read", "protocol")
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self._read = protocol.read
+
+    def ask(self, want: Want, token: Secret | None) -> Request | None:
+        """Return the protocol's request for `want`; None if its server has no such request."""
+        try:
+            asked: object = self.protocol.ask(want, token)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            raise self._failed(f"ask raised {type(error).__name__}") from error
+        if asked is not None and not isinstance(asked, Request):
+            raise self._failed(f"ask returned {type(asked).__name__}, not a Request or None")
+        return asked
+
+    def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+        """Return what the server said; also raises `MalformedMessage`."""
+        try:
+            facts = self._read(want, received)
+            if type(facts) is tuple and len(facts) == 1:
+                fact = facts[0]
+                if type(fact) is Item and (fact.at is None or type(fact.at) is Numbered):
+                    return facts  # nearly every message
+        except MalformedMessage:
+            raise
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            raise self._failed(f"read raised {type(error).__name__}") from error
+        return self._checked(facts)
+
+    def _checked(self, facts: Iterable[Fact]) -> tuple[Fact, ...]:
+        checked: list[Fact] = []
+        try:
+            for fact in facts:
+                if (problem := _problem_of(fact)) is not None:
+                    raise self._failed(problem)
+                if len(checked) == FACTS_LIMIT:
+                    raise self._failed(f"read returned more than {FACTS_LIMIT} facts for one message")
+                checked.append(fact)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            known = isinstance(error, MalformedMessage | ProtocolFailed)
+            failure = error if known else self._failed(f"read raised {type(error).__name__}")
+            if not any(isinstance(fact, Ended) for fact in checked):
+                if known:
+                    raise
+                raise failure from error
+            _LOG.warning("the job has ended, but then the protocol failed: %s", escape(str(failure)))
+        return tuple(checked)
+
+    def _failed(self, problem: str) -> ProtocolFailed:
+        return ProtocolFailed(self.protocol.name, problem)
+
+
+def _problem_of(fact: object) -> str | None:
+    if type(fact) not in _FACTS:
+        return f"read returned {type(fact).__name__}, which is not a fact"
+    if isinstance(fact, Item | Snapshot | Ended):
+        if isinstance(fact.at, Mark) and len(fact.at.text.encode("utf-8", "replace")) > MARK_LIMIT:
+            return f"a mark has more than {MARK_LIMIT} bytes"
+        if isinstance(fact, Ended):
+            return None if isinstance(fact.outcome, _OUTCOMES) else "the outcome of Ended is not an outcome"
+        updates = (fact.update,) if isinstance(fact, Item) else fact.updates
+        for update in updates:
+            if update is not None and (not isinstance(update, Update) or isinstance(update, _OUTCOMES)):
+                return f"{type(update).__name__} is not an update"
+    return None
