@@ -64,7 +64,10 @@ class Numbered(_Value, frozen=True, gc=False):
 
 
 class Mark(_Value, frozen=True, gc=False):
-    """An opaque position that the server understands. Marks show duplicates only."""
+    """An opaque position that the server understands. Marks show duplicates only.
+
+    An empty mark clears the position: a new link starts without one.
+    """
 
     text: str
 
@@ -142,7 +145,7 @@ class Message(_Value, frozen=True, gc=False):
 
 
 class ServerEvent(_Value, frozen=True, gc=False):
-    """One event of an event stream. `id` is the stream's last event id, None if it never had one."""
+    """One event of an event stream. `id` is the event's own: None if it has none, "" if it clears the last one."""
 
     type: str
     data: str

@@ -488,6 +488,13 @@ def test_the_last_256_marks_are_remembered() -> None:
     assert stream.values[-1] == 43
 
 
+def test_an_empty_mark_clears_the_position_and_is_no_duplicate() -> None:
+    stream = Stream()
+    stream.take(output("a", Mark("1")), output("b", Mark("")), output("c", Mark("")))
+    assert stream.values == ["a", "b", "c"]
+    assert stream.sequencer.applied == Mark("")
+
+
 def test_a_mark_from_the_store_is_known() -> None:
     stream = Stream(Mark("7"))
     stream.take(output("old", Mark("7")), output("new", Mark("8")))

@@ -99,8 +99,9 @@ class Order:
     def is_old(self, item: Held) -> bool:
         """Whether the item was delivered before."""
         if isinstance(item.at, Mark):
-            # The same mark may stand for a later snapshot, which shows only news anyway.
-            return not isinstance(item.update, Snapshot) and item.at.text in self._marks
+            # The same mark may stand for a later snapshot, which shows only news anyway. An empty mark is no position.
+            text = item.at.text
+            return text != "" and text in self._marks and not isinstance(item.update, Snapshot)
         return self.is_same_log(item.at) and item.last <= self.seq
 
     def joins(self, item: Held, *, is_live: bool) -> bool:

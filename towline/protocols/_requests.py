@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import quote, urljoin, urlsplit
 
-from .._exceptions import InvalidArgument
+from .._exceptions import InvalidArgument, MalformedMessage
 from .._facts import Text
 from .._secret import Secret
 
@@ -79,24 +79,15 @@ def http_origin(url: str) -> str:
     return f"{scheme}://{parts.netloc}"
 
 
-def is_same_origin(url: str, other: str) -> bool:
-    """Whether two URLs have the same origin, written in any case and with or without the default port."""
-    return _origin(url) == _origin(other)
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    return scheme, parts.hostname, port or {"http": 80, "https": 443, "ws": 80, "wss": 443}.get(scheme)
-
-
 def resolved(base: str, reference: str) -> str:
-    """The URL that `reference` (a `Location`) stands for, without its fragment."""
-    return urljoin(base, reference).partition("#")[0]
+    """The URL that `reference` (a `Location`) stands for, without its fragment.
+
+    Raises `MalformedMessage` if it is no URL. The text is left out, because a URL may hold a token.
+    """
+    try:
+        return urljoin(base, reference).partition("#")[0]
+    except ValueError:
+        raise MalformedMessage("location", "$", "it is not a URL") from None
 
 
 def path_segment(job: str) -> str:

@@ -1,0 +1,100 @@
+"""What the protocols for a server of your own share: the function `each`, the token, and the state call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Final, TypeAlias, cast
+
+from msgspec.structs import replace
+
+from .._exceptions import InvalidArgument, MalformedMessage
+from .._facts import Answer, Ended, Fact, GetResult, GetState, Item, Position, Request, Snapshot, Text, Value, Want
+from .._secret import Secret
+from .._updates import JobCancelled, JobComplete, JobFailed, Update
+from ._requests import ACCEPT_JSON, Headers, Placed, check_token_place, header_pairs, path_and_query, placed, resolved
+from .wire.lenient import load
+
+#: What `each` may return for one JSON value.
+Meant: TypeAlias = Update | Fact | None
+Each: TypeAlias = Callable[..., Meant]
+
+OUTCOMES: Final = (JobComplete, JobFailed, JobCancelled)
+
+
+@dataclass(frozen=True)
+class OwnServer:
+    """The parameters that the protocols for a server of your own share.
+
+    - `url`: the address of the job. Requests and the token go to its origin only.
+    - `each`: turns one JSON value into an update, an outcome (`JobComplete`, `JobFailed`, `JobCancelled`), a fact with
+      a position, or None for nothing.
+    - `job`: the job's id, by default the URL's path and query.
+    - `token_in`: `header` (Authorization: Bearer), `header:NAME`, `query`, `query:NAME` or `subprotocol:NAME`.
+    - `headers`: sent with each request.
+    """
+
+    url: str
+    each: Each | None
+    _: KW_ONLY
+    job: str = ""
+    token_in: str = "header"
+    headers: Mapping[str, Text] | Headers = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        check_token_place(self.token_in)
+        object.__setattr__(self, "job", self.job or path_and_query(self.url))
+        object.__setattr__(self, "headers", header_pairs(self.headers))
+
+    def placed(self, token: Secret | None, url: str, *more: tuple[str, Text]) -> Placed:
+        """The URL and the headers of a request, with the token."""
+        sent = placed(token, self.token_in, url)
+        return sent._replace(headers=(*cast(Headers, self.headers), *more, *sent.headers))
+
+    def call(self, url: str, token: Secret | None) -> Request:
+        """The request of a single call that answers JSON."""
+        sent = self.placed(token, resolved(self.url, url), ACCEPT_JSON)
+        return Request(via="call", url=sent.url, headers=sent.headers)
+
+    def ask_result(self, want: Want, token: Secret | None) -> Request | None:
+        """Return the request for a result that the outcome names by its URL."""
+        if isinstance(want, GetResult) and want.outcome.result_url is not None:
+            return self.call(want.outcome.result_url, token)
+        return None
+
+    def read_call(self, want: Want, answer: Answer, *before: Any) -> tuple[Fact, ...]:
+        """Read the answer to a call for the state or the result; `before` are arguments of `each` before the JSON."""
+        if answer.status != 200:
+            return ()
+        value = parsed(answer.body, "an answer")
+        if isinstance(want, GetResult):
+            return (Value(value),)
+        return self.meant(*before, value, snapshot=True) if isinstance(want, GetState) else ()
+
+    def meant(self, *value: Any, at: Position | None = None, snapshot: bool = False) -> tuple[Fact, ...]:
+        """Call `each`, and return what it means as a fact at the position `at`.
+
+        Raises `InvalidArgument` if `each` returns anything else than it may.
+        """
+        meant = None if self.each is None else self.each(*value)
+        if meant is None:
+            if snapshot:
+                return (Snapshot((), at),)
+            return () if at is None else (Item(None, at, is_sign=False),)
+        if isinstance(meant, OUTCOMES):
+            return (Ended(meant, at),)
+        if isinstance(meant, Update):
+            return (Snapshot((meant,), at) if snapshot else Item(meant, at),)
+        if isinstance(meant, Item | Snapshot | Ended):
+            return (meant if meant.at is not None or at is None else replace(meant, at=at),)
+        if isinstance(meant, Fact):
+            return (meant,)
+        raise InvalidArgument("each", f"must return an update, an outcome, a fact or None, not {type(meant).__name__}")
+
+
+def parsed(text: str | bytes, what: str) -> Any:
+    """Parse JSON. Raises `MalformedMessage` that names `what` was read."""
+    try:
+        return load(text, [])
+    except ValueError as error:
+        raise MalformedMessage(what, "$", "it is not JSON") from error
