@@ -802,8 +802,11 @@ class Checker:
 class World:
     """Server, wire and follower. What the engine does with findings is done here in the plainest way."""
 
-    def __init__(self, *, replays: bool, states: bool) -> None:
+    def __init__(self, *, replays: bool, states: bool, short: bool = True) -> None:
         self.server = Server()
+        #: Whether `follow` may take its short way.
+        self.short = short
+        self.updates: list[AnyUpdate] = []
         self.sequencer = Sequencer("j1")
         self.checker = Checker(self.server)
         self.wire: list[Facts] = []
@@ -817,6 +820,7 @@ class World:
 
     def act(self, finding: Any) -> None:
         for update in self.sequencer.take():
+            self.updates.append(update)
             self.checker.check(update)
         if isinstance(finding, Gap):
             self.wants_state = True
@@ -845,7 +849,8 @@ class World:
 
     def deliver(self, place: int = 0) -> None:
         if self.wire and not self.checker.ended:
-            self.act(self.sequencer.follow(self.wire.pop(min(place, len(self.wire) - 1))))
+            facts = self.wire.pop(min(place, len(self.wire) - 1))
+            self.act(self.sequencer.follow(facts if self.short else list(facts)))
 
     def fetch(self, answer: Facts | None = None) -> None:
         if not self.open or not self.wants_state or self.checker.ended:
@@ -915,9 +920,12 @@ OFTEN = ["progress", "deliver", "deliver", "deliver", "fetch", "fetch", "connect
 def test_whatever_happens_nothing_is_lost_untold_nor_told_twice(
     story: list[tuple[str, int]], replays: bool, states: bool
 ) -> None:
-    world = World(replays=replays, states=states)
-    for name, number in [("connect", 0), *story]:
-        ACTIONS[name](world, number)
+    world, slow = (World(replays=replays, states=states, short=short) for short in (True, False))
+    for one in (world, slow):
+        for name, number in [("connect", 0), *story]:
+            ACTIONS[name](one, number)
+    assert world.updates == slow.updates, "the short way of `follow` gives the same"
+    assert world.sequencer.applied == slow.sequencer.applied
     # Fair weather at last: it comes into step again, and to the end.
     world.emit("progress")
     world.drop()
@@ -959,3 +967,40 @@ def test_without_a_log_no_count_ever_goes_back_and_the_end_comes(story: list[tup
             assert update.processed_count >= shown
             shown = update.processed_count
     assert isinstance(follower.take(complete(None))[0], End)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    story=st.lists(st.sampled_from(["emit", "emit", "read", "read", "drop", "repeat"]), max_size=60),
+    marked=st.booleans(),
+    in_step=st.sampled_from(["open", "first_fact"]),
+    gaps=st.sets(st.integers(0, 40), max_size=5),
+)
+def test_a_stream_that_replays_from_the_cursor_is_followed_exactly(
+    story: list[str], marked: bool, in_step: Literal["open", "first_fact"], gaps: set[int]
+) -> None:
+    """Whatever is dropped or repeated, and whichever numbers the server leaves out."""
+    log: list[int] = []
+    numbers = (number for number in range(1000) if number not in gaps)
+
+    def at(number: int) -> Position:
+        return Mark(str(number)) if marked else Numbered(number)
+
+    stream, sent = Stream(in_step=in_step), 0
+    for step in [*story, "emit", *["read"] * 100]:
+        if step == "emit":
+            log.append(next(numbers))
+        elif step == "drop":
+            stream.reopen()
+            sent = len(stream.values)
+        elif step == "repeat" and sent:
+            stream.take(output(log[sent - 1], at(log[sent - 1])))
+        elif step == "read" and sent < len(log):
+            found = stream.take(output(log[sent], at(log[sent])))
+            sent += 1
+            if found:
+                assert [type(finding) for finding in found] == [Gap]
+                stream.reopen()
+                sent = len(stream.values)
+    assert stream.values == log
+    assert all(told.missed == 0 for told in stream.resynced)

@@ -54,6 +54,28 @@ def without(item: Held, seq: int) -> Held:
     return item._replace(update=update, first=seq + 1)
 
 
+def join_state(held: list[Held], before: int, reported: int) -> tuple[list[Held], int] | str:
+    """Join the buffered items to a state that covers the numbers up to `reported`; `before` were delivered.
+
+    Returns the items that remain to be delivered, and the number that they follow: `before` if they continue the
+    delivered ones without the state. Returns the problem as text if a gap remains.
+    """
+    held = [item for item in held if item.epoch is None or item.last > before]
+    if _first_number(held) == before + 1:
+        return held, before
+    if reported < before:
+        return f"the state is at event {reported}, behind event {before}, which was delivered already"
+    held = [item for item in held if item.epoch is None or item.last > reported]
+    following = _first_number(held)
+    if following is not None and following > reported + 1:
+        return f"the state is at event {reported}, but the next event received is {following}"
+    return [item if item.epoch is None else without(item, reported) for item in held], reported
+
+
+def _first_number(held: list[Held]) -> int | None:
+    return next((item.first for item in held if item.epoch is not None), None)
+
+
 def compacted(held: list[Held]) -> list[Held]:
     """The same items, with consecutive progress merged."""
     merged: list[Held] = []

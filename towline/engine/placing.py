@@ -107,3 +107,8 @@ def without_number(update: T) -> T:
     if isinstance(update, Progress):
         return replace(update, seq=None, epoch=None, first_seq=None)
     return replace(update, seq=None, epoch=None)
+
+
+def placed_last(snapshot: Snapshot) -> list[AnyUpdate]:
+    """The updates of a snapshot, the last one with its position."""
+    return [*snapshot.updates[:-1], *(placed_at(update, snapshot.at) for update in snapshot.updates[-1:])]

@@ -19,55 +19,20 @@ This file is long because all rules of a sync (facts, replay, state, end) use th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final
 
 from msgspec.structs import replace
 
 from .._facts import Ended, Fact, InStep, InStepAt, Item, Mark, Numbered, Position, Replaying, Snapshot
 from .._updates import AnyUpdate, JobCancelled, Outcome, Progress, Resynced
-from .held import Held, compacted, is_covered, without
+from .findings import End, Finding, Gap, Phase, Synced
+from .held import Held, compacted, is_covered, join_state
 from .order import Order
-from .placing import State, placed_at, positioned, state_of, without_number
-from .shown import Shown
+from .outlet import Outlet
+from .placing import State, placed_at, placed_last, positioned, state_of, without_number
 
 #: How many facts a sync buffers before it merges progress. Too many facts of other kinds count as a gap.
 BUFFER_LIMIT: Final = 1024
-
-
-class Gap(NamedTuple):
-    """A fact does not follow the delivered updates; facts are buffered from here until the next `release`."""
-
-    problem: str
-
-
-class Synced(NamedTuple):
-    """The link is in step: call `release` after handling it."""
-
-
-class End(NamedTuple):
-    """The job has ended: deliver `before`, then `outcome`."""
-
-    before: tuple[AnyUpdate, ...]
-    outcome: Outcome
-
-
-Finding: TypeAlias = Gap | Synced | End | None
-
-
-class Phase(Enum):
-    """How the next fact is handled."""
-
-    STARTING = "starting"
-    """The first fact brings the link in step."""
-    HOLDING = "holding"
-    """Buffered until a snapshot arrives."""
-    REPLAYING = "replaying"
-    """Part of a replay: delivered if it comes next."""
-    COMPLETE = "complete"
-    """The link is in step but not released: buffered."""
-    LIVE = "live"
-    """Delivered if it comes next."""
 
 
 #: No event has this number.
@@ -84,15 +49,9 @@ class Sequencer:
         self.job = job
         self._phase = Phase.HOLDING
         self.order = Order(cursor)
-        self.shown = Shown()
+        self.outlet = Outlet(job, has_shown=cursor is not None)
         self.duplicates = 0
-        self._has_shown = cursor is not None
-        self._out: list[AnyUpdate] = []
         self._held: list[Held] = []
-        self._pending: Resynced | None = None
-        # What to deliver after it: the news of a snapshot, and the whole snapshot, to be remembered.
-        self._pending_news: list[AnyUpdate] = []
-        self._pending_snapshot: tuple[AnyUpdate, ...] = ()
         self._held_end: State | None = None
         self._replay_to = _UNKNOWN
         # The next event, if it may be delivered at once. A change of the phase or of the cursor forgets it.
@@ -120,8 +79,7 @@ class Sequencer:
 
     def take(self) -> list[AnyUpdate]:
         """Return the updates to deliver now, in order."""
-        out, self._out = self._out, []
-        return out
+        return self.outlet.take()
 
     # --- the course of a sync --------------------------------------------------------------------------------------
 
@@ -131,7 +89,7 @@ class Sequencer:
         Returns `Synced` if the link is in step at once.
         """
         by_state = in_step == "state"
-        may_jump = not by_state and after is None and self._has_shown
+        may_jump = not by_state and after is None and self.outlet.has_shown
         self.order.opened(by_state=by_state, after=after, may_jump=may_jump)
         self._replays = after is not None
         self._acknowledged = False
@@ -143,13 +101,13 @@ class Sequencer:
 
     def _in_step(self, *, is_snapshot: bool) -> Synced:
         """Bring a link in step without a state; only after an interruption is there something to report."""
-        if self._has_shown:
+        if self.outlet.has_shown:
             if is_snapshot:
-                self._pending = Resynced(job=self.job, kind="snapshot")
+                self.outlet.hold(Resynced(kind="snapshot"))
             elif self._replays:
-                self._pending = Resynced(job=self.job, kind="replay", missed=0)
+                self.outlet.hold(Resynced(kind="replay", missed=0))
             else:
-                self._pending = Resynced(job=self.job, kind="unavailable")
+                self.outlet.hold(Resynced(kind="unavailable"))
         self.phase = Phase.COMPLETE
         return Synced()
 
@@ -160,7 +118,7 @@ class Sequencer:
 
     def _start_holding(self) -> None:
         self.phase = Phase.HOLDING
-        self._pending, self._pending_news, self._pending_snapshot = None, [], ()
+        self.outlet.hold(None)
         self._held.clear()
 
     @property
@@ -186,7 +144,7 @@ class Sequencer:
     def release(self) -> Finding:
         """Handle `Synced`: deliver buffered facts, and later ones as they arrive. A `Gap` starts a new sync."""
         self.phase = Phase.LIVE
-        self._emit_pending()
+        self.outlet.release()
         held, self._held = self._held, []
         for place, item in enumerate(held):
             if self._joins(item):
@@ -198,15 +156,6 @@ class Sequencer:
                 self._held = held[place:]
                 return self._gap_before(item)
         return None
-
-    def _emit_pending(self) -> None:
-        resynced, news, snapshot = self._pending, self._pending_news, self._pending_snapshot
-        self._pending, self._pending_news, self._pending_snapshot = None, [], ()
-        if resynced is not None:
-            self._emit(resynced)
-        for update in news:
-            self._emit(update)
-        self.shown.note_snapshot(snapshot)
 
     # --- facts of the link -----------------------------------------------------------------------------------------
 
@@ -225,14 +174,15 @@ class Sequencer:
                 # The usual case: the next event in order. The code below would give the same result, more slowly.
                 self._next_seq += 1
                 self.order.applied = at
-                shown, count = self.shown, update.processed_count
+                outlet, count = self.outlet, update.processed_count
+                shown = outlet.shown
                 if count is not None:
                     if shown.count is not None and count < shown.count:
                         update = replace(update, processed_count=shown.count)
                     else:
                         shown.count = count
                 shown.progress = update
-                self._out.append(update)
+                outlet.ready.append(update)
                 return self._replayed() if at.seq == self._replay_to else None
         self._next_seq = _UNKNOWN
         finding: Finding = None
@@ -247,7 +197,7 @@ class Sequencer:
     def _expect_next(self) -> None:
         """Note which event comes next, for the short way of `follow`."""
         order, applied = self.order, self.order.applied
-        delivering = self._has_shown and self.phase in _DELIVERING
+        delivering = self.outlet.has_shown and self.phase in _DELIVERING
         if delivering and isinstance(applied, Numbered) and applied.epoch == order.link_epoch:
             self._next_seq, self._next_epoch = applied.seq + 1, applied.epoch
 
@@ -305,7 +255,7 @@ class Sequencer:
         """Move the cursor. A new log counts from the start again."""
         self._next_seq = _UNKNOWN
         if self.order.move_to(position):
-            self.shown.count = None
+            self.outlet.shown.count = None
 
     def _hold(self, item: Held) -> Finding:
         if self._is_old(item):
@@ -332,52 +282,33 @@ class Sequencer:
         """Whether an item without a position has a smaller count than was shown, where states decide."""
         if item.at is not None or not self.order.by_state:
             return False
-        return item.shown_count is not None and self.shown.count is not None and item.shown_count < self.shown.count
+        return (
+            item.shown_count is not None
+            and self.outlet.shown.count is not None
+            and item.shown_count < self.outlet.shown.count
+        )
 
     def _gap_before(self, item: Held) -> Gap:
         return Gap(self.order.gap_before(item))
 
     def _apply(self, item: Held) -> None:
         snapshot = item.update if isinstance(item.update, Snapshot) else None
+        news: list[AnyUpdate] = []
         if snapshot is not None:
-            news = self.shown.news_of(snapshot.updates)
-        else:
-            news = [] if item.update is None or isinstance(item.update, Snapshot) else [item.update]
-            if self.order.is_new_log(item) and not self.order.by_state:
-                # A log that begins anew is complete if it begins with its first number.
-                missed = 0 if item.first <= 1 else None
-                self._emit(Resynced(job=self.job, epoch=item.epoch, kind="replay", missed=missed))
+            news = self.outlet.shown.news_of(snapshot.updates)
+        elif item.update is not None and not isinstance(item.update, Snapshot):
+            news = [item.update]
+        if snapshot is None and self.order.is_new_log(item) and not self.order.by_state:
+            # A log that begins anew is complete if it begins with its first number.
+            self.outlet.emit(Resynced(epoch=item.epoch, kind="replay", missed=0 if item.first <= 1 else None))
         if item.at is not None and not item.more:
             self._move_to(item.at)
-        for place, update in enumerate(news):
             # The position goes to the last update: a consumer that took only some of them must get all again.
-            is_last = not item.more and place == len(news) - 1
-            self._emit(placed_at(update, item.at) if is_last else update)
+            news[-1:] = [placed_at(update, item.at) for update in news[-1:]]
+        for update in news:
+            self.outlet.emit(update)
         if snapshot is not None:
-            self.shown.note_snapshot(snapshot.updates)
-
-    def _emit(self, update: AnyUpdate) -> None:
-        if not update.job:
-            update = replace(update, job=self.job)
-        if type(update) is Progress:
-            self._emit_progress(update)
-            return
-        if not isinstance(update, Resynced):
-            self.shown.note(update)
-        self._has_shown = True
-        self._out.append(update)
-
-    def _emit_progress(self, update: Progress) -> None:
-        shown, count = self.shown, update.processed_count
-        if count is not None:
-            if shown.count is not None and count < shown.count:
-                # It has a position, so it is delivered; but the count never decreases.
-                update = replace(update, processed_count=shown.count)
-            else:
-                shown.count = count
-        shown.note(update)
-        self._has_shown = True
-        self._out.append(update)
+            self.outlet.shown.note_snapshot(snapshot.updates)
 
     # --- replay ----------------------------------------------------------------------------------------------------
 
@@ -394,7 +325,6 @@ class Sequencer:
             return None
         self._move_to(applied)
         resynced = Resynced(
-            job=self.job,
             epoch=announced.epoch,
             kind="replay",
             from_seq=applied.seq + 1,
@@ -402,15 +332,15 @@ class Sequencer:
             missed=0,
         )
         if announced.last >= announced.first:
-            if self._has_shown:
-                self._emit(resynced)
+            if self.outlet.has_shown:
+                self.outlet.emit(resynced)
             for item in early:
                 self._apply(item)
             self._held = [item for item in self._held if not self._is_old(item)]
             self.phase = Phase.REPLAYING
             self._replay_to = announced.last
             return None
-        self._pending = resynced if self._has_shown else None
+        self.outlet.hold(resynced if self.outlet.has_shown else None)
         self.phase = Phase.COMPLETE
         return Synced()
 
@@ -457,40 +387,21 @@ class Sequencer:
         if self.order.is_of_another_log(reported):
             return _OTHER_LOG
         before = self.order.seq if self.order.is_same_log(reported) else 0
-        applied = Numbered(before, reported.epoch)
-        refused = reported.seq < before
-        held = [item for item in self._held if item.epoch is None or item.last > before]
-        following = _first_numbered(held)
-        if following == before + 1:
-            # The buffered items continue the log without the snapshot, so nothing is left out.
-            missed = 0
-        elif refused:
-            return Gap(f"the state is at event {reported.seq}, behind event {before}, which was delivered already")
-        else:
-            missed = reported.seq - before
-            held = [item for item in held if item.epoch is None or item.last > reported.seq]
-            following = _first_numbered(held)
-            if following is not None and following > reported.seq + 1:
-                return Gap(f"the state is at event {reported.seq}, but the next event received is {following}")
-            held = [item if item.epoch is None else without(item, reported.seq) for item in held]
-            applied = reported
-        self._move_to(applied)
-        self._held = held
+        joined = join_state(self._held, before, reported.seq)
+        if isinstance(joined, str):
+            return Gap(joined)
+        self._held, reached = joined
+        missed = reached - before
+        self._move_to(Numbered(reached, reported.epoch))
+        last = max(reported.seq, reached)
+        resynced = self._snapshot_report(last, reported.epoch, before + 1, missed, refused=reported.seq < before)
         # A snapshot that the buffered items make unnecessary is not shown ahead of them.
-        return self._synced(
-            state.snapshot,
-            _placed_last(state.snapshot) if missed else [],
-            reported.epoch,
-            before + 1,
-            max(reported.seq, applied.seq),
-            missed=missed,
-            refused=refused,
-        )
+        return self._synced(resynced, placed_last(state.snapshot) if missed else [], state.snapshot)
 
     def _unnumbered_state(self, state: State) -> Finding:
         count = state.shown_count
-        refused = count is not None and self.shown.count is not None and count < self.shown.count
-        floor = self.shown.count if refused else count
+        refused = count is not None and self.outlet.shown.count is not None and count < self.outlet.shown.count
+        floor = self.outlet.shown.count if refused else count
         # An item keeps its position even if it has nothing left to show.
         self._held = [
             item._replace(update=None) if is_covered(item, floor) else item
@@ -501,24 +412,21 @@ class Sequencer:
         if isinstance(state.at, Mark):
             self._move_to(state.at)
         news = [] if refused else self._news_without_number(state)
-        return self._synced(state.snapshot, news, None, None, None, missed=None, refused=refused)
+        return self._synced(self._snapshot_report(refused=refused), news, None if refused else state.snapshot)
 
     def _news_without_number(self, state: State) -> list[AnyUpdate]:
-        return [without_number(update) for update in self.shown.news_of(state.snapshot.updates)]
+        return [without_number(update) for update in self.outlet.shown.news_of(state.snapshot.updates)]
 
-    def _synced(
+    def _snapshot_report(
         self,
-        snapshot: Snapshot,
-        news: list[AnyUpdate],
-        epoch: str | None,
-        first: int | None,
-        last: int | None,
+        last: int | None = None,
+        epoch: str | None = None,
+        first: int | None = None,
+        missed: int | None = None,
         *,
-        missed: int | None,
         refused: bool = False,
-    ) -> Synced:
-        self._pending = Resynced(
-            job=self.job,
+    ) -> Resynced:
+        return Resynced(
             seq=last,
             epoch=epoch,
             kind="snapshot",
@@ -526,10 +434,11 @@ class Sequencer:
             to_seq=last,
             missed=missed,
             refused=refused,
-            first=not self._has_shown,
+            first=not self.outlet.has_shown,
         )
-        self._pending_news = news
-        self._pending_snapshot = () if refused else snapshot.updates
+
+    def _synced(self, resynced: Resynced, news: list[AnyUpdate], snapshot: Snapshot | None) -> Synced:
+        self.outlet.hold(resynced, news, snapshot)
         self.phase = Phase.COMPLETE
         return Synced()
 
@@ -540,13 +449,17 @@ class Sequencer:
             return False
         if isinstance(state.at, Numbered) and self.order.is_same_log(state.at) and not self.order.is_unnumbered:
             return state.at.seq > self.order.seq
-        return state.shown_count is not None and self.shown.count is not None and state.shown_count > self.shown.count
+        return (
+            state.shown_count is not None
+            and self.outlet.shown.count is not None
+            and state.shown_count > self.outlet.shown.count
+        )
 
     def unavailable(self) -> Finding:
         """Continue with the link's facts alone: the server has no state of this job."""
         if self.phase not in _WAITING:
             return None
-        self._pending = Resynced(job=self.job, kind="unavailable", first=not self._has_shown)
+        self.outlet.hold(Resynced(kind="unavailable", first=not self.outlet.has_shown))
         self._continue_from_held()
         self.phase = Phase.COMPLETE
         return Synced()
@@ -569,24 +482,23 @@ class Sequencer:
             return None
         if isinstance(self.applied, Numbered) and not self.order.is_same_log(state.at):
             return Gap("the state belongs to another log than the delivered updates")
-        first = 1 + self.order.seq
-        missed = state.at.seq + 1 - first
-        if missed > 0:
-            news = _placed_last(state.snapshot)
-            self._synced(state.snapshot, news, state.at.epoch, first, state.at.seq, missed=missed)
-            self._move_to(state.at)
-            return self.release()
-        return None
+        missed = state.at.seq - self.order.seq
+        if missed <= 0:
+            return None
+        resynced = self._snapshot_report(state.at.seq, state.at.epoch, 1 + self.order.seq, missed)
+        self._synced(resynced, placed_last(state.snapshot), state.snapshot)
+        self._move_to(state.at)
+        return self.release()
 
     def _look_without_number(self, state: State) -> None:
-        if self.order.by_state and state.shown_count is not None and state.shown_count <= (self.shown.count or 0):
-            return
-        news = self._news_without_number(state)
-        if news:
-            self._synced(state.snapshot, news, None, None, None, missed=None)
-            if not self.order.by_state:
-                self._pending = None  # the link is still in step, so nothing is known to be missing
-            self.release()
+        if not self.order.by_state:
+            # The link is still in step, so nothing is known to be missing.
+            self.outlet.emit_news(Snapshot(tuple(without_number(update) for update in state.snapshot.updates)))
+        elif state.shown_count is None or state.shown_count > (self.outlet.shown.count or 0):
+            news = self._news_without_number(state)
+            if news:
+                self._synced(self._snapshot_report(), news, state.snapshot)
+                self.release()
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -598,7 +510,7 @@ class Sequencer:
         """Deliver the buffered updates that fit, then the snapshot's, then a report of missed ones, then the end."""
         at = ended.at
         self._held_end = None
-        self._emit_pending()
+        self.outlet.release()
         if self.phase in _WAITING and self.applied is None and self._held and self._held[0].epoch is not None:
             # Nothing was delivered yet, so the buffered items start the log.
             self._move_to(Numbered(0, self._held[0].epoch))
@@ -607,8 +519,8 @@ class Sequencer:
             if self._joins(item):
                 self._apply(item)
         self._held.clear()
-        for update in self.shown.news_of(() if snapshot is None else snapshot.updates):
-            self._emit(update)
+        if snapshot is not None:
+            self.outlet.emit_news(snapshot)
         before = self.take()
         if isinstance(at, Numbered) and at.seq > 0:
             applied = self.order.seq if self.order.is_same_log(at) else 0
@@ -631,14 +543,3 @@ class Sequencer:
 
 
 _OTHER_LOG: Final = Gap("the state belongs to another log than this link's")
-
-
-def _first_numbered(held: list[Held]) -> int | None:
-    """The first number that the buffered items cover."""
-    return next((item.first for item in held if item.epoch is not None), None)
-
-
-def _placed_last(snapshot: Snapshot) -> list[AnyUpdate]:
-    """The updates of a snapshot, the last one with its position."""
-    *others, last = snapshot.updates or (None,)
-    return [] if last is None else [*others, placed_at(last, snapshot.at)]
