@@ -246,6 +246,22 @@ def test_the_id_of_the_connection_before() -> None:
     assert parser.last_id is None
 
 
+def test_an_event_says_whether_it_has_the_id_itself() -> None:
+    wire = b"id:1\ndata:a\n\ndata:b\n\nid:1\ndata:c\n\nid\ndata:d\n\n"
+    wire += b"id:2\n\ndata:e\n\n: x\nid:3\ndata:f\ndata:g\n\ndata:h\n\n"
+    for cut in range(len(wire)):
+        events, _ = parsed([wire[:cut], wire[cut:]])
+        assert [(event.id, event.has_id) for event in events] == [
+            ("1", True),
+            ("1", False),
+            ("1", True),
+            (None, True),
+            ("2", False),
+            ("3", True),
+            ("3", False),
+        ]
+
+
 def test_the_page_of_a_portal_has_no_event() -> None:
     page = b"<!DOCTYPE html>\r\n<html>\r\n\r\n<p>Sign in: <a href='x'>here</a>\r\n\r\n</html>"
     assert read(page) == []

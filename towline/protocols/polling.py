@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Final
 
 import msgspec
@@ -22,7 +21,6 @@ from .._facts import (
     Received,
     Request,
     Snapshot,
-    Text,
     Via,
     Wait,
     Want,
@@ -36,10 +34,9 @@ _WORKING: Final = (200, 202)
 
 
 class _Place(Struct, frozen=True, omit_defaults=True):
-    """What the next poll must know: its URL, the last ETag, and whether it fetches the result after a 303."""
+    """What the next poll must know: its URL, and whether it fetches the result after a 303."""
 
     url: str = ""
-    etag: str = ""
     is_result: bool = False
 
 
@@ -53,7 +50,7 @@ class Polling(OwnServer):
 
     - `location`: the header of a 202 that names the URL of the next poll (`Location`; Azure: `Operation-Location`).
 
-    `Retry-After` sets the wait until the next poll, and `ETag` saves an answer that has not changed.
+    The source follows `Retry-After`, and saves an answer that has not changed (`ETag`).
     """
 
     each: Each | None = None
@@ -73,10 +70,7 @@ class Polling(OwnServer):
         if not isinstance(want, Follow):
             return self.ask_result(want, token)
         place = _place(want.after)
-        more: list[tuple[str, Text]] = [ACCEPT_JSON]
-        if place.etag:
-            more.append(("If-None-Match", place.etag))
-        sent = self.placed(token, place.url or self.url, *more)
+        sent = self.placed(token, place.url or self.url, ACCEPT_JSON)
         return Request(via="poll", url=sent.url, headers=sent.headers, in_step="first_fact")
 
     def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
@@ -89,16 +83,12 @@ class Polling(OwnServer):
         if received.status == 303 and "location" in headers:
             result = _Place(url=resolved(place.url or self.url, headers["location"]), is_result=True)
             return (Snapshot((), _mark(result)), Wait(0))
-        if received.status == 304:
-            return (Snapshot((), want.after), *_waits(headers))
-        if received.status not in _WORKING:
-            return ()
-        return (*self._read_working(received, place), *_waits(headers))
+        return self._read_working(received, place) if received.status in _WORKING else ()
 
     def _read_working(self, answer: Answer, place: _Place) -> tuple[Fact, ...]:
         named = answer.headers.get(self.location.lower()) if answer.status == 202 else None
         url = place.url if named is None else resolved(place.url or self.url, named)
-        at = _mark(_Place(url, answer.headers.get("etag", ""), place.is_result))
+        at = _mark(_Place(url, place.is_result))
         is_last = answer.status == 200 and (self.each is None or place.is_result)
         if not is_last and (self.each is None or (answer.status == 202 and not answer.body.strip())):
             return (Snapshot((), at),)
@@ -126,14 +116,3 @@ def _place(after: Position | None) -> _Place:
 
 def _mark(place: _Place) -> Mark | None:
     return None if place == _Place() else Mark(msgspec.json.encode(place).decode())
-
-
-def _waits(headers: Any) -> tuple[Wait, ...]:
-    """The wait that `Retry-After` asks for; a date counts from the answer's own `Date` (RFC 9110 section 10.2.3)."""
-    advice = headers.get("retry-after", "").strip()
-    if advice.isascii() and advice.isdigit() and len(advice) < 10:
-        return (Wait(float(advice)),)
-    with suppress(TypeError, ValueError):
-        seconds = (parsedate_to_datetime(advice) - parsedate_to_datetime(headers["date"])).total_seconds()
-        return (Wait(max(0.0, seconds)),)
-    return ()

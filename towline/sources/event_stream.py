@@ -119,7 +119,9 @@ class EventStreamSource:
             if self._events is not None:
                 for event in self._events.feed(data):
                     # One by one: what came before an event that is too large counts.
-                    received.append(ServerEvent(event.type, event.data, event.id))  # noqa: PERF401
+                    # An event without an id has no position: the one before it has that of the stream.
+                    own_id = (event.id or "") if event.has_id else None
+                    received.append(ServerEvent(event.type, event.data, own_id))
             elif self._lines is not None:
                 received += [Line(line) for line in self._lines.feed(data) if line]
         except MessageTooBig as error:

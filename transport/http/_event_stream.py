@@ -36,12 +36,13 @@ class ServerEvent(Struct, frozen=True, gc=False):
     """One event of an event stream.
 
     `type` is "message" unless the server named another. `id` is the last event id at this event, which earlier events
-    may have set; None if there is none or the server cleared it.
+    may have set; None if there is none or the server cleared it. `has_id`: this event itself has set or cleared it.
     """
 
     type: str
     data: str
     id: str | None = None
+    has_id: bool = False
 
 
 class EventParser:
@@ -69,6 +70,7 @@ class EventParser:
         self._data: list[str] = []
         self._size = 0
         self._id = last_id
+        self._has_id = False
 
     def feed(self, data: bytes) -> Iterable[ServerEvent]:
         """Take the next bytes and return the events that they complete.
@@ -91,10 +93,11 @@ class EventParser:
         unfinished = bool(self._data or self._type)
         for event_id, event_type, data, line in _TOKENS.findall(text):
             if event_id:
-                self._id = event_id
+                self._id, self._has_id = event_id, True
             if data and not unfinished:
                 self.last_id = self._id
-                events.append(ServerEvent(event_type or "message", data, self.last_id))
+                events.append(ServerEvent(event_type or "message", data, self.last_id, self._has_id))
+                self._has_id = False
                 continue
             if data:
                 self._type = event_type or self._type
@@ -118,7 +121,7 @@ class EventParser:
             self._type = value
         elif name == "id":
             if "\0" not in value:
-                self._id = value or None
+                self._id, self._has_id = value or None, True
         elif not name:
             self.comments += 1
         elif name == "retry" and value.isascii() and value.isdigit():
@@ -135,10 +138,11 @@ class EventParser:
         # The id counts from here on, also without an event: a stream may end in the middle of the next block.
         self.last_id = self._id
         if self._data:
-            events.append(ServerEvent(self._type or "message", "\n".join(self._data), self.last_id))
+            events.append(ServerEvent(self._type or "message", "\n".join(self._data), self.last_id, self._has_id))
             self._data = []
             self._size = 0
         self._type = ""
+        self._has_id = False
 
 
 class LineParser:
