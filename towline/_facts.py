@@ -300,3 +300,13 @@ class Protocol(typing.Protocol):
         Facts of one call share a position. An `Answer` or `Closed` without facts gets the engine's own meaning. Raises
         `MalformedMessage` for a message that cannot be read and has no position.
         """
+
+
+def is_resumed(protocol: Protocol, want: Follow, token: Secret | None, request: Request) -> bool:
+    """Whether `request` asks the server to go on after `want.after`: without the position it would be another one.
+
+    A protocol without such a request leaves an unknown gap at each reconnect, and the sequencer must know that.
+    """
+    if want.after is None:
+        return False
+    return protocol.ask(Follow(want.via, None, want.client, want.socket), token) != request

@@ -33,8 +33,9 @@ from towline._facts import (
     Snapshot,
     Value,
     Wait,
+    is_resumed,
 )
-from towline.protocols import EventStream, Messages, Polling
+from towline.protocols import Bookstrack, EventStream, Messages, Polling, Towline
 
 TOKEN = Secret("t1")
 
@@ -210,6 +211,26 @@ def test_the_stream_goes_on_after_the_last_id(after: Position | None, last: str 
     assert url == "https://h/jobs/7/events"
     assert headers["Accept"] == "text/event-stream"
     assert headers.get("Last-Event-ID") == last
+
+
+@pytest.mark.parametrize(
+    ("protocol", "want", "resumed"),
+    [
+        (EVENTS, Follow("events", Mark("7")), True),
+        (EVENTS, Follow("events", Mark("")), False),
+        (EVENTS, Follow("events"), False),
+        (EventStream("https://h", each, via="lines"), Follow("lines", Numbered(3)), False),
+        (MESSAGES, Follow("websocket", Numbered(3)), False),
+        (Towline("wss://h", "j"), Follow("websocket", Numbered(3, "e"), "c", 2), True),
+        (Bookstrack("wss://h", "j"), Follow("websocket", Numbered(3, "e"), "c", 2), False),
+    ],
+)
+def test_a_request_shows_whether_the_server_goes_on_from_the_position(
+    protocol: Protocol, want: Follow, resumed: bool
+) -> None:
+    request = protocol.ask(want, TOKEN)
+    assert request is not None
+    assert is_resumed(protocol, want, TOKEN, request) is resumed
 
 
 def test_a_stream_may_be_the_answer_to_a_post_and_promise_keep_alives() -> None:

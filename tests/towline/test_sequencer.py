@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from towline import JobComplete, JobStarted, Output, Paused, Progress, Resynced
+from towline import JobCancelled, JobComplete, JobStarted, Output, Paused, Progress, Resynced
 from towline._facts import Ended, Fact, InStep, Item, Mark, Numbered, Position, Replaying, Snapshot, Wait
 from towline._updates import AnyUpdate
 from towline.engine.sequencer import BUFFER_LIMIT, End, Gap, Phase, Sequencer, Synced
@@ -683,6 +683,89 @@ def test_what_cannot_be_merged_and_does_not_fit_is_a_gap() -> None:
     follower = Follower()
     found = follower.take(*(started(seq) for seq in range(3, BUFFER_LIMIT + 5)))
     assert [type(finding) for finding in found] == [Gap]
+
+
+# --- what the engine asks ---------------------------------------------------------------------------------------
+
+
+def test_a_replay_may_come_until_the_server_has_answered() -> None:
+    follower = Follower(Numbered(2, "e1"))
+    assert follower.sequencer.awaiting_ack
+    assert follower.take(ack()) == []
+    assert not follower.sequencer.awaiting_ack
+    assert not Stream().sequencer.awaiting_ack
+
+
+def test_a_replay_that_stops_is_given_up_for_the_state() -> None:
+    follower = Follower(Numbered(2, "e1"))
+    follower.take(ack(3, 9), progress(3))
+    assert follower.sequencer.replaying
+    follower.sequencer.give_up_replay()
+    follower.join(state(9, 9))
+    assert follower.seqs == [3]
+    assert follower.resynced[-1].missed == 6
+    follower.sequencer.give_up_replay()
+    assert follower.sequencer.phase is Phase.LIVE
+
+
+def test_a_snapshot_on_the_link_is_as_good_as_a_fetched_state() -> None:
+    follower = Follower()
+    assert follower.take(polled(Progress(fraction=0.5), at=Numbered(4, "e1"))) == [Synced()]
+    follower.act(follower.sequencer.release())
+    assert follower.take(progress(5)) == []
+    assert follower.seqs == [5]
+
+
+def test_a_state_is_ahead_by_its_number_or_by_its_count() -> None:
+    follower = joined(3)
+    assert [follower.sequencer.is_ahead(state(seq)) for seq in (2, 3, 4)] == [False, False, True]
+    stream = Stream()
+    assert not stream.sequencer.is_ahead(state(None, 4))
+    stream.take(progress(None, 3))
+    assert [stream.sequencer.is_ahead(state(None, count)) for count in (3, 4, None)] == [False, True, False]
+
+
+def test_a_look_at_a_numbered_state_shows_what_the_silent_link_has_missed() -> None:
+    follower = joined(3)
+    assert follower.act(follower.sequencer.look(state(3, 3))) is None
+    assert follower.updates == []
+    assert follower.act(follower.sequencer.look(state(5, 5))) is None
+    assert [(told.from_seq, told.to_seq, told.missed) for told in follower.resynced] == [(4, 5, 2)]
+    assert follower.take(progress(6)) == []
+    assert isinstance(follower.sequencer.look(state(1, 1, epoch="e2")), Gap)
+    assert isinstance(follower.act(follower.sequencer.look(complete(7))), End)
+
+
+def test_a_look_without_numbers_where_states_decide_believes_the_count_alone() -> None:
+    follower = Follower()
+    follower.join(state(None, 3))
+    follower.updates.clear()
+    same = (Snapshot((Progress(fraction=None, processed_count=3, total_count=9),)),)
+    assert follower.act(follower.sequencer.look(same)) is None
+    assert follower.updates == [], "the total is no sign that the job moved"
+    follower.act(follower.sequencer.look(state(None, 4)))
+    assert [type(update) for update in follower.updates] == [Resynced, Progress]
+
+
+def test_a_state_with_a_mark_moves_the_cursor() -> None:
+    follower = Follower()
+    follower.join(polled(Progress(fraction=0.5), at=Mark("m")))
+    assert follower.sequencer.applied == Mark("m")
+
+
+def test_there_is_nothing_to_give_up_or_to_skip_once_a_link_is_live() -> None:
+    follower = joined(3)
+    assert follower.sequencer.unavailable() is None
+    assert follower.sequencer.state(state(9, 9)) is None
+    assert follower.sequencer.held_end() is None
+    assert follower.sequencer.phase is Phase.LIVE
+
+
+def test_an_assumed_cancel_is_an_end() -> None:
+    end = joined(3).sequencer.assume_cancelled()
+    assert (end.outcome.job, end.before) == ("j1", ())
+    assert isinstance(end.outcome, JobCancelled)
+    assert end.outcome.assumed
 
 
 # --- everything at random -----------------------------------------------------------------------------------------
