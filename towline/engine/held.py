@@ -54,6 +54,26 @@ def without(item: Held, seq: int) -> Held:
     return item._replace(update=update, first=seq + 1)
 
 
+def uncovered(held: list[Held], floor: int | None) -> list[Held]:
+    """What a snapshot with the count `floor` leaves to show. An item keeps its position even if nothing is left."""
+    return [
+        item._replace(update=None) if is_covered(item, floor) else item
+        for item in held
+        if item.at is not None or not is_covered(item, floor)
+    ]
+
+
+def continuing(held: list[Held], applied: Numbered, before: int) -> list[Held]:
+    """The items that continue the delivered ones, and that a replay from the number `before` will not repeat."""
+    early: list[Held] = []
+    reached = applied.seq
+    for item in held:
+        if item.epoch == applied.epoch and item.first == reached + 1 and item.last < before:
+            early.append(item)
+            reached = item.last
+    return early
+
+
 def join_state(held: list[Held], before: int, reported: int) -> tuple[list[Held], int] | str:
     """Join the buffered items to a state that covers the numbers up to `reported`; `before` were delivered.
 

@@ -57,6 +57,27 @@ class Outlet:
         self._resynced, self._news = resynced, list(news)
         self._snapshot = () if snapshot is None else snapshot.updates
 
+    def snapshot_report(
+        self,
+        last: int | None = None,
+        epoch: str | None = None,
+        first: int | None = None,
+        missed: int | None = None,
+        *,
+        refused: bool = False,
+    ) -> Resynced:
+        """The report of a snapshot that covers the events `first` to `last`."""
+        return Resynced(
+            seq=last,
+            epoch=epoch,
+            kind="snapshot",
+            from_seq=first,
+            to_seq=last,
+            missed=missed,
+            refused=refused,
+            first=not self.has_shown,
+        )
+
     def release(self) -> None:
         """Add what `hold` has kept."""
         resynced, news, snapshot = self._resynced, self._news, self._snapshot

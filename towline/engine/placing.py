@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from .._facts import JOB_FACTS, Ended, Fact, Item, Mark, Numbered, Position, Snapshot
-from .._updates import AnyUpdate, Progress, Update
+from .._updates import AnyUpdate, Progress, Resynced, Update
 
 T = TypeVar("T", bound=Update)
 
@@ -112,3 +112,13 @@ def without_number(update: T) -> T:
 def placed_last(snapshot: Snapshot) -> list[AnyUpdate]:
     """The updates of a snapshot, the last one with its position."""
     return [*snapshot.updates[:-1], *(placed_at(update, snapshot.at) for update in snapshot.updates[-1:])]
+
+
+def missed_before_end(job: str, applied: int, at: Numbered) -> list[AnyUpdate]:
+    """The report of the events between the last delivered one, `applied`, and the end; empty if there are none."""
+    missed = at.seq - 1 - applied
+    if missed <= 0:
+        return []
+    return [
+        Resynced(job=job, epoch=at.epoch, kind="end", from_seq=applied + 1, to_seq=at.seq - 1, missed=missed),
+    ]

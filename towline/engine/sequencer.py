@@ -26,14 +26,13 @@ from msgspec.structs import replace
 from .._facts import Ended, Fact, InStep, InStepAt, Item, Mark, Numbered, Position, Replaying, Snapshot
 from .._updates import AnyUpdate, JobCancelled, Outcome, Progress, Resynced
 from .findings import End, Finding, Gap, Phase, Synced
-from .held import Held, compacted, is_covered, join_state
+from .held import Held, compacted, continuing, join_state, uncovered
 from .order import Order
 from .outlet import Outlet
-from .placing import State, placed_at, placed_last, positioned, state_of, without_number
+from .placing import State, missed_before_end, placed_at, placed_last, positioned, state_of, without_number
 
 #: How many facts a sync buffers before it merges progress. Too many facts of other kinds count as a gap.
 BUFFER_LIMIT: Final = 1024
-
 
 #: No event has this number.
 _UNKNOWN: Final = -2
@@ -319,7 +318,7 @@ class Sequencer:
         self.order.enter_log(announced.epoch)
         same = self.order.is_same_log(Numbered(0, announced.epoch))
         applied = Numbered(self.order.seq if same else 0, announced.epoch)
-        early = self._sent_before_replay(applied, announced.first)
+        early = continuing(self._held, applied, announced.first)
         if announced.first != (early[-1].last if early else applied.seq) + 1:
             # The log no longer goes back that far: the state decides.
             return None
@@ -343,16 +342,6 @@ class Sequencer:
         self.outlet.hold(resynced if self.outlet.has_shown else None)
         self.phase = Phase.COMPLETE
         return Synced()
-
-    def _sent_before_replay(self, applied: Numbered, before: int) -> list[Held]:
-        """Items the server sent before it announced the replay, that continue the log and will not be replayed."""
-        early: list[Held] = []
-        reached = applied.seq
-        for item in self._held:
-            if item.epoch == applied.epoch and item.first == reached + 1 and item.last < before:
-                early.append(item)
-                reached = item.last
-        return early
 
     def _replayed(self) -> Finding:
         held = self.held_end()
@@ -394,7 +383,7 @@ class Sequencer:
         missed = reached - before
         self._move_to(Numbered(reached, reported.epoch))
         last = max(reported.seq, reached)
-        resynced = self._snapshot_report(last, reported.epoch, before + 1, missed, refused=reported.seq < before)
+        resynced = self.outlet.snapshot_report(last, reported.epoch, before + 1, missed, refused=reported.seq < before)
         # A snapshot that the buffered items make unnecessary is not shown ahead of them.
         return self._synced(resynced, placed_last(state.snapshot) if missed else [], state.snapshot)
 
@@ -402,40 +391,15 @@ class Sequencer:
         count = state.shown_count
         refused = count is not None and self.outlet.shown.count is not None and count < self.outlet.shown.count
         floor = self.outlet.shown.count if refused else count
-        # An item keeps its position even if it has nothing left to show.
-        self._held = [
-            item._replace(update=None) if is_covered(item, floor) else item
-            for item in self._held
-            if item.at is not None or not is_covered(item, floor)
-        ]
+        self._held = uncovered(self._held, floor)
         self._continue_from_held()
         if isinstance(state.at, Mark):
             self._move_to(state.at)
         news = [] if refused else self._news_without_number(state)
-        return self._synced(self._snapshot_report(refused=refused), news, None if refused else state.snapshot)
+        return self._synced(self.outlet.snapshot_report(refused=refused), news, None if refused else state.snapshot)
 
     def _news_without_number(self, state: State) -> list[AnyUpdate]:
         return [without_number(update) for update in self.outlet.shown.news_of(state.snapshot.updates)]
-
-    def _snapshot_report(
-        self,
-        last: int | None = None,
-        epoch: str | None = None,
-        first: int | None = None,
-        missed: int | None = None,
-        *,
-        refused: bool = False,
-    ) -> Resynced:
-        return Resynced(
-            seq=last,
-            epoch=epoch,
-            kind="snapshot",
-            from_seq=first,
-            to_seq=last,
-            missed=missed,
-            refused=refused,
-            first=not self.outlet.has_shown,
-        )
 
     def _synced(self, resynced: Resynced, news: list[AnyUpdate], snapshot: Snapshot | None) -> Synced:
         self.outlet.hold(resynced, news, snapshot)
@@ -485,7 +449,7 @@ class Sequencer:
         missed = state.at.seq - self.order.seq
         if missed <= 0:
             return None
-        resynced = self._snapshot_report(state.at.seq, state.at.epoch, 1 + self.order.seq, missed)
+        resynced = self.outlet.snapshot_report(state.at.seq, state.at.epoch, 1 + self.order.seq, missed)
         self._synced(resynced, placed_last(state.snapshot), state.snapshot)
         self._move_to(state.at)
         return self.release()
@@ -497,7 +461,7 @@ class Sequencer:
         elif state.shown_count is None or state.shown_count > (self.outlet.shown.count or 0):
             news = self._news_without_number(state)
             if news:
-                self._synced(self._snapshot_report(), news, state.snapshot)
+                self._synced(self.outlet.snapshot_report(), news, state.snapshot)
                 self.release()
 
     # --- the end ---------------------------------------------------------------------------------------------------
@@ -524,17 +488,7 @@ class Sequencer:
         before = self.take()
         if isinstance(at, Numbered) and at.seq > 0:
             applied = self.order.seq if self.order.is_same_log(at) else 0
-            if at.seq > applied + 1:
-                before.append(
-                    Resynced(
-                        job=self.job,
-                        epoch=at.epoch,
-                        kind="end",
-                        from_seq=applied + 1,
-                        to_seq=at.seq - 1,
-                        missed=at.seq - 1 - applied,
-                    )
-                )
+            before += missed_before_end(self.job, applied, at)
             self._move_to(Numbered(max(at.seq, applied), at.epoch))
         elif isinstance(at, Mark):
             self._move_to(at)
