@@ -305,6 +305,18 @@ def test_an_endless_event() -> None:
         assert fails(b"data:a\n\n" + over, max_line=50, max_event=100) == [(["a"], "bytes in an event", 100)] * 3
 
 
+def test_the_size_of_an_event_begins_with_it() -> None:
+    wire = b"data:xxxxx\ndata:xxxxx\n\n" * 20
+    for pieces in cuts(wire):
+        assert len(parsed(pieces, max_line=10, max_event=11)[0]) == 20
+
+
+def test_one_line_is_bounded_as_it_came() -> None:
+    """Each broken byte becomes three of U+FFFD; a line that was short enough is not refused for that."""
+    for pieces in cuts(b"data:" + b"\xff" * 95 + b"\n\n"):
+        assert [event.data for event in parsed(pieces, max_line=100, max_event=100)[0]] == ["\ufffd" * 95]
+
+
 def test_nothing_else_is_bounded() -> None:
     """A stream of comments, ids and types without a blank line goes on for days."""
     parser = EventParser(max_line=20, max_event=20)
@@ -341,6 +353,9 @@ def test_an_endless_plain_line(end: bytes) -> None:
                     got.append(line)  # noqa: PERF402 - what came before the raise counts
         assert got == ["a"]
         assert list(parser.finish()) == []
+        late = iter(parser.feed(b"b\n"))
+        with pytest.raises(MessageTooBig):
+            next(late)
 
 
 # --- against httpx-sse ------------------------------------------------------------------------------------------
