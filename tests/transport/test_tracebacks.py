@@ -12,7 +12,7 @@ import towline.transport
 from towline import TowlineError
 from towline._secret import Secret
 from towline.testing import MemoryLink
-from towline.transport import Endpoint, bearer, connect_websocket
+from towline.transport import Endpoint, bearer, connect_websocket, request
 from towline.transport.net._proxy import open_tunnel, parse_proxy
 
 pytestmark = pytest.mark.anyio
@@ -68,6 +68,17 @@ async def test_the_upgrade(answer: bytes, wrong: dict[str, Any], canary: str) ->
         await connect_websocket("ws://localhost/", network=Answering(answer), **options)
     lines = list(shown(caught.value))
     assert any(line.startswith("connect_websocket: ") for line in lines)
+    assert not [line for line in lines if canary in line]
+
+
+@pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nx"])
+@pytest.mark.parametrize("wrong", [[], [("X", "\r\n")]])
+async def test_a_call(answer: bytes, wrong: list[tuple[str, str]], canary: str) -> None:
+    headers = [bearer(Secret(canary)), *wrong]
+    with pytest.raises(TowlineError) as caught:
+        await request("GET", "http://localhost/", headers=headers, network=Answering(answer))
+    lines = list(shown(caught.value))
+    assert any(line.startswith("request: ") for line in lines)
     assert not [line for line in lines if canary in line]
 
 

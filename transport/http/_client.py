@@ -331,9 +331,11 @@ async def _exchange(
             first.extend(await _read(stream, exchange))
 
     if not isinstance(body, Upload):
-        head = exchange.request_head + (exchange.body_chunk(body) if body else b"") + exchange.body_end()
         with suppress(*STREAM_ERRORS):  # a server may refuse and close early: its response says more than our error
-            await stream.send(head)
+            # No variable of this frame holds the request: it may hold a token.
+            await stream.send(
+                exchange.request_head + (exchange.body_chunk(body) if body else b"") + exchange.body_end()
+            )
         await read_head()
         return first
 
