@@ -51,7 +51,7 @@ from ._url import (
     parse_url,
 )
 from .http._client import Download, HTTPClient, Response, Upload, request, stream_response
-from .http._event_stream import MAX_RETRY, EventParser, LineParser, ServerEvent, is_event_stream
+from .http._event_stream import MAX_RETRY, EventParser, LineParser, StreamEvent, is_event_stream
 from .http._protocol import Head, HTTPExchange, parse_retry_after
 from .net._network import Endpoint, Network, SystemNetwork, default_tls, resume_sessions
 from .websocket._deflate import Deflate
@@ -81,7 +81,7 @@ __all__ = [
     "Origin",
     "Refused",
     "Response",
-    "ServerEvent",
+    "StreamEvent",
     "SystemNetwork",
     "Upload",
     "WebSocket",

@@ -13,7 +13,7 @@ import httpx_sse
 import pytest
 
 from towline._exceptions import InvalidArgument, MessageTooBig
-from towline.transport import MAX_RETRY, EventParser, LineParser, ServerEvent, check_headers, is_event_stream
+from towline.transport import MAX_RETRY, EventParser, LineParser, StreamEvent, check_headers, is_event_stream
 
 #: How many random streams are compared with httpx-sse; `make soak` compares 100,000.
 STREAMS = 3000
@@ -26,7 +26,7 @@ def cuts(data: bytes) -> Iterator[list[bytes]]:
         yield [data[:place], data[place:]]
 
 
-def parsed(pieces: Iterable[bytes], **options: Any) -> tuple[list[ServerEvent], EventParser]:
+def parsed(pieces: Iterable[bytes], **options: Any) -> tuple[list[StreamEvent], EventParser]:
     parser = EventParser(**options)
     return [event for piece in pieces for event in parser.feed(piece)], parser
 

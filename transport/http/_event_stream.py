@@ -32,7 +32,7 @@ _TOKENS: Final = re.compile(
 )
 
 
-class ServerEvent(Struct, frozen=True, gc=False):
+class StreamEvent(Struct, frozen=True, gc=False):
     """One event of an event stream.
 
     `type` is "message" unless the server named another. `id` is the last event id at this event, which earlier events
@@ -72,7 +72,7 @@ class EventParser:
         self._id = last_id
         self._has_id = False
 
-    def feed(self, data: bytes) -> Iterable[ServerEvent]:
+    def feed(self, data: bytes) -> Iterable[StreamEvent]:
         """Take the next bytes and return the events that they complete.
 
         Past a limit, iterating raises `MessageTooBig` after the events before it; every later call does the same. At
@@ -88,15 +88,15 @@ class EventParser:
             events = []
         return _then_raise(events, self._problem)
 
-    def _parse(self, text: str) -> list[ServerEvent]:
-        events: list[ServerEvent] = []
+    def _parse(self, text: str) -> list[StreamEvent]:
+        events: list[StreamEvent] = []
         unfinished = bool(self._data or self._type)
         for event_id, event_type, data, line in _TOKENS.findall(text):
             if event_id:
                 self._id, self._has_id = event_id, True
             if data and not unfinished:
                 self.last_id = self._id
-                events.append(ServerEvent(event_type or "message", data, self.last_id, self._has_id))
+                events.append(StreamEvent(event_type or "message", data, self.last_id, self._has_id))
                 self._has_id = False
                 continue
             if data:
@@ -134,11 +134,11 @@ class EventParser:
         if self._size > self._max_event and len(self._data) > 1:
             self._problem = MessageTooBig("bytes in an event", self._max_event)
 
-    def _dispatch(self, events: list[ServerEvent]) -> None:
+    def _dispatch(self, events: list[StreamEvent]) -> None:
         # The id counts from here on, also without an event: a stream may end in the middle of the next block.
         self.last_id = self._id
         if self._data:
-            events.append(ServerEvent(self._type or "message", "\n".join(self._data), self.last_id, self._has_id))
+            events.append(StreamEvent(self._type or "message", "\n".join(self._data), self.last_id, self._has_id))
             self._data = []
             self._size = 0
         self._type = ""
