@@ -345,11 +345,13 @@ async def _exchange(
             async with _closing(body.pieces) as pieces:
                 async for piece in pieces:
                     if piece:
-                        await stream.send(_piece(exchange, piece))
+                        await stream.send(exchange.body_chunk(piece))
                         scope.deadline = anyio.current_time() + deadline
-            await stream.send(_end(exchange))
+            await stream.send(exchange.body_end())
         except STREAM_ERRORS:
             pass
+        except h11.LocalProtocolError:
+            raise InvalidArgument("body", "is longer or shorter than the declared length") from None
 
     # A server that refuses a large upload responds before reading all of it, so both directions run at once.
     problems: list[BaseException] = []
@@ -384,20 +386,6 @@ async def _closing(pieces: AsyncIterable[bytes]) -> AsyncIterator[AsyncIterable[
     finally:
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
-
-
-def _piece(exchange: HTTPExchange, piece: bytes) -> bytes:
-    try:
-        return exchange.body_chunk(piece)
-    except h11.LocalProtocolError:
-        raise InvalidArgument("body", "is longer than the declared length") from None
-
-
-def _end(exchange: HTTPExchange) -> bytes:
-    try:
-        return exchange.body_end()
-    except h11.LocalProtocolError:
-        raise InvalidArgument("body", "is shorter than the declared length") from None
 
 
 async def _read(stream: ByteStream, exchange: HTTPExchange) -> list[bytes]:
