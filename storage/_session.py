@@ -23,9 +23,13 @@ class Session:
 
     def read(self, key: RecordKey) -> Opened | None:
         """The record of this key, or None if it has no file."""
-        opened = self.open(self._tag(key))
+        tag = self._tag(key)
+        opened = self.open(tag)
         if opened is None:
             self._prove()
+        # Two keys may have one tag, if hardly ever; the token is for one server.
+        elif opened.record.key != key:
+            raise self._mismatch(tag)
         return opened
 
     def find(self, job: str) -> list[Opened]:
@@ -45,7 +49,7 @@ class Session:
             return None
         opened = unseal(data, self._keys.ciphers.get, tag=tag, path=self.folder.path / name)
         if self._tag(opened.record.key) != tag:
-            raise RecordMismatch("the record belongs to another job or server", path=self.folder.path / name)
+            raise self._mismatch(tag)
         self._keychain.prove()
         return opened
 
@@ -99,6 +103,9 @@ class Session:
         if self.folder.stamp(name) is None:
             self._prove()
         self.folder.remove(name, temporary_of(name))
+
+    def _mismatch(self, tag: bytes) -> RecordMismatch:
+        return RecordMismatch("the record belongs to another job or server", path=self.folder.path / name_of(tag))
 
     def _tag(self, key: RecordKey) -> bytes:
         return tag_of(self._keys.names, key.protocol, key.address, key.job)

@@ -12,7 +12,7 @@ import pytest
 
 from towline._exceptions import Damaged, InvalidArgument, KeyUnavailable, RecordMismatch, WrongKey
 from towline._secret import Secret
-from towline.storage import CallerKey, KeyFile, MemoryTokenStore, RecordKey, Store, TokenStore
+from towline.storage import CallerKey, KeyFile, MemoryTokenStore, RecordKey, Store, TokenStore, _session
 from towline.transport import parse_url
 
 pytestmark = pytest.mark.anyio
@@ -429,6 +429,16 @@ async def test_reprs_show_no_secret(store: Store) -> None:
     assert record is not None
     assert record.secrets["X-Key"].reveal() == "hunter2"
     assert "hunter2" not in f"{store!r} {record!r} {await store.find('j1')} {await store.jobs()} {CallerKey(KEY)!r}"
+
+
+async def test_a_name_that_two_keys_share_gives_no_token_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TokenStore(tmp_path / "tokens", provider=CallerKey(KEY))
+    monkeypatch.setattr(_session, "tag_of", lambda *_: bytes(16))
+    await store.save(key("j1"), "t-1")
+    for call in (store.read(key("j1", OTHER)), store.save(key("j1", OTHER), "t-2"), store.read(key("j2"))):
+        with pytest.raises(RecordMismatch):
+            await call
+    assert await token_of(store, "j1") == Secret("t-1")
 
 
 async def test_another_records_damage_does_not_matter(tmp_path: Path) -> None:
