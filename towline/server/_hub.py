@@ -48,7 +48,7 @@ from .log._sqlite import SqliteLog
 from .web._access import Authorize, loopback_only
 from .web._answers import Refusal
 from .web._rates import Rate, whole_seconds
-from .web._socket import NO_LONGER_KEPT, Watcher, restart_reason
+from .web._watcher import NO_LONGER_KEPT, Advice, Watcher
 
 logger: Final = logging.getLogger("towline.server")
 
@@ -215,7 +215,7 @@ class HubWork(AsyncContextManagerMixin):
         return self.counters.snapshot()
 
     async def drain(self) -> None:
-        """Take no more requests and send the watchers away with close 1012 and word when to come back.
+        """Take no more requests and send the watchers away with word when to come back: close 1012, or `retry:`.
 
         Call it when the server is to stop, before it cuts its connections itself.
         """
@@ -224,10 +224,10 @@ class HubWork(AsyncContextManagerMixin):
         watchers = [watcher for watchers in self._watchers.values() for watcher in watchers]
         if not watchers:
             return
-        logger.info("sending %d sockets away", len(watchers))
-        reason = restart_reason(_DOWN_FOR, max(1.0, len(watchers) / self._accept_rate))
+        logger.info("sending %d watchers away", len(watchers))
+        advice = Advice(_DOWN_FOR, max(1.0, len(watchers) / self._accept_rate))
         for watcher in watchers:
-            watcher.close(1012, reason)
+            watcher.close(1012, advice)
         with anyio.move_on_after(_DRAIN_WAIT):
             await self._last_watcher_left.wait()
 
@@ -318,7 +318,7 @@ class HubWork(AsyncContextManagerMixin):
             await self._tidy_up(now)
 
     async def _send_away_from_removed(self) -> None:
-        """Close the sockets that were behind when their job was removed, here or by another hub: nothing comes now."""
+        """End the watchers that were behind when their job was removed, here or by another hub: nothing comes now."""
         for job_id in tuple(self._watchers):
             if not isinstance(await self.log.job(job_id), Job):
                 for watcher in self._watchers.get(job_id, ()):
@@ -386,24 +386,23 @@ class HubWork(AsyncContextManagerMixin):
                 del self._starting[owner]
 
     def check_room(self, job_id: str) -> None:
-        """Raise the refusal of a socket there is no room for."""
+        """Raise the refusal of a watcher there is no room for."""
         if len(self._watchers.get(job_id, ())) >= self.limits.watchers:
-            raise Refusal(429, "too_many_watchers", "this job has too many sockets", {"retry-after": "10"})
-        if self.counters.sockets >= min(self.limits.sockets, self._room):
-            raise Refusal(503, "full", "this hub has too many sockets", {"retry-after": "10"})
+            raise Refusal(429, "too_many_watchers", "this job has too many watchers", {"retry-after": "10"})
+        if self.counters.sockets + self.counters.streams >= min(self.limits.sockets, self._room):
+            raise Refusal(503, "full", "this hub has too many watchers", {"retry-after": "10"})
 
     @contextmanager
-    def watching(self, job_id: str, watcher: Watcher) -> Iterator[None]:
-        """Keep a watcher among those that `drain` sends away."""
+    def watching(self, job_id: str, watcher: Watcher, *, stream: bool) -> Iterator[None]:
+        """Keep a watcher, by a socket or an event stream, among those that `drain` sends away."""
         watchers = self._watchers.setdefault(job_id, set())
         watchers.add(watcher)
-        self.counters.sockets += 1
-        self.counters.sockets_opened += 1
+        self.counters.watch(1, stream=stream)
         try:
             yield
         finally:
             watchers.remove(watcher)
-            self.counters.sockets -= 1
+            self.counters.watch(-1, stream=stream)
             if not watchers:
                 del self._watchers[job_id]
             if not self._watchers and self._draining:

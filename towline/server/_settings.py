@@ -29,12 +29,13 @@ class Limits:
     jobs_of_owner: int = 1000  #: jobs of one owner that have not ended
     starts: int = 600  #: jobs one owner may start a minute
     calls: int = 600  #: HTTP calls and upgrades one job may get a minute
-    sockets: int = 10_000
-    watchers: int = 64  #: sockets of one job
+    sockets: int = 10_000  #: and event streams
+    watchers: int = 64  #: sockets and event streams of one job
     client_message: int = 4096
     client_messages: int = 100  #: messages of one socket, besides its first `ready`
-    send_wait: float = 30  #: how long a socket may not take what is sent before it is let go
+    send_wait: float = 30  #: how long a socket or event stream may not take what is sent before it is let go
     heartbeat: float = 20  #: how long a socket is silent before a `ping` is sent
+    comment_every: float = 15  #: how long an event stream is silent before a comment is sent
     ready_wait: float = 2  #: how long a new socket may stay silent before it gets everything from the first event
     idle_attempts: int = 20  #: runs of a job in which its log did not move, before it counts as failed
 

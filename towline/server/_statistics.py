@@ -8,15 +8,17 @@ from typing import NamedTuple
 
 
 class HubStatistics(NamedTuple):
-    """A hub's numbers at one moment. All but `sockets` and `jobs_at_work` only grow.
+    """A hub's numbers at one moment. All but `sockets`, `streams` and `jobs_at_work` only grow.
 
-    `jobs_ended` is by terminal type, `refusals` by HTTP status, `closes` by close code; `log_failures` are writes and
-    reads the log did not do.
+    `streams` are event streams. `jobs_ended` is by terminal type, `refusals` by HTTP status, `closes` by close code (of
+    an event stream, by the one a socket would have had); `log_failures` are writes and reads the log did not do.
     """
 
     sockets: int
+    streams: int
     jobs_at_work: int
     sockets_opened: int
+    streams_opened: int
     jobs_started: int
     jobs_ended: Mapping[str, int]
     frames_sent: int
@@ -30,8 +32,10 @@ class Counters:
 
     def __init__(self) -> None:
         self.sockets = 0
+        self.streams = 0
         self.jobs_at_work = 0
         self.sockets_opened = 0
+        self.streams_opened = 0
         self.jobs_started = 0
         self.jobs_ended: Counter[str] = Counter()
         self.frames_sent = 0
@@ -39,12 +43,23 @@ class Counters:
         self.closes: Counter[int] = Counter()
         self.log_failures = 0
 
+    def watch(self, by: int, *, stream: bool) -> None:
+        """Count a watcher that comes (1) or goes (-1)."""
+        if stream:
+            self.streams += by
+            self.streams_opened += by > 0
+        else:
+            self.sockets += by
+            self.sockets_opened += by > 0
+
     def snapshot(self) -> HubStatistics:
         """The numbers now."""
         return HubStatistics(
             sockets=self.sockets,
+            streams=self.streams,
             jobs_at_work=self.jobs_at_work,
             sockets_opened=self.sockets_opened,
+            streams_opened=self.streams_opened,
             jobs_started=self.jobs_started,
             jobs_ended=dict(self.jobs_ended),
             frames_sent=self.frames_sent,

@@ -88,6 +88,12 @@ def bearer_token(connection: HTTPConnection) -> Secret | None:
     return Secret(text) if scheme.lower() == "bearer" and text else None
 
 
+def query_token(connection: HTTPConnection) -> Secret | None:
+    """The token of the query, which logs and proxies can see: only a hub that allows it asks for it."""
+    text = connection.query_params.get("token")
+    return Secret(text) if text else None
+
+
 def socket_token(connection: HTTPConnection, *, subprotocol: str, in_query: bool) -> tuple[Secret | None, str | None]:
     """The token of an upgrade, and the subprotocol to answer with.
 
@@ -101,6 +107,4 @@ def socket_token(connection: HTTPConnection, *, subprotocol: str, in_query: bool
         return bearer, answer
     if carrier is not None and len(carrier) > len(subprotocol) + 1:
         return Secret(carrier[len(subprotocol) + 1 :]), answer
-    if in_query and (text := connection.query_params.get("token")):
-        return Secret(text), answer
-    return None, answer
+    return (query_token(connection) if in_query else None), answer

@@ -19,7 +19,7 @@ def _cors(origins: Collection[str]) -> Middleware:
         CORSMiddleware,
         allow_origins=sorted(origins),
         allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "idempotency-key"],
+        allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id"],
         allow_credentials=True,
         expose_headers=["retry-after"],
     )
@@ -37,8 +37,9 @@ class Hub(HubWork):
     or the folder cannot be used.
 
     `authorize` says in whose name a request may start a job (None: it may not); without it only this machine may.
-    `token_in_query` also takes a socket's token from `?token=`, where logs and proxies can see it. `subprotocol` is
-    the name by which browsers send a token. `base_path` is where the hub is mounted, for the URLs it gives.
+    `token_in_query` also takes the token of a socket or an event stream from `?token=`, where logs and proxies can see
+    it. `subprotocol` is the name by which browsers send a socket's token. `base_path` is where the hub is mounted, for
+    the URLs it gives.
     `origins` are those of web pages that may open sockets and make calls (by CORS, with cookies), besides the hub's own
     (`https://app.example`).
     `accept_rate` is how many sockets a second it wants to see come back after a restart. `metrics` adds `GET /metrics`

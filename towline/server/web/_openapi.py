@@ -30,6 +30,7 @@ _REFUSALS: Final[Mapping[int, str]] = {
     503: "The hub is about to restart, or its log does not answer; Retry-After says when.",
     507: "The upload could not be kept.",
 }
+_FOREIGN: Final = "Pages of this origin may not use this hub."
 #: What any call may answer.
 _ALWAYS: Final = (400, 405, 429, 503)
 _OF_A_JOB: Final = (401, 404, 410)
@@ -123,6 +124,7 @@ def document(pipelines: Iterable[Pipeline], *, base_path: str) -> dict[str, Any]
             "parameters": [job],
             "post": _call("A token for a page that shows your job.", 200, _ref(RefreshAnswer), 403, 404),
         },
+        "/api/jobs/{job_id}/events": {"parameters": [job], "get": _events()},
         "/api/job-state/{job_id}": {
             "parameters": [job],
             "get": _call("A job's state, and the number of its last event.", 200, _ref(JobState), *_OF_A_JOB)
@@ -155,6 +157,17 @@ def document(pipelines: Iterable[Pipeline], *, base_path: str) -> dict[str, Any]
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "The job's token."}},
         },
     }
+
+
+def _events() -> dict[str, Any]:
+    call = _call("A job's events from a place on, as Server-Sent Events; without a place, all.", 200, None, *_OF_A_JOB)
+    answers = call["responses"]
+    answers["200"] = {"description": "The events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    answers["204"] = {"description": "The job has ended, and its last event is the place."}
+    answers["403"] = answers["404"] | {"description": _FOREIGN}
+    text = {"type": "string"}
+    places = [{"name": "Last-Event-ID", "in": "header"}, {"name": "lastEventId", "in": "query"}]
+    return call | {"security": _BEARER, "parameters": [place | {"schema": text} for place in places]}
 
 
 def _start(pipeline: Pipeline) -> dict[str, Any]:

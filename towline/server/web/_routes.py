@@ -1,4 +1,4 @@
-"""The hub's HTTP calls, and the door to its sockets: what a request may do is decided here, and answered."""
+"""The hub's HTTP calls, and the door to its watchers: what a request may do is decided here, and answered."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from .._tokens import TooEarly
 from ..log._base import Job, Missing, RequestMismatch
 from ..log._base import Request as StartRequest
 from ..log._drafts import refers_to_result
-from ._access import bearer_token, is_same_origin, socket_token
+from ._access import bearer_token, is_same_origin, query_token, socket_token
 from ._answers import Refusal, json_answer
+from ._event_stream import EventStream, StreamWatcher, read_id
 from ._openapi import (
     CancelAnswer,
     CancelRequest,
@@ -38,7 +39,7 @@ from ._openapi import (
     document,
 )
 from ._page import page_file
-from ._socket import Watcher
+from ._socket import SocketWatcher
 from ._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Api:
             Route("/healthz", self._answering(self.health), methods=["GET"]),
             *([Route("/metrics", self._answering(self.metrics), methods=["GET"])] if self._metrics_text else []),
             Route("/api/job-state/{job_id}", self._answering(self.state), methods=["GET"]),
+            Route("/api/jobs/{job_id}/events", self._answering(self.events), methods=["GET"]),
             Route("/api/jobs/{job_id}/results", self._answering(self.results), methods=["GET"]),
             Route("/api/jobs/{job_id}/cancel", self._answering(self.cancel), methods=["POST"]),
             Route("/api/token/refresh", self._answering(self.refresh), methods=["POST"]),
@@ -96,7 +98,7 @@ class Api:
             ),
         ]
 
-    # --- sockets -----------------------------------------------------------------------------------------------
+    # --- watchers ----------------------------------------------------------------------------------------------
 
     async def progress(self, websocket: WebSocket) -> None:
         """`GET /ws/progress?jobId=`: the job's events, from the client's cursor on."""
@@ -110,8 +112,8 @@ class Api:
             await self._deny(websocket, _storage_refusal(error))
         else:
             hub = self._hub
-            watcher = Watcher(websocket, job, hub.log, hub.limits, hub.counters, hub.now)
-            with self._hub.watching(job.id, watcher):
+            watcher = SocketWatcher(websocket, job, hub.log, hub.limits, hub.counters, hub.now)
+            with hub.watching(job.id, watcher, stream=False):
                 await watcher.run(subprotocol)
 
     async def _admit(self, websocket: WebSocket) -> tuple[Job, str | None]:
@@ -123,10 +125,29 @@ class Api:
         token, subprotocol = socket_token(
             websocket, subprotocol=self._hub.subprotocol, in_query=self._hub.token_in_query
         )
+        return await self._watched(job_id, token), subprotocol
+
+    async def events(self, request: Request) -> Response:
+        """`GET /api/jobs/{jobId}/events`: the job's events as Server-Sent Events, from the client's place on."""
+        hub = self._hub
+        hub.check_open()
+        self._check_origin(request)
+        token = bearer_token(request) or (query_token(request) if hub.token_in_query else None)
+        job = await self._watched(request.path_params["job_id"], token)
+        # A page that reconnects sends the header by itself, with a later place than that of its URL.
+        ready = read_id(request.headers.get("last-event-id") or request.query_params.get("lastEventId"))
+        if not job.running and (ready.epoch, ready.seq) == (job.epoch, job.seq):
+            # Nothing is left, and this status alone keeps an EventSource from reconnecting.
+            return Response(status_code=204, headers={"cache-control": "no-store"})
+        watcher = StreamWatcher(ready, job, hub.log, hub.limits, hub.counters, hub.now)
+        return EventStream(watcher, lambda: hub.watching(job.id, watcher, stream=True))
+
+    async def _watched(self, job_id: str, token: Secret | None) -> Job:
+        """Find the job for one more watcher. Its caller awaits nothing before the watcher is among the hub's."""
         job = await self._job(job_id, token)
-        self._hub.check_open()  # it may be stopping by now, and have closed its sockets
+        self._hub.check_open()  # it may be stopping by now, and have sent its watchers away
         self._hub.check_room(job_id)
-        return job, subprotocol
+        return job
 
     def _check_origin(self, connection: HTTPConnection) -> None:
         if not is_same_origin(connection) and connection.headers["origin"] not in self._hub.origins:

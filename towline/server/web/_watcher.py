@@ -1,0 +1,183 @@
+"""One watcher of one job: it reads the job's log from its cursor on, and sends what it reads.
+
+There is no queue to overflow and no difference between replay and live events: each watcher is a reader of the log with
+its own place, woken when there is more. A slow one falls behind and nothing waits for it; one that takes nothing for
+too long is let go, and finds everything in the log when it comes back.
+
+How a watcher is connected, by a socket or an event stream, is not known here: a subclass for each reads and writes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+import anyio
+
+from ..._exceptions import HubStorageError
+from ...protocols.wire.messages import VERSION, Ready, ReadyAckFrame, encode
+from .._settings import Limits
+from .._statistics import Counters
+from ..log._base import Bell, Event, EventLog, Job
+
+logger: Final = logging.getLogger("towline.server")
+
+NO_LONGER_KEPT: Final = "the job is no longer kept"
+
+_BATCH: Final = 64
+
+
+class Advice(NamedTuple):
+    """When a client should come back: after `retry_in` seconds and a random part of `spread` seconds."""
+
+    retry_in: float
+    spread: float
+
+    def reason(self) -> str:
+        """Return the advice as the reason of a close 1012 or 1013."""
+        return json.dumps({"retry_in": round(self.retry_in, 1), "spread": round(self.spread, 1)})
+
+    def draw(self) -> float:
+        """Return one client's own moment, in seconds."""
+        return random.uniform(self.retry_in, self.retry_in + self.spread)
+
+
+_LOG_DOWN: Final = Advice(2.0, 2.0)
+
+
+class Ending(NamedTuple):
+    """Why the hub ends a watcher: a close code of the wire, and a reason or when to come back."""
+
+    code: int
+    reason: str | Advice
+
+
+class PeerGone(Exception):
+    """The connection ended while something was sent."""
+
+
+class Watcher(ABC):
+    """Delivers a job's log. `close` may be called by the hub at any time.
+
+    `silence` is how many seconds pass without an event before a sign of life is sent.
+    """
+
+    def __init__(
+        self, job: Job, log: EventLog, limits: Limits, counters: Counters, now: Callable[[], int], silence: float
+    ) -> None:
+        self._job = job
+        self._log = log
+        self._limits = limits
+        self._counters = counters
+        self._now = now
+        self._silence = silence
+        self._scope = anyio.CancelScope()
+        self._ending: Ending | None = None
+        self._ready: Ready | None = None
+        self._acknowledged = False
+        self._sent = 0
+
+    def close(self, code: int, reason: str | Advice = "") -> None:
+        """End the connection for this reason; the first call counts."""
+        if self._ending is None:
+            self._ending = Ending(code, reason)
+        self._scope.cancel()
+
+    # --- what a kind of connection does ------------------------------------------------------------------------
+
+    @abstractmethod
+    async def _listen(self, bell: Bell) -> None:
+        """Read what the client sends. When it is gone, cancel the scope."""
+
+    @abstractmethod
+    async def _begin(self, bell: Bell) -> None:
+        """Do what precedes the delivery; afterwards `_ready` holds the client's cursor, if it gave one in time."""
+
+    @abstractmethod
+    async def _write(self, text: str, event: Event | None) -> None:
+        """Send one frame, which is that of `event` or of none. Raises `PeerGone`."""
+
+    @abstractmethod
+    async def _write_sign(self) -> None:
+        """Send a sign of life. Raises `PeerGone`."""
+
+    # --- what all of them share --------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Deliver up to the end, which `_ending` then names; it is None if the client has gone."""
+        with self._scope, self._log.subscribe(self._job.id) as bell:
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._listen, bell)
+                    await self._begin(bell)
+                    await self._deliver(bell)
+            except* PeerGone:
+                pass
+            except* HubStorageError as failures:
+                self._counters.log_failures += 1
+                logger.warning("job %s: a watcher is sent away: %s", self._job.id, failures.exceptions[0])
+                self.close(1013, _LOG_DOWN)
+
+    async def _deliver(self, bell: Bell) -> None:
+        while True:
+            if (ready := self._take_ready()) is not None:
+                await self._acknowledge(ready)
+            events = await self._log.read(self._job.id, self._sent, _BATCH)
+            for event in events:
+                await self._send(self._write(event.text, event))
+                self._sent = event.seq
+                if event.terminal:
+                    self.close(1000, "the job has ended")
+                    return
+                if self._ready is not None:
+                    break
+            if not events and self._ready is None:
+                with anyio.move_on_after(self._silence) as silence:
+                    await bell.wait_ring()
+                if silence.cancelled_caught:
+                    # Not every server pings by itself: only what is sent finds out that a peer is gone.
+                    await self._send(self._write_sign())
+
+    def _take_ready(self) -> Ready | None:
+        ready, self._ready = self._ready, None
+        return ready
+
+    async def _acknowledge(self, ready: Ready) -> None:
+        """Answer `ready`: a client that sends it, the first time or again, is served from the cursor in it.
+
+        Who was served before it spoke has all of that, and is served on from there.
+        """
+        job = await self._log.job(self._job.id)
+        if not isinstance(job, Job):
+            self.close(1001, NO_LONGER_KEPT)
+            return
+        # A cursor beyond the log belongs to another log, even if its epoch is the same.
+        known = ready.epoch == job.epoch and ready.seq is not None and ready.seq <= job.seq
+        cursor = ready.seq if known and ready.seq is not None else 0
+        self._sent = cursor if self._acknowledged else max(cursor, self._sent)
+        self._acknowledged = True
+        acknowledgement = ReadyAckFrame(
+            job_id=job.id,
+            pipeline=job.pipeline,
+            timestamp=self._now(),
+            version=VERSION,
+            epoch=job.epoch,
+            from_=self._sent + 1,
+            to=job.seq,
+        )
+        await self._send(self._write(encode(acknowledgement).decode(), None))
+        if self._sent == job.seq and not job.running:
+            self.close(1000, "the job has ended")
+
+    async def _send(self, writing: Awaitable[None]) -> None:
+        with anyio.move_on_after(self._limits.send_wait) as waiting:
+            await writing
+            self._counters.frames_sent += 1
+        if waiting.cancelled_caught:
+            logger.info("job %s: a watcher took nothing for %g s", self._job.id, self._limits.send_wait)
+            self.close(1013, "too slow; what was missed is kept")
+            await anyio.sleep_forever()
