@@ -171,6 +171,46 @@ def test_sockets_leave_descriptors_for_everything_else(hub_process: Any) -> None
         assert client.state()["status"] == "running"
 
 
+SLOW = """
+import sys
+from towline.server import Hub, Limits, serve
+hub = Hub(sys.argv[2], limits=Limits(send_wait=0.3))
+@hub.job("lengthy", path="/start")
+async def lengthy(context, upload):
+    for done in range(1, 4001):
+        await context.progress(done, item="\U0001f40c" * 500, status="\U0001f40c" * 500)
+serve(port=int(sys.argv[1]), hub=hub)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has TCP_USER_TIMEOUT")
+def test_a_reader_that_takes_nothing_keeps_no_descriptor(hub_process: Any, eventually: Any) -> None:
+    """16 MB of events are more than the buffers on the way hold, and a server's `close` waits until they are sent."""
+    hub = hub_process(program=SLOW)
+    client = hub.start()
+    folder = Path(f"/proc/{hub.process_id}/fd")
+
+    def sockets() -> int:
+        found = 0
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found += str(path.readlink()).startswith("socket:")
+        return found
+
+    before = sockets()
+    client.start(b"x", "/start", content_type="application/octet-stream")
+    eventually(lambda: client.state()["status"] == "complete")
+    client.http.close()
+    eventually(lambda: sockets() == before)
+    auth = f"Authorization: {client.auth['authorization']}\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", int(client.url.rpartition(":")[2])))
+        connection.sendall(f"GET /api/jobs/{client.job}/events HTTP/1.1\r\nHost: x\r\n{auth}\r\n".encode())
+        eventually(lambda: sockets() == before + 1)
+        eventually(lambda: sockets() == before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 def test_out_of_descriptors_is_logged_once_and_passes(tmp_path: Path, free_port: Any, eventually: Any) -> None:
     port = free_port()

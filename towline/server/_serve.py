@@ -11,6 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -34,6 +35,10 @@ logger: Final = logging.getLogger("towline.server")
 _PING_EVERY: Final = 20.0
 _PONG_WITHIN: Final = 20.0
 _STOP_WITHIN: Final = 5
+#: TCP_USER_TIMEOUT as a multiple of `Limits.send_wait`. A server's `close` waits for a peer that takes nothing, and
+#: keeps its file descriptor, so the system ends the connection (RFC 5482, tcp(7)). It also finds a peer that is gone
+#: without a word, which an event stream cannot ping.
+_TAKEN_WITHIN: Final = 2
 
 
 class _Server(uvicorn.Server):
@@ -145,7 +150,7 @@ def serve(
     if not hub.log.shared:
         raise InvalidArgument("workers", "an SQLite file has one owner: several workers need a log in Redis")
     anyio.run(_check, hub)
-    with _listen(host, port) as listener:
+    with _listen(hub, host, port) as listener:
         announce(_url(listener))
         run_processes(workers, partial(_serve_one, database, files, row_delay), listener)
     return None
@@ -182,7 +187,7 @@ def make_server(
 
     `announce` and then `ready` are called with the hub's URL once it listens. An error of `ready` stops the server.
     """
-    return _Server(_config(hub), hub, _listen(host, port), announce, ready)
+    return _Server(_config(hub), hub, _listen(hub, host, port), announce, ready)
 
 
 def _config(hub: Hub) -> uvicorn.Config:
@@ -207,6 +212,10 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(hub: Hub, host: str, port: int) -> socket.socket:
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return socket.create_server(address[:2], family=family, backlog=2048)
+    listener = socket.create_server(address[:2], family=family, backlog=2048)
+    if sys.platform == "linux":  # its accepted sockets inherit this
+        taken_within = round(1000 * _TAKEN_WITHIN * hub.limits.send_wait)  # milliseconds
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, taken_within)
+    return listener
