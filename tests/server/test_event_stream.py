@@ -282,6 +282,21 @@ def test_a_silent_job_has_comments(make_sqlite_hub: MakeHub, serving: Any) -> No
     assert Limits().comment_every == 15
 
 
+def test_a_stream_at_another_hub_of_the_same_log(request: pytest.FixtureRequest, tmp_path: Path, serving: Any) -> None:
+    """It brings the events while they happen, and goes on at the first hub."""
+    make_hub = hub_maker(request, tmp_path, "redis")
+    one, two = make_hub(), make_hub()
+    with serving(one) as client, serving(two) as other:
+        start(client, "counting", 3)
+        other.job, other.token = client.job, client.token
+        with opened(other) as there:
+            there.read(lambda stream: stream.seqs == [1, 2, 3, 4])
+            with opened(client, there.last_id) as here:
+                end_job(one, client)
+                assert here.read().seqs == there.read().seqs[4:] == [5]
+        assert here.texts == there.texts[4:]
+
+
 # --- the hub stops, the client leaves ----------------------------------------------------------------------------
 
 

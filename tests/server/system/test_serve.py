@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import websockets.exceptions
+from interop.event_stream import followed, opened
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in Linux's /proc")
 
@@ -130,6 +131,26 @@ def test_workers_are_killed_in_mid_job(
     assert len(before) == WORKERS
     assert len(served.workers()) == WORKERS
     assert not set(before) & set(served.workers())
+
+
+def test_a_stop_ends_the_streams_and_they_go_on_at_the_next_start(
+    served: Served, client_of: Any, eventually: Any
+) -> None:
+    with client_of(served.url) as client:
+        client.start(CSV)
+        with opened(client) as stream:
+            stream.read(lambda stream: len(stream.events) >= 20)
+            served.process.send_signal(signal.SIGTERM)
+            stream.read()
+        assert stream.whole
+        assert 1000 <= stream.retries[-1] <= 2000
+        assert served.wait() == 0
+        served.start()
+        eventually(lambda: healthy(served.url))
+        rest = followed(client, stream.last_id)
+        assert rest.whole
+        assert stream.texts + rest.texts == followed(client).texts
+        assert rest.events[-1]["payload"]["successRate"] == f"{ROWS}/{ROWS}"
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from interop.event_stream import followed, opened
 
 from towline.server import read_events
 
@@ -126,6 +127,39 @@ def test_other_servers(
     assert len(seen) == ROWS + 2
 
 
+@pytest.mark.parametrize("server", SERVERS)
+def test_event_streams_on_other_servers(
+    server: str, tmp_path: Path, client_of: Any, eventually: Any, free_port: Any
+) -> None:
+    """A job is followed over a client that leaves and a killed server, and what was seen is the log."""
+    pytest.importorskip(server.partition("-")[0])
+    (tmp_path / "app.py").write_text(ALONE)
+    port = free_port()
+    with client_of(f"http://127.0.0.1:{port}") as client:
+        with running(server, tmp_path, port, eventually):
+            assert client.start(CSV).status_code == 202
+            path = f"/api/jobs/{client.job}/events"
+            assert client.http.get(path).status_code == 401
+            head = client.http.head(path, headers=client.auth)
+            assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream")
+            with opened(client) as first:
+                first.read(lambda stream: len(stream.events) >= 10)
+            with opened(client, first.last_id) as second:
+                second.read(lambda stream: len(stream.events) >= 15)
+        with running(server, tmp_path, port, eventually):
+            last = followed(client, second.last_id)
+            assert last.whole
+            ended = client.http.get(path, headers=client.auth | {"last-event-id": last.last_id})
+            assert (ended.status_code, ended.content) == (204, b"")
+    assert "Traceback" not in (tmp_path / "output").read_text()
+    seen = first.events + second.events + last.events
+    log = read_events(tmp_path / "hub.db", client.job)
+    assert [(e["seq"], e["epoch"], e["type"], e["payload"]) for e in seen] == [
+        (e.seq, e.epoch, e.type, e.payload) for e in log
+    ]
+    assert len(seen) == ROWS + 2
+
+
 @pytest.mark.parametrize("framework", APPLICATIONS)
 def test_mounted_in_an_application(
     framework: str, tmp_path: Path, client_of: Any, eventually: Any, free_port: Any
@@ -139,6 +173,7 @@ def test_mounted_in_an_application(
         assert client.start(CSV).status_code == 202
         seen = client.follow()
         assert len(seen.seqs) == ROWS + 2
+        assert followed(client).events == seen.events
         url = seen.events[-1]["payload"]["resultUrl"]
         assert url == f"/jobs/api/jobs/{client.job}/results"
         result = httpx.get(f"http://127.0.0.1:{port}{url}", headers=client.auth).json()
