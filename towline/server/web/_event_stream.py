@@ -30,7 +30,7 @@ _USUALLY: Final = Advice(1.0, 2.0)
 _HEADERS: Final = {
     "content-type": "text/event-stream",
     "cache-control": "no-store",
-    "x-accel-buffering": "no",  # nginx would keep events until its buffer is full
+    "x-accel-buffering": "no",  # to nginx, whose buffer may otherwise keep events
     "x-content-type-options": "nosniff",
 }
 
