@@ -42,10 +42,10 @@ lint: install  ## ruff, plain English, mypy --strict on an installed copy, pictu
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache/macos --platform darwin --follow-imports silent -m towline.host._attach -m towline.host.sleep._macos -m towline.host.path._monitor -m towline.host.path._macos
 	$(BIN)/towline diagram --check --out docs/machine
 
-test-system: install  ## other servers, Redis, nginx: what Debian and npm have, where it is installed
+test-system: install  ## what takes long, and other servers, Redis, nginx: what Debian and npm have
 	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/node mermaid jsdom ws workerd esbuild; fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/system/requirements.txt
-	$(BIN)/python -m pytest tests/server/system tests/statemachine/system tests/system $(ARGS)
+	$(BIN)/python -m pytest $$(find tests -type d -name system) $(ARGS)
 
 check: lint test  ## what CI runs
 

@@ -1,12 +1,11 @@
 """Whatever is killed, refused, cut or spoiled, no save that was acknowledged is lost and no wrong value is read.
 
-The work is done by rig.py, in a process of its own; `make soak` runs the same in full.
+The work is done by rig.py, in a process of its own. `system` has more kinds of faults; `make soak` runs all in full.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,13 +28,9 @@ def run(*arguments: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("command", "cases"),
     [
-        ("kill-each", 150),
         ("fail-each", 500),
         ("power-cut", 90),
-        ("kill-random", 60),
-        ("flip-bits", 3000),
         ("swap", 70),
-        ("processes", 2),
     ],
 )
 def test_the_store_keeps_its_promises(command: str, cases: int) -> None:
@@ -48,13 +43,3 @@ def test_the_store_keeps_its_promises(command: str, cases: int) -> None:
 @pytest.mark.parametrize("command", ["power-cut", "kill-random"])
 def test_the_rig_finds_a_store_out_that_writes_in_place(command: str) -> None:
     assert run(command, "--naive")["violations"] != 0
-
-
-def test_it_holds_when_the_kernel_itself_refuses() -> None:
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    probe = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], capture_output=True, text=True)
-    if probe.returncode:
-        pytest.skip(f"strace may not trace here: {probe.stderr.strip()[-200:]}")
-    figures = run("strace")
-    assert figures["violations"] == 0, figures["first"]

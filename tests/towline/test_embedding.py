@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 import pytest
+from interrupted import connection, interrupt_everywhere, interrupted_cancel, interrupted_request
 
 import towline
 import towline.host
@@ -24,15 +23,12 @@ from towline import (
     Exhausted,
     ForbiddenRequest,
     JobComplete,
-    JobEnded,
     Policy,
-    Progress,
     State,
     UnexpectedFailure,
 )
-from towline.statemachine import replay
 from towline.storage import Record, RecordKey
-from towline.testing import ScriptedServer, run_virtual
+from towline.testing import ScriptedServer
 
 pytestmark = pytest.mark.anyio
 Follow = Callable[..., Connection]
@@ -44,153 +40,18 @@ def is_asyncio() -> bool:
     return anyio.get_cancelled_exc_class() is asyncio.CancelledError
 
 
-class Interrupt:
-    """Does what a signal handler does: makes a call before line `at` of Towline's own code; with None it counts."""
-
-    def __init__(self, at: int | None, act: Callable[[], object]) -> None:
-        self.at, self.act, self.count, self.where = at, act, 0, ""
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
-        name = frame.f_globals.get("__name__", "")
-        if not name.startswith("towline.") or ".testing" in name:
-            return None
-        if event == "line":
-            self.count += 1
-            if self.count == self.at:
-                self.where = f"{name}:{frame.f_code.co_name}:{frame.f_lineno}"
-                self.act()
-        return self
-
-
-class Seen(NamedTuple):
-    lines: int
-    where: str
-    #: What the request returned or raised, and what was wrong afterwards.
-    answer: object
-    wrong: list[str]
-
-
-def connection(server: ScriptedServer, **options: Any) -> Connection:
-    return Connection(
-        "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True, **options
-    )
-
-
-async def interrupted_cancel(at: int | None) -> Seen:
-    """A whole following with `cancel()` before line `at`: entering, progress, a drop, the end, leaving."""
-    answers: list[bool] = []
-    wrong: list[str] = []
-    after: list[object] = []
-    async with ScriptedServer() as server:
-        job = server.job("j1", token="t1")
-        job.start(total_count=3)
-        line = connection(server, policy=Policy(dial_spacing=0, backoff=Backoff(base=0.1, shared_window=0.1)))
-        interrupt = Interrupt(at, lambda: answers.append(line.cancel()))
-        sys.settrace(interrupt)
-        try:
-            with anyio.fail_after(60):
-                async with line:
-                    await line.wait_for(State.CONNECTED, State.CANCELLED)
-                    job.progress(0.5)
-                    async for update in line:
-                        if answers == [True]:
-                            after.append(update)
-                        if isinstance(update, Progress):
-                            server.socket.cut()
-                            job.complete(RESULT)
-        except towline.Cancelled:  # before the block was entered
-            if answers != [True]:
-                wrong.append("entering raised Cancelled")
-        except TimeoutError:
-            wrong.append("the block was not left")
-        finally:
-            sys.settrace(None)
-        # An update that the iteration had in its hand already is the one of the moment; a second one is not.
-        if len(after) > 1:
-            wrong.append(f"delivered after cancel(): {after}")
-        if answers and (line.state is State.CANCELLED) is not answers[0]:
-            wrong.append(f"cancel() returned {answers[0]}, the state is {line.state.value}")
-        if answers == [False] and not isinstance(line.outcome, JobComplete):
-            wrong.append("cancel() returned False, and there is no end")
-        if answers and line.cancel() is not answers[0]:
-            wrong.append("a second cancel() was answered otherwise")
-        if line._engine is not None and (departure := replay(line.history())) is not None:
-            wrong.append(f"the history does not replay: {departure}")
-    return Seen(interrupt.count, interrupt.where, answers, wrong)
-
-
-async def interrupted_request(at: int | None, request: str) -> Seen:
-    """The same with a request after which following goes on: the job's end is delivered all the same."""
-    answers: list[object] = []
-    wrong: list[str] = []
-
-    def act() -> None:
-        call: dict[str, Callable[[], object]] = {
-            "connect": lambda: line.connect(token="t1"),
-            "retry": line.retry,
-            "background": lambda: (line.background(grace=0), line.foreground()),
-            "path": lambda: (line.report_path(False), line.report_path(True)),
-            "wake": line.report_wake,
-        }
-        try:
-            answers.append(call[request]())
-        except ForbiddenRequest as error:
-            answers.append(error)
-
-    async with ScriptedServer() as server:
-        job = server.job("j1", token="t1")
-        job.start(total_count=3)
-        line = connection(server, policy=Policy(dial_spacing=0, backoff=Backoff(base=0.1, shared_window=0.1)))
-        interrupt = Interrupt(at, act)
-        sys.settrace(interrupt)
-        try:
-            with anyio.fail_after(120):
-                async with line:
-                    async for update in line:
-                        if not isinstance(update, JobComplete):
-                            await line.wait_for(State.CONNECTED, State.IDLE)
-                            job.complete(RESULT)
-        except TimeoutError:
-            wrong.append(f"{line.state.value}: the end did not come")
-        finally:
-            sys.settrace(None)
-        if not isinstance(line.outcome, JobComplete):
-            wrong.append("no outcome")
-        if any(isinstance(answer, ForbiddenRequest) for answer in answers) and not (
-            isinstance(answers[0], JobEnded) or answers[0].state in ("not entered", "left", "idle")  # type: ignore[attr-defined]
-        ):
-            wrong.append(f"refused: {answers[0]}")
-        if line._engine is not None and (departure := replay(line.history())) is not None:
-            wrong.append(f"the history does not replay: {departure}")
-    return Seen(interrupt.count, interrupt.where, answers, wrong)
-
-
-def interrupt_everywhere(backend: str, story: Callable[..., Any], *args: object, tried: int) -> None:
-    for _ in range(2):  # what runs once only, runs now
-        lines = run_virtual(story, None, *args, backend=backend).lines
-    gc.collect()
-    wrong = []
-    came = 0
-    for at in range(1, lines + 1, max(1, lines // tried)):
-        seen = run_virtual(story, at, *args, backend=backend)
-        came += bool(seen.answer)
-        wrong += [f"line {at}, {seen.where}: {each}" for each in seen.wrong]
-    assert wrong == []
-    assert came > tried * 0.8, "the interruption came, in nearly all of the runs"
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cancel_between_any_two_lines_is_kept_and_answered_truly(backend: str) -> None:
-    """Lines between entering and leaving, evenly spread."""
-    interrupt_everywhere(backend, interrupted_cancel, tried=151)
+    """Lines between entering and leaving, evenly spread; `system` tries more of them."""
+    interrupt_everywhere(backend, interrupted_cancel, tried=30)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("request_", ["connect", "retry", "background", "path", "wake"])
 def test_other_requests_between_any_two_lines_lose_nothing(backend: str, request_: str) -> None:
-    interrupt_everywhere(backend, interrupted_request, request_, tried=23)
+    interrupt_everywhere(backend, interrupted_request, request_, tried=7)
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system has no signals to a thread")
