@@ -1,8 +1,9 @@
-"""A hub to follow; and the canary: a token planted at the start of the run, which must be found nowhere at its end.
+"""Servers to follow, in a process of their own or in memory; and the canary.
 
-Every token that a hub in this process gives out carries it. Looked at are: what Towline logs at DEBUG, what tests
-print, the reports of failures with their tracebacks, the arguments and the environment of every child, and every
-file that the run leaves behind. `test_canary.py` looks at the public objects too.
+The canary is a token planted at the start of the run, which must be found nowhere at its end. Every token that a hub
+in this process gives out carries it. Looked at are: what Towline logs at DEBUG, what tests print, the reports of
+failures with their tracebacks, the arguments and the environment of every child, and every file that the run leaves
+behind. `test_canary.py` looks at the public objects too.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import logging
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from towline import Connection
 from towline.server import _tokens
+from towline.testing import ScriptedServer
 
 CANARY = f"canary{secrets.token_hex(8)}"
 FOUND: list[str] = []
@@ -93,6 +97,25 @@ def hub(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield process.stdout.readline().split()[-1]
         process.terminate()
         assert process.wait(20) == 0
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedServer]:
+    """A scripted server in memory with the job `j1`, whose token is `t1`."""
+    async with ScriptedServer() as scripted:
+        scripted.job("j1", token="t1")
+        yield scripted
+
+
+@pytest.fixture
+def follow() -> Callable[..., Connection]:
+    """A connection to the job `j1` of a scripted server."""
+
+    def follow(server: ScriptedServer, **options: Any) -> Connection:
+        options = {"job": "j1", "token": "t1", "network": server.network, "allow_insecure": True, **options}
+        return Connection(options.pop("url", "ws://hub/ws/progress"), **options)
+
+    return follow
 
 
 def _files(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from towline import (
 )
 from towline._updates import dump_outcome, load_outcome
 from towline.engine.journal import dump_cursor, load_cursor
-from towline.engine.sequencer import Cursor
+from towline.engine.recovery import Cursor
 from towline.storage import Parameter, RecordKey
 from towline.testing import ScriptedServer
 
