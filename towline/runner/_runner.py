@@ -75,8 +75,8 @@ class Runner(Generic[S, E, F, L, N]):
         return self.steps.snapshot
 
     def begin_with(self, snapshot: S) -> bool:
-        """Start with a stored snapshot; returns False if a request came first."""
-        return self.steps.begin_with(self._taken, snapshot)
+        """Start with a stored snapshot; returns False if an event has changed the snapshot before."""
+        return self.steps.begin_with(snapshot)
 
     # --- events in -------------------------------------------------------------------------------------------------
 
@@ -181,6 +181,10 @@ class Runner(Generic[S, E, F, L, N]):
         self._timers.disarm(timer)
 
     def _expiry(self, timer: Any, ticket: int) -> None:
+        # A failure must not reach the timers, whose other deadlines still count.
+        self._make(self._process_expiry, timer, ticket)
+
+    def _process_expiry(self, timer: Any, ticket: int) -> None:
         event = self._expired(timer, ticket)
         if event is not None:
             self.post(event)

@@ -77,7 +77,7 @@ class Steps(Generic[S, E, F, L, N]):
     """
 
     def __init__(self, initial: S, levels: L, take: Callable[[S, E, L], Taken[S, F, N]]) -> None:
-        self._levels: Final = levels
+        self._initial: Final = initial
         self._take: Final = take
         self._first: Stepped[S, F, L, N] | None = Stepped(initial, initial, levels, None, ())
         # The last step or an earlier one, from which `last` walks on.
@@ -124,6 +124,9 @@ class Steps(Generic[S, E, F, L, N]):
             raise RuntimeError("the first step was taken already")
         return first
 
-    def begin_with(self, first: Stepped[S, F, L, N], snapshot: S) -> bool:
-        """Start with a stored snapshot; returns False if a request came first."""
-        return first.follow_with(Stepped(snapshot, snapshot, self._levels, None, ()))
+    def begin_with(self, snapshot: S) -> bool:
+        """Start with a stored snapshot; returns False if an event has changed the snapshot before."""
+        while (last := self.last).after is self._initial:
+            if last.follow_with(Stepped(snapshot, snapshot, last.levels, None, ())):
+                return True
+        return False

@@ -16,7 +16,7 @@ class _Armed(NamedTuple):
 
 
 class Timers:
-    """Deadlines on the loop's clock. Calls `expired(timer, ticket)` once for each deadline that passes."""
+    """Deadlines on the loop's clock. Calls `expired(timer, ticket)`, which must not raise, once for each of them."""
 
     def __init__(self, tasks: Tasks, expired: Callable[[Any, int], None]) -> None:
         self._tasks = tasks
@@ -27,7 +27,7 @@ class Timers:
 
     def arm(self, timer: Any, ticket: int, seconds: float) -> None:
         """Start a timer, replacing one of the same name."""
-        self._armed[timer] = _Armed(anyio.current_time() + max(0.0, seconds), ticket)
+        self._armed[timer] = _Armed(anyio.current_time() + seconds, ticket)
         if not self._running:
             self._running = True
             self._tasks.start_soon(self._run, name="towline timers")

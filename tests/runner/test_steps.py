@@ -9,7 +9,7 @@ import pytest
 from towline import ForbiddenRequest, State
 from towline.engine.lifecycle import ConnectionStep, Levels, Lifecycle
 from towline.runner import Stepped
-from towline.statemachine import AnyEvent, Cancel, Close, Connect, Facts, Policy, Retry, Snapshot
+from towline.statemachine import AnyEvent, Cancel, Close, Connect, Facts, PathLost, Policy, Retry, Snapshot
 
 
 def lifecycle() -> Lifecycle:
@@ -49,15 +49,27 @@ def test_a_request_in_the_middle_of_a_step_comes_first_and_the_step_is_computed_
     assert [type(event) for event in events] == [Cancel, Close]
 
 
-def test_what_is_on_record_comes_first_or_not_at_all() -> None:
+def test_a_stored_snapshot_comes_before_every_event_or_not_at_all() -> None:
     ended = Snapshot(outcome="complete")
     row = lifecycle().steps
-    assert row.begin_with(row.take_first(), ended)
+    assert row.begin_with(ended)
     assert row.snapshot is ended
+    assert not row.begin_with(Snapshot(outcome="failed")), "it has begun already"
     late = lifecycle().steps
     late.add(Cancel())
-    assert not late.begin_with(late.take_first(), ended)
+    assert not late.begin_with(ended)
     assert late.snapshot.state is State.CANCELLED
+
+
+def test_a_report_of_the_host_does_not_keep_a_stored_snapshot_away() -> None:
+    """Only its levels count before the lifecycle begins, and they stay."""
+    ended = Snapshot(outcome="complete")
+    row = lifecycle().steps
+    row.change(lambda levels: (levels._replace(foreground=False), None))
+    row.change(lambda levels: (levels._replace(path_up=False), PathLost()))
+    assert row.begin_with(ended)
+    assert row.snapshot is ended
+    assert row.last.levels == Levels(path_up=False, foreground=False)
 
 
 def test_steps_that_were_performed_are_not_kept() -> None:

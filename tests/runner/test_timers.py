@@ -1,0 +1,147 @@
+"""The timers alone: deadlines on the loop's clock, tickets, and one task at most."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from towline._tasks import Tasks
+from towline.runner._timers import Timers
+
+pytestmark = pytest.mark.anyio
+
+
+class Clocked:
+    """Timers whose expiries are kept with their time; `then` is what an expiry does."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.expiries: list[tuple[float, str, int]] = []
+        self.then: dict[str, Callable[[], object]] = {}
+        self.timers = Timers(tasks, self._expired)
+        self._tasks = tasks
+
+    def _expired(self, timer: str, ticket: int) -> None:
+        self.expiries.append((round(anyio.current_time(), 6), timer, ticket))
+        self.then.get(timer, lambda: None)()
+
+    @property
+    def tasks(self) -> int:
+        return self._tasks._running
+
+
+@asynccontextmanager
+async def clocked() -> AsyncIterator[Clocked]:
+    async with Tasks() as tasks:
+        yield Clocked(tasks)
+
+
+async def test_each_deadline_expires_once_in_order_with_its_ticket() -> None:
+    async with clocked() as at:
+        at.timers.arm("late", 1, 20)
+        at.timers.arm("early", 2, 10)
+        at.timers.arm("now", 3, 0)
+        at.timers.arm("overdue", 4, -5)
+        await anyio.sleep(100)
+        assert at.expiries == [(0, "overdue", 4), (0, "now", 3), (10, "early", 2), (20, "late", 1)]
+
+
+async def test_two_at_the_same_time_both_expire() -> None:
+    async with clocked() as at:
+        at.timers.arm("a", 1, 10)
+        at.timers.arm("b", 2, 10)
+        await anyio.sleep(11)
+        assert at.expiries == [(10, "a", 1), (10, "b", 2)]
+
+
+@pytest.mark.parametrize("seconds", [1, 30])
+async def test_a_timer_that_is_armed_again_forgets_its_first_deadline(seconds: float) -> None:
+    async with clocked() as at:
+        at.timers.arm("a", 1, 10)
+        await anyio.sleep(5)
+        at.timers.arm("a", 2, seconds)
+        await anyio.sleep(100)
+        assert at.expiries == [(5 + seconds, "a", 2)]
+
+
+async def test_a_disarmed_timer_never_expires_and_leaves_the_others() -> None:
+    async with clocked() as at:
+        at.timers.arm("a", 1, 10)
+        at.timers.arm("b", 2, 20)
+        await anyio.sleep(5)
+        at.timers.disarm("a")
+        at.timers.disarm("unknown")
+        await anyio.sleep(100)
+        assert at.expiries == [(20, "b", 2)]
+
+
+async def test_one_armed_and_disarmed_before_the_loop_runs_never_expires() -> None:
+    async with clocked() as at:
+        at.timers.arm("a", 1, 10)
+        at.timers.disarm("a")
+        await anyio.sleep(100)
+        assert at.expiries == []
+        assert at.tasks == 0
+
+
+async def test_an_expiry_may_arm_its_timer_again() -> None:
+    async with clocked() as at:
+        at.then["a"] = lambda: at.timers.arm("a", len(at.expiries) + 1, 10)
+        at.timers.arm("a", 1, 10)
+        await anyio.sleep(35)
+        assert at.expiries == [(10, "a", 1), (20, "a", 2), (30, "a", 3)]
+
+
+async def test_an_expiry_may_disarm_and_re_arm_another_of_the_same_time() -> None:
+    async with clocked() as at:
+        at.then["a"] = lambda: (at.timers.disarm("b"), at.timers.arm("c", 9, 5))
+        for ticket, timer in enumerate("abc"):
+            at.timers.arm(timer, ticket, 10)
+        await anyio.sleep(100)
+        assert at.expiries == [(10, "a", 0), (15, "c", 9)]
+
+
+async def test_there_is_one_task_while_a_timer_runs_and_none_otherwise() -> None:
+    async with clocked() as at:
+        assert at.tasks == 0
+        at.timers.arm("a", 1, 10)
+        at.timers.arm("b", 2, 10)
+        assert at.tasks == 1
+        await anyio.sleep(5)
+        at.timers.disarm("a")
+        await anyio.sleep(1)
+        assert at.tasks == 1
+        at.timers.disarm("b")
+        await anyio.sleep(1)
+        assert at.tasks == 0
+        at.timers.arm("a", 3, 10)
+        assert at.tasks == 1
+        await anyio.sleep(11)
+        assert at.tasks == 0
+        assert at.expiries == [(16 + 1, "a", 3)]
+
+
+async def test_a_timer_armed_while_the_task_is_ending_is_not_forgotten() -> None:
+    async with clocked() as at:
+        at.timers.arm("a", 1, 10)
+        await anyio.sleep(5)
+        at.timers.disarm("a")
+        at.timers.arm("b", 2, 10)
+        await anyio.sleep(100)
+        assert at.expiries == [(15, "b", 2)]
+
+
+async def test_an_expiry_that_raises_does_not_stop_the_timers_armed_later() -> None:
+    failures: list[str] = []
+    async with Tasks() as tasks:
+        tasks.unforeseen = lambda failure: failures.append(str(failure))
+        at = Clocked(tasks)
+        at.then["a"] = lambda: 1 / 0
+        at.timers.arm("a", 1, 10)
+        await anyio.sleep(11)
+        at.timers.arm("b", 2, 10)
+        await anyio.sleep(11)
+        assert at.expiries == [(10, "a", 1), (21, "b", 2)]
+    assert failures == ["towline timers raised ZeroDivisionError"]
