@@ -222,10 +222,10 @@ MUTATIONS = (
     ),
     Mutation(
         "what was held back is not delivered before the end",
-        "towline/engine/intake.py",
+        "towline/engine/publisher.py",
         "            self._publish(list(end.before))\n",
         "            pass\n",
-        ("tests/towline",),
+        ("tests/engine/test_publisher.py",),
     ),
     Mutation(
         "a state behind what was shown is believed",

@@ -1,4 +1,4 @@
-"""The HTTP calls that the user requests: cancel the job, fetch its result. `cancel()` gives them up."""
+"""The HTTP calls that the user requests: cancel the job (until `cancel()` gives it up), fetch its result."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class RequestedCalls:
         self._cancel_key: str | None = None
 
     def give_up(self) -> None:
-        """Cancel the running calls: the connection was cancelled."""
+        """Cancel the running requests to cancel the job: the connection was cancelled."""
         for scope in self._running:
             scope.cancel()
 
