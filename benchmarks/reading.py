@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from towline import Progress
 from towline._facts import Follow, Message, Numbered, Snapshot
-from towline.engine.sequencer import Sequencer
+from towline.engine.sequence.sequencer import Sequencer
 from towline.protocols.towline import Towline
 from towline.protocols.wire import Codec
 

@@ -222,7 +222,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what was held back is not delivered before the end",
-        "towline/engine/publisher.py",
+        "towline/engine/delivery/publisher.py",
         "            self._publish(list(end.before))\n",
         "            pass\n",
         ("tests/engine/test_publisher.py",),

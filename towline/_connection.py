@@ -36,10 +36,10 @@ from ._facts import CancelWord, Position
 from ._secret import Secret
 from ._tasks import Tasks, failure_of
 from ._updates import Outcome, Progress, load_outcome
-from .engine.delivery import Subscription as Subscription
+from .engine.delivery.delivery import Subscription as Subscription
+from .engine.delivery.handlers import Handler
+from .engine.delivery.journal import load_cursor
 from .engine.engine import Engine
-from .engine.handlers import Handler
-from .engine.journal import load_cursor
 from .engine.lifecycle import Levels, Lifecycle
 from .engine.settings import Settings
 from .engine.tokens import Token as Token

@@ -31,17 +31,7 @@ from towline import (
 from towline.engine.failures import Failures
 from towline.engine.recovery import End, Finding
 from towline.engine.settings import Settings
-from towline.statemachine import (
-    AnyEvent,
-    AskState,
-    Cause,
-    Lost,
-    Place,
-    Refused,
-    Snapshot,
-    TokenRejected,
-    cause_of,
-)
+from towline.statemachine import AnyEvent, AskState, Cause, Lost, Place, Refused, Snapshot, TokenRejected, cause_of
 
 pytestmark = pytest.mark.anyio
 END = End((), JobComplete(job="j1"))

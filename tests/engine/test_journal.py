@@ -24,7 +24,7 @@ from towline import (
     WriteFailed,
 )
 from towline._updates import dump_outcome, load_outcome
-from towline.engine.journal import dump_cursor, load_cursor
+from towline.engine.delivery.delivery.journal import dump_cursor, load_cursor
 from towline.engine.recovery import Cursor
 from towline.storage import Parameter, RecordKey
 from towline.testing import ScriptedServer

@@ -12,9 +12,9 @@ import pytest
 from towline import JobCancelled, JobComplete, JobStarted, Progress, Resynced, State
 from towline._tasks import Tasks
 from towline._updates import AnyUpdate
-from towline.engine.delivery import INBOX_LIMIT, Delivery
-from towline.engine.handlers import Handler, Handlers
-from towline.engine.publisher import Publisher
+from towline.engine.delivery.delivery.delivery import INBOX_LIMIT, Delivery
+from towline.engine.delivery.delivery.handlers import Handler, Handlers
+from towline.engine.delivery.delivery.publisher import Publisher
 from towline.engine.recovery import Cursor, End, Gap, Phase, Recovery
 from towline.protocols.wire import JobProgressFrame, JobStartedFrame, JobState, ProgressPayload, StartedPayload
 from towline.statemachine import AnyEvent, Cause, Deliver, GapFound, JobEnded, Snapshot, Synced

@@ -24,7 +24,7 @@ from towline._facts import (
     Snapshot,
     Value,
 )
-from towline.engine.sequencer import End, Sequencer, Synced
+from towline.engine.sequence.sequencer import End, Sequencer, Synced
 from towline.protocols.bookstrack import Bookstrack
 
 BACKEND = Bookstrack("wss://backend.example/ws/progress", JOB)

@@ -12,16 +12,7 @@ import anyio
 
 import towline
 import towline.host
-from towline import (
-    Backoff,
-    Connection,
-    ForbiddenRequest,
-    JobComplete,
-    JobEnded,
-    Policy,
-    Progress,
-    State,
-)
+from towline import Backoff, Connection, ForbiddenRequest, JobComplete, JobEnded, Policy, Progress, State
 from towline.statemachine import replay
 from towline.testing import ScriptedServer, run_virtual
 

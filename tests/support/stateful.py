@@ -24,17 +24,7 @@ from towline._connection import Connection
 from towline._exceptions import ForbiddenRequest, TowlineError
 from towline._updates import AnyUpdate, JobCancelled, JobComplete, JobFailed
 from towline.statemachine import State, replay
-from towline.testing import (
-    Answer,
-    Drop,
-    Hang,
-    NoAnswer,
-    Reach,
-    Reaction,
-    ScriptedServer,
-    Unreachable,
-    run_virtual,
-)
+from towline.testing import Answer, Drop, Hang, NoAnswer, Reach, Reaction, ScriptedServer, Unreachable, run_virtual
 from towline.testing.memory._network import Fate
 
 if TYPE_CHECKING:

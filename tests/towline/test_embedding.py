@@ -17,16 +17,7 @@ from interrupted import connection, interrupt_everywhere, interrupted_cancel, in
 
 import towline
 import towline.host
-from towline import (
-    Backoff,
-    Connection,
-    Exhausted,
-    ForbiddenRequest,
-    JobComplete,
-    Policy,
-    State,
-    UnexpectedFailure,
-)
+from towline import Backoff, Connection, Exhausted, ForbiddenRequest, JobComplete, Policy, State, UnexpectedFailure
 from towline.storage import Record, RecordKey
 from towline.testing import ScriptedServer
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from towline import JobCancelled, JobComplete, JobStarted, Output, Paused, Progress, Resynced
 from towline._facts import Ended, Fact, InStep, Item, Mark, Numbered, Position, Replaying, Snapshot, Wait
 from towline._updates import AnyUpdate
-from towline.engine.sequencer import BUFFER_LIMIT, End, Gap, Phase, Sequencer, Synced
+from towline.engine.sequence.sequencer import BUFFER_LIMIT, End, Gap, Phase, Sequencer, Synced
 
 Facts = tuple[Fact, ...]
 

@@ -8,11 +8,11 @@ import pytest
 
 from towline import JobComplete, JobStarted, Output, Paused, Progress, Resynced
 from towline._facts import Ended, InStep, Item, Mark, Numbered, Position, Snapshot, Wait
-from towline.engine.held import Held, compacted, is_covered, join_state, without
-from towline.engine.order import Order
-from towline.engine.outlet import Outlet
-from towline.engine.placing import State, placed_at, placed_last, positioned, state_of, without_number
-from towline.engine.shown import OUTPUTS_REMEMBERED, Shown
+from towline.engine.sequence.held import Held, compacted, is_covered, join_state, without
+from towline.engine.sequence.order import Order
+from towline.engine.sequence.outlet import Outlet
+from towline.engine.sequence.placing import State, placed_at, placed_last, positioned, state_of, without_number
+from towline.engine.sequence.shown import OUTPUTS_REMEMBERED, Shown
 
 
 def item(seq: int, *, first: int | None = None, count: int | None = None, epoch: str = "e") -> Held:

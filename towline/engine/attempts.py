@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import anyio
 
 from .._exceptions import InvalidArgument, TowlineError
-from .._facts import Follow, InStepAt, Meaning, Position, Received, Request, Text
+from .._facts import Follow, InStepAt, Meaning, Position, Received, Request, Text, is_resumed
 from .._secret import Secret
 from .._tasks import Tasks, failure_of
 from ..sources import Source, open_source
@@ -41,12 +41,14 @@ class GetToken(Protocol):
 class Link:
     """One attempt and the source that it opens: one task, one scope."""
 
-    __slots__ = ("closing", "generation", "in_step", "left", "meant", "scope", "source", "to_send", "want")
+    __slots__ = ("after", "closing", "generation", "in_step", "left", "meant", "scope", "source", "to_send", "want")
 
     def __init__(self, generation: int) -> None:
         self.generation = generation
         self.scope = anyio.CancelScope()
         self.want = Follow("websocket")
+        #: The position that the request goes on after; None if it begins elsewhere.
+        self.after: Position | None = None
         #: When the link is in step.
         self.in_step: InStepAt = "open"
         self.source: Source | None = None
@@ -226,6 +228,7 @@ class Attempts:
         asked = self._reader.ask(link.want, token)
         if asked is None:
             raise InvalidArgument("protocol", f"{self._settings.protocol.name} has no request to follow by {via}")
+        link.after = link.want.after if is_resumed(self._settings.protocol, link.want, token, asked) else None
         return asked
 
     async def _ask_again(self, link: Link) -> Request:

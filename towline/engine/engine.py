@@ -59,16 +59,16 @@ from ..statemachine import (
 )
 from .attempts import Attempts
 from .calls import RequestedCalls
-from .delivery import Delivery
+from .delivery.delivery import Delivery
+from .delivery.handlers import Handlers
+from .delivery.journal import Journal
+from .delivery.publisher import Publisher
 from .failures import Failures
-from .handlers import Handlers
 from .intake import Intake
-from .journal import Journal
 from .lifecycle import ConnectionRunner, ConnectionStep, Levels, Lifecycle
 from .looks import Looks
-from .publisher import Publisher
 from .reader import Reader
-from .sequencer import Sequencer
+from .sequence.sequencer import Sequencer
 from .settings import Settings
 from .tokens import TokenSource
 
@@ -303,7 +303,7 @@ class Engine:
     def _greet(self) -> None:
         link = self.attempts.current
         if link is not None:
-            self.publisher.act(self.sequencer.opened(link.in_step, link.want.after), link.generation)
+            self.publisher.act(self.sequencer.opened(link.in_step, link.after), link.generation)
 
     def _dialled(self) -> None:
         self.counts["dials"] += 1

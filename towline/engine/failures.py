@@ -24,7 +24,7 @@ from ..statemachine import (
 )
 from .attempts import Link
 from .reader import Reader
-from .sequencer import End, Finding
+from .sequence.findings import End, Finding
 from .settings import Settings
 
 

@@ -19,9 +19,10 @@ from .._updates import AnyUpdate
 from ..sources import UnusableAnswer
 from ..statemachine import AnyEvent, JobSpoke, Snapshot
 from .attempts import Link
-from .placing import content_of
 from .reader import Reader
-from .sequencer import Finding, Sequencer
+from .sequence.findings import Finding
+from .sequence.placing import content_of
+from .sequence.sequencer import Sequencer
 
 _LOG: Final = logging.getLogger("towline")
 

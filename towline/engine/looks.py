@@ -16,9 +16,10 @@ from ..sources import UnusableAnswer, call
 from ..statemachine import AnyEvent, AskState, Facts, FetchState, Lost, Place, Purpose, Refused, Snapshot, State
 from ..statemachine import StillSilent as StillSilentEvent
 from .intake import Intake
-from .placing import state_of
 from .reader import Reader
-from .sequencer import End, Finding, Phase, Sequencer
+from .sequence.findings import End, Finding, Phase
+from .sequence.placing import state_of
+from .sequence.sequencer import Sequencer
 from .settings import Settings
 from .tokens import TokenSource
 

@@ -11,7 +11,7 @@ from ..sources import Access
 from ..statemachine import Policy, StateChange
 from ..storage import RecordKey, Store
 from ..transport import parse_url
-from .handlers import Handler
+from .delivery.handlers import Handler
 from .tokens import TokenProvider
 
 

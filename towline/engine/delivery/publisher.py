@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from .._updates import OUTCOME_KINDS, AnyUpdate, Progress
-from ..statemachine import AnyEvent, Cause, Deliver, GapFound, JobEnded, Snapshot, State
-from ..statemachine import Synced as SyncedEvent
+from ..._updates import OUTCOME_KINDS, AnyUpdate, Progress
+from ...statemachine import AnyEvent, Cause, Deliver, GapFound, JobEnded, Snapshot, State
+from ...statemachine import Synced as SyncedEvent
+from ..sequence.findings import End, Finding, Gap, Synced
+from ..sequence.sequencer import Sequencer
 from .delivery import Delivery
 from .handlers import Handler, Handlers
-from .sequencer import End, Finding, Gap, Sequencer, Synced
 
 
 class Publisher:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from .._facts import Numbered, Position, Snapshot
-from .._updates import AnyUpdate, Progress, merge
+from ..._facts import Numbered, Position, Snapshot
+from ..._updates import AnyUpdate, Progress, merge
 
 
 class Held(NamedTuple):

@@ -23,8 +23,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from .._facts import Ended, Fact, InStep, InStepAt, Item, Mark, Numbered, Position, Replaying, Snapshot
-from .._updates import AnyUpdate, JobCancelled, Outcome, Progress, Resynced
+from ..._facts import Ended, Fact, InStep, InStepAt, Item, Mark, Numbered, Position, Replaying, Snapshot
+from ..._updates import AnyUpdate, JobCancelled, Outcome, Progress, Resynced
 from .findings import End, Finding, Gap, Phase, Synced
 from .held import Held, compacted, continuing, join_state, uncovered
 from .order import Order

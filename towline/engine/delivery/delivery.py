@@ -19,9 +19,9 @@ from typing import Final
 import anyio
 from msgspec.structs import replace
 
-from .._exceptions import Exhausted
-from .._facts import Mark, Numbered, Position
-from .._updates import AnyUpdate, Outcome, Progress, Resynced, merge_runs
+from ..._exceptions import Exhausted
+from ..._facts import Mark, Numbered, Position
+from ..._updates import AnyUpdate, Outcome, Progress, Resynced, merge_runs
 
 #: How many updates a slow subscriber may be behind before progress is merged.
 INBOX_LIMIT: Final = 256

@@ -13,14 +13,14 @@ from typing import Final
 import anyio
 import msgspec
 
-from .._exceptions import Damaged, TowlineError
-from .._facts import Mark, Numbered, Position
-from .._tasks import Tasks, failure_of
-from .._text import escape
-from .._updates import Outcome, dump_outcome
-from ..storage import Store
-from .settings import Settings
-from .tokens import Token
+from ..._exceptions import Damaged, TowlineError
+from ..._facts import Mark, Numbered, Position
+from ..._tasks import Tasks, failure_of
+from ..._text import escape
+from ..._updates import Outcome, dump_outcome
+from ...storage import Store
+from ..settings import Settings
+from ..tokens import Token
 
 _LOG: Final = logging.getLogger("towline")
 

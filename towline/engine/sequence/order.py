@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .._facts import Mark, Numbered, Position, Snapshot
+from ..._facts import Mark, Numbered, Position, Snapshot
 from .held import Held
 
 #: How many of a job's former logs, and of its delivered marks, are remembered.

@@ -7,8 +7,8 @@ from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from .._facts import JOB_FACTS, Ended, Fact, Item, Mark, Numbered, Position, Snapshot
-from .._updates import AnyUpdate, Progress, Resynced, Update
+from ..._facts import JOB_FACTS, Ended, Fact, Item, Mark, Numbered, Position, Snapshot
+from ..._updates import AnyUpdate, Progress, Resynced, Update
 
 T = TypeVar("T", bound=Update)
 

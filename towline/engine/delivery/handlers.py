@@ -9,8 +9,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import anyio
 
-from .._tasks import Tasks, failure_of, is_failure
-from .._updates import Progress, merge
+from ..._tasks import Tasks, failure_of, is_failure
+from ..._updates import Progress, merge
 
 Value = TypeVar("Value")
 #: A plain function is called at once, within the engine's step; a coroutine function in order, in a task.

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from .._facts import Snapshot
-from .._updates import AnyUpdate, Progress, Resynced
+from ..._facts import Snapshot
+from ..._updates import AnyUpdate, Progress, Resynced
 from .shown import Shown
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from .._updates import AnyUpdate, Output, Paused, Progress, Update
+from ..._updates import AnyUpdate, Output, Paused, Progress, Update
 
 #: How many outputs are remembered by their key.
 OUTPUTS_REMEMBERED: Final = 256

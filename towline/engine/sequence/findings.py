@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple, TypeAlias
 
-from .._updates import AnyUpdate, Outcome
+from ..._updates import AnyUpdate, Outcome
 
 
 class Gap(NamedTuple):
