@@ -32,7 +32,7 @@ from ._exceptions import (
     TowlineError,
     UnexpectedFailure,
 )
-from ._facts import CancelWord, Position
+from ._facts import CancelWord, GetState, Position
 from ._secret import Secret
 from ._tasks import Tasks, failure_of
 from ._updates import Outcome, Progress, load_outcome
@@ -338,7 +338,13 @@ class Connection(AsyncContextManagerMixin):
             parameters["api_origin"] = str(api.origin)
         key = RecordKey(NAME, url.address, self._job)
         settings = Settings(
-            protocol=protocol, access=access, store=store, record_key=key, parameters=parameters, **options
+            protocol=protocol,
+            access=access,
+            has_state_call=protocol.ask(GetState(), None) is not None,
+            store=store,
+            record_key=key,
+            parameters=parameters,
+            **options,
         )
         return settings, record
 

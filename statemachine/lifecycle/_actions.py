@@ -30,6 +30,8 @@ from ._events import (
     PathLost,
     Reason,
     Refused,
+    Reopen,
+    SourceRefused,
     Timer,
     TokenRejected,
 )
@@ -103,7 +105,14 @@ def _dial(draft: Draft, *, spaced: bool, fresh_token: bool = False) -> None:
         trial=not draft.facts.path_up,
         advised_until=None,
     )
-    draft.emit(Dial(generation=draft.after.generation, not_before=not_before, fresh_token=fresh_token))
+    draft.emit(
+        Dial(
+            generation=draft.after.generation,
+            not_before=not_before,
+            fresh_token=fresh_token,
+            source=draft.after.source,
+        )
+    )
 
 
 @action()
@@ -118,6 +127,13 @@ def dial_with_fresh_token(draft: Draft) -> None:
     _note(draft)
     draft.set(rejections=draft.after.rejections + 1)
     _dial(draft, spaced=False, fresh_token=True)
+
+
+@action()
+def use_next_source(draft: Draft) -> None:
+    """Follow the job in the next way from now on, because this one cannot be used."""
+    _note(draft)
+    draft.set(source=draft.after.source + 1)
 
 
 @action()
@@ -162,6 +178,25 @@ def back_off(draft: Draft) -> None:
     spaced = draft.after.dials[-1] + policy.dial_spacing - draft.facts.now if draft.after.dials else 0.0
     _wait(draft, delay.moved_behind(spaced, policy.dial_spacing))
     if cause.advice is None or cause.advice.spread is None:
+        _fetch_status(draft)
+
+
+@action(arms=(Timer.BACKOFF,), disarms=(Timer.OUTAGE,))
+def wait_out_pause(draft: Draft) -> None:
+    """Wait for the next attempt outside the budget, because a paused job has nothing to send."""
+    _note(draft)
+    draft.set(trial=False)
+    draft.stop_clock()
+    draft.disarm(Timer.OUTAGE)
+    if path_down(draft):
+        _hold(draft)
+    else:
+        draft.arm(Timer.BACKOFF, Delay(*draft.policy.pause_looks))
+    _fetch_status(draft)
+
+
+def _fetch_status(draft: Draft) -> None:
+    if draft.facts.state_call:
         draft.fetch(Purpose.STATUS)
 
 
@@ -227,9 +262,19 @@ def _wait(draft: Draft, delay: Delay) -> None:
 
 @action(arms=(Timer.GRACE,))
 def greet(draft: Draft) -> None:
-    """Send `ready` with the cursor and fetch the state; in the background, restart the grace timer."""
-    draft.emit(Greet())
+    """Begin after the cursor and fetch the state; in the background, restart the grace timer."""
+    _greet(draft)
     draft.fetch(Purpose.SYNC)
+
+
+@action(arms=(Timer.GRACE,))
+def await_facts(draft: Draft) -> None:
+    """Begin after the cursor; the link says when it is in step. In the background, restart the grace timer."""
+    _greet(draft)
+
+
+def _greet(draft: Draft) -> None:
+    draft.emit(Greet())
     if not draft.facts.foreground:
         draft.arm(Timer.GRACE, exactly(draft.policy.grace))
 
@@ -328,11 +373,33 @@ def redial_after_silence(draft: Draft) -> None:
 
 @action()
 def forget_silence(draft: Draft) -> None:
-    """Reset the silence, because the job gave a sign or the user starts again."""
-    draft.set(stalls=0, silence=0.0, silence_redialled=False)
+    """Reset the silence and the pause, because the job gave a sign or the user starts again."""
+    draft.set(stalls=0, silence=0.0, silence_redialled=False, paused=False)
+
+
+@action()
+def note_pause(draft: Draft) -> None:
+    """Reset the silence: the job waits for somebody."""
+    draft.set(stalls=0, silence=0.0, silence_redialled=False, paused=True)
+
+
+@action(arms=(Timer.STALL,))
+def await_end_of_pause(draft: Draft) -> None:
+    """Set the timer for the first look into the pause."""
+    draft.arm(Timer.STALL, exactly(draft.policy.pause_looks[0]))
+
+
+@action(arms=(Timer.STALL,))
+def look_into_pause(draft: Draft) -> None:
+    """Fetch the state, and look again later: nobody says when the pause ends."""
+    _fetch_status(draft)
+    draft.arm(Timer.STALL, exactly(draft.policy.pause_looks[1]))
 
 
 def _await_next_look(draft: Draft) -> None:
+    if draft.after.paused:
+        draft.arm(Timer.STALL, exactly(draft.policy.pause_looks[0]))
+        return
     left = draft.policy.next_look(draft.after.stalls) - draft.after.silent_seconds(draft.facts)
     draft.arm(Timer.STALL, exactly(max(0.0, left)))
 
@@ -430,7 +497,7 @@ def _give_up(draft: Draft, reason: Reason) -> None:
     if reason == "auth" and draft.before.token_accepted:
         reason = "revoked"
     draft.set(reason=reason, refused_token=token, trial=False)
-    draft.fetch(Purpose.STATUS)
+    _fetch_status(draft)
     draft.emit(ReportGivingUp())
 
 
@@ -439,7 +506,7 @@ def _note(draft: Draft) -> Cause:
     event = draft.event
     if isinstance(event, PathLost):
         cause = Cause(code="path", text="the host lost its network path")
-    elif isinstance(event, Lost | GapFound | TokenRejected | Refused):
+    elif isinstance(event, Lost | GapFound | Reopen | SourceRefused | TokenRejected | Refused):
         cause = event.cause
     else:
         return draft.after.cause or Cause(code="unknown", text="no cause is known")

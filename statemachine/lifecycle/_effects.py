@@ -27,11 +27,15 @@ class Effect(Struct, frozen=True, kw_only=True, tag_field="effect"):
 
 
 class Dial(Effect, frozen=True, kw_only=True, tag="dial"):
-    """Start an attempt, not before `not_before` on the loop's clock; `fresh_token` asks for a fresh token first."""
+    """Start an attempt, not before `not_before` on the loop's clock; `fresh_token` asks for a fresh token first.
+
+    `source` says which way to follow the job, counted from 0 in the protocol's order.
+    """
 
     generation: int
     not_before: float
     fresh_token: bool = False
+    source: int = 0
 
 
 class AbandonDial(Effect, frozen=True, tag="abandon_dial"):
@@ -39,7 +43,7 @@ class AbandonDial(Effect, frozen=True, tag="abandon_dial"):
 
 
 class Greet(Effect, frozen=True, tag="greet"):
-    """Send `ready` on the new socket, with the cursor."""
+    """Begin to order what the new link brings, after the cursor."""
 
 
 class FetchState(Effect, frozen=True, kw_only=True, tag="fetch_state"):

@@ -19,9 +19,12 @@ class State(Named):
     """The lifecycle of a connection."""
 
     IDLE = "idle", "Nothing runs. After the job has ended, the outcome is here. `connect` starts."
-    CONNECTING = "connecting", "One attempt is in progress: DNS, TCP, TLS and upgrade, within one deadline."
-    SYNCING = "syncing", "The socket is open; live frames are buffered while the job's state is fetched."
-    CONNECTED = "connected", "The socket is open and delivery is up to date with the server."
+    CONNECTING = "connecting", "One attempt is in progress, up to the server's answer, within one deadline."
+    SYNCING = (
+        "syncing",
+        "The link is open but not in step: what it brings is buffered while the state is fetched.",
+    )
+    CONNECTED = "connected", "The link is open, and delivery is up to date with the server."
     RECONNECTING = "reconnecting", "The engine waits for the next attempt."
     BACKGROUNDED = (
         "backgrounded",
@@ -39,16 +42,19 @@ class Trigger(Named):
 
     CONNECT = "connect", "The user asks to follow the job."
     RETRY = "retry", "The user asks for an attempt now, even while the path is down or the host is in the background."
-    OPENED = "opened", "The upgrade succeeded: the socket is open."
+    OPENED = "opened", "The server accepted the attempt: the link is open."
     SYNCED = "synced", "Replay or snapshot is complete: the buffered frames continue the delivered ones."
     GAP_FOUND = "gap_found", "A gap: the received frames do not continue the delivered ones."
+    REOPEN = "reopen", "The link must be opened anew: after a gap that a replay can fill, or without a refused cursor."
+    SOURCE_REFUSED = "source_refused", "This way to follow the job cannot be used."
     LOST = "lost", "The attempt, the sync or the link failed, and a retry may succeed."
     TOKEN_REJECTED = "token_rejected", "The server rejected the token, at the upgrade, on the socket or at a fetch."
     REFUSED = "refused", "The server's refusal or a missing token rules out any further attempt."
     JOB_ENDED = "job_ended", "The job has ended. This event is never stale."
     STALLED = "stalled", "The job has been silent until the next check is due."
     STILL_SILENT = "still_silent", "A check of the silence found no sign of the job."
-    JOB_SPOKE = "job_spoke", "The job gave a sign after a noted silence."
+    JOB_PAUSED = "job_paused", "The job waits for somebody, so its silence means nothing."
+    JOB_SPOKE = "job_spoke", "The job gave a sign after a noted silence or pause."
     CANCEL_ACCEPTED = "cancel_accepted", "The server agreed to stop the job, which has not ended yet."
     TOKEN_RENEWED = "token_renewed", "A renewal of the token has ended, with a fresh token or without."
     PATH_LOST = "path_lost", "The host has no network path now."
@@ -107,7 +113,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     whether a fresh token can replace a rejected one. `last_sign` is the time of the job's last sign: a message about
     it, or a state that differs from the one before. `renew_in`: the seconds until the token should be renewed, None if
     it does not expire or cannot be renewed. `state_required`: the user does not accept a server that keeps no state of
-    the job.
+    the job. `state_call`: the state can be fetched without the link. `sources`: how many ways there are to follow the
+    job.
     """
 
     now: float
@@ -118,6 +125,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     last_sign: float | None = None
     renew_in: float | None = None
     state_required: bool = False
+    state_call: bool = True
+    sources: int = 1
 
 
 class Event(Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -148,10 +157,11 @@ class Retry(Event, frozen=True, tag="retry"):
     trigger = Trigger.RETRY
 
 
-class Opened(Event, frozen=True, tag="opened"):
-    """The upgrade succeeded: the socket is open."""
+class Opened(Event, frozen=True, kw_only=True, tag="opened"):
+    """The link is open. `by_state`: it is in step after the job's state was fetched; otherwise its own facts decide."""
 
     trigger = Trigger.OPENED
+    by_state: bool = True
 
 
 class Synced(Event, frozen=True, tag="synced"):
@@ -164,6 +174,20 @@ class GapFound(Event, frozen=True, kw_only=True, tag="gap_found"):
     """A gap: the received frames do not continue the delivered ones."""
 
     trigger = Trigger.GAP_FOUND
+    cause: Cause
+
+
+class Reopen(Event, frozen=True, kw_only=True, tag="reopen"):
+    """The link must be opened anew: after a gap that a replay can fill, or without a cursor that the server refused."""
+
+    trigger = Trigger.REOPEN
+    cause: Cause
+
+
+class SourceRefused(Event, frozen=True, kw_only=True, tag="source_refused"):
+    """This way to follow the job cannot be used."""
+
+    trigger = Trigger.SOURCE_REFUSED
     cause: Cause
 
 
@@ -216,8 +240,14 @@ class StillSilent(Event, frozen=True, tag="still_silent"):
     trigger = Trigger.STILL_SILENT
 
 
+class JobPaused(Event, frozen=True, tag="job_paused"):
+    """The job waits for somebody (input, a login), so its silence means nothing."""
+
+    trigger = Trigger.JOB_PAUSED
+
+
 class JobSpoke(Event, frozen=True, tag="job_spoke"):
-    """The job gave a sign after a noted silence: a message about it, or a state that differs from the last one."""
+    """The job gave a sign after a noted silence or pause: a message about it, or a state that differs from the last."""
 
     trigger = Trigger.JOB_SPOKE
 
@@ -336,12 +366,15 @@ AnyEvent: TypeAlias = (
     | Opened
     | Synced
     | GapFound
+    | Reopen
+    | SourceRefused
     | Lost
     | TokenRejected
     | Refused
     | JobEnded
     | Stalled
     | StillSilent
+    | JobPaused
     | JobSpoke
     | CancelAccepted
     | TokenRenewed

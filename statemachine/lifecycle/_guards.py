@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from ._draft import Draft
-from ._events import GapFound, Lost, PathChanged, PathRestored, Refused, TokenRejected
+from ._events import GapFound, Lost, Opened, PathChanged, PathRestored, Refused, TokenRejected
 
 
 def job_has_ended(draft: Draft) -> bool:
@@ -46,6 +46,21 @@ def broken_too_often(draft: Draft) -> bool:
     event = draft.event
     violation = isinstance(event, Lost | GapFound) and event.cause.violation
     return violation and draft.before.violations + 1 >= draft.policy.violations
+
+
+def state_decides(draft: Draft) -> bool:
+    """The new link is in step once the job's state was fetched."""
+    return isinstance(draft.event, Opened) and draft.event.by_state
+
+
+def another_source_left(draft: Draft) -> bool:
+    """The protocol has another way to follow the job."""
+    return draft.before.source + 1 < draft.facts.sources
+
+
+def job_is_paused(draft: Draft) -> bool:
+    """The job waits for somebody."""
+    return draft.before.paused
 
 
 def first_rejection(draft: Draft) -> bool:

@@ -62,6 +62,19 @@ _LOST: Final[LifecycleCell] = (
     go(S.EXHAUSTED, do.give_up_on_protocol, when=when.broken_too_often),
     *_FAILED,
 )
+_LOST_LINK: Final[LifecycleCell] = (
+    *_LOST[:2],
+    go(S.RECONNECTING, do.wait_out_pause, when=when.job_is_paused),
+    *_LOST[2:],
+)
+_REOPEN: Final[LifecycleCell] = (
+    go(S.CONNECTING, do.use_free_restart, do.dial, when=when.free_restart_left),
+    *_LOST,
+)
+_SOURCE_REFUSED: Final[LifecycleCell] = (
+    go(S.CONNECTING, do.use_next_source, do.dial, when=when.another_source_left),
+    go(S.EXHAUSTED, do.give_up_on_protocol),
+)
 _TOKEN_REJECTED: Final[LifecycleCell] = (
     go(S.CONNECTING, do.dial_with_fresh_token, when=when.first_rejection),
     go(S.IDLE, do.assume_cancelled, when=when.cancel_is_confirmed),
@@ -81,6 +94,7 @@ _JOB_ENDED: Final[LifecycleCell] = (go(S.IDLE, do.deliver_end),)
 _PROBE: Final[LifecycleCell] = (stay(do.probe),)
 _KEEP: Final[LifecycleCell] = (stay(),)
 _FORGET_SILENCE: Final[LifecycleCell] = (stay(do.forget_silence),)
+_NOTE_PAUSE: Final[LifecycleCell] = (stay(do.note_pause),)
 _NOTE_CANCEL: Final[LifecycleCell] = (stay(do.note_accepted_cancel),)
 _FORGIVE: Final[LifecycleCell] = (stay(do.forgive),)
 _NOTE_RENEWAL: Final[LifecycleCell] = (stay(do.note_renewal),)
@@ -144,7 +158,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
     },
     T.OPENED: {
         S.IDLE: NO_ATTEMPT,
-        S.CONNECTING: (go(S.SYNCING, do.greet),),
+        S.CONNECTING: (go(S.SYNCING, do.greet, when=when.state_decides), go(S.SYNCING, do.await_facts)),
         S.SYNCING: NO_ATTEMPT,
         S.CONNECTED: NO_ATTEMPT,
         S.RECONNECTING: NO_ATTEMPT,
@@ -172,11 +186,31 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.EXHAUSTED: NO_STREAM,
         S.CANCELLED: FINAL,
     },
+    T.REOPEN: {
+        S.IDLE: NO_STREAM,
+        S.CONNECTING: _REOPEN,
+        S.SYNCING: _REOPEN,
+        S.CONNECTED: _REOPEN,
+        S.RECONNECTING: NO_STREAM,
+        S.BACKGROUNDED: NO_STREAM,
+        S.EXHAUSTED: NO_STREAM,
+        S.CANCELLED: FINAL,
+    },
+    T.SOURCE_REFUSED: {
+        S.IDLE: NO_ATTEMPT,
+        S.CONNECTING: _SOURCE_REFUSED,
+        S.SYNCING: _SOURCE_REFUSED,
+        S.CONNECTED: _SOURCE_REFUSED,
+        S.RECONNECTING: NO_ATTEMPT,
+        S.BACKGROUNDED: NO_ATTEMPT,
+        S.EXHAUSTED: NO_ATTEMPT,
+        S.CANCELLED: FINAL,
+    },
     T.LOST: {
         S.IDLE: NO_LINK,
         S.CONNECTING: _LOST,
-        S.SYNCING: _LOST,
-        S.CONNECTED: _LOST,
+        S.SYNCING: _LOST_LINK,
+        S.CONNECTED: _LOST_LINK,
         S.RECONNECTING: NO_LINK,
         S.BACKGROUNDED: NO_LINK,
         S.EXHAUSTED: NO_LINK,
@@ -221,6 +255,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.CONNECTING: NOT_IN_STEP,
         S.SYNCING: NOT_IN_STEP,
         S.CONNECTED: (
+            stay(do.look_into_pause, when=when.job_is_paused),
             stay(do.await_next_look, when=when.silence_is_short),
             go(S.EXHAUSTED, do.give_up_as_stalled, when=when.stall_limit_reached),
             stay(do.look_into_silence),
@@ -238,6 +273,16 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.RECONNECTING: NOT_LOOKED_INTO,
         S.BACKGROUNDED: NOT_LOOKED_INTO,
         S.EXHAUSTED: NOT_LOOKED_INTO,
+        S.CANCELLED: FINAL,
+    },
+    T.JOB_PAUSED: {
+        S.IDLE: NOTHING_HEARD,
+        S.CONNECTING: NOTHING_HEARD,
+        S.SYNCING: _NOTE_PAUSE,
+        S.CONNECTED: (stay(do.note_pause, do.await_end_of_pause),),
+        S.RECONNECTING: _NOTE_PAUSE,
+        S.BACKGROUNDED: NOTHING_HEARD,
+        S.EXHAUSTED: _NOTE_PAUSE,
         S.CANCELLED: FINAL,
     },
     T.JOB_SPOKE: {

@@ -159,7 +159,9 @@ class Policy(Struct, frozen=True, kw_only=True):
     Silence: the engine fetches the state after `stall_after[0]` without a sign of the job, again after `stall_after[1]`
     and so on; the last number repeats. After the second check without a sign it reconnects once. After a silence of
     `stall_limit` it gives up with the reason `stalled`. None, the default, sets no limit, because a job may be silent
-    for hours. Set a limit for a server whose state says "running" for a job that no longer exists.
+    for hours. Set a limit for a server whose state says "running" for a job that no longer exists. While the job is
+    paused, `pause_looks` replace these: the first look, and the time between the later ones. A link that ends meanwhile
+    is opened again after a wait between the two.
 
     Revivals from `exhausted` are at least `revival_spacing` apart, at most `revivals_per_window` in `revival_window`.
     """
@@ -175,6 +177,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     stable_after: float = 30.0
     stall_after: tuple[float, ...] = (120.0, 240.0, 600.0)
     stall_limit: float | None = None
+    pause_looks: tuple[float, float] = (15.0, 60.0)
     grace: float = 30.0
     violations: int = 3
     refetch_waits: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -215,6 +218,8 @@ class Policy(Struct, frozen=True, kw_only=True):
                 raise InvalidArgument(name, "must be at least 1")
         if not self.stall_after:
             raise InvalidArgument("stall_after", "needs at least one number")
+        if not 0 < self.pause_looks[0] <= self.pause_looks[1] < math.inf:
+            raise InvalidArgument("pause_looks", "needs two numbers above 0, the smaller one first")
         if self.stall_limit is not None:
             _positive("stall_limit", self.stall_limit)
         for name in ("stall_after", "refetch_waits", "fetch_waits"):

@@ -49,6 +49,12 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     in_step_since: float | None = None
     silence_redialled: bool = False
 
+    # The job waits for somebody: its silence means nothing. Any other fact about it ends the pause.
+    paused: bool = False
+
+    # Which of the protocol's ways to follow the job is used, counted from 0. It never goes back.
+    source: int = 0
+
     # A renewal of the token is in progress.
     renewing: bool = False
 

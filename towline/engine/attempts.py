@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import anyio
 
 from .._exceptions import InvalidArgument, TowlineError
-from .._facts import Follow, InStepAt, Meaning, Position, Received, Request, Text, is_resumed
+from .._facts import Follow, InStepAt, Meaning, Position, Received, Request, Text, Via, is_resumed
 from .._secret import Secret
 from .._tasks import Tasks, failure_of
 from ..sources import Source, open_source
@@ -81,6 +81,7 @@ class Attempts:
         "_position",
         "_reader",
         "_received",
+        "_refused",
         "_settings",
         "_tasks",
         "_token",
@@ -119,6 +120,8 @@ class Attempts:
         # With these a server recognizes the links of this connection, and the newest of them.
         self._client = secrets.token_hex(8)
         self._links = 0
+        # The position from which the server refused to go on.
+        self._refused: Position | None = None
 
     def dial(self, effect: Dial) -> None:
         """Start an attempt."""
@@ -207,7 +210,7 @@ class Attempts:
             place = Place.UPGRADE
             self._dialled()
             self._links += 1
-            asked = self._ask(link, token)
+            asked = self._ask(link, self._settings.protocol.sources[dial.source], token)
             link.source = await open_source(asked, self._settings.access, lambda: self._ask_again(link))
             place = Place.SOCKET
             link.in_step = asked.in_step
@@ -222,9 +225,23 @@ class Attempts:
             failure = await failure_of(error, _WORK[place])
             await self._failed(failure, place, link.generation)
 
-    def _ask(self, link: Link, token: Secret | None) -> Request:
-        via = self._settings.protocol.sources[0]
-        link.want = Follow(via, self._position(), self._client, self._links)
+    def forget_cursor(self) -> None:
+        """Begin without the present position: the server refuses to go on from there."""
+        self._refused = self._position()
+
+    def resumes_at(self, position: Position | None) -> bool:
+        """Whether a request after this position goes on there."""
+        link = self.current
+        if link is None or position is None:
+            return False
+        want = Follow(link.want.via, position, self._client, self._links)
+        asked = self._reader.ask(want, None)
+        return asked is not None and is_resumed(self._settings.protocol, want, None, asked)
+
+    def _ask(self, link: Link, via: Via, token: Secret | None) -> Request:
+        position = self._position()
+        after = None if position == self._refused else position
+        link.want = Follow(via, after, self._client, self._links)
         asked = self._reader.ask(link.want, token)
         if asked is None:
             raise InvalidArgument("protocol", f"{self._settings.protocol.name} has no request to follow by {via}")
@@ -232,4 +249,4 @@ class Attempts:
         return asked
 
     async def _ask_again(self, link: Link) -> Request:
-        return self._ask(link, await self._token())
+        return self._ask(link, link.want.via, await self._token())

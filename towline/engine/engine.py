@@ -147,6 +147,7 @@ class Engine:
             snapshot=self._snapshot,
             post=post,
             turn=self.runner.turn,
+            reopening_helps=self._reopening_helps,
         )
         self.intake = Intake(
             settings.job,
@@ -188,6 +189,8 @@ class Engine:
             act=self.publisher.act,
             skip_state=self.publisher.skip_state,
             post=post,
+            retry=self._retry_advice,
+            forget_cursor=lambda: self.attempts.forget_cursor(),
         )
         self.attempts = Attempts(
             settings,
@@ -196,7 +199,7 @@ class Engine:
             token=self.tokens.get,
             position=lambda: self.sequencer.applied,
             dialled=self._dialled,
-            opened=lambda link: post(Opened(generation=link.generation)),
+            opened=lambda link: post(Opened(generation=link.generation, by_state=link.in_step == "state")),
             received=self.intake.take_in,
             failed=self.failures.failed,
             meant=self.failures.meant,
@@ -238,6 +241,8 @@ class Engine:
             last_sign=self.intake.last_sign,
             renew_in=tokens.renew_in,
             state_required=self.settings.require_state,
+            state_call=self.settings.has_state_call and not self._is_polling,
+            sources=len(self.settings.protocol.sources),
         )
 
     @property
@@ -305,11 +310,26 @@ class Engine:
         if link is not None:
             self.publisher.act(self.sequencer.opened(link.in_step, link.after), link.generation)
 
+    @property
+    def _is_polling(self) -> bool:
+        """Whether each request asks for the state anyway."""
+        return self.settings.protocol.sources[self.snapshot.source] == "poll"
+
+    def _reopening_helps(self) -> bool:
+        """Whether a gap on this link can be filled by opening it again at the cursor."""
+        link = self.attempts.current
+        return link is not None and link.in_step != "state" and self.attempts.resumes_at(self.sequencer.applied)
+
     def _dialled(self) -> None:
         self.counts["dials"] += 1
 
     def _overflowed(self) -> None:
         self.publisher.overflowed()
+
+    def _retry_advice(self) -> float | None:
+        """The least wait before a reconnect that the server asked for on this link, in seconds."""
+        link = self.attempts.current
+        return None if link is None or link.source is None else link.source.retry
 
     def _broke(self, failure: UnexpectedFailure) -> AnyEvent:
         return self.failures.unexpected(failure)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from msgspec.structs import replace
 
 from .._exceptions import ProtocolFailed, TowlineError, UnexpectedFailure
 from .._facts import Ended, Fact, Follow, GetState, Meaning, Means, Want
-from ..sources import received_of
+from ..sources import UnusableAnswer, received_of
 from ..statemachine import (
+    Advice,
     AnyEvent,
     AskState,
     Cause,
     Lost,
     Place,
     Refused,
+    Reopen,
     Snapshot,
+    SourceRefused,
     TokenRejected,
     Unavailable,
     cause_of,
@@ -27,6 +31,8 @@ from .reader import Reader
 from .sequence.findings import End, Finding
 from .settings import Settings
 
+_GONE: Final = (404, 410)
+
 
 class Failures:
     """Lets the protocol say what an error means, and otherwise classifies it.
@@ -35,6 +41,7 @@ class Failures:
     - `path_up`, `renewable` and `answered` are facts: a network path is there, a token can be renewed, the state call
       has worked before.
     - `held_end` returns the end that a state reported during a replay, once; `end_of` the end in an answer.
+    - `retry` is the wait that the server asked for on this link; `forget_cursor` makes the next attempt begin anew.
     - `ask_state` decides by the job's state; `act` turns a finding into an event; `skip_state` syncs without a state.
     """
 
@@ -43,11 +50,13 @@ class Failures:
         "_answered",
         "_ask_state",
         "_end_of",
+        "_forget_cursor",
         "_held_end",
         "_path_up",
         "_post",
         "_reader",
         "_renewable",
+        "_retry",
         "_settings",
         "_skip_state",
         "_snapshot",
@@ -71,6 +80,8 @@ class Failures:
         act: Callable[[Finding, int], object],
         skip_state: Callable[[], object],
         post: Callable[[AnyEvent], object],
+        retry: Callable[[], float | None],
+        forget_cursor: Callable[[], object],
     ) -> None:
         self._settings = settings
         self._reader = reader
@@ -85,6 +96,8 @@ class Failures:
         self._act = act
         self._skip_state = skip_state
         self._post = post
+        self._retry = retry
+        self._forget_cursor = forget_cursor
         #: The latest error of an attempt, a source or a sync.
         self.last: BaseException | None = None
 
@@ -109,8 +122,13 @@ class Failures:
             self._act(self._end_of(facts), generation)
             return
         said = next((fact.what for fact in facts if isinstance(fact, Means)), None)
-        cause = cause_of(error, place, path_up=self._path_up())
+        cause = self._advised(cause_of(error, place, path_up=self._path_up()), place)
         await self._decide(error, said, cause, place, generation, fetch)
+
+    def _advised(self, cause: Cause, place: Place) -> Cause:
+        """The cause with the wait that the server asked for on this link, if the error brought no advice."""
+        retry = self._retry() if place is Place.SOCKET and cause.advice is None else None
+        return cause if retry is None else replace(cause, advice=Advice(retry_after=retry))
 
     async def meant(self, said: Meaning, link: Link) -> None:
         """Turn what a message said about its link into the event that it means."""
@@ -141,6 +159,13 @@ class Failures:
     ) -> None:
         by_fetch = place in (Place.SYNC, Place.STATUS)
         meaning: Lost | TokenRejected | Refused | AskState | Unavailable | None
+        if said == "source":
+            self._post(SourceRefused(generation=generation, cause=cause))
+            return
+        if said == "cursor":
+            self._forget_cursor()
+            self._post(Reopen(generation=generation, cause=cause))
+            return
         match said:
             case "lost":
                 meaning = Lost(cause=cause)
@@ -152,6 +177,9 @@ class Failures:
                 meaning = Refused(reason="gone", cause=cause, by_fetch=by_fetch)
             case "ended":
                 meaning = AskState(otherwise=Lost(cause=cause))
+            case None if place is Place.SOCKET and isinstance(error, UnusableAnswer) and error.status in _GONE:
+                # A poll that worked before: the job was there.
+                meaning = Refused(reason="gone", cause=cause)
             case _ if error is None:
                 meaning = Lost(cause=cause)
             case _:

@@ -15,13 +15,13 @@ import anyio
 from .._exceptions import MalformedMessage
 from .._facts import Answer, Fact, Item, Means, Received, Send, Wait, has_sign
 from .._text import escape
-from .._updates import AnyUpdate
+from .._updates import AnyUpdate, Paused, Progress
 from ..sources import UnusableAnswer
-from ..statemachine import AnyEvent, JobSpoke, Snapshot
+from ..statemachine import AnyEvent, JobPaused, JobSpoke, Snapshot
 from .attempts import Link
 from .reader import Reader
 from .sequence.findings import Finding
-from .sequence.placing import content_of
+from .sequence.placing import content_of, pause_in
 from .sequence.sequencer import Sequencer
 
 _LOG: Final = logging.getLogger("towline")
@@ -85,6 +85,7 @@ class Intake:
         read, follow, want = self._reader.read, self._sequencer.follow, link.want
         self._counts["messages"] += len(batch)
         spoke = False
+        pause: bool | None = None
         for received in batch:
             try:
                 facts = read(want, received)
@@ -94,8 +95,11 @@ class Intake:
                 continue
             if len(facts) == 1 and type(fact := facts[0]) is Item:
                 spoke = spoke or fact.is_sign
+                if type(fact.update) is not Progress and fact.update is not None:
+                    pause = isinstance(fact.update, Paused)
             else:
                 spoke = self._note(link, received, facts) or spoke
+                pause = pause_in(facts, pause)
             finding = follow(facts)
             if finding is not None:
                 self._act(finding, link.generation)
@@ -104,6 +108,8 @@ class Intake:
         if spoke:
             self._last_state = None
             self._job_spoke(link.generation)
+        if pause:
+            self._post(JobPaused(generation=link.generation))
         self._publish(self._sequencer.take())
         if self._batch_came is not None:
             self._batch_came.set()
@@ -139,12 +145,14 @@ class Intake:
         is_sign = moved or (last is not None and self._last_state != last)
         if is_sign:
             self._job_spoke(generation)
+        if pause_in(facts):
+            self._post(JobPaused(generation=generation))
         return is_sign
 
     def _job_spoke(self, generation: int) -> None:
         self.last_sign = anyio.current_time()
         snapshot = self._snapshot()
-        if snapshot.stalls or snapshot.silence:
+        if snapshot.stalls or snapshot.silence or snapshot.paused:
             self._post(JobSpoke(generation=generation))
 
     def _note_malformed(self, error: MalformedMessage) -> None:

@@ -20,7 +20,7 @@ class Settings:
     """The settings of one connection.
 
     `parameters` is what another process needs to follow the job, besides its id and token. `require_state`: a server
-    that has no state of the job is not accepted.
+    that has no state of the job is not accepted. `has_state_call`: the protocol has a request for the state.
     """
 
     protocol: Protocol
@@ -32,6 +32,7 @@ class Settings:
     provider: TokenProvider | None
     refresh: bool
     require_state: bool
+    has_state_call: bool
     on_state: Handler[StateChange] | None
     on_progress: Handler[Progress] | None
     on_disconnected: Handler[StateChange] | None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from ..._updates import OUTCOME_KINDS, AnyUpdate, Progress
-from ...statemachine import AnyEvent, Cause, Deliver, GapFound, JobEnded, Snapshot, State
+from ...statemachine import AnyEvent, Cause, Deliver, GapFound, JobEnded, Reopen, Snapshot, State
 from ...statemachine import Synced as SyncedEvent
 from ..sequence.findings import End, Finding, Gap, Synced
 from ..sequence.sequencer import Sequencer
@@ -18,10 +18,21 @@ from .handlers import Handler, Handlers
 class Publisher:
     """Delivers updates to consumers and to the handler for progress, and posts the events that findings mean.
 
-    `turn` is the block in which functions of the program are called. `counts` are the connection's.
+    `turn` is the block in which functions of the program are called. `counts` are the connection's. `reopening_helps`:
+    a gap can be filled by opening the link again at the cursor.
     """
 
-    __slots__ = ("_counts", "_delivery", "_handlers", "_on_progress", "_post", "_sequencer", "_snapshot", "_turn")
+    __slots__ = (
+        "_counts",
+        "_delivery",
+        "_handlers",
+        "_on_progress",
+        "_post",
+        "_reopening_helps",
+        "_sequencer",
+        "_snapshot",
+        "_turn",
+    )
 
     def __init__(
         self,
@@ -34,6 +45,7 @@ class Publisher:
         snapshot: Callable[[], Snapshot],
         post: Callable[[AnyEvent], object],
         turn: Callable[[], AbstractContextManager[None]],
+        reopening_helps: Callable[[], bool],
     ) -> None:
         self._sequencer = sequencer
         self._delivery = delivery
@@ -43,6 +55,7 @@ class Publisher:
         self._snapshot = snapshot
         self._post = post
         self._turn = turn
+        self._reopening_helps = reopening_helps
 
     def release_buffer(self) -> None:
         """Deliver the frames that the sync buffered."""
@@ -98,4 +111,8 @@ class Publisher:
 
     def _gap(self, problem: str, generation: int) -> None:
         self._counts["gaps"] += 1
-        self._post(GapFound(generation=generation, cause=Cause(code="gap", text=problem)))
+        cause = Cause(code="gap", text=problem)
+        if self._reopening_helps():
+            self._post(Reopen(generation=generation, cause=cause))
+        else:
+            self._post(GapFound(generation=generation, cause=cause))

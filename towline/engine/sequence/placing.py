@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from ..._facts import JOB_FACTS, Ended, Fact, Item, Mark, Numbered, Position, Snapshot
-from ..._updates import AnyUpdate, Progress, Resynced, Update
+from ..._updates import AnyUpdate, Paused, Progress, Resynced, Update
 
 T = TypeVar("T", bound=Update)
 
@@ -49,6 +49,16 @@ def state_of(facts: Iterable[Fact]) -> State | None:
         elif isinstance(fact, Ended):
             ended = fact
     return State(Snapshot(tuple(updates), at), ended) if found else None
+
+
+def pause_in(facts: Iterable[Fact], before: bool | None = None) -> bool | None:
+    """Whether the facts end with a pause of the job; `before` if they show nothing."""
+    for fact in facts:
+        shown = fact.updates if isinstance(fact, Snapshot) else (fact.update,) if isinstance(fact, Item) else ()
+        for update in shown:
+            if update is not None:
+                before = isinstance(update, Paused)
+    return before
 
 
 def content_of(facts: Iterable[Fact]) -> tuple[object, ...]:
