@@ -18,6 +18,7 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 from anyio import AsyncContextManagerMixin
+from msgspec.structs import replace
 
 from ._exceptions import (
     AmbiguousJob,
@@ -32,7 +33,7 @@ from ._exceptions import (
     TowlineError,
     UnexpectedFailure,
 )
-from ._facts import CancelWord, GetState, Position
+from ._facts import CancelWord, GetState, Position, Protocol, RefreshToken
 from ._secret import Secret
 from ._tasks import Tasks, failure_of
 from ._updates import Outcome, Progress, load_outcome
@@ -68,6 +69,7 @@ from .statemachine import (
 )
 from .storage import Record, RecordKey, Store, TokenStore
 from .transport import (
+    URL,
     Headers,
     Limits,
     Liveness,
@@ -123,9 +125,9 @@ class Connection(AsyncContextManagerMixin):
     over it to get the updates. It belongs to the event loop and thread that entered it. You may call `cancel`,
     `background`, `foreground`, `retry`, `connect` and the `report_` methods from any thread and any callback.
 
-    - `url`: a `wss` URL, or `ws` to loopback (to any host with `allow_insecure=True`). The job's id is added to its
-      query. Without it, the store's is used; entering raises `AmbiguousJob` if several servers' jobs with this id are
-      on record.
+    - `target`: a protocol (`towline.protocols`), or the URL of a server that speaks Towline's own: `wss`, or `ws` to
+      loopback (to any host with `allow_insecure=True`). The `job`'s id is added to its query. Without a target, the
+      store's URL is used; entering raises `AmbiguousJob` if several servers' jobs with this id are on record.
     - `token`: text, a `Secret`, or an async function that returns one. Without it, the store's is used. `refresh=True`
       lets the server exchange a text token for a fresh one; a stored token may always be exchanged.
     - `store`: keeps token and progress for another process. With a token, nothing is stored unless you pass a store.
@@ -149,9 +151,9 @@ class Connection(AsyncContextManagerMixin):
 
     def __init__(
         self,
-        url: str | None = None,
+        target: str | Protocol | None = None,
         *,
-        job: str,
+        job: str | None = None,
         token: str | Secret | TokenProvider | None = None,
         token_expires: float | None = None,
         refresh: bool = False,
@@ -176,7 +178,6 @@ class Connection(AsyncContextManagerMixin):
         random: Callable[[], float] = random_module.random,
         wall_time: Callable[[], float] = time.time,
     ) -> None:
-        encode_job_id(job)
         # Hide the token first: a traceback with locals must not show it.
         token = Secret(token) if isinstance(token, str) else token
         given: object = token
@@ -191,6 +192,20 @@ class Connection(AsyncContextManagerMixin):
             network = SystemNetwork(proxy=proxy)
         if token_subprotocol is not None and token_in_query:
             raise InvalidArgument("token_in_query", "pass either token_in_query= or token_subprotocol=, not both")
+        self._target = None if target is None or isinstance(target, str) else target
+        if self._target is not None:
+            _check_alone(
+                headers=headers,
+                subprotocols=subprotocols,
+                token_subprotocol=token_subprotocol,
+                token_in_query=token_in_query,
+                api_origin=api_origin,
+                templates=templates,
+                strict_sync=strict_sync,
+                pipelines=pipelines,
+            )
+        url = target if isinstance(target, str) else None if self._target is None else self._target.url
+        job = _job_of(self._target, job)
         headers = tuple(headers.items() if isinstance(headers, Mapping) else headers)
         check_headers(headers, reserved=RESERVED | {"authorization"})
         subprotocols = check_subprotocols(subprotocols)
@@ -200,7 +215,7 @@ class Connection(AsyncContextManagerMixin):
         self._allow_insecure = allow_insecure
         self._api_origin = api_origin
         if url is not None:
-            parse_url(url, allow_insecure=allow_insecure)
+            self._parse_url(url)
         if api_origin is not None:
             parse_origin(api_origin, allow_insecure=allow_insecure)
         self._token = token
@@ -212,10 +227,14 @@ class Connection(AsyncContextManagerMixin):
         self._event_loop: anyio.lowlevel.EventLoopToken | None = None
         self._entered = self._left = False
         # Created here, so that `cancel()` works at any moment, even before there is an engine.
-        self._lifecycle = Lifecycle(policy or Policy())
+        policy = policy or Policy()
+        limit = getattr(self._target, "stall_limit", None)
+        if limit is not None and policy.stall_limit is None:
+            policy = replace(policy, stall_limit=limit)
+        self._lifecycle = Lifecycle(policy)
         self._tasks: Tasks | None = None
         self._opening: anyio.CancelScope | None = None
-        self._policy = policy or Policy()
+        self._policy = policy
         self._limits = limits or Limits()
         self._network = network
         self._ssl = ssl
@@ -230,10 +249,9 @@ class Connection(AsyncContextManagerMixin):
             "results": self._results,
         }
         self._options: dict[str, Any] = {
-            "policy": policy or Policy(),
+            "policy": policy,
             "provider": token if callable(token) else None,
             "refresh": refresh,
-            "require_state": strict_sync,
             "on_state": on_state,
             "on_progress": on_progress,
             "on_disconnected": on_disconnected,
@@ -283,7 +301,7 @@ class Connection(AsyncContextManagerMixin):
     async def _resume(self) -> tuple[Settings, Record | None]:
         """Return the settings and the stored record; the record completes the settings."""
         store, record = self._store, None
-        if self._token is None or self._url is None:
+        if self._url is None or (self._token is None and self._target is None):
             store = store or TokenStore()
         if store is not None:
             try:
@@ -291,7 +309,7 @@ class Connection(AsyncContextManagerMixin):
             except BaseException as error:
                 failure = await failure_of(error, "the store")
                 # With url and token given, the connection works without the store. The first save reports the problem.
-                at_hand = self._token is not None and self._url is not None
+                at_hand = self._url is not None and (self._token is not None or self._target is not None)
                 if not (at_hand and isinstance(failure, TokenStoreError | UnexpectedFailure)):
                     raise failure  # noqa: B904 - it has its cause
         text = self._url
@@ -301,9 +319,9 @@ class Connection(AsyncContextManagerMixin):
             text = _text_parameter(record, "url")
             if text is None:
                 raise InvalidArgument("url", "the stored record has no URL: pass url=")
-        url = parse_url(text, allow_insecure=self._allow_insecure)
+        url = self._parse_url(text)
         if record is not None:
-            record.for_address(NAME, url.address)
+            record.for_address(self._name, url.address)
         origin = self._api_origin
         if origin is None and record is not None:
             origin = _text_parameter(record, "api_origin")
@@ -311,20 +329,16 @@ class Connection(AsyncContextManagerMixin):
         options = dict(self._options)
         if self._token is None:
             options["refresh"] = True
-        templates = self._templates or (Templates.beside(url) if origin is None else Templates())
-        protocol = Towline(
-            url.whole,
-            self._job,
-            api_origin=None if origin is None else str(api.origin),
-            prefix="",
-            state_path=templates.job_state,
-            refresh_path=templates.token_refresh,
-            cancel_path=templates.cancel,
-            result_path=templates.result,
-            **self._protocol,
-        )
+        protocol = self._target or self._own_protocol(url, api if origin is not None else None)
+        exchanges = protocol.ask(RefreshToken(), Secret("any")) is not None
+        options["refresh"] = options["refresh"] and exchanges
+        options["require_state"] = getattr(protocol, "require_state", False)
+        other = getattr(protocol, "api_origin", None)
+        origins = {url.origin, api.origin}
+        if other is not None:
+            origins.add(parse_origin(other, allow_insecure=self._allow_insecure).origin)
         access = Access(
-            origins=frozenset((url.origin, api.origin)),
+            origins=frozenset(origins),
             limits=self._limits,
             liveness=Liveness(ping_after=self._policy.ping_after, lost_after=self._policy.lost_after),
             connect_deadline=self._policy.connect_deadline,
@@ -336,17 +350,41 @@ class Connection(AsyncContextManagerMixin):
         parameters = {"url": url.whole}
         if api.origin != url.origin:
             parameters["api_origin"] = str(api.origin)
-        key = RecordKey(NAME, url.address, self._job)
+        key = RecordKey(self._name, url.address, self._job)
         settings = Settings(
             protocol=protocol,
             access=access,
             has_state_call=protocol.ask(GetState(), None) is not None,
+            token_required=self._target is None,
+            token_stored=self._target is None or getattr(protocol, "token_of_job", False),
             store=store,
             record_key=key,
             parameters=parameters,
             **options,
         )
         return settings, record
+
+    def _parse_url(self, text: str) -> URL:
+        schemes = ("wss", "ws") if self._target is None else ("https", "http", "wss", "ws")
+        return parse_url(text, schemes=schemes, allow_insecure=self._allow_insecure)
+
+    @property
+    def _name(self) -> str:
+        return NAME if self._target is None else self._target.name
+
+    def _own_protocol(self, url: URL, api: URL | None) -> Protocol:
+        templates = self._templates or (Templates.beside(url) if api is None else Templates())
+        return Towline(
+            url.whole,
+            self._job,
+            api_origin=None if api is None else str(api.origin),
+            prefix="",
+            state_path=templates.job_state,
+            refresh_path=templates.token_refresh,
+            cancel_path=templates.cancel,
+            result_path=templates.result,
+            **self._protocol,
+        )
 
     async def _find_record(self, store: Store) -> Record | None:
         """Return the job's record at the URL's server; without a URL, the only record with this id."""
@@ -355,9 +393,9 @@ class Connection(AsyncContextManagerMixin):
             if len(found) > 1:
                 raise AmbiguousJob(self._job, (record.key.server for record in found))
             return found[0] if found else None
-        key = RecordKey(NAME, parse_url(self._url, allow_insecure=self._allow_insecure).address, self._job)
+        key = RecordKey(self._name, self._parse_url(self._url).address, self._job)
         record = await store.read(key)
-        if record is None and self._token is None and (found := await store.find(self._job)):
+        if record is None and self._token is None and self._target is None and (found := await store.find(self._job)):
             others = ", ".join(record.key.server for record in found)
             raise RecordMismatch(
                 f"job {self._job!r} is on record for {others}, not for {key.server}: pass the URL it was saved for, "
@@ -376,7 +414,8 @@ class Connection(AsyncContextManagerMixin):
             engine.start_ended(load_outcome(record.outcome, self._results))
             return
         engine.start()
-        if given is not None and (record is None or record.token != given.secret):
+        is_new = record is None or (given is not None and record.token != given.secret)
+        if is_new and (given is not None or not engine.settings.token_required):
             engine.journal.token_changed(given)
         engine.runner.take(Connect())
 
@@ -622,6 +661,25 @@ class Connection(AsyncContextManagerMixin):
         engine = self._engine_of("history")
         engine.runner.process_steps()
         return engine.recorder.recording()
+
+
+def _job_of(target: Protocol | None, job: str | None) -> str:
+    """The job's id, which a protocol knows itself."""
+    if target is None:
+        if job is None:
+            raise InvalidArgument("job", "is missing: pass the job's id, or a protocol that names it")
+        encode_job_id(job)
+        return job
+    if job not in (None, target.job):
+        raise InvalidArgument("job", "the protocol names another job: leave job= out")
+    return target.job
+
+
+def _check_alone(**options: object) -> None:
+    """Raise `InvalidArgument` for an option that belongs to a protocol."""
+    for name, value in options.items():
+        if value:
+            raise InvalidArgument(name, "is a parameter of the protocol: pass it there")
 
 
 def _text_parameter(record: Record, name: str) -> str | None:

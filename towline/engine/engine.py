@@ -134,6 +134,7 @@ class Engine:
             settings.access,
             provider=settings.provider,
             refresh=settings.refresh,
+            required=settings.token_required,
             deadline=settings.policy.token_deadline,
             changed=self.journal.token_changed,
             wall_time=settings.wall_time,

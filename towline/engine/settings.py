@@ -21,6 +21,7 @@ class Settings:
 
     `parameters` is what another process needs to follow the job, besides its id and token. `require_state`: a server
     that has no state of the job is not accepted. `has_state_call`: the protocol has a request for the state.
+    `token_required`: there must be a token. `token_stored`: the token belongs to the job, so it may be stored.
     """
 
     protocol: Protocol
@@ -33,6 +34,8 @@ class Settings:
     refresh: bool
     require_state: bool
     has_state_call: bool
+    token_required: bool
+    token_stored: bool
     on_state: Handler[StateChange] | None
     on_progress: Handler[Progress] | None
     on_disconnected: Handler[StateChange] | None

@@ -77,6 +77,7 @@ class TokenSource:
         *,
         provider: TokenProvider | None,
         refresh: bool,
+        required: bool,
         deadline: float,
         changed: Callable[[Token], None],
         wall_time: Callable[[], float] = time.time,
@@ -86,6 +87,7 @@ class TokenSource:
         self._access = access
         self._provider = provider
         self._refresh = refresh
+        self._required = required
         self._deadline = deadline
         self._changed = changed
         self._wall_time = wall_time
@@ -129,13 +131,15 @@ class TokenSource:
         left = token.expires - self._wall_time()
         return max(left - RENEW_BEFORE + 1, _RENEWAL_SPACING) if left > 0 else None
 
-    async def get(self, *, fresh: bool = False) -> Secret:
-        """Return the token to use; with `fresh`, another one than the current.
+    async def get(self, *, fresh: bool = False) -> Secret | None:
+        """Return the token to use; with `fresh`, another one than the current. None: there is none, and none is needed.
 
         Raises `TokenRefused` if there is none, `DeadlineExceeded` if the provider takes too long, and the errors of the
         provider or of the refresh call.
         """
         held = self._token
+        if held is None and not fresh and not self._required and self._provider is None:
+            return None
         renewing = self._renewing is not None and self._renewing.locked()
         if held is not None and not fresh and not renewing and not self._needs_renewal(held):
             return held.secret

@@ -68,6 +68,7 @@ class Journal:
         self._tasks = tasks
         self._position = position
         self._token: Token | None = None
+        self._is_new = False
         self._outcome: Outcome | None = None
         self._ended = False
         self._moved = False
@@ -89,9 +90,9 @@ class Journal:
         self._saved = cursor
         self._ended = ended
 
-    def token_changed(self, token: Token) -> None:
-        """Store the token, with the URL of the job."""
-        self._token = token
+    def token_changed(self, token: Token | None) -> None:
+        """Store the record of the job, with this token if it belongs to the job."""
+        self._token, self._is_new = token, True
         self._start(now=True)
 
     def cursor_moved(self) -> None:
@@ -124,7 +125,7 @@ class Journal:
 
     @property
     def _due(self) -> bool:
-        return self._moved or self._token is not None or self._outcome is not None
+        return self._moved or self._is_new or self._outcome is not None
 
     def _start(self, *, now: bool) -> None:
         if now:
@@ -151,11 +152,11 @@ class Journal:
             self._next_save = anyio.current_time() + SAVE_EVERY
             key, settings = self._settings.record_key, self._settings
             # Clear an item only after it was written, so that a cancellation in between leaves it due.
-            token = self._token
-            if token is not None:
-                parameters = settings.parameters
-                await self._try(lambda: store.save(key, token.secret, token.expires, parameters=parameters))
-                self._token = None if self._token is token else self._token
+            if self._is_new:
+                token = self._token
+                secret, expires = (None, None) if token is None or not settings.token_stored else token
+                await self._try(lambda: store.save(key, secret, expires, parameters=settings.parameters))
+                self._is_new = self._token is not token
             self._moved, cursor = False, self._position()
             if cursor is not None and cursor != self._saved:
                 await self._try(lambda: store.save_cursor(key, dump_cursor(cursor)))
