@@ -253,6 +253,12 @@ def fill_template(template: str, job: str, *, fixed: bool = False) -> str:
     return target
 
 
+def check_method(method: str) -> None:
+    """Check the method of a request; raises `InvalidArgument`."""
+    if not isinstance(method, str) or not _TOKEN.fullmatch(method):
+        raise InvalidArgument("method", "must be a name such as GET or POST (RFC 9110 section 9.1)")
+
+
 def check_headers(headers: Headers, *, reserved: frozenset[str]) -> list[tuple[bytes, bytes]]:
     """Check the caller's headers and encode them; names in `reserved` (lower case) are refused.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from .._exceptions import InvalidArgument
 from .._facts import Received, Request, Text
 from .access import Access
 from .answers import UnusableAnswer, received_of
@@ -55,11 +56,14 @@ async def open_source(asked: Request, access: Access, again: Callable[[], Awaita
     Raises `HandshakeRefused` or `UnusableAnswer` for a refusal, `InvalidArgument` for a request that must not be made,
     and the errors of the network.
     """
-    if asked.via == "websocket":
-        return await WebSocketSource.open(asked, access)
-    if asked.via == "poll":
-        return await PollSource.open(asked, access, again)
-    return await EventStreamSource.open(asked, access)
+    match asked.via:
+        case "websocket":
+            return await WebSocketSource.open(asked, access)
+        case "poll":
+            return await PollSource.open(asked, access, again)
+        case "events" | "lines":
+            return await EventStreamSource.open(asked, access)
+    raise InvalidArgument("via", "a request to follow a job must name websocket, events, lines or poll")
 
 
 __all__ = [

@@ -36,26 +36,36 @@ class Access:
     def url_of(self, asked: Request) -> URL:
         """The checked URL of a request, as HTTP or WebSocket.
 
-        Raises `InvalidArgument` if its origin is not one of the protocol's: the token must not go there.
+        Raises `InvalidArgument` for a URL of an origin that is not the protocol's, and for one that is not absolute.
         """
-        # Whether an unencrypted origin is allowed was decided when the connection was made.
-        url = parse_url(revealed(asked.url), schemes=_SCHEMES, allow_insecure=True)
+        url = _checked_url(asked.url)
         if url.origin not in self.origins:
+            own = " or ".join(sorted(map(str, self.origins)))
             raise InvalidArgument(
                 "url",
-                f"the protocol asks for {url.origin}, which is not its own origin: the token must not be sent there",
+                f"the protocol asks for {url.origin}, and the token must not be sent to another origin than {own}."
+                " If the server moved the job there, follow it under its new URL",
             )
         if asked.via != "websocket":
             return url.at(url.target)
         return replace(url, scheme=_WEBSOCKET.get(url.scheme, url.scheme))
 
 
-def revealed(text: Text) -> str:
-    """The text to write on the wire."""
-    return text.reveal() if isinstance(text, Secret) else text
+def _checked_url(text: Text) -> URL:
+    try:
+        # Whether an unencrypted origin is allowed was decided when the connection was made.
+        return parse_url(revealed(text), schemes=_SCHEMES, allow_insecure=True)
+    except InvalidArgument as error:
+        problem = error.problem
+    # A new error: the frames of the first one hold the URL, which may be secret.
+    raise InvalidArgument("url", f"the protocol asks for a URL that cannot be used: {problem}")
 
 
-def body_of(asked: Request) -> bytes | None:
+def body_of(asked: Request) -> bytes | Secret | None:
     """The body to send. A POST without one has an empty body."""
-    body = asked.body.reveal().encode() if isinstance(asked.body, Secret) else asked.body
-    return b"" if body is None and asked.method != "GET" else body
+    return b"" if asked.body is None and asked.method != "GET" else asked.body
+
+
+def revealed(text: Text) -> str:
+    """The text to write on the wire. A frame that may raise must not hold it in a variable."""
+    return text.reveal() if isinstance(text, Secret) else text

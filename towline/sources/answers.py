@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from .._exceptions import ConnectionBroken, ConnectionClosed, HandshakeRefused, TowlineError, UnexpectedResponse
 from .._facts import Answer, Closed, Received
 from ..transport import Head
+
+#: The code that stands for a WebSocket without a close frame (RFC 6455 section 7.1.5).
+_NO_CLOSE_FRAME: Final = 1006
 
 
 class UnusableAnswer(UnexpectedResponse):
@@ -31,7 +36,7 @@ def received_of(error: TowlineError) -> Received | None:
         case UnexpectedResponse():
             return Answer(error.status)
         case ConnectionClosed():
-            return Closed(error.code, error.reason)
+            return Closed(None if error.code == _NO_CLOSE_FRAME else error.code, error.reason)
         case ConnectionBroken():
             return Closed()
     return None

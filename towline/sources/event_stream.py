@@ -9,8 +9,16 @@ from typing import Final
 
 import anyio
 
-from .._exceptions import ConnectionBroken, DeadlineExceeded, InvalidArgument, MessageTooBig, TowlineError
-from .._facts import Line, Received, Request, ServerEvent, Text
+from .._exceptions import (
+    ConnectionBroken,
+    DeadlineExceeded,
+    InvalidArgument,
+    MessageTooBig,
+    TowlineError,
+    UnexpectedResponse,
+)
+from .._facts import Line, Received, Request, ServerEvent, Text, Via
+from .._text import escape
 from ..transport import Download, EventParser, LineParser, is_event_stream, stream_response
 from .access import Access, body_of
 from .answers import UnusableAnswer, answer_of
@@ -22,7 +30,14 @@ _LATE: Final = 2.0
 _REFUSAL_BODY: Final = 64 << 10
 _REFUSAL_WAIT: Final = 1.0
 
-_ACCEPT: Final = {"events": "text/event-stream", "lines": "application/x-ndjson, application/json;q=0.9, text/plain"}
+#: Seconds to look for bytes that the kernel has kept, if nothing was receiving when the stream became overdue.
+_SECOND_LOOK: Final = 1.0
+
+_ACCEPT: Final = {
+    "events": "text/event-stream",
+    "lines": "application/x-ndjson, application/json;q=0.9, text/plain;q=0.5",
+}
+_HTML: Final = frozenset({"text/html", "application/xhtml+xml"})
 
 
 class EventStreamSource:
@@ -37,6 +52,7 @@ class EventStreamSource:
         self._lines = LineParser(max_line=limit) if asked.via == "lines" else None
         self._silence = asked.silence
         self._probe_ends = math.inf
+        # The scope of a wait for more bytes.
         self._waiting: anyio.CancelScope | None = None
         # How the stream ended, after the events before it were returned.
         self._end: TowlineError | None = None
@@ -45,8 +61,11 @@ class EventStreamSource:
     async def open(cls, asked: Request, access: Access) -> EventStreamSource:
         """Send the request and wait for status and headers.
 
-        Raises `UnusableAnswer` for an answer that is no such stream, and otherwise as `transport.stream_response`.
+        Raises `UnusableAnswer` for an answer that is no such stream, `InvalidArgument` for a `silence` that is not
+        positive, and otherwise as `transport.stream_response`.
         """
+        if asked.silence is not None and not asked.silence > 0:
+            raise InvalidArgument("silence", "must be a number of seconds greater than 0, or None")
         names = {name.lower() for name, _ in asked.headers}
         own = [("Accept", _ACCEPT[asked.via]), ("Cache-Control", "no-store")]
         headers = [*asked.headers, *(pair for pair in own if pair[0].lower() not in names)]
@@ -67,12 +86,9 @@ class EventStreamSource:
                     wall_time=access.wall_time,
                 )
             )
-            content_type = download.headers.header(b"content-type")
-            if download.status != 200:
-                raise await _unusable(download, "a stream was expected")
-            if asked.via == "events" and not is_event_stream(content_type):
-                named = "no type" if content_type is None else content_type.decode("latin-1")
-                raise await _unusable(download, f"an event stream was expected, not {named}")
+            problem = _problem(download, asked.via)
+            if problem is not None:
+                raise await _unusable(download, problem)
         except BaseException:
             await opened.aclose()
             raise
@@ -96,7 +112,8 @@ class EventStreamSource:
         """
         if self._end is not None:
             raise self._end.with_traceback(None)
-        with anyio.CancelScope(deadline=self._lost_at()) as self._waiting:
+        late = anyio.current_time() + _SECOND_LOOK
+        with anyio.CancelScope(deadline=max(self._lost_at(), late)) as self._waiting:
             try:
                 data = await anext(self._download)
             except StopAsyncIteration:
@@ -106,24 +123,29 @@ class EventStreamSource:
             self.last_received = anyio.current_time()
             self._probe_ends = math.inf
             return self._parse(data)
-        silent = anyio.current_time() - self.last_received
-        raise DeadlineExceeded("more of the stream", round(silent, 3))
+        if self._end is None:
+            silent = anyio.current_time() - self.last_received
+            self._end = DeadlineExceeded("the next keep-alive that the server promised", round(silent, 3))
+        raise self._end.with_traceback(None)
 
     def _lost_at(self) -> float:
+        """When silence counts as a lost stream."""
         silence = math.inf if self._silence is None else self.last_received + _LATE * self._silence
         return min(silence, self._probe_ends)
 
     def _parse(self, data: bytes) -> list[Received]:
         received: list[Received] = []
         try:
+            # One by one: what came before an event or a line that is too large counts.
             if self._events is not None:
                 for event in self._events.feed(data):
-                    # One by one: what came before an event that is too large counts.
                     # An event without an id has no position: the one before it has that of the stream.
                     own_id = (event.id or "") if event.has_id else None
                     received.append(ServerEvent(event.type, event.data, own_id))
             elif self._lines is not None:
-                received += [Line(line) for line in self._lines.feed(data) if line]
+                for line in self._lines.feed(data):
+                    if line:
+                        received.append(Line(line))  # noqa: PERF401
         except MessageTooBig as error:
             self._end = error
         return received
@@ -140,15 +162,44 @@ class EventStreamSource:
         """A stream needs no advice when to ask again."""
 
     def probe(self, within: float) -> None:
-        """Check the link after a change of the host: wait for the next promised keep-alive, otherwise reconnect."""
-        wait = 0.0 if self._silence is None else max(within, self._silence)
-        self._probe_ends = min(self._probe_ends, anyio.current_time() + wait)
+        """Check the link: wait for the next promised keep-alive and `within` seconds.
+
+        Without a promise nothing can be waited for: the stream counts as lost at once, and a new one shows more.
+        """
+        if self._silence is None:
+            self._end = self._end or DeadlineExceeded("a sign of life after a change of the network or a wake", 0.0)
+            if self._waiting is not None:
+                self._waiting.cancel()
+            return
+        self._probe_ends = min(self._probe_ends, anyio.current_time() + self._silence + within)
         if self._waiting is not None:
             self._waiting.deadline = self._lost_at()
 
     async def leave(self, code: int, *, wait: float = 0.0) -> None:
         """Close the connection."""
         await self._opened.aclose()
+
+
+def _problem(download: Download, via: Via) -> str | None:
+    """Why an answer is not the stream, as a sentence; None if it is."""
+    named = download.headers.header(b"content-type") or b""
+    content_type = named.partition(b";")[0].strip().lower().decode("latin-1")
+    if download.status == 204:
+        return "there is nothing to follow, and 204 asks not to reconnect"
+    if 300 <= download.status < 400:
+        return "a redirect is not followed, because the token must not go elsewhere: use the final URL of the stream"
+    if download.status != 200:
+        return "a stream has the status 200"
+    if content_type in _HTML:
+        return "it is an HTML page and no stream: check the URL, and whether a network's login page answers"
+    if via == "events" and not is_event_stream(named):
+        given = escape(content_type[:100]) or "missing"
+        return f"the Content-Type of an event stream is text/event-stream, and it is {given}: check the URL"
+    try:
+        download.check_encoding()
+    except UnexpectedResponse as error:
+        return error.problem
+    return None
 
 
 async def _unusable(download: Download, problem: str) -> UnusableAnswer:

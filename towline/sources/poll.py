@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import anyio
 
-from .._exceptions import InvalidArgument
-from .._facts import Answer, Received, Request, Text
-from ..transport import HTTPClient, Response
+from .._exceptions import ConnectionBroken, DeadlineExceeded, InvalidArgument
+from .._facts import Received, Request, Text
+from ..transport import URL, HTTPClient, Response
 from .access import Access, body_of
 from .answers import answer_of
 
@@ -27,42 +29,46 @@ _MAX_BODY: Final = 16 << 20
 
 _NOT_MODIFIED: Final = 304
 
+#: The entity tags that are sent back (RFC 9110 section 8.8.3), also without their quotes. Others are not used.
+_ETAG: Final = re.compile(r"[!-~]{1,256}")
+
 
 class PollSource:
     """Polls until it is left. `again` returns the next request, because the position may be part of it."""
 
-    def __init__(self, access: Access, client: HTTPClient, again: Callable[[], Awaitable[Request]]) -> None:
-        #: When bytes last arrived, on the loop's clock.
+    def __init__(self, url: URL, access: Access, again: Callable[[], Awaitable[Request]]) -> None:
+        #: When an answer last arrived, on the loop's clock.
         self.last_received = anyio.current_time()
         self._access = access
-        self._client = client
         self._again = again
+        self._client = self._new_client(url)
         self._ready: list[Received] = []
         self._wait = FIRST_WAIT
         self._advice: float | None = None
         self._retry: float | None = None
-        self._asked_url = ""
+        # What the next `If-None-Match` says, and the URL that it belongs to.
         self._etag: str | None = None
+        self._etag_url: URL | None = None
+        # The seconds that a probe gives to the next answer, until it is there.
+        self._probe: float | None = None
         self._wake: anyio.Event | None = None
+        self._polling: anyio.CancelScope | None = None
+        self._left = False
 
     @classmethod
     async def open(cls, asked: Request, access: Access, again: Callable[[], Awaitable[Request]]) -> PollSource:
         """Make the first poll. Raises as `transport.request`, and `InvalidArgument` for a URL of another origin."""
-        url = access.url_of(asked)
-        client = HTTPClient(
-            url, network=access.network, ssl=access.ssl, allow_insecure=True, wall_time=access.wall_time
-        )
-        source = cls(access, client, again)
+        source = cls(access.url_of(asked), access, again)
         try:
             source._ready = await source._poll(asked)
         except BaseException:
-            await client.aclose()
+            await source._client.aclose()
             raise
         return source
 
     @property
     def retry(self) -> float | None:
-        """The server's advice with its last answer: the least wait before the next request, in seconds."""
+        """The `Retry-After` of the last answer, in seconds: the least wait before the next request."""
         return self._retry
 
     async def start(self, opening: Sequence[Text]) -> None:
@@ -71,7 +77,10 @@ class PollSource:
             raise InvalidArgument("opening", "only a WebSocket has opening messages")
 
     async def receive(self) -> Sequence[Received]:
-        """Wait for the next poll and return its answer; empty if nothing has changed (304)."""
+        """Wait for the next poll and return its answer, whatever its status; empty if nothing has changed (304).
+
+        Raises as `open`, and `DeadlineExceeded` if a probe was not answered. Redirects are answers as others.
+        """
         if self._ready:
             ready, self._ready = self._ready, []
             return ready
@@ -79,59 +88,100 @@ class PollSource:
         return await self._poll(await self._again())
 
     async def _pause(self) -> None:
+        if self._probe is not None or self._left:
+            return
         self._wake = anyio.Event()
-        with anyio.move_on_after(self._next_wait()):
-            await self._wake.wait()
-        self._wake = None
+        try:
+            with anyio.move_on_after(self._next_wait()):
+                await self._wake.wait()
+        finally:
+            self._wake = None
 
     def _next_wait(self) -> float:
-        advice, self._advice = self._advice, None
-        if advice is not None:
-            return min(max(advice, LEAST_ADVICE), MOST_ADVICE)
+        advice = [seconds for seconds in (self._retry, self._advice) if seconds is not None]
+        if advice:
+            return max(advice)
         wait, self._wait = self._wait, min(self._wait * _GROWTH, LAST_WAIT)
         # Jitter of a quarter keeps many followers from asking in the same moment.
         return wait * (1 - 0.25 * self._access.random())
 
     async def _poll(self, asked: Request) -> list[Received]:
         url = self._access.url_of(asked)
-        if url.whole != self._asked_url:
-            self._asked_url, self._etag = url.whole, None
         headers = [*asked.headers]
-        if self._etag is not None:
+        if self._etag is not None and asked.method == "GET" and url == self._etag_url:
             headers.append(("If-None-Match", self._etag))
-        response = await self._client.request(
-            asked.method,
-            url,
-            headers=headers,
-            body=body_of(asked),
-            deadline=self._access.connect_deadline,
-            max_body=_MAX_BODY,
-        )
-        self.last_received = anyio.current_time()
-        self._advice = self._retry = response.retry_after
-        if response.status == _NOT_MODIFIED:
-            return []
-        return [self._answer(response)]
+        with anyio.CancelScope() as self._polling:
+            try:
+                await self._begin_probe(url)
+                response = await self._client.request(
+                    asked.method,
+                    url,
+                    headers=headers,
+                    body=body_of(asked),
+                    deadline=self._access.connect_deadline,
+                    max_body=_MAX_BODY,
+                )
+            finally:
+                self._polling = None
+            return self._take(response, url, asked.method)
+        if self._left:
+            raise ConnectionBroken("the poll was left")
+        raise DeadlineExceeded("an answer to the poll after a change of the network or a wake", self._probe or 0.0)
 
-    def _answer(self, response: Response) -> Answer:
-        etag = response.headers.header(b"etag")
-        if response.status == 200 and etag is not None:
-            self._etag = etag.decode("latin-1")
-        return answer_of(response.headers, response.body)
+    async def _begin_probe(self, url: URL) -> None:
+        if self._left:
+            raise ConnectionBroken("the poll was left")
+        if self._probe is not None and self._polling is not None:
+            # The kept connection may lead through a network that is gone.
+            await self._client.aclose()
+            self._client = self._new_client(url)
+            self._polling.deadline = anyio.current_time() + self._probe
+
+    def _take(self, response: Response, url: URL, method: str) -> list[Received]:
+        self.last_received = anyio.current_time()
+        self._probe = None
+        self._retry = None if response.retry_after is None else _bounded(response.retry_after)
+        if response.status == _NOT_MODIFIED:
+            return []  # nothing is new, so the advice that came with the content holds too
+        self._advice = None
+        # Any other answer replaces what the server would compare with.
+        value = (response.headers.header(b"etag") or b"").decode("latin-1")
+        is_kept = method == "GET" and response.status == 200 and _ETAG.fullmatch(value)
+        self._etag, self._etag_url = (value, url) if is_kept else (None, None)
+        return [answer_of(response.headers, response.body)]
+
+    def _new_client(self, url: URL) -> HTTPClient:
+        access = self._access
+        return HTTPClient(url, network=access.network, ssl=access.ssl, allow_insecure=True, wall_time=access.wall_time)
 
     async def send(self, text: Text) -> None:
         """Nothing can be sent on a poll: raises `InvalidArgument`."""
         raise InvalidArgument("send", "only a WebSocket takes messages")
 
     def advise(self, seconds: float) -> None:
-        """Wait so many seconds before the next poll, within bounds, instead of the usual growing wait."""
-        self._advice = seconds
+        """Wait so many seconds before the next poll, within bounds, but never less than `Retry-After` says."""
+        self._advice = None if math.isnan(seconds) else _bounded(seconds)
 
     def probe(self, within: float) -> None:
-        """Poll now: the host has changed, so the answer may have too."""
+        """Poll now, on a new connection: `receive` raises without an answer within so many seconds.
+
+        A poll that is under way gets so many seconds too.
+        """
+        self._probe = within if self._probe is None else min(self._probe, within)
         if self._wake is not None:
             self._wake.set()
+        if self._polling is not None:
+            self._polling.deadline = min(self._polling.deadline, anyio.current_time() + within)
 
     async def leave(self, code: int, *, wait: float = 0.0) -> None:
-        """Close the connection."""
+        """Close the connection, also in the middle of a poll."""
+        self._left = True
+        if self._wake is not None:
+            self._wake.set()
+        if self._polling is not None:
+            self._polling.cancel()
         await self._client.aclose()
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, LEAST_ADVICE), MOST_ADVICE)

@@ -8,10 +8,10 @@ from typing import Final
 
 import anyio
 
-from .._exceptions import DeadlineExceeded, TowlineError
+from .._exceptions import DeadlineExceeded, NetworkError, RemoteError
 from .._facts import Message, Received, Request, Text
 from ..transport import WebSocket, connect_websocket
-from .access import Access, revealed
+from .access import Access
 
 #: Seconds within which the opening messages must be taken.
 _OPENING: Final = 5.0
@@ -51,21 +51,25 @@ class WebSocketSource:
         return None
 
     async def start(self, opening: Sequence[Text]) -> None:
-        """Send the opening messages; raises `DeadlineExceeded` if the server does not take them."""
-        # If writing fails, the server may have sent the reason: reading will find it.
-        with suppress(TowlineError), anyio.move_on_after(_OPENING) as sending:
-            for text in opening:
-                await self._websocket.send(revealed(text))
+        """Send the opening messages.
+
+        Raises `DeadlineExceeded` if the server does not take them, and `InvalidArgument` for one that cannot be sent.
+        """
+        with anyio.move_on_after(_OPENING) as sending:
+            # If writing fails, the server may have sent the reason: reading will find it.
+            with suppress(RemoteError, NetworkError):
+                for text in opening:
+                    await self._websocket.send(text)
         if sending.cancelled_caught:
-            raise DeadlineExceeded("room to send the opening messages", _OPENING)
+            raise DeadlineExceeded("the server to read the opening messages", _OPENING)
 
     async def receive(self) -> Sequence[Received]:
         """Return what came next; raises how the WebSocket ended."""
         return [Message(data) for data in await self._websocket.receive_batch()]
 
     async def send(self, text: Text) -> None:
-        """Send a message."""
-        await self._websocket.send(revealed(text))
+        """Send a message; raises as `WebSocket.send`."""
+        await self._websocket.send(text)
 
     def advise(self, seconds: float) -> None:
         """A WebSocket needs no advice when to ask again."""

@@ -18,7 +18,8 @@ import h11
 from anyio.abc import ByteStream
 
 from ..._exceptions import ConnectionBroken, DeadlineExceeded, InvalidArgument, MessageTooBig, UnexpectedResponse
-from .._url import URL, Headers, check_headers, parse_url
+from ..._secret import Secret
+from .._url import URL, Headers, check_headers, check_method, parse_url
 from ..net._network import STREAM_ERRORS, Network, SystemNetwork, broken, close_now, endpoint_of, is_quiet
 from ._protocol import RESERVED, Head, HTTPExchange, parse_retry_after
 
@@ -95,7 +96,7 @@ class Download:
             if scope.cancelled_caught and self._silence is not None:
                 raise DeadlineExceeded("more of the HTTP response", self._silence)
         if self._size == 0:
-            self._check_encoding()
+            self.check_encoding()
         data = b"".join(self._pieces)
         self._pieces = []
         self._size += len(data)
@@ -103,7 +104,8 @@ class Download:
             raise MessageTooBig("bytes in an HTTP response", self._max_body)
         return data
 
-    def _check_encoding(self) -> None:
+    def check_encoding(self) -> None:
+        """Raise `UnexpectedResponse` if the body is compressed. Iterating does so at the first bytes."""
         codings = [value.strip().lower() for name, value in self.headers.headers if name == b"content-encoding"]
         if any(coding not in {b"", b"identity"} for coding in codings):
             raise UnexpectedResponse(
@@ -120,7 +122,7 @@ async def stream_response(
     url: str | URL,
     *,
     headers: Headers = (),
-    body: bytes | Upload | None = None,
+    body: bytes | Secret | Upload | None = None,
     deadline: float = 10.0,
     silence: float | None = 10.0,
     max_body: int | None = 16 << 20,
@@ -135,7 +137,8 @@ async def stream_response(
     (seconds) is the longest wait for more bytes of the body, None for no limit. `max_body` is in bytes, None for no
     limit. To follow a stream, pass `max_body=None`, and as `silence` what the server promises, or None.
 
-    Redirects are not followed. The connection is closed when the block ends, without waiting for the peer.
+    A `body` that is a `Secret` is sent as UTF-8 and shown nowhere. Redirects are not followed. The connection is closed
+    when the block ends, without waiting for the peer.
 
     Raises as `request`. Iterating raises too: `ConnectionBroken`, `DeadlineExceeded`, `ProtocolViolation`,
     `MessageTooBig`, and `UnexpectedResponse` for a compressed body.
@@ -161,7 +164,7 @@ async def request(
     url: str | URL,
     *,
     headers: Headers = (),
-    body: bytes | Upload | None = None,
+    body: bytes | Secret | Upload | None = None,
     deadline: float = 10.0,
     max_body: int = 16 << 20,
     network: Network | None = None,
@@ -218,7 +221,7 @@ class HTTPClient:
         url: str | URL,
         *,
         headers: Headers = (),
-        body: bytes | Upload | None = None,
+        body: bytes | Secret | Upload | None = None,
         deadline: float = 10.0,
         max_body: int = 16 << 20,
     ) -> Response:
@@ -278,7 +281,7 @@ class HTTPClient:
         self,
         stream: ByteStream,
         exchange: HTTPExchange,
-        body: bytes | Upload | None,
+        body: bytes | Secret | Upload | None,
         scope: anyio.CancelScope,
         deadline: float,
         max_body: int,
@@ -292,7 +295,7 @@ class HTTPClient:
         except BaseException:
             await close_now(stream)
             raise
-        if exchange.reusable:
+        if exchange.reusable and not self._closed:
             self._idle, self._idle_since = stream, anyio.current_time()
         else:
             await close_now(stream)
@@ -308,20 +311,33 @@ def _checked_url(url: str | URL, allow_insecure: bool) -> URL:
 
 
 def _new_exchange(
-    method: str, url: URL, headers: Headers, body: bytes | Upload | None, *, keep_alive: bool = False
+    method: str, url: URL, headers: Headers, body: bytes | Secret | Upload | None, *, keep_alive: bool = False
 ) -> HTTPExchange:
     length: int | None = None
+    check_method(method)
     if isinstance(body, Upload):
         length = -1 if body.length is None else body.length
     elif body is not None:
-        length = len(body)
+        length = len(_encoded(body))
     return HTTPExchange(
         method, url, check_headers(headers, reserved=RESERVED), content_length=length, keep_alive=keep_alive
     )
 
 
+def _encoded(body: bytes | Secret) -> bytes:
+    """The body as sent. A frame that may raise must not hold it in a variable."""
+    try:
+        return body.reveal().encode() if isinstance(body, Secret) else body
+    except UnicodeEncodeError:
+        raise InvalidArgument("body", "holds a lone surrogate, which UTF-8 cannot encode") from None
+
+
 async def _exchange(
-    stream: ByteStream, exchange: HTTPExchange, body: bytes | Upload | None, scope: anyio.CancelScope, deadline: float
+    stream: ByteStream,
+    exchange: HTTPExchange,
+    body: bytes | Secret | Upload | None,
+    scope: anyio.CancelScope,
+    deadline: float,
 ) -> list[bytes]:
     """Send the request and read up to the response's head; returns the first pieces of the response's body."""
     first: list[bytes] = []
@@ -333,9 +349,7 @@ async def _exchange(
     if not isinstance(body, Upload):
         with suppress(*STREAM_ERRORS):  # a server may refuse and close early: its response says more than our error
             # No variable of this frame holds the request: it may hold a token.
-            await stream.send(
-                exchange.request_head + (exchange.body_chunk(body) if body else b"") + exchange.body_end()
-            )
+            await stream.send(exchange.request_head + exchange.body_chunk(_encoded(body or b"")) + exchange.body_end())
         await read_head()
         return first
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 import os
 
 from ..._exceptions import ConnectionBroken, ConnectionClosed, InvalidArgument, TowlineError
+from ..._secret import Secret
 from .._limits import DEFAULT_LIMITS, Limits
+from .._url import revealed
 from ._deflate import DeflateExtension
 from ._framing import FrameReader, Message, encode_frame
 from ._handshake import Entropy
@@ -94,12 +96,13 @@ class WebSocketProtocol:
         """Whether we have made a close frame; no frame may follow it."""
         return self._sent_close is not None
 
-    def send_message(self, message: Message) -> bytes:
+    def send_message(self, message: Message | Secret) -> bytes:
         """The bytes of one message. Raises `end`, `ConnectionClosed` after our close, or `InvalidArgument`."""
         self._check_sendable()
-        if isinstance(message, str):
+        if isinstance(message, str | Secret):
             try:
-                payload, head = message.encode(), 0x81
+                # No variable holds a secret before it is encoded: the error's frame would show it.
+                payload, head = revealed(message).encode(), 0x81
             except UnicodeEncodeError:
                 raise InvalidArgument("message", "holds a lone surrogate, which UTF-8 cannot encode") from None
         elif isinstance(message, bytes | bytearray | memoryview):

@@ -264,8 +264,10 @@ class WebSocket:
 
     # --- send ---------------------------------------------------------------------------------------------------
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Message | Secret) -> None:
         """Send one message, `str` as text, `bytes` as binary; returns when the operating system has taken it.
+
+        A `Secret` is sent as text, and no traceback shows it.
 
         If it is cancelled while it waits for the socket, the peer may have half a frame: then the WebSocket ends with
         an error. Raises `InvalidArgument` (nothing was sent, it stays open), and the error that ended it, as
