@@ -118,6 +118,9 @@ class EventStreamSource:
                 data = await anext(self._download)
             except StopAsyncIteration:
                 return self._finish()
+            except TowlineError as error:
+                self._end = error  # a second read could wait without end
+                raise
             finally:
                 self._waiting = None
             self.last_received = anyio.current_time()
