@@ -108,7 +108,8 @@ class PollSource:
     async def _poll(self, asked: Request) -> list[Received]:
         url = self._access.url_of(asked)
         headers = [*asked.headers]
-        if self._etag is not None and asked.method == "GET" and url == self._etag_url:
+        has_own = any(name.lower() == "if-none-match" for name, _ in headers)
+        if self._etag is not None and asked.method == "GET" and url == self._etag_url and not has_own:
             headers.append(("If-None-Match", self._etag))
         with anyio.CancelScope() as self._polling:
             try:
