@@ -42,6 +42,7 @@ from .engine.delivery.handlers import Handler
 from .engine.delivery.journal import load_cursor
 from .engine.engine import Engine
 from .engine.lifecycle import Levels, Lifecycle
+from .engine.reader import Reader
 from .engine.settings import Settings
 from .engine.tokens import Token as Token
 from .engine.tokens import TokenProvider as TokenProvider
@@ -330,7 +331,8 @@ class Connection(AsyncContextManagerMixin):
         if self._token is None:
             options["refresh"] = True
         protocol = self._target or self._own_protocol(url, api if origin is not None else None)
-        exchanges = protocol.ask(RefreshToken(), Secret("any")) is not None
+        reader = Reader(protocol)
+        exchanges = reader.ask(RefreshToken(), Secret("any")) is not None
         options["refresh"] = options["refresh"] and exchanges
         options["require_state"] = getattr(protocol, "require_state", False)
         other = getattr(protocol, "api_origin", None)
@@ -354,7 +356,7 @@ class Connection(AsyncContextManagerMixin):
         settings = Settings(
             protocol=protocol,
             access=access,
-            has_state_call=protocol.ask(GetState(), None) is not None,
+            has_state_call=reader.ask(GetState(), None) is not None,
             token_required=self._target is None,
             token_stored=self._target is None or getattr(protocol, "token_of_job", False),
             store=store,

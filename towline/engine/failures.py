@@ -178,8 +178,9 @@ class Failures:
             case "ended":
                 meaning = AskState(otherwise=Lost(cause=cause))
             case None if place is Place.SOCKET and isinstance(error, UnusableAnswer) and error.status in _GONE:
-                # A poll that worked before: the job was there.
-                meaning = Refused(reason="gone", cause=cause)
+                # A poll. Once one has worked, the job was there; before, it may not have been stored yet.
+                known = self._snapshot().peer_known
+                meaning = Refused(reason="gone", cause=cause) if known else Lost(cause=cause)
             case _ if error is None:
                 meaning = Lost(cause=cause)
             case _:
