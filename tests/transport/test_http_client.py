@@ -16,6 +16,7 @@ from towline._exceptions import (
     ProtocolViolation,
     UnexpectedResponse,
 )
+from towline._secret import Secret
 from towline.testing import MemoryLink, MemoryNetwork, NoAnswer, Unreachable
 from towline.transport import HTTPClient, Upload
 
@@ -329,3 +330,46 @@ async def test_nothing_after_the_end() -> None:
         with pytest.raises(anyio.ClosedResourceError):
             await client.request("GET", URL)
     assert len(server.requests) == 1
+
+
+async def test_closed_in_the_middle_of_a_call() -> None:
+    """The call completes, and its connection is not kept."""
+
+    async def answer_later(link: MemoryLink) -> None:
+        links.append(link)
+        await link.server.receive()
+        await anyio.sleep(5)
+        await link.server.send(OK)
+        await anyio.sleep_forever()
+
+    links: list[MemoryLink] = []
+    async with MemoryNetwork(answer_later) as network:
+        client = HTTPClient(URL, network=network)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.request, "GET", URL)
+            await anyio.sleep(1)
+            await client.aclose()
+        await is_closed(links[0])
+
+
+# --- secrets --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_secret_body_is_sent_as_text() -> None:
+    server = Server()
+    async with calling(server) as client:
+        assert (await client.request("POST", URL, body=Secret("é"))).status == 200
+    assert b"\r\nContent-Length: 2\r\n" in server.heads[0] + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"method": "GET /x"}, "method"), ({"method": ""}, "method"), ({"body": Secret("\ud800")}, "body")],
+)
+async def test_a_wrong_method_or_body(wrong: dict[str, Any], named: str) -> None:
+    server = Server()
+    async with calling(server) as client:
+        with pytest.raises(InvalidArgument) as caught:
+            await client.request(**({"method": "POST", "url": URL} | wrong))
+    assert caught.value.name == named
+    assert server.requests == []
