@@ -24,10 +24,12 @@ pytestmark = pytest.mark.anyio
 URL = "http://localhost/job/state?x=1"
 
 
-async def called(script: Script, *, deadline: float = 10, max_body: int = 1000, **options: Any) -> Called:
+async def called(
+    script: Script, *, deadline: float = 10, max_body: int = 1000, whole: bool = True, **options: Any
+) -> Called:
     async with script.running():
         asked = Request(via="call", **({"url": URL} | options))
-        return await call(asked, access(script.network), deadline=deadline, max_body=max_body)
+        return await call(asked, access(script.network), deadline=deadline, max_body=max_body, whole=whole)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 301, 303, 304, 308, 400, 401, 404, 410, 425, 429, 500, 503])
@@ -124,6 +126,16 @@ async def test_a_dial_without_an_answer() -> None:
 async def test_a_broken_answer(steps: list[Step], error: type[Exception]) -> None:
     with pytest.raises(error):
         await called(Script(steps))
+
+
+async def test_a_large_download_has_a_deadline_for_each_wait() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
+    script = Script([head, *[2.0, b"x"] * 100])
+    assert (await called(script, deadline=3, whole=False)).answer.body == b"x" * 100
+    script = Script([head, *[2.0, b"x"] * 9, "hang"])
+    with pytest.raises(DeadlineExceeded, match="after 3 s"):
+        await called(script, deadline=3, whole=False)
+    assert anyio.current_time() - script.seen[0].at == pytest.approx(9 * 2 + 3)
 
 
 # --- where it goes --------------------------------------------------------------------------------------------------

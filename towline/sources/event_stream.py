@@ -142,7 +142,7 @@ class EventStreamSource:
             # One by one: what came before an event or a line that is too large counts.
             if self._events is not None:
                 for event in self._events.feed(data):
-                    # An event without an id has no position: the one before it has that of the stream.
+                    # An event that sets no id has no position: the stream's last id belongs to an earlier event.
                     own_id = (event.id or "") if event.has_id else None
                     received.append(ServerEvent(event.type, event.data, own_id))
             elif self._lines is not None:

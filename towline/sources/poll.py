@@ -77,7 +77,7 @@ class PollSource:
             raise InvalidArgument("opening", "only a WebSocket has opening messages")
 
     async def receive(self) -> Sequence[Received]:
-        """Wait for the next poll and return its answer, whatever its status; empty if nothing has changed (304).
+        """Wait for the next poll and return its answer with any status; empty if nothing has changed (304).
 
         Raises as `open`, and `DeadlineExceeded` if a probe was not answered. Redirects are answers as others.
         """
