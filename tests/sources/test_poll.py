@@ -261,9 +261,9 @@ async def test_the_protocols_own_condition_stands() -> None:
 async def test_a_post_has_no_condition() -> None:
     """A server answers 412 to it (RFC 9110 section 13.1.2)."""
     asked = Request(via="poll", url=URL, method="POST", body=b"{}")
-    script = Script(*[[answer(200, b"a", ETag='"1"')]] * 2)
-    await polled(script, 2, asked)
-    assert tags(script) == [None, None]
+    script = Script(*[[answer(200, b"a", ETag='"1"')]] * 4)
+    await polled(script, 4, ASKED, asked, asked, ASKED)
+    assert tags(script) == [None, None, None, None]
 
 
 async def test_nothing_new_keeps_the_advice() -> None:
@@ -396,6 +396,7 @@ async def test_a_probe_that_is_not_answered() -> None:
         source = await opened(script)
         await source.receive()
         source.probe(5)
+        source.probe(9)  # the shorter one counts
         began = anyio.current_time()
         with pytest.raises(DeadlineExceeded, match="after 5 s waiting for an answer to the poll after a change"):
             await source.receive()

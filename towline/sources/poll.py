@@ -59,11 +59,8 @@ class PollSource:
     async def open(cls, asked: Request, access: Access, again: Callable[[], Awaitable[Request]]) -> PollSource:
         """Make the first poll. Raises as `transport.request`, and `InvalidArgument` for a URL of another origin."""
         source = cls(access.url_of(asked), access, again)
-        try:
-            source._ready = await source._poll(asked)
-        except BaseException:
-            await source._client.aclose()
-            raise
+        # If it fails, the client has closed its connection.
+        source._ready = await source._poll(asked)
         return source
 
     @property
