@@ -379,7 +379,7 @@ def forget_silence(draft: Draft) -> None:
 
 @action()
 def note_pause(draft: Draft) -> None:
-    """Reset the silence: the job waits for somebody."""
+    """Reset the silence: the job waits for a person."""
     draft.set(stalls=0, silence=0.0, silence_redialled=False, paused=True)
 
 
@@ -391,7 +391,7 @@ def await_end_of_pause(draft: Draft) -> None:
 
 @action(arms=(Timer.STALL,))
 def look_into_pause(draft: Draft) -> None:
-    """Fetch the state, and look again later: nobody says when the pause ends."""
+    """Fetch the state, and look again later, because no message says when the pause ends."""
     _fetch_status(draft)
     draft.arm(Timer.STALL, exactly(draft.policy.pause_looks[1]))
 

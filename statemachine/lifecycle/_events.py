@@ -45,7 +45,7 @@ class Trigger(Named):
     OPENED = "opened", "The server accepted the attempt: the link is open."
     SYNCED = "synced", "Replay or snapshot is complete: the buffered frames continue the delivered ones."
     GAP_FOUND = "gap_found", "A gap: the received frames do not continue the delivered ones."
-    REOPEN = "reopen", "The link must be opened anew: after a gap that a replay can fill, or without a refused cursor."
+    REOPEN = "reopen", "The link must be opened again: after a gap that a replay can fill, or without a refused cursor."
     SOURCE_REFUSED = "source_refused", "This way to follow the job cannot be used."
     LOST = "lost", "The attempt, the sync or the link failed, and a retry may succeed."
     TOKEN_REJECTED = "token_rejected", "The server rejected the token, at the upgrade, on the socket or at a fetch."
@@ -53,7 +53,7 @@ class Trigger(Named):
     JOB_ENDED = "job_ended", "The job has ended. This event is never stale."
     STALLED = "stalled", "The job has been silent until the next check is due."
     STILL_SILENT = "still_silent", "A check of the silence found no sign of the job."
-    JOB_PAUSED = "job_paused", "The job waits for somebody, so its silence means nothing."
+    JOB_PAUSED = "job_paused", "The job waits for a person, so its silence means nothing."
     JOB_SPOKE = "job_spoke", "The job gave a sign after a noted silence or pause."
     CANCEL_ACCEPTED = "cancel_accepted", "The server agreed to stop the job, which has not ended yet."
     TOKEN_RENEWED = "token_renewed", "A renewal of the token has ended, with a fresh token or without."
@@ -178,7 +178,7 @@ class GapFound(Event, frozen=True, kw_only=True, tag="gap_found"):
 
 
 class Reopen(Event, frozen=True, kw_only=True, tag="reopen"):
-    """The link must be opened anew: after a gap that a replay can fill, or without a cursor that the server refused."""
+    """The link must be opened again: after a gap that a replay can fill, or without a cursor that the server refused."""
 
     trigger = Trigger.REOPEN
     cause: Cause
@@ -241,7 +241,7 @@ class StillSilent(Event, frozen=True, tag="still_silent"):
 
 
 class JobPaused(Event, frozen=True, tag="job_paused"):
-    """The job waits for somebody (input, a login), so its silence means nothing."""
+    """The job waits for a person (input, a login), so its silence means nothing."""
 
     trigger = Trigger.JOB_PAUSED
 

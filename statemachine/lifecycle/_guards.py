@@ -59,7 +59,7 @@ def another_source_left(draft: Draft) -> bool:
 
 
 def job_is_paused(draft: Draft) -> bool:
-    """The job waits for somebody."""
+    """The job waits for a person."""
     return draft.before.paused
 
 

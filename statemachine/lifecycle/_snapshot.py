@@ -49,7 +49,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     in_step_since: float | None = None
     silence_redialled: bool = False
 
-    # The job waits for somebody: its silence means nothing. Any other fact about it ends the pause.
+    # The job waits for a person: its silence means nothing. Any other fact about it ends the pause.
     paused: bool = False
 
     # Which of the protocol's ways to follow the job is used, counted from 0. It never goes back.

@@ -63,7 +63,7 @@ def rehearse(
             return await run_rehearsal(
                 url,
                 storm,
-                told=_show,
+                report=_show,
                 until=wait_interrupt,
                 job=job,
                 token=token,

@@ -129,7 +129,7 @@ class RequestedCalls:
         if answer == "accepted":
             self._post(CancelAccepted())
         elif answer == "too_late":
-            # The job has ended already: its state says how, whatever the link's state is.
+            # The job has ended already: its state says how, in any state of the link.
             with suppress(TowlineError):
                 deadline = self._settings.policy.fetch_deadline
                 state = await self._with_token(lambda token: self._looks.fetch(token, deadline))

@@ -28,16 +28,16 @@ def heeded(*numbers: signal.Signals) -> list[signal.Signals]:
 
 
 async def watch_interrupts(
-    connection: Connection, told: Callable[[Interruption], object], *, window: float = WINDOW
+    connection: Connection, report: Callable[[Interruption], object], *, window: float = WINDOW
 ) -> None:
     """Let Ctrl-C stop an entered connection, and cancel its job if pressed again. Never returns.
 
-    - The first SIGINT sends the connection to the background, and `told` is called with "stopped". `window` seconds
+    - The first SIGINT sends the connection to the background, and `report` is called with "stopped". `window` seconds
       later follows `cancel()`, which is final; the job keeps running. With a window of 0 that happens at once: use it
       if no one can see a message.
-    - A second SIGINT within the window calls `cancel_job()`, and `told` gets the answer or the error. If the job stops
+    - A second SIGINT within the window calls `cancel_job()`, and `report` gets the answer or the error. If the job stops
       or had ended, the connection keeps following until the end. Otherwise, and at one more SIGINT, it is cancelled.
-    - SIGTERM, and SIGHUP from a closed terminal, cancel without the wait, and `told` is called with "terminated". A
+    - SIGTERM, and SIGHUP from a closed terminal, cancel without the wait, and `report` is called with "terminated". A
       second signal then changes nothing.
     - A signal that this process was started to ignore stays ignored, as shells expect for `command &` and `nohup`.
 
@@ -45,21 +45,21 @@ async def watch_interrupts(
     """
     with anyio.open_signal_receiver(*heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
         first = await anext(signals)
-        told("stopped" if first == signal.SIGINT else "terminated")
+        report("stopped" if first == signal.SIGINT else "terminated")
         if first == signal.SIGINT and window > 0:
             connection.background(grace=0)
             second = None
             with anyio.move_on_after(window):
                 second = await anext(signals)
             if second == signal.SIGINT:
-                await _request_cancel(connection, told, signals)
+                await _request_cancel(connection, report, signals)
         connection.cancel()
         async for _ in signals:
             pass  # it is stopping already, as fast as possible
 
 
 async def _request_cancel(
-    connection: Connection, told: Callable[[Interruption], object], signals: AsyncIterator[signal.Signals]
+    connection: Connection, report: Callable[[Interruption], object], signals: AsyncIterator[signal.Signals]
 ) -> None:
     """Ask the server to cancel. Returns if the connection must be cancelled: the job goes on, or a SIGINT came."""
     async with anyio.create_task_group() as tasks:
@@ -70,9 +70,9 @@ async def _request_cancel(
             except Cancelled:
                 return
             except TowlineError as error:
-                told(error)
+                report(error)
             else:
-                told(answer)
+                report(answer)
                 if answer != "unknown":
                     connection.foreground()
                     return

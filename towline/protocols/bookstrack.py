@@ -1,4 +1,4 @@
-"""The backend that Towline was made for: Towline's messages without a log, and calls at paths of its own."""
+"""The backend that Towline was made for: Towline's messages without a log, and calls at its own paths."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Called(NamedTuple):
 
 
 async def call(asked: Request, access: Access, *, deadline: float, max_body: int, whole: bool = True) -> Called:
-    """Make a call and return its answer, whatever the status.
+    """Make a call and return its answer of any status.
 
     `deadline` (seconds) covers the call, or without `whole` the head and each wait for more. `max_body` is in bytes.
     Raises `InvalidArgument` for a URL of another origin, and otherwise as `transport.stream_response`.

@@ -71,13 +71,13 @@ async def rehearse(
     url: str,
     script: StormScript,
     *,
-    told: Callable[[RehearsalEntry], Any] = lambda entry: None,
+    report: Callable[[RehearsalEntry], Any] = lambda entry: None,
     until: Callable[[], Awaitable[Any]] = anyio.sleep_forever,
     **options: Any,
 ) -> Rehearsal:
     """Follow a job at `url` through the storm of `script`. `options` are those of `Connection` (job, token, …).
 
-    The storm ends with the job, or early when `until()` returns. `told` is called with each entry as it happens.
+    The storm ends with the job, or early when `until()` returns. `report` is called with each entry as it happens.
 
     Raises the errors of `Connection`, except `Exhausted`, which is a result: then `outcome` is None. Raises
     `InvalidArgument` for `message` faults on a `wss` URL. If the script names no faults, the seed leaves those out on
@@ -93,7 +93,7 @@ async def rehearse(
         at = round(anyio.current_time() - started, 3)
         entry = RehearsalEntry(at, what, None if state is None else state.value)
         rehearsal.entries.append(entry)
-        told(entry)
+        report(entry)
 
     def changed(change: StateChange) -> None:
         note("" if change.cause is None else escape(change.cause.text), change.state)

@@ -265,15 +265,15 @@ class StormScript(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         usual = tuple(name for name in _USUAL if name != "message")
         return msgspec.structs.replace(self, random=msgspec.structs.replace(self.random, faults=usual))
 
-    async def run(self, proxy: FaultProxy, told: Callable[[str], Any] = lambda what: None) -> None:
-        """Run the storm. `told` is called with each fault as it is applied. A fault without `last` stays to the end."""
+    async def run(self, proxy: FaultProxy, report: Callable[[str], Any] = lambda what: None) -> None:
+        """Run the storm. `report` is called with each fault as it is applied. A fault without `last` stays to the end."""
         for step in self.all_steps():
             await anyio.sleep(step.after)
-            told(str(step))
+            report(str(step))
             await step.perform(proxy)
             if step.last is not None:
                 await anyio.sleep(step.last)
-                told("heal")
+                report("heal")
                 await proxy.heal(disarm=False)
 
 

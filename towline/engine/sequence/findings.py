@@ -1,4 +1,4 @@
-"""What the sequencer finds in the facts, beside the updates, and how it handles the next one."""
+"""What the sequencer finds in the facts, apart from the updates, and how it handles the next one."""
 
 from __future__ import annotations
 

@@ -298,7 +298,7 @@ class Sequencer:
         elif item.update is not None and not isinstance(item.update, Snapshot):
             news = [item.update]
         if snapshot is None and self.order.is_new_log(item) and not self.order.by_state:
-            # A log that begins anew is complete if it begins with its first number.
+            # A log that begins again is complete if it begins with its first number.
             self.outlet.emit(Resynced(epoch=item.epoch, kind="replay", missed=0 if item.first <= 1 else None))
         if item.at is not None and not item.more:
             self._move_to(item.at)

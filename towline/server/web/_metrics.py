@@ -23,7 +23,7 @@ class _HubCollector(Collector):
             "towline_jobs_at_work", "Jobs whose function runs or waits for a slot.", now.jobs_at_work
         )
         yield CounterMetricFamily("towline_sockets_opened", "Sockets that were accepted.", now.sockets_opened)
-        yield CounterMetricFamily("towline_streams_opened", "Event streams that were begun.", now.streams_opened)
+        yield CounterMetricFamily("towline_streams_opened", "Event streams that were opened.", now.streams_opened)
         yield CounterMetricFamily("towline_jobs_started", "Jobs that were started.", now.jobs_started)
         yield CounterMetricFamily("towline_frames_sent", "Frames that were sent.", now.frames_sent)
         yield CounterMetricFamily("towline_log_failures", "Calls the log did not do.", now.log_failures)
