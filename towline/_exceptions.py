@@ -28,6 +28,7 @@ The tree shows who is at fault::
     │   ├── ProxyFailed
     │   └── CertificateRejected    the peer's certificate could not be verified
     ├── DeadlineExceeded           (a TimeoutError) no answer arrived in time
+    ├── ProtocolFailed             a protocol raised, or returned something that the engine cannot use
     ├── UnexpectedFailure          code outside Towline raised another error: `network=`, `store=`, a library
     ├── Exhausted                  the engine has given up; `reason` says why
     ├── HubStorageError            the job hub's log cannot be opened, read or written

@@ -298,7 +298,7 @@ class Protocol(typing.Protocol):
         """Return what the server's answer to `want` means.
 
         Facts of one call share a position. An `Answer` or `Closed` without facts gets the engine's own meaning. Raises
-        `MalformedMessage` for a message that cannot be read and has no position.
+        `MalformedMessage` for a message that cannot be read. With `seq` and `epoch` it takes its place in the log.
         """
 
 

@@ -81,7 +81,8 @@ class Resynced(Update, frozen=True, kw_only=True, tag="resynced"):
 
     The re-sync covers `from_seq` to `to_seq`. Of these events `missed` are not delivered one by one (None if the server
     keeps no log). `refused`: the snapshot was older than updates shown before, and was not used. `first`: nothing was
-    shown before, so this is the start and not an interruption. The other fields come from the snapshot.
+    shown before, so this is the start and not an interruption. What a snapshot shows follows as updates of its own, such
+    as a `Progress` without a fraction.
     """
 
     kind: Literal["replay", "snapshot", "unavailable", "end"]
@@ -90,9 +91,6 @@ class Resynced(Update, frozen=True, kw_only=True, tag="resynced"):
     missed: int | None = None
     refused: bool = False
     first: bool = False
-    processed_count: int | None = None
-    total_count: int | None = None
-    current_item: str | None = None
 
 
 class Stalled(Update, frozen=True, kw_only=True, tag="stalled"):

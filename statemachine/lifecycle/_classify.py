@@ -23,6 +23,7 @@ from ..._exceptions import (
     InvalidArgument,
     MessageTooBig,
     NameNotResolved,
+    ProtocolFailed,
     ProtocolViolation,
     ProxyFailed,
     TokenRefused,
@@ -200,6 +201,7 @@ _CODES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (TokenRefused, "token refused"),
     (TokenStoreError, "token store"),
     (InvalidArgument, "argument"),
+    (ProtocolFailed, "protocol"),
 )
 
 

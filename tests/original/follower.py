@@ -58,11 +58,21 @@ class Follower:
 
     @property
     def progress(self) -> list[Progress]:
-        return [update for update in self.updates if isinstance(update, Progress)]
+        """The progress that came as messages."""
+        return [update for update in self.updates if isinstance(update, Progress) and update.fraction is not None]
+
+    @property
+    def states(self) -> list[int | None]:
+        """The counts in the progress that states showed; only this has no share."""
+        return [
+            update.processed_count
+            for update in self.updates
+            if isinstance(update, Progress) and update.fraction is None
+        ]
 
     @property
     def counts(self) -> list[int | None]:
-        """The counts in the updates of progress."""
+        """The counts in the progress that came as messages."""
         return [update.processed_count for update in self.progress]
 
     @property

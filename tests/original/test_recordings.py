@@ -182,7 +182,7 @@ def sent(server: StandIn) -> list[tuple[float, str, int, str | None]]:
     ]
 
 
-def shown(follower: Follower) -> list[tuple[float, str, int | None, str | None]]:
+def shown(follower: Follower) -> list[tuple[float | None, str, int | None, str | None]]:
     """The progress that the follower was given."""
     assert all(update.merged == 1 for update in follower.progress)
     return [

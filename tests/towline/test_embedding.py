@@ -321,8 +321,8 @@ async def test_a_call_that_the_network_fails_is_a_typed_error(follow: Follow, se
     "part",
     [
         "runner._timers.Timers._fire",
-        "engine.attempts.Attempts.greet",
-        "engine.publisher.Publisher.release_buffer",
+        "engine.sequence.sequencer.Sequencer.opened",
+        "engine.delivery.publisher.Publisher.release_buffer",
         "engine.intake.Intake.take_in",
     ],
 )

@@ -622,7 +622,7 @@ async def test_a_bug_of_the_engine_costs_attempts_and_is_not_swallowed(
                 await line.result()
         assert isinstance(raised.value.__cause__, UnexpectedFailure)
         assert isinstance(raised.value.__cause__.__cause__, ZeroDivisionError)
-        assert "the open socket raised ZeroDivisionError" in caplog.text
+        assert "the open source raised ZeroDivisionError" in caplog.text
         assert "Traceback" in caplog.text
         assert await left_behind() == []
 

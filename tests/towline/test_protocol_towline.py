@@ -236,7 +236,6 @@ def test_without_a_log_there_is_no_position() -> None:
             False,
         ),
         (read("job_progress", {"progress": 0.5, "keepAlive": True}, jobId=None), Item(None, None, False), False),
-        (read("job_progress", {}, seq=4, epoch="e"), Item(None, Numbered(4, "e")), True),
         (read("news", {}, seq=4, epoch="e"), Item(None, Numbered(4, "e")), True),
         (read("news"), Item(None), True),
         (read("ready_ack", epoch="e", **{"from": 3, "to": 2}), Replaying(3, 2, "e"), False),
@@ -262,9 +261,15 @@ def test_pings_and_pongs_mean_nothing() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "no JSON", '{"type":"job_progress","payload":{}}', '{"payload":{}}'])
-def test_an_unreadable_message_without_a_position_is_raised(text: str) -> None:
+def test_an_unreadable_message_is_raised(text: str) -> None:
     with pytest.raises(MalformedMessage):
         SERVER.read(FOLLOW, Message(text))
+
+
+def test_an_unreadable_message_names_its_place() -> None:
+    with pytest.raises(MalformedMessage) as raised:
+        read("job_progress", {}, seq=4, epoch="e")
+    assert (raised.value.seq, raised.value.epoch, raised.value.job_id) == (4, "e", "j1")
 
 
 def test_the_start_of_a_job() -> None:

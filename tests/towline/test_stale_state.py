@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from towline import AnyUpdate, Connection, JobComplete, Progress, Resynced, State
+from towline import AnyUpdate, Connection, JobComplete, Progress, State
 from towline.testing import Accept, Answer, ScriptedServer, audit_updates, run_virtual, virtual_time_backends
 
 
@@ -46,7 +46,7 @@ async def _story() -> None:
                 assert line.statistics().gaps >= 1
                 job.progress(6 / 9, processed=6)
                 job.complete({"books": [], "errors": [], "successRate": "6/9"})
-        shown = [update.processed_count for update in updates if isinstance(update, Progress | Resynced)]
+        shown = [update.processed_count for update in updates if isinstance(update, Progress)]
         counts = [count for count in shown if count is not None]
         assert counts == sorted(counts)
         assert isinstance(updates[-1], JobComplete)

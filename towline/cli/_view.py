@@ -213,7 +213,7 @@ def in_words(update: AnyUpdate) -> str:
             return f"paused: waits for {escape(update.kind)}  {escape(update.message)}".rstrip()
         case Resynced():
             if update.first:
-                return "in step" + _counts(update)
+                return "in step"
             missed = {None: "", 0: ", nothing missed"}.get(update.missed, f", {update.missed} events not shown")
             return f"in step again ({update.kind}{missed})"
         case Stalled():
@@ -226,14 +226,6 @@ def in_words(update: AnyUpdate) -> str:
             reason = "" if update.reason is None else f" ({escape(update.reason)})"
             assumed = " (assumed: the server agreed to stop it and does not know it any more)" if update.assumed else ""
             return "canceled" + reason + assumed + _problem(update.problem)
-
-
-def _counts(update: Resynced) -> str:
-    """Describe how many items are done, if the state says so."""
-    if update.processed_count is None:
-        return ""
-    total = "" if update.total_count is None else f" of {update.total_count}"
-    return f", {update.processed_count}{total} done"
 
 
 def _because(change: StateChange) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 import anyio
 
 from .._exceptions import MalformedMessage
-from .._facts import Answer, Fact, Item, Means, Received, Send, Wait, has_sign
+from .._facts import Answer, Fact, Item, Means, Numbered, Received, Send, Wait, has_sign
 from .._text import escape
 from .._updates import AnyUpdate, Paused, Progress
 from ..sources import UnusableAnswer
@@ -90,9 +90,14 @@ class Intake:
             try:
                 facts = read(want, received)
             except MalformedMessage as error:
-                spoke = spoke or error.job_id in ("", self._job)
                 self._note_malformed(error)
-                continue
+                if error.job_id not in ("", self._job):
+                    continue
+                spoke = True
+                if error.seq is None or error.epoch is None:
+                    continue
+                # It has nothing to show, but it takes its place in the log.
+                facts = (Item(None, Numbered(error.seq, error.epoch)),)
             if len(facts) == 1 and type(fact := facts[0]) is Item:
                 spoke = spoke or fact.is_sign
                 if type(fact.update) is not Progress and fact.update is not None:

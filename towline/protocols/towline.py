@@ -208,13 +208,15 @@ class Towline:
     def read(self, want: Want, received: Received) -> Iterable[Fact]:
         """Return what a message or an answer means.
 
-        Raises `MalformedMessage` for a message without a position, or an answer of status 2xx, that cannot be read.
+        Raises `MalformedMessage` for a message, or an answer of status 2xx, that cannot be read.
         """
         if type(received) is Message:
             try:
                 frame = self._decode(received.data)
             except MalformedMessage as error:
-                return self._read_malformed(error)
+                if error.job_id in ("", self.job):
+                    raise
+                return _NOTHING
             # A message that names no job is about ours, because the socket is.
             if type(frame) is JobProgressFrame and (frame.job_id == self.job or not frame.job_id):
                 # Nearly every message, so it takes the shortest way.
@@ -239,14 +241,6 @@ class Towline:
         if type(received) is Answer:
             return self._read_answer(want, received)
         return _NOTHING
-
-    def _read_malformed(self, error: MalformedMessage) -> tuple[Fact, ...]:
-        if error.job_id and error.job_id != self.job:
-            return _NOTHING
-        if error.seq is None or error.epoch is None:
-            raise error
-        # It has nothing to show, but it has its place in the log.
-        return (Item(None, Numbered(error.seq, error.epoch)),)
 
     def _read_frame(self, frame: Frame) -> tuple[Fact, ...]:
         if isinstance(frame, ReadyAckFrame):

@@ -48,6 +48,7 @@ class _Auditor:
         self._epochs: list[str] = []
         self._applied: int | None = 0  # None: the follower's position is unknown, because the server keeps no state
         self._count = 0
+        self._after_snapshot = False
         self._ends: list[str] = []
 
     def take(self, update: AnyUpdate) -> None:
@@ -62,7 +63,8 @@ class _Auditor:
             self._take_resync(update)
         elif update.seq is not None and type(update) in _TYPES:
             self._take_event(update, update.seq)
-        if isinstance(update, Progress | Resynced) and update.processed_count is not None:
+        self._after_snapshot = isinstance(update, Resynced) and update.kind == "snapshot"
+        if isinstance(update, Progress) and update.processed_count is not None:
             if update.processed_count < self._count:
                 self._find(f"{_name(update)} shows {update.processed_count} after {self._count}")
             self._count = max(self._count, update.processed_count)
@@ -82,7 +84,11 @@ class _Auditor:
         first = update.first_seq if isinstance(update, Progress) and update.first_seq is not None else seq
         if self._applied is not None:
             applied = self._seen_before(update.epoch, first)
-            if first != applied + 1:
+            # What a snapshot shows has the number of the last event that the snapshot covers.
+            shows_snapshot = self._after_snapshot and first == applied
+            if shows_snapshot and isinstance(update, Progress) and seq == applied and update.fraction is None:
+                return
+            if first != applied + 1 and not (shows_snapshot and seq > applied):
                 self._find(f"{_name(update)} {first} to {seq} follows {applied}")
         self._applied = seq
         logged = self._types.get((update.epoch or "", seq))

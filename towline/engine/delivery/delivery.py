@@ -94,20 +94,20 @@ class Subscription(AsyncIterator[AnyUpdate]):
 class _Lost:
     """The range of updates that an inbox has dropped since an overflow, until a `Resynced` reports it."""
 
-    __slots__ = ("count", "epoch", "first", "last")
+    __slots__ = ("epoch", "first", "last", "progress")
 
     def __init__(self) -> None:
         self.epoch: str | None = None
         self.first: int | None = None
         self.last: int | None = None
-        #: The newest count that was dropped.
-        self.count: int | None = None
+        #: The newest progress that was dropped: it follows the report, which shows nothing of the job.
+        self.progress: Progress | None = None
 
     def add(self, update: AnyUpdate) -> None:
         first = update.seq
         if isinstance(update, Progress):
             first = update.first_seq
-            self.count = update.processed_count if update.processed_count is not None else self.count
+            self.progress = update
         elif isinstance(update, Resynced):
             first = update.from_seq
         last = update.to_seq if isinstance(update, Resynced) else update.seq
@@ -117,28 +117,35 @@ class _Lost:
             self.epoch, self.first = update.epoch, first
         self.last = last
 
-    def extended(self, resynced: Resynced) -> Resynced:
-        """Extend `resynced` by the updates lost here."""
-        count = resynced.processed_count if resynced.processed_count is not None else self.count
+    def reported_by(self, resynced: Resynced) -> list[AnyUpdate]:
+        """Extend `resynced` by the updates lost here; the newest progress among them follows it."""
+        progress = self._newest_progress(resynced.epoch)
         if self.first is None or self.last is None or resynced.missed is None:
-            return replace(resynced, missed=None, processed_count=count)
+            return [replace(resynced, missed=None), *progress]
         missed = self.last - self.first + 1 + resynced.missed
         first = self.first if self.epoch == resynced.epoch else resynced.from_seq
-        return replace(resynced, from_seq=first, missed=missed, processed_count=count)
+        return [replace(resynced, from_seq=first, missed=missed), *progress]
 
-    def before_end(self, end: Outcome) -> Resynced:
+    def reported_before(self, end: Outcome) -> list[AnyUpdate]:
         """The report of lost updates when the end leaves no time for a re-sync."""
         last = None if self.last is None else self.last
         missed = None if self.first is None or last is None else last - self.first + 1
-        return Resynced(
+        report = Resynced(
             job=end.job,
             epoch=self.epoch,
             kind="end",
             from_seq=self.first,
             to_seq=last,
             missed=missed,
-            processed_count=self.count,
         )
+        return [report, *self._newest_progress(self.epoch)]
+
+    def _newest_progress(self, epoch: str | None) -> list[AnyUpdate]:
+        """The newest progress lost, without its place, which the report covers. A new log has counts of its own."""
+        update = self.progress
+        if update is None or (epoch is not None and update.epoch not in (None, epoch)):
+            return []
+        return [replace(update, seq=None, epoch=None, mark=None, first_seq=None)]
 
 
 class Inbox:
@@ -173,7 +180,10 @@ class Inbox:
             if not isinstance(update, Resynced):
                 self.lost.add(update)
                 return True
-            update, self.lost = self.lost.extended(update), None
+            # The inbox is empty or nearly so: since the overflow, nothing was put in.
+            waiting.extend(self.lost.reported_by(update))
+            self.lost = None
+            return True
         if len(waiting) < INBOX_LIMIT:
             waiting.append(update)
             return True
@@ -193,7 +203,7 @@ class Inbox:
     def put_end(self, end: Outcome) -> None:
         """Add the final update, which always fits."""
         if self.lost is not None:
-            self.waiting.append(self.lost.before_end(end))
+            self.waiting.extend(self.lost.reported_before(end))
             self.lost = None
         self.waiting.append(end)
         self.look()
