@@ -81,8 +81,8 @@ class Resynced(Update, frozen=True, kw_only=True, tag="resynced"):
 
     The re-sync covers `from_seq` to `to_seq`. Of these events `missed` are not delivered one by one (None if the server
     keeps no log). `refused`: the snapshot was older than updates shown before, and was not used. `first`: nothing was
-    shown before, so this is the start and not an interruption. What a snapshot shows follows as updates of its own, such
-    as a `Progress` without a fraction.
+    shown before, so this is the start and not an interruption. What a snapshot shows follows in separate updates,
+    such as a `Progress` without a fraction.
     """
 
     kind: Literal["replay", "snapshot", "unavailable", "end"]

@@ -169,6 +169,7 @@ async def test_u5_what_was_sent_while_away_is_reported_as_unknown(backend: Backe
             lost = _counts(server.lost)
             assert {3, 4} <= set(lost)
             assert follower.counts == [count for count in range(1, 7) if count not in lost]
+            assert follower.states == [0]
             gap = follower.updates[_place(follower, 2) + 1 : _place(follower, lost[-1] + 1)]
             assert [update.missed for update in gap if isinstance(update, Resynced)] == [None]
             assert any(call.path == STATE_PATH for call in server.calls)
@@ -247,6 +248,7 @@ async def test_u8_a_socket_that_went_silent_is_replaced_after_the_stall(backend:
             assert isinstance(await follower.wait_end(), JobComplete)
             assert _counts(server.lost) == [3, 4]
             assert follower.counts == [1, 2, 5, 6]
+            assert follower.states == [0]
             assert follower.stalls
             assert len(server.sockets) == 3
 
@@ -263,6 +265,7 @@ async def test_u9_a_second_follower_that_sees_the_end_leaves_the_first_a_reason(
             assert isinstance(end, Exhausted)
             assert end.reason != "auth"  # this very server accepted the token until then
             assert first.counts == [1]
+            assert first.states == [0]
             assert first.stalls
 
 
@@ -276,6 +279,7 @@ async def test_u9_after_a_second_follower_has_left_the_first_hears_again(backend
                 await second.wait_count(2)
             assert isinstance(await first.wait_end(), JobComplete)
             assert first.counts == [1, 4, 5, 6]
+            assert first.states == [0]
             assert first.stalls
 
 
@@ -294,6 +298,7 @@ async def test_u10_a_restarted_server_has_lost_the_work(backend: Backend) -> Non
             assert end.reason == "stalled"
             assert killed_at + STALL_LIMIT <= follower.ended_at <= killed_at + STALL_LIMIT * 1.2
             assert follower.counts == [1, 2, 3]
+            assert follower.states == [0]
             assert follower.stalls
 
 
@@ -320,6 +325,7 @@ async def test_u12_the_count_of_the_state_which_stays_0_is_never_shown_after_a_l
             ]
             assert shown == sorted(shown)
             assert follower.counts == [1, 2, 3, 4, 5, 6]
+            assert follower.states == [0]
             cut_at = server.sockets[0].over_at
             assert cut_at is not None
             later = [call.status for call in server.calls if call.path == STATE_PATH and call.at > cut_at]

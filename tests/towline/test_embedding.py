@@ -7,7 +7,7 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -18,6 +18,8 @@ from interrupted import connection, interrupt_everywhere, interrupted_cancel, in
 import towline
 import towline.host
 from towline import Backoff, Connection, Exhausted, ForbiddenRequest, JobComplete, Policy, State, UnexpectedFailure
+from towline._facts import Closed, Fact, Received, Want
+from towline.protocols.towline import Towline
 from towline.storage import Record, RecordKey
 from towline.testing import ScriptedServer
 
@@ -197,18 +199,27 @@ async def test_a_foreign_cancellation_in_the_provider_costs_an_attempt(follow: F
     assert any("Cancelled" in text for text in causes)
 
 
-async def test_a_foreign_cancellation_in_classify_is_its_failure(follow: Follow, server: ScriptedServer) -> None:
-    def classify(error: BaseException) -> None:
-        cancelled_result()
+async def test_a_foreign_cancellation_in_a_protocol_is_its_failure(
+    follow: Follow, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Own(Towline):
+        def read(self, want: Want, received: Received) -> Iterable[Fact]:
+            if isinstance(received, Closed):
+                cancelled_result()
+            return super().read(want, received)
 
+    monkeypatch.setattr("towline._connection.Towline", Own)
     job = server.job("j1", token="t1")
     job.start()
-    async with follow(server, classify=classify) as line:
+    async with follow(server) as line:
         await line.wait_for(State.CONNECTED)
-        server.socket.cut()
+        server.socket.close(4000)
+        await line.wait_for(State.RECONNECTING, timeout=5)
         job.complete(RESULT)
         assert isinstance(await line.result(), JobComplete)
-        assert line.statistics().handler_errors == 1
+        # The close keeps the engine's own meaning.
+        causes = [entry.event.cause.code for entry in line.history().entries if getattr(entry.event, "cause", None)]
+        assert causes == ["close 4000"]
 
 
 async def test_our_own_cancellation_still_ends_a_handler_and_a_provider(follow: Follow, server: ScriptedServer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,12 +23,15 @@ from towline import (
     Limits,
     Policy,
     Progress,
+    ProtocolFailed,
     Resynced,
     State,
     StateUnreachable,
     UnexpectedFailure,
 )
+from towline._facts import Closed, Fact, Means, Message, Received, Want
 from towline.engine.intake import Intake
+from towline.protocols.towline import Towline
 from towline.testing import Accept, Answer, Drop, Hang, NoAnswer, Reach, ScriptedJob, ScriptedServer, Unreachable
 
 pytestmark = pytest.mark.anyio
@@ -198,21 +201,48 @@ async def test_a_state_that_fails_is_asked_again_on_the_same_socket(follow: Foll
             assert len(server.times("state")) == 2
 
 
-async def test_classify_has_its_word_and_may_not_break_anything(follow: Follow) -> None:
-    words: list[Any] = ["refused", "nonsense"]
+async def test_a_protocol_says_what_a_close_means_and_may_not_break_anything(
+    follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = [[Means("refused")], ["nonsense"]]
 
-    def word(error: BaseException) -> Any:
-        return words.pop() if isinstance(error, towline.ConnectionClosed) else None
+    class Own(Towline):
+        def read(self, want: Want, received: Received) -> Iterable[Fact]:
+            return said.pop() if isinstance(received, Closed) else super().read(want, received)
 
+    monkeypatch.setattr("towline._connection.Towline", Own)
     async with scripted() as (server, _):
-        async with follow(server, classify=word) as line:
+        async with follow(server) as line:
             await line.wait_for(State.CONNECTED)
             server.socket.close(4000)
             await line.wait_for(State.RECONNECTING, timeout=5)
-            assert line.statistics().handler_errors == 1
             await line.wait_for(State.CONNECTED, timeout=60)
             server.socket.close(4000)
             assert (await gave_up(line)).reason == "protocol"
+
+
+async def test_a_protocol_that_fails_costs_attempts_and_is_named(
+    follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Own(Towline):
+        def read(self, want: Want, received: Received) -> Iterable[Fact]:
+            if isinstance(received, Message) and "job_progress" in received.data:  # type: ignore[operator]
+                raise ZeroDivisionError
+            return super().read(want, received)
+
+    monkeypatch.setattr("towline._connection.Towline", Own)
+    async with scripted(numbered=False) as (server, job):
+        async with follow(server, policy=Policy(backoff=Backoff(attempts=1))) as line:
+            for count in (1, 2):
+                await line.wait_for(State.CONNECTED)
+                job.progress(0.5, processed=count)
+                await anyio.sleep(0.1)
+            error = await gave_up(line)
+    assert error.reason == "budget"
+    assert isinstance(error.__cause__, ProtocolFailed)
+    assert isinstance(error.__cause__.__cause__, ZeroDivisionError)
+    causes = [entry.event.cause.code for entry in line.history().entries if getattr(entry.event, "cause", None)]
+    assert causes == ["protocol", "protocol"]
 
 
 async def test_what_was_told_before_a_refused_greeting_is_heard(follow: Follow) -> None:

@@ -15,7 +15,7 @@ from .._facts import Ended, Fact, Item, Mark, Numbered, Protocol, Received, Requ
 from .._secret import Secret
 from .._tasks import is_failure
 from .._text import escape
-from .._updates import Outcome, Update
+from .._updates import Outcome, Progress, Update
 
 _LOG: Final = logging.getLogger("towline")
 
@@ -55,8 +55,8 @@ class Reader:
             facts = self._read(want, received)
             if type(facts) is tuple and len(facts) == 1:
                 fact = facts[0]
-                if type(fact) is Item and (fact.at is None or type(fact.at) is Numbered):
-                    return facts  # nearly every message
+                if type(fact) is Item and type(fact.update) is Progress and type(fact.at) is Numbered:
+                    return facts  # nearly every message of a server with a log
         except MalformedMessage:
             raise
         except BaseException as error:
@@ -94,7 +94,10 @@ def _problem_of(fact: object) -> str | None:
     if type(fact) not in _FACTS:
         return f"read returned {type(fact).__name__}, which is not a fact"
     if isinstance(fact, Item | Snapshot | Ended):
-        if isinstance(fact.at, Mark) and len(fact.at.text.encode("utf-8", "replace")) > MARK_LIMIT:
+        at: object = fact.at
+        if at is not None and not isinstance(at, Numbered | Mark):
+            return f"the position of {type(fact).__name__} is {type(at).__name__}, not Numbered or Mark"
+        if isinstance(at, Mark) and len(at.text.encode("utf-8", "replace")) > MARK_LIMIT:
             return f"a mark has more than {MARK_LIMIT} bytes"
         if isinstance(fact, Ended):
             return None if isinstance(fact.outcome, _OUTCOMES) else "the outcome of Ended is not an outcome"
