@@ -178,7 +178,7 @@ class GapFound(Event, frozen=True, kw_only=True, tag="gap_found"):
 
 
 class Reopen(Event, frozen=True, kw_only=True, tag="reopen"):
-    """The link must be opened again: after a gap that a replay can fill, or without a cursor that the server refused."""
+    """The link must be opened again: after a gap that a replay can fill, or without a refused cursor."""
 
     trigger = Trigger.REOPEN
     cause: Cause

@@ -41,7 +41,7 @@ class Failures:
     - `path_up`, `renewable` and `answered` are facts: a network path is there, a token can be renewed, the state call
       has worked before.
     - `held_end` returns the end that a state reported during a replay, once; `end_of` the end in an answer.
-    - `retry` is the wait that the server asked for on this link; `forget_cursor` makes the next attempt begin without it.
+    - `retry` is the wait that the server asked for on this link; `forget_cursor` starts the next attempt without it.
     - `ask_state` decides by the job's state; `act` turns a finding into an event; `skip_state` syncs without a state.
     """
 

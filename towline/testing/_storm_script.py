@@ -266,7 +266,7 @@ class StormScript(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         return msgspec.structs.replace(self, random=msgspec.structs.replace(self.random, faults=usual))
 
     async def run(self, proxy: FaultProxy, report: Callable[[str], Any] = lambda what: None) -> None:
-        """Run the storm. `report` is called with each fault as it is applied. A fault without `last` stays to the end."""
+        """Run the storm. `report` gets each fault as it is applied. A fault without `last` stays to the end."""
         for step in self.all_steps():
             await anyio.sleep(step.after)
             report(str(step))
