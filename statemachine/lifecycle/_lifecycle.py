@@ -69,7 +69,7 @@ _LOST_LINK: Final[LifecycleCell] = (
 )
 _REOPEN: Final[LifecycleCell] = (
     go(S.CONNECTING, do.use_free_restart, do.dial, when=when.free_restart_left),
-    *_LOST,
+    *_FAILED,
 )
 _SOURCE_REFUSED: Final[LifecycleCell] = (
     go(S.CONNECTING, do.use_next_source, do.dial, when=when.another_source_left),

@@ -42,6 +42,7 @@ from towline.statemachine import (
     GraceElapsed,
     Greet,
     JobEnded,
+    JobPaused,
     JobSpoke,
     Kind,
     LinkStable,
@@ -57,6 +58,7 @@ from towline.statemachine import (
     ReleaseBuffer,
     RenewalDue,
     RenewToken,
+    Reopen,
     ReportGivingUp,
     ResumeDelivery,
     Retry,
@@ -64,6 +66,7 @@ from towline.statemachine import (
     SaveCursor,
     SkipState,
     Snapshot,
+    SourceRefused,
     Stalled,
     State,
     Step,
@@ -86,7 +89,14 @@ STATES = ["idle", "connecting", "syncing", "connected", "reconnecting", "backgro
 FAILED = (
     "[in background] backgrounded uncharged; [B] reconnecting charged backoff status; exhausted reason-budget status"
 )
-LOST = "[third violation] exhausted reason-protocol status; " + FAILED
+BROKEN = "[third violation] exhausted reason-protocol status; "
+LOST = BROKEN + FAILED
+LOST_LINK = (
+    BROKEN + "[in background] backgrounded uncharged; [paused] reconnecting uncharged pause-wait status; "
+    "[B] reconnecting charged backoff status; exhausted reason-budget status"
+)
+REOPEN = "[fewer than 3 free restarts] connecting uncharged one-restart dial; " + FAILED
+NEXT_SOURCE = "[another source] connecting uncharged next-source dial; exhausted reason-protocol status"
 ASSUMED = "[cancel confirmed] idle assumed; "
 REFUSED = ASSUMED + "[for good] exhausted reason-given status; " + FAILED
 REFUSED_WITH_SOCKET = (
@@ -112,11 +122,13 @@ TABLE: dict[str, list[str]] = {
     "retry": [
         "✗ ForbiddenRequest", "= forgiven", "= forgiven", "= forgiven",
         "connecting dial forgiven", "connecting dial forgiven", BEGIN_ANEW, "✗ Cancelled"],
-    "opened": ["-", "syncing greet fetch", "-", "-", "-", "-", "-", "-"],
+    "opened": ["-", "[by state] syncing greet fetch; syncing greet no-fetch", "-", "-", "-", "-", "-", "-"],
     "synced": ["-", "-", "connected release stability stall-120 renewal", "-", "-", "-", "-", "-"],
     "gap_found": [
         "-", "-", "[fewer than 3 refetches] = refetch-later; " + LOST, "syncing fetch same-socket", "-", "-", "-", "-"],
-    "lost": ["-", LOST, LOST, LOST, "-", "-", "-", "-"],
+    "reopen": ["-", REOPEN, REOPEN, REOPEN, "-", "-", "-", "-"],
+    "source_refused": ["-", NEXT_SOURCE, NEXT_SOURCE, NEXT_SOURCE, "-", "-", "-", "-"],
+    "lost": ["-", LOST, LOST_LINK, LOST_LINK, "-", "-", "-", "-"],
     "token_rejected": [
         "-",
         "[first] connecting fresh-token no-wait; " + REJECTED,
@@ -131,9 +143,11 @@ TABLE: dict[str, list[str]] = {
         "-", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "-"],
     "stalled": [
         "-", "-", "-",
-        "[spoke meanwhile] = stall-119; [limit] exhausted reason-stalled status; = fetch-stall stall-240",
+        "[paused] = status stall-60; [spoke meanwhile] = stall-119; [limit] exhausted reason-stalled status; = fetch-stall stall-240",
         "-", "-", "-", "-"],
     "still_silent": ["-", "-", "-", "[two looks] connecting uncharged dial; = no-effects", "-", "-", "-", "-"],
+    "job_paused": [
+        "-", "-", "= pause-noted", "= pause-noted stall-15", "= pause-noted", "-", "= pause-noted", "-"],
     "job_spoke": [
         "-", "-", "= silence-forgotten", "= silence-forgotten stall-120", "= silence-forgotten", "-",
         "= silence-forgotten", "-"],
@@ -177,12 +191,15 @@ EVENTS: dict[str, AnyEvent] = {
     "opened": Opened(),
     "synced": Synced(),
     "gap_found": GapFound(cause=CAUSE),
+    "reopen": Reopen(cause=CAUSE),
+    "source_refused": SourceRefused(cause=CAUSE),
     "lost": Lost(cause=CAUSE),
     "token_rejected": TokenRejected(cause=CAUSE),
     "refused": Refused(reason="gone", cause=CAUSE),
     "job_ended": JobEnded(outcome="complete", update="the end"),
     "stalled": Stalled(ticket=TICKET),
     "still_silent": StillSilent(),
+    "job_paused": JobPaused(),
     "job_spoke": JobSpoke(),
     "cancel_accepted": CancelAccepted(),
     "token_renewed": TokenRenewed(),
@@ -312,6 +329,18 @@ GUARDS: dict[str, tuple[list[Change], list[Change]]] = {
         ],
         [lambda s: s.snapshot(peer_known=True).event_with(reason="protocol")],
     ),
+    "by state": (
+        [lambda s: s.event_with(by_state=True)],
+        [lambda s: s.event_with(by_state=False)],
+    ),
+    "another source": (
+        [lambda s: s.world(sources=2), lambda s: s.snapshot(source=1).world(sources=3)],
+        [lambda s: s, lambda s: s.snapshot(source=1).world(sources=2)],
+    ),
+    "paused": (
+        [lambda s: s.snapshot(paused=True)],
+        [lambda s: s],
+    ),
     "spoke meanwhile": (
         [lambda s: s.world(last_sign=NOW - 1)],
         [lambda s: s, lambda s: s.snapshot(silence=100.0, in_step_since=NOW - 20)],
@@ -433,8 +462,8 @@ def base(event: str, state: str) -> Situation:
         snapshot = replace(snapshot, in_step_since=NOW - 120)
     facts = Facts(now=NOW, path_up=event != "path_lost", foreground=event not in ("background", "grace_elapsed"))
     facts = replace(facts, renew_in=61.0)
-    if event == "job_spoke":
-        snapshot = replace(snapshot, stalls=2, silence=7.0, silence_redialled=True)
+    if event in ("job_spoke", "job_paused"):
+        snapshot = replace(snapshot, stalls=2, silence=7.0, silence_redialled=True, paused=event == "job_spoke")
         facts = replace(facts, last_sign=NOW)
     return Situation(snapshot, EVENTS[event], facts)
 
@@ -595,11 +624,15 @@ WORDS: dict[str, Callable[[Situation, Step], bool]] = {
     "charged": lambda s, t: t.snapshot.retries == s.before.retries + (not s.before.trial),
     "uncharged": lambda s, t: t.snapshot.retries == s.before.retries,
     "hold": lambda s, t: arms(t, Timer.BACKOFF, exactly(60)) and t.snapshot.ticket(Timer.OUTAGE) is None,
+    "pause-wait": lambda s, t: arms(t, Timer.BACKOFF, Delay(15, 60)) and t.snapshot.ticket(Timer.OUTAGE) is None,
+    "one-restart": lambda s, t: t.snapshot.free_restarts == s.before.free_restarts + 1,
+    "next-source": lambda s, t: the_dial(t).source == t.snapshot.source == s.before.source + 1,
     "backoff": lambda s, t: arms(t, Timer.BACKOFF, Delay(0.25, min(30, 2**s.before.retries))) and arms(t, Timer.OUTAGE),
     "one-second-window": lambda s, t: arms(t, Timer.BACKOFF, Delay(0.25, 1.0)) and t.snapshot.retries == 4,
     "within-250-ms": lambda s, t: arms(t, Timer.BACKOFF, Delay(0.0, 0.25)) and t.snapshot.retries == 4,
     "status": lambda s, t: fetches(t, Purpose.STATUS),
     "fetch": lambda s, t: fetches(t, Purpose.SYNC),
+    "no-fetch": lambda s, t: not any(isinstance(effect, FetchState) for effect in t.effects),
     "fetch-stall": lambda s, t: fetches(t, Purpose.STALL),
     "refetch-later": lambda s, t: (
         fetches(t, Purpose.SYNC, delay=[0.5, 1, 2][s.before.refetches])
@@ -610,6 +643,8 @@ WORDS: dict[str, Callable[[Situation, Step], bool]] = {
     "release": lambda s, t: has(t, ReleaseBuffer()),
     "stability": lambda s, t: arms(t, Timer.STABILITY, exactly(30)),
     "stall-120": lambda s, t: arms(t, Timer.STALL, exactly(120)),
+    "stall-15": lambda s, t: arms(t, Timer.STALL, exactly(15)),
+    "stall-60": lambda s, t: arms(t, Timer.STALL, exactly(60)),
     "stall-119": lambda s, t: arms(t, Timer.STALL, exactly(119)),
     "renewal": lambda s, t: arms(t, Timer.RENEWAL, exactly(61)),
     "renewed": lambda s, t: not t.snapshot.renewing,
@@ -619,7 +654,10 @@ WORDS: dict[str, Callable[[Situation, Step], bool]] = {
     "skip": lambda s, t: t.effects == (SkipState(),),
     "no-effects": lambda s, t: t.effects == (),
     "silence-forgotten": lambda s, t: (
-        (t.snapshot.stalls, t.snapshot.silence, t.snapshot.silence_redialled) == (0, 0, 0)
+        (t.snapshot.stalls, t.snapshot.silence, t.snapshot.silence_redialled, t.snapshot.paused) == (0, 0, 0, 0)
+    ),
+    "pause-noted": lambda s, t: (
+        (t.snapshot.stalls, t.snapshot.silence, t.snapshot.silence_redialled, t.snapshot.paused) == (0, 0, 0, 1)
     ),
     "cancel-noted": lambda s, t: t.snapshot == replace(s.before, cancel_accepted=True) and t.effects == (),
     "assumed": lambda s, t: t.snapshot.outcome == "canceled" and has(t, Deliver(outcome="canceled")),
@@ -634,6 +672,15 @@ WORDS: dict[str, Callable[[Situation, Step], bool]] = {
     "same-answer": lambda s, t: t.effects == () and t.snapshot == s.before,
     **{f"reason-{reason}": reason_is(reason) for reason in ("budget", "auth", "protocol", "stalled")},
 }
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "status" in case.words], ids=lambda case: case.name)
+def test_without_a_state_call_the_same_happens_without_a_fetch(case: Case) -> None:
+    before, event, facts, policy = case.situation
+    taken, usual = step(before, event, replace(facts, state_call=False), policy), step(before, event, facts, policy)
+    assert taken.snapshot.state is usual.snapshot.state
+    assert not any(isinstance(effect, FetchState) for effect in taken.effects)
+    assert list(taken.effects) == [effect for effect in usual.effects if not isinstance(effect, FetchState)]
 
 
 def test_every_branch_of_the_table_is_driven() -> None:

@@ -11,17 +11,21 @@ cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import anyio
 from msgspec.structs import replace
 
 from towline._connection import Connection
 from towline._exceptions import ForbiddenRequest
+from towline._facts import Answer as ServerAnswer
+from towline._facts import Fact, GetState, InStepAt, Promise, Received, Request, Via, Want
 from towline._secret import Secret
 from towline.engine.tokens import Token
+from towline.protocols.towline import Towline
+from towline.protocols.wire import encode
 from towline.statemachine import (
     LIFECYCLE,
     AnyEvent,
@@ -29,6 +33,7 @@ from towline.statemachine import (
     CancelAccepted,
     Cause,
     GapFound,
+    JobPaused,
     JobSpoke,
     Kind,
     Lost,
@@ -39,6 +44,8 @@ from towline.statemachine import (
     Policy,
     Reason,
     Refused,
+    Reopen,
+    SourceRefused,
     State,
     StillSilent,
     Synced,
@@ -152,9 +159,40 @@ class _Setting:
     cancelled: bool = False
     known: bool = False
     spoke: bool = False
+    paused: bool = False
+    sources: int = 1
+    in_step: InStepAt = "state"
     two_looks: bool = False
     ended: bool = False
     exhausted_by: str = "budget"
+
+
+@dataclass(frozen=True)
+class _Varied:
+    """Towline's own protocol with several sources (the same one each time), or with links in step in another way."""
+
+    own: Towline
+    sources: tuple[Via, ...]
+    in_step: InStepAt
+
+    name: ClassVar[str] = "varied"
+    promise: ClassVar[Promise] = "exact"
+    token_of_job: ClassVar[bool] = True
+
+    @property
+    def url(self) -> str:
+        return self.own.url
+
+    @property
+    def job(self) -> str:
+        return self.own.job
+
+    def ask(self, want: Want, token: Secret | None) -> Request | None:
+        asked = self.own.ask(want, token)
+        return asked if asked is None or asked.via == "call" else replace(asked, in_step=self.in_step)
+
+    def read(self, want: Want, received: Received) -> Iterable[Fact]:
+        return self.own.read(want, received)
 
 
 def _policy(**changes: Any) -> Callable[[_Setting], None]:
@@ -193,6 +231,12 @@ _GUARDS: Final[dict[tuple[str, bool], Callable[[_Setting], None]]] = {
     ("cancel_is_confirmed", False): _NOTHING,
     ("refused_for_good", True): _set(final=True),
     ("refused_for_good", False): _set(known=True),
+    ("state_decides", True): _NOTHING,
+    ("state_decides", False): _set(in_step="open"),
+    ("another_source_left", True): _set(sources=2),
+    ("another_source_left", False): _NOTHING,
+    ("job_is_paused", True): _set(paused=True),
+    ("job_is_paused", False): _NOTHING,
     ("silence_is_short", True): _set(spoke=True),
     ("silence_is_short", False): _NOTHING,
     ("stall_limit_reached", True): _policy(stall_limit=100.0),
@@ -240,7 +284,7 @@ class _Visit:
             if not self.setting.known:
                 self._prepare()
             self.line = Connection(
-                "ws://hub/ws/progress",
+                self._target(),
                 job="j1",
                 token="t1" if self.setting.fixed_token else self._give_token,
                 network=server.network,
@@ -263,6 +307,12 @@ class _Visit:
                 recorded = coverage(self.line.history())
             await self._check_open_links()
         return recorded, self.findings
+
+    def _target(self) -> str | _Varied:
+        url, setting = "ws://hub/ws/progress", self.setting
+        if setting.sources == 1 and setting.in_step == "state":
+            return url
+        return _Varied(Towline(url, "j1"), ("websocket",) * setting.sources, setting.in_step)
 
     async def _give_token(self) -> Token:
         expires = anyio.current_time() + 90 if self.stop.event is Trigger.RENEWAL_DUE else None
@@ -323,6 +373,8 @@ class _Visit:
             await anyio.sleep(22)
         if self.setting.cancelled:
             self.engine.runner.post(CancelAccepted())
+        if self.setting.paused:
+            self.engine.runner.post(JobPaused(generation=self.engine.snapshot.generation))
         # Set the host's levels without the events that would report them.
         setting = self.setting
         self.engine.runner.change(
@@ -402,6 +454,11 @@ class _Visit:
                 engine.runner.post(_POSTED[event](at, self.setting))
             # Timers that are running already raise the rest.
 
+    def state_facts(self) -> tuple[Fact, ...]:
+        """What the protocol reads from the job's state."""
+        answer = ServerAnswer(200, {}, encode(self.job.state()))
+        return tuple(self.engine.settings.protocol.read(GetState(), answer))
+
     async def _check_open_links(self) -> None:
         # A server that holds a request does not notice that its client has closed.
         for link in self.server.network.links:
@@ -417,6 +474,8 @@ _POSTED: Final[dict[Trigger, Callable[[int, _Setting], AnyEvent]]] = {
     Trigger.OPENED: lambda at, setting: Opened(generation=at),
     Trigger.SYNCED: lambda at, setting: Synced(generation=at),
     Trigger.GAP_FOUND: lambda at, setting: GapFound(generation=at, cause=setting.cause),
+    Trigger.REOPEN: lambda at, setting: Reopen(generation=at, cause=setting.cause),
+    Trigger.SOURCE_REFUSED: lambda at, setting: SourceRefused(generation=at, cause=setting.cause),
     Trigger.LOST: lambda at, setting: Lost(generation=at, cause=setting.cause),
     Trigger.TOKEN_REJECTED: lambda at, setting: TokenRejected(
         generation=at, cause=setting.cause, by_fetch=setting.by_fetch
@@ -425,6 +484,7 @@ _POSTED: Final[dict[Trigger, Callable[[int, _Setting], AnyEvent]]] = {
         generation=at, cause=setting.cause, reason=setting.reason, by_fetch=setting.by_fetch, final=setting.final
     ),
     Trigger.STILL_SILENT: lambda at, setting: StillSilent(generation=at),
+    Trigger.JOB_PAUSED: lambda at, setting: JobPaused(generation=at),
     Trigger.JOB_SPOKE: lambda at, setting: JobSpoke(generation=at),
     Trigger.CANCEL_ACCEPTED: lambda at, setting: CancelAccepted(),
     Trigger.TOKEN_RENEWED: lambda at, setting: TokenRenewed(),

@@ -50,6 +50,8 @@ class _Auditor:
         self._count = 0
         self._after_snapshot = False
         self._ends: list[str] = []
+        # The event up to which a snapshot has just been reported: the snapshot's own progress stands there too.
+        self._snapshot_at: tuple[str | None, int] | None = None
 
     def take(self, update: AnyUpdate) -> None:
         if self._ends:
@@ -59,8 +61,11 @@ class _Auditor:
                 self._find(f"{_name(update)} of the former epoch {update.epoch!r}")
             self._epochs.append(update.epoch)
             self._applied, self._count = 0, 0
+        shown, self._snapshot_at = self._snapshot_at, None
         if isinstance(update, Resynced):
             self._take_resync(update)
+        elif isinstance(update, Progress) and shown is not None and (update.epoch, update.seq) == shown:
+            pass
         elif update.seq is not None and type(update) in _TYPES:
             self._take_event(update, update.seq)
         self._after_snapshot = isinstance(update, Resynced) and update.kind == "snapshot"
@@ -72,6 +77,8 @@ class _Auditor:
             self._ends.append(_TYPES[type(update)])
 
     def _take_resync(self, update: Resynced) -> None:
+        if update.kind == "snapshot" and update.missed and update.to_seq is not None:
+            self._snapshot_at = update.epoch, update.to_seq
         if update.kind == "unavailable":
             self._applied = None
         elif update.missed and update.to_seq is not None and self._applied is not None:
