@@ -32,6 +32,7 @@ from towline.statemachine import (
     GapFound,
     Greet,
     JobEnded,
+    JobPaused,
     JobSpoke,
     Lost,
     Opened,
@@ -44,10 +45,12 @@ from towline.statemachine import (
     Reason,
     Refused,
     ReleaseBuffer,
+    Reopen,
     Retry,
     SaveCursor,
     SkipState,
     Snapshot,
+    SourceRefused,
     State,
     Step,
     StillSilent,
@@ -77,6 +80,7 @@ CAUSES = st.builds(
     advice=ADVICES,
 )
 REASONS: st.SearchStrategy[Reason] = st.sampled_from(["budget", "auth", "revoked", "protocol", "gone", "stalled"])
+FAILURES = st.sampled_from(["lost", "reopen", "source", "rejected", "refused"])
 REQUESTS = st.sampled_from([Connect(), Retry(), Cancel(), Close()])
 REPORTS = st.sampled_from([PathLost(), PathRestored(), PathChanged(), Woke(), Background(), Foreground()])
 POLICIES = st.builds(
@@ -150,8 +154,10 @@ class World(RuleBasedStateMachine):
                 case FetchState():
                     assert effect.fetch == max((*self.fetches, effect.fetch))
                     self.fetches = {effect.fetch}
-                    wanted = {State.RECONNECTING: Purpose.STATUS, State.EXHAUSTED: Purpose.STATUS}
-                    assert (effect.purpose is Purpose.STATUS) is (after.state in wanted)
+                    pause = before.paused and before.state is after.state is State.CONNECTED
+                    without_link = after.state in (State.RECONNECTING, State.EXHAUSTED)
+                    assert (effect.purpose is Purpose.STATUS) is (without_link or pause)
+                    assert self.run.facts.state_call or effect.purpose is not Purpose.STATUS
                 case CancelFetch():
                     self.fetches.clear()
                 case Deliver():
@@ -168,6 +174,7 @@ class World(RuleBasedStateMachine):
                     assert 0 <= effect.delay.low <= effect.delay.high
                 case Disarm() | SaveCursor():
                     pass
+        assert after.source >= before.source
         assert after.generation >= before.generation
         assert after.fetch >= before.fetch
         assert after.tickets >= before.tickets
@@ -193,17 +200,36 @@ class World(RuleBasedStateMachine):
     def token(self, renewable: bool, token_id: str | None) -> None:
         self.run.world(renewable=renewable, token_id=token_id)
 
+    @rule(state_call=st.booleans(), sources=st.sampled_from([1, 2, 3]))
+    def protocol(self, state_call: bool, sources: int) -> None:
+        self.run.world(state_call=state_call, sources=max(sources, self.snapshot.source + 1))
+
     @precondition(lambda self: self.attempts)
-    @rule()
-    def server_accepts(self) -> None:
-        self.take(Opened(generation=max(self.attempts)))
+    @rule(by_state=st.booleans())
+    def server_accepts(self, by_state: bool) -> None:
+        self.take(Opened(generation=max(self.attempts), by_state=by_state))
+        assert bool(self.fetches) is by_state
 
     @precondition(lambda self: self.attempts or self.sockets)
-    @rule(cause=CAUSES, reason=REASONS, what=st.sampled_from(["lost", "rejected", "refused"]), fetched=st.booleans())
+    @rule(cause=CAUSES, reason=REASONS, what=FAILURES, fetched=st.booleans())
     def network_fails(self, cause: Cause, reason: Reason, what: str, fetched: bool) -> None:
-        at = self.snapshot.generation
+        before = self.snapshot
+        at = before.generation
         if what == "lost":
             self.take(Lost(cause=cause, generation=at))
+            spared = self.run.facts.foreground and before.paused and before.state is not State.CONNECTING
+            if spared and self.snapshot.state is State.RECONNECTING:
+                assert self.snapshot.retries == before.retries
+                assert self.snapshot.outage_since is None
+        elif what == "reopen":
+            self.take(Reopen(cause=cause, generation=at))
+            assert self.snapshot.source == before.source
+        elif what == "source":
+            self.take(SourceRefused(cause=cause, generation=at))
+            left = self.run.facts.sources - 1 - before.source
+            assert self.snapshot.state is (State.CONNECTING if left else State.EXHAUSTED)
+            assert self.snapshot.source == before.source + (left > 0)
+            assert self.snapshot.retries == before.retries
         elif what == "rejected":
             self.take(TokenRejected(cause=cause, generation=at, by_fetch=fetched))
         else:
@@ -221,6 +247,13 @@ class World(RuleBasedStateMachine):
             self.run.world(last_sign=self.run.now)
             self.take(JobSpoke(generation=before.generation))
             assert self.snapshot.silent_seconds(self.run.facts) == 0
+
+    @precondition(lambda self: self.snapshot.state in (State.SYNCING, State.CONNECTED, State.RECONNECTING))
+    @rule()
+    def job_pauses(self) -> None:
+        self.take(JobPaused(generation=self.snapshot.generation))
+        assert self.snapshot.paused
+        assert self.snapshot.stalls == 0
 
     @rule()
     def cancel_is_accepted(self) -> None:
@@ -298,13 +331,16 @@ TestWorld.settings = settings(max_examples=60, stateful_step_count=60, deadline=
 EVENTS = st.one_of(
     REQUESTS,
     REPORTS,
-    st.builds(Opened),
+    st.builds(Opened, by_state=st.booleans()),
     st.builds(Synced),
     st.builds(Lost, cause=CAUSES),
     st.builds(GapFound, cause=CAUSES),
     st.builds(TokenRejected, cause=CAUSES, by_fetch=st.booleans()),
     st.builds(Refused, reason=REASONS, cause=CAUSES, by_fetch=st.booleans(), final=st.booleans()),
+    st.builds(Reopen, cause=CAUSES),
+    st.builds(SourceRefused, cause=CAUSES),
     st.builds(StillSilent),
+    st.builds(JobPaused),
     st.builds(JobSpoke),
     st.builds(CancelAccepted),
     st.builds(JobEnded, outcome=st.sampled_from(["complete", "failed", "canceled"])),

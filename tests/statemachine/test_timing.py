@@ -32,6 +32,7 @@ from towline.statemachine import (
     Foreground,
     GapFound,
     JobEnded,
+    JobPaused,
     JobSpoke,
     LinkStable,
     Lost,
@@ -42,8 +43,10 @@ from towline.statemachine import (
     Policy,
     Purpose,
     Refused,
+    Reopen,
     Retry,
     Snapshot,
+    SourceRefused,
     Stalled,
     State,
     StillSilent,
@@ -745,6 +748,121 @@ def test_a_silence_may_last_for_ever_without_a_limit() -> None:
     run = run_to(State.CONNECTED)
     run.advance(30 * 24 * 3600)
     assert state(run) is State.CONNECTED
+
+
+# --- a paused job, other sources, reopened links -----------------------------------------------------------------
+
+
+def pause(run: DryRun) -> None:
+    run.world(last_sign=run.now)
+    run.take(JobPaused(generation=run.snapshot.generation))
+
+
+def test_a_pause_is_looked_into_after_15_and_then_every_60_seconds_and_is_no_silence() -> None:
+    run = run_to(State.CONNECTED, Policy(stall_limit=3600.0))
+    run.advance(130)
+    pause(run)
+    assert (run.snapshot.stalls, run.snapshot.paused) == (0, True)
+    begun = len(run.effects(FetchState))
+    run.advance(15 + 10 * 60)
+    assert [effect.purpose for effect in run.effects(FetchState)[begun:]] == [Purpose.STATUS] * 11
+    run.advance(7 * 24 * 3600)
+    assert (state(run), run.snapshot.stalls) == (State.CONNECTED, 0)
+
+
+def test_another_sign_of_the_job_ends_the_pause_and_begins_a_new_silence() -> None:
+    run = run_to(State.CONNECTED)
+    pause(run)
+    run.advance(3600)
+    run.world(last_sign=run.now)
+    run.take(JobSpoke(generation=run.snapshot.generation))
+    assert not run.snapshot.paused
+    run.advance(119.9)
+    assert run.snapshot.stalls == 0
+    run.advance(0.1)
+    assert run.snapshot.stalls == 1
+
+
+def test_links_that_end_during_a_pause_are_not_charged_for_however_long() -> None:
+    run = run_to(State.CONNECTED)
+    pause(run)
+    for _ in range(200):
+        run.advance(20)
+        run.take(Lost(cause=CAUSE, generation=run.snapshot.generation))
+        assert (state(run), armed(run)) == (State.RECONNECTING, {Timer.BACKOFF})
+        before = run.now
+        run.expire()
+        assert 15 <= run.now - before <= 60
+        run.take(Opened(by_state=False))
+        run.take(Synced())
+    assert (state(run), run.snapshot.retries, run.snapshot.outage_seconds(run.now)) == (State.CONNECTED, 0, 0)
+
+
+def test_attempts_that_fail_during_a_pause_are_charged() -> None:
+    run = run_to(State.CONNECTED)
+    pause(run)
+    run.take(Lost(cause=CAUSE))
+    run.expire()
+    spend_the_budget(run)
+    assert run.snapshot.retries == run.policy.backoff.attempts
+
+
+def test_a_pause_without_a_path_is_a_hold() -> None:
+    run = run_to(State.CONNECTED)
+    pause(run)
+    run.world(path_up=False)
+    run.take(Lost(cause=CAUSE))
+    before = run.now
+    run.expire()
+    assert (run.now - before, state(run)) == (60, State.CONNECTING)
+
+
+def test_a_source_that_is_refused_gives_way_to_the_next_and_never_comes_back() -> None:
+    run = DryRun()
+    run.world(sources=3)
+    run.take(Connect())
+    for source in (1, 2):
+        run.take(SourceRefused(cause=CAUSE, generation=run.snapshot.generation))
+        assert (state(run), run.snapshot.source, run.snapshot.retries) == (State.CONNECTING, source, 0)
+    run.take(Opened(by_state=False))
+    run.take(Synced())
+    run.take(Lost(cause=CAUSE))
+    run.advance(60)
+    run.take(Close())
+    run.take(Connect())
+    assert run.effects(Dial)[-1].source == 2
+    run.take(SourceRefused(cause=CAUSE, generation=run.snapshot.generation))
+    assert (state(run), run.snapshot.reason) == (State.EXHAUSTED, "protocol")
+
+
+def test_three_links_an_outage_are_reopened_without_charge() -> None:
+    run = run_to(State.CONNECTED)
+    for _ in range(3):
+        run.take(Reopen(cause=CAUSE, generation=run.snapshot.generation))
+        assert (state(run), run.snapshot.retries) == (State.CONNECTING, 0)
+        run.take(Opened(by_state=False))
+        run.take(Synced())
+    run.take(Reopen(cause=CAUSE, generation=run.snapshot.generation))
+    assert (state(run), run.snapshot.retries) == (State.RECONNECTING, 1)
+
+
+def test_a_link_in_step_without_a_state_asks_for_none() -> None:
+    run = run_to(State.CONNECTING)
+    run.take(Opened(by_state=False))
+    assert (state(run), run.effects(FetchState)) == (State.SYNCING, [])
+
+
+def test_no_state_is_fetched_where_there_is_no_state_call() -> None:
+    run = run_to(State.CONNECTING)
+    run.world(state_call=False)
+    run.take(Opened(by_state=False))
+    run.take(Synced())
+    pause(run)
+    run.advance(200)
+    run.take(Lost(cause=CAUSE))
+    run.expire()
+    spend_the_budget(run)
+    assert run.effects(FetchState) == []
 
 
 # --- what is known of the other side -----------------------------------------------------------------------------
