@@ -27,7 +27,7 @@ LOOP: Final = frozenset({"_loop", "_tasks"})
 _FACTS: Final = LEAVES | {"_facts", "_updates"}
 _SOURCES: Final = _FACTS | LOOP | {"transport"}
 _ENGINE: Final = _SOURCES | {"runner", "sources", "statemachine", "storage"}
-_CONNECTION: Final = _ENGINE | {"_connection", "_options", "protocols"}
+_CONNECTION: Final = _ENGINE | {"_connection", "_options", "_target", "protocols"}
 #: The parts that each part may import. A part is a module or folder directly below `towline`.
 ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     "_exceptions": frozenset(),
@@ -45,7 +45,8 @@ ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     "sources": _SOURCES,
     "engine": _ENGINE,
     "_options": _SOURCES | {"statemachine", "storage"},
-    "_connection": _ENGINE | {"_options", "engine", "protocols"},
+    "_target": _SOURCES | {"protocols", "sources", "storage"},
+    "_connection": _ENGINE | {"_options", "_target", "engine", "protocols"},
     "host": _CONNECTION,
     "server": _CONNECTION,
     "testing": _CONNECTION,
@@ -67,6 +68,7 @@ PURE: Final = frozenset({"protocols", "statemachine"})
 PURE_IMPORTS: Final = frozenset(
     {
         "__future__",
+        "base64",
         "collections",
         "contextlib",
         "dataclasses",
@@ -75,10 +77,12 @@ PURE_IMPORTS: Final = frozenset(
         "functools",
         "hashlib",
         "html",
+        "importlib",
         "json",
         "logging",
         "math",
         "msgspec",
+        "operator",
         "re",
         "transitions",
         "types",

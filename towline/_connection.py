@@ -21,20 +21,18 @@ from anyio import AsyncContextManagerMixin
 from msgspec.structs import replace
 
 from ._exceptions import (
-    AmbiguousJob,
     Cancelled,
     DeadlineExceeded,
     ForbiddenRequest,
     InvalidArgument,
-    RecordMismatch,
     StateUnreachable,
-    TokenRefused,
     TokenStoreError,
     TowlineError,
     UnexpectedFailure,
 )
 from ._facts import CancelWord, GetState, Position, Protocol, RefreshToken
 from ._secret import Secret
+from ._target import Target
 from ._tasks import Tasks, failure_of
 from ._updates import Outcome, Progress, load_outcome
 from .engine.delivery.delivery import Subscription as Subscription
@@ -47,8 +45,8 @@ from .engine.settings import Settings
 from .engine.tokens import Token as Token
 from .engine.tokens import TokenProvider as TokenProvider
 from .engine.tokens import is_usable
-from .protocols.towline import Towline
-from .protocols.wire import NAME
+from .protocols._kept import kept_of
+from .protocols._recording import Observed, Observer
 from .sources import Access, Templates
 from .statemachine import (
     AnyEvent,
@@ -70,7 +68,6 @@ from .statemachine import (
 )
 from .storage import Record, RecordKey, Store, TokenStore
 from .transport import (
-    URL,
     Headers,
     Limits,
     Liveness,
@@ -78,9 +75,7 @@ from .transport import (
     SystemNetwork,
     check_headers,
     check_subprotocols,
-    encode_job_id,
     parse_origin,
-    parse_url,
 )
 from .transport.websocket._handshake import RESERVED
 
@@ -145,6 +140,8 @@ class Connection(AsyncContextManagerMixin):
     - `on_state`, `on_disconnected` (both get a `StateChange`), `on_progress`: plain functions are called at once,
       coroutine functions in order in a task. If one raises, the error is logged and counted. A slow one gets merged
       progress; if it is 256 calls behind, it misses calls.
+    - `observe`: called with each want and what the server said to it, with every known token masked; for recordings.
+      It gets no answers to a token's refresh.
     - `random`, `wall_time`: for tests.
 
     Raises `InvalidArgument` at once for invalid arguments.
@@ -176,6 +173,7 @@ class Connection(AsyncContextManagerMixin):
         on_state: Handler[StateChange] | None = None,
         on_progress: Handler[Progress] | None = None,
         on_disconnected: Handler[StateChange] | None = None,
+        observe: Observer | None = None,
         random: Callable[[], float] = random_module.random,
         wall_time: Callable[[], float] = time.time,
     ) -> None:
@@ -193,32 +191,26 @@ class Connection(AsyncContextManagerMixin):
             network = SystemNetwork(proxy=proxy)
         if token_subprotocol is not None and token_in_query:
             raise InvalidArgument("token_in_query", "pass either token_in_query= or token_subprotocol=, not both")
-        self._target = None if target is None or isinstance(target, str) else target
-        if self._target is not None:
-            _check_alone(
-                headers=headers,
-                subprotocols=subprotocols,
-                token_subprotocol=token_subprotocol,
-                token_in_query=token_in_query,
-                api_origin=api_origin,
-                templates=templates,
-                strict_sync=strict_sync,
-                pipelines=pipelines,
-            )
-        url = target if isinstance(target, str) else None if self._target is None else self._target.url
-        job = _job_of(self._target, job)
         headers = tuple(headers.items() if isinstance(headers, Mapping) else headers)
         check_headers(headers, reserved=RESERVED | {"authorization"})
         subprotocols = check_subprotocols(subprotocols)
         check_subprotocols([] if token_subprotocol is None else [token_subprotocol])
-        self._job = job
-        self._url = url
-        self._allow_insecure = allow_insecure
-        self._api_origin = api_origin
-        if url is not None:
-            self._parse_url(url)
+        own: dict[str, Any] = {
+            "headers": headers,
+            "subprotocols": tuple(subprotocols),
+            "require_state": strict_sync,
+            "results": dict(pipelines or {}),
+        }
+        own = {name: value for name, value in own.items() if value}
+        if token_subprotocol is not None or token_in_query:
+            own["token_in"] = "query" if token_in_query else f"subprotocol:{token_subprotocol}"
         if api_origin is not None:
-            parse_origin(api_origin, allow_insecure=allow_insecure)
+            own["api_origin"] = str(parse_origin(api_origin, allow_insecure=allow_insecure).origin)
+        if api_origin is not None or templates is not None:
+            own |= _paths(templates or Templates())
+        self._target = Target(target, job, own, allow_insecure=allow_insecure)
+        self._job = self._target.job
+        self._allow_insecure = allow_insecure
         self._token = token
         self._token_expires = token_expires
         self._store = store
@@ -229,9 +221,6 @@ class Connection(AsyncContextManagerMixin):
         self._entered = self._left = False
         # Created here, so that `cancel()` works at any moment, even before there is an engine.
         policy = policy or Policy()
-        limit = getattr(self._target, "stall_limit", None)
-        if limit is not None and policy.stall_limit is None:
-            policy = replace(policy, stall_limit=limit)
         self._lifecycle = Lifecycle(policy)
         self._tasks: Tasks | None = None
         self._opening: anyio.CancelScope | None = None
@@ -239,18 +228,7 @@ class Connection(AsyncContextManagerMixin):
         self._limits = limits or Limits()
         self._network = network
         self._ssl = ssl
-        self._templates = templates
-        self._results = dict(pipelines or {})
-        token_in = "header" if token_subprotocol is None else f"subprotocol:{token_subprotocol}"
-        self._protocol: dict[str, Any] = {
-            "token_in": "query" if token_in_query else token_in,
-            "headers": headers,
-            "subprotocols": tuple(subprotocols),
-            "require_state": strict_sync,
-            "results": self._results,
-        }
         self._options: dict[str, Any] = {
-            "policy": policy,
             "provider": token if callable(token) else None,
             "refresh": refresh,
             "on_state": on_state,
@@ -259,6 +237,7 @@ class Connection(AsyncContextManagerMixin):
             "random": random,
             "wall_time": wall_time,
         }
+        self._observe = observe
 
     def __repr__(self) -> str:
         return f"<Connection to job {self._job!r}: {self.state.value}>"
@@ -301,109 +280,62 @@ class Connection(AsyncContextManagerMixin):
 
     async def _resume(self) -> tuple[Settings, Record | None]:
         """Return the settings and the stored record; the record completes the settings."""
-        store, record = self._store, None
-        if self._url is None or (self._token is None and self._target is None):
+        target, store = self._target, self._store
+        record: Record | None = None
+        needed = self._token is None and target.has_token_of_job
+        if target.url is None or needed:
             store = store or TokenStore()
         if store is not None:
             try:
-                record = await self._find_record(store)
+                record = await target.find(store, needed=needed)
             except BaseException as error:
                 failure = await failure_of(error, "the store")
                 # With url and token given, the connection works without the store. The first save reports the problem.
-                at_hand = self._url is not None and (self._token is not None or self._target is not None)
+                at_hand = target.url is not None and not needed
                 if not (at_hand and isinstance(failure, TokenStoreError | UnexpectedFailure)):
                     raise failure  # noqa: B904 - it has its cause
-        text = self._url
-        if text is None:
-            if record is None:
-                raise TokenRefused(f"no record of job {self._job!r}: pass url= and token=")
-            text = _text_parameter(record, "url")
-            if text is None:
-                raise InvalidArgument("url", "the stored record has no URL: pass url=")
-        url = self._parse_url(text)
+        protocol = target.protocol(record)
+        url = target.parse(protocol.url)
         if record is not None:
-            record.for_address(self._name, url.address)
-        origin = self._api_origin
-        if origin is None and record is not None:
-            origin = _text_parameter(record, "api_origin")
-        api = url if origin is None else parse_origin(origin, allow_insecure=self._allow_insecure)
+            record.for_address(protocol.name, url.address)
+        origins = {url.origin}
+        if (other := getattr(protocol, "api_origin", None)) is not None:
+            origins.add(parse_origin(other, allow_insecure=self._allow_insecure).origin)
+        policy, limit = self._policy, getattr(protocol, "stall_limit", None)
+        if limit is not None and policy.stall_limit is None:
+            policy = self._lifecycle.policy = replace(policy, stall_limit=limit)
         options = dict(self._options)
-        if self._token is None:
-            options["refresh"] = True
-        protocol = self._target or self._own_protocol(url, api if origin is not None else None)
         reader = Reader(protocol)
         exchanges = reader.ask(RefreshToken(), Secret("any")) is not None
-        options["refresh"] = options["refresh"] and exchanges
-        options["require_state"] = getattr(protocol, "require_state", False)
-        other = getattr(protocol, "api_origin", None)
-        origins = {url.origin, api.origin}
-        if other is not None:
-            origins.add(parse_origin(other, allow_insecure=self._allow_insecure).origin)
+        options["refresh"] = exchanges and (options["refresh"] or self._token is None)
         access = Access(
             origins=frozenset(origins),
             limits=self._limits,
-            liveness=Liveness(ping_after=self._policy.ping_after, lost_after=self._policy.lost_after),
-            connect_deadline=self._policy.connect_deadline,
+            liveness=Liveness(ping_after=policy.ping_after, lost_after=policy.lost_after),
+            connect_deadline=policy.connect_deadline,
             network=self._network,
             ssl=self._ssl,
             wall_time=options["wall_time"],
             random=options["random"],
         )
-        parameters = {"url": url.whole}
-        if api.origin != url.origin:
-            parameters["api_origin"] = str(api.origin)
-        key = RecordKey(self._name, url.address, self._job)
+        kept = kept_of(protocol)
+        token_of_job = getattr(protocol, "token_of_job", False)
         settings = Settings(
-            protocol=protocol,
+            protocol=protocol if self._observe is None else Observed(protocol, self._observe),
             access=access,
+            policy=policy,
             has_state_call=reader.ask(GetState(), None) is not None,
-            token_required=self._target is None,
-            token_stored=self._target is None or getattr(protocol, "token_of_job", False),
+            require_state=getattr(protocol, "require_state", False),
+            token_required=token_of_job,
+            token_stored=token_of_job,
             store=store,
-            record_key=key,
-            parameters=parameters,
+            record_key=RecordKey(protocol.name, url.address, self._job),
+            parameters=kept.parameters,
+            secrets=kept.secrets,
+            results=getattr(protocol, "results", {}),
             **options,
         )
         return settings, record
-
-    def _parse_url(self, text: str) -> URL:
-        schemes = ("wss", "ws") if self._target is None else ("https", "http", "wss", "ws")
-        return parse_url(text, schemes=schemes, allow_insecure=self._allow_insecure)
-
-    @property
-    def _name(self) -> str:
-        return NAME if self._target is None else self._target.name
-
-    def _own_protocol(self, url: URL, api: URL | None) -> Protocol:
-        templates = self._templates or (Templates.beside(url) if api is None else Templates())
-        return Towline(
-            url.whole,
-            self._job,
-            api_origin=None if api is None else str(api.origin),
-            prefix="",
-            state_path=templates.job_state,
-            refresh_path=templates.token_refresh,
-            cancel_path=templates.cancel,
-            result_path=templates.result,
-            **self._protocol,
-        )
-
-    async def _find_record(self, store: Store) -> Record | None:
-        """Return the job's record at the URL's server; without a URL, the only record with this id."""
-        if self._url is None:
-            found = await store.find(self._job)
-            if len(found) > 1:
-                raise AmbiguousJob(self._job, (record.key.server for record in found))
-            return found[0] if found else None
-        key = RecordKey(self._name, self._parse_url(self._url).address, self._job)
-        record = await store.read(key)
-        if record is None and self._token is None and self._target is None and (found := await store.find(self._job)):
-            others = ", ".join(record.key.server for record in found)
-            raise RecordMismatch(
-                f"job {self._job!r} is on record for {others}, not for {key.server}: pass the URL it was saved for, "
-                "or pass token="
-            )
-        return record
 
     def _begin(self, engine: Engine, record: Record | None) -> None:
         given: Token | None = None
@@ -413,7 +345,7 @@ class Connection(AsyncContextManagerMixin):
             given = Token(record.token, record.expires)
         engine.tokens.give(given)
         if record is not None and record.outcome is not None:
-            engine.start_ended(load_outcome(record.outcome, self._results))
+            engine.start_ended(load_outcome(record.outcome, engine.settings.results))
             return
         engine.start()
         is_new = record is None or (given is not None and record.token != given.secret)
@@ -665,28 +597,15 @@ class Connection(AsyncContextManagerMixin):
         return engine.recorder.recording()
 
 
-def _job_of(target: Protocol | None, job: str | None) -> str:
-    """The job's id, which a protocol knows itself."""
-    if target is None:
-        if job is None:
-            raise InvalidArgument("job", "is missing: pass the job's id, or a protocol that names it")
-        encode_job_id(job)
-        return job
-    if job not in (None, target.job):
-        raise InvalidArgument("job", "the protocol names another job: leave job= out")
-    return target.job
-
-
-def _check_alone(**options: object) -> None:
-    """Raise `InvalidArgument` for an option that belongs to a protocol."""
-    for name, value in options.items():
-        if value:
-            raise InvalidArgument(name, "is a parameter of the protocol: pass it there")
-
-
-def _text_parameter(record: Record, name: str) -> str | None:
-    value = record.parameters.get(name)
-    return value if isinstance(value, str) else None
+def _paths(templates: Templates) -> dict[str, str]:
+    """The paths of the calls as parameters of Towline's own protocol."""
+    return {
+        "prefix": "",
+        "state_path": templates.job_state,
+        "refresh_path": templates.token_refresh,
+        "cancel_path": templates.cancel,
+        "result_path": templates.result,
+    }
 
 
 def _check_token(token: Secret) -> None:

@@ -26,7 +26,8 @@ class Lifecycle:
     """The steps of one connection. It exists before the engine, so that a request works at any moment."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        #: The protocol may add to it before the engine starts.
+        self.policy = policy
         #: Makes the current facts from the host's levels; the engine replaces it.
         self.facts: Callable[[Levels], Facts] = _facts_before_entering
         self.steps: Steps[Snapshot, AnyEvent, AnyEffect, Levels, Entry] = Steps(Snapshot(), Levels(), self._take)
@@ -39,7 +40,7 @@ class Lifecycle:
     def _take(self, before: Snapshot, event: AnyEvent, levels: Levels) -> Taken[Snapshot, AnyEffect, Entry]:
         facts = self.facts(levels)
         try:
-            after, effects, verdict = step(before, event, facts, self._policy)
+            after, effects, verdict = step(before, event, facts, self.policy)
         except ForbiddenRequest as error:
             entry = Entry(event=event, facts=facts, source=before.state, target=before.state, verdict=None)
             return Taken(before, (), entry, error)

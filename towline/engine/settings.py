@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .._facts import Protocol
+from .._secret import Secret
 from .._updates import Progress
 from ..sources import Access
 from ..statemachine import Policy, StateChange
-from ..storage import RecordKey, Store
+from ..storage import Parameter, RecordKey, Store
 from ..transport import parse_url
 from .delivery.handlers import Handler
 from .tokens import TokenProvider
@@ -19,9 +20,10 @@ from .tokens import TokenProvider
 class Settings:
     """The settings of one connection.
 
-    `parameters` is what another process needs to follow the job, besides its id and token. `require_state`: a server
-    that has no state of the job is not accepted. `has_state_call`: the protocol has a request for the state.
-    `token_required`: there must be a token. `token_stored`: the token belongs to the job, so it may be stored.
+    `parameters` and `secrets` are what another process needs to follow the job, besides its id and token.
+    `require_state`: a server that has no state of the job is not accepted. `has_state_call`: the protocol has a request
+    for the state. `token_required`: there must be a token. `token_stored`: the token belongs to the job, so it may be
+    stored. `results` are types of results, by pipeline.
     """
 
     protocol: Protocol
@@ -29,7 +31,9 @@ class Settings:
     policy: Policy
     store: Store | None
     record_key: RecordKey
-    parameters: Mapping[str, str]
+    parameters: Mapping[str, Parameter]
+    secrets: Mapping[str, Secret]
+    results: Mapping[str, type]
     provider: TokenProvider | None
     refresh: bool
     require_state: bool

@@ -1,13 +1,29 @@
 """How to follow a job on each kind of server: pure values that ask and read.
 
 Nothing here opens a connection, reads a clock or draws a random number. A protocol imports facts, updates and leaves
-only, so it may be used without the engine.
+only, so it may be used without the engine. Each is loaded when it is first used.
 """
 
-from .bookstrack import Bookstrack
-from .event_stream import EventStream
-from .messages import Messages
-from .polling import Polling
-from .towline import Towline
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._names import CLASSES, protocol_class
+
+if TYPE_CHECKING:
+    from .bookstrack import Bookstrack
+    from .event_stream import EventStream
+    from .messages import Messages
+    from .polling import Polling
+    from .towline import Towline
+else:
+
+    def __getattr__(name: str) -> type:
+        """Load the protocol whose class has this name."""
+        for protocol, kind in CLASSES.items():
+            if kind == name:
+                return protocol_class(protocol)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = ["Bookstrack", "EventStream", "Messages", "Polling", "Towline"]

@@ -117,6 +117,7 @@ class Towline:
     sources: ClassVar[tuple[Via, ...]] = ("websocket",)
     promise: ClassVar[Promise] = "exact"
     stall_limit: ClassVar[float | None] = None
+    token_of_job: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         path_segment(self.job)

@@ -155,7 +155,8 @@ class Journal:
             if self._is_new:
                 token = self._token
                 secret, expires = (None, None) if token is None or not settings.token_stored else token
-                await self._try(lambda: store.save(key, secret, expires, parameters=settings.parameters))
+                kept = settings.parameters, settings.secrets
+                await self._try(lambda: store.save(key, secret, expires, parameters=kept[0], secrets=kept[1]))
                 self._is_new = self._token is not token
             self._moved, cursor = False, self._position()
             if cursor is not None and cursor != self._saved:
