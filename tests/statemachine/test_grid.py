@@ -143,7 +143,8 @@ TABLE: dict[str, list[str]] = {
         "-", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "-"],
     "stalled": [
         "-", "-", "-",
-        "[paused] = status stall-60; [spoke meanwhile] = stall-119; [limit] exhausted reason-stalled status; = fetch-stall stall-240",
+        "[paused] = status stall-60; [spoke meanwhile] = stall-119; [limit] exhausted reason-stalled status; "
+        "= fetch-stall stall-240",
         "-", "-", "-", "-"],
     "still_silent": ["-", "-", "-", "[two looks] connecting uncharged dial; = no-effects", "-", "-", "-", "-"],
     "job_paused": [

@@ -36,7 +36,8 @@ async def watch_interrupts(
       later follows `cancel()`, which is final; the job keeps running. With a window of 0 that happens at once: use it
       if no one can see a message.
     - A second SIGINT within the window calls `cancel_job()`, and `report` gets the answer or the error. If the job
-      stops or had ended, the connection keeps following until the end. Otherwise, and at one more SIGINT, it is cancelled.
+      stops or had ended, the connection keeps following until the end. Otherwise, and at one more SIGINT, it is
+      cancelled.
     - SIGTERM, and SIGHUP from a closed terminal, cancel without the wait, and `report` is called with "terminated". A
       second signal then changes nothing.
     - A signal that this process was started to ignore stays ignored, as shells expect for `command &` and `nohup`.
