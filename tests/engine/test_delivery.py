@@ -138,6 +138,45 @@ async def test_an_overflow_is_said_and_what_was_lost_is_told_by_the_next_resync(
     assert after == progress(INBOX_LIMIT + 3)
 
 
+@pytest.mark.parametrize("missed", [0, None])
+async def test_the_newest_progress_that_was_lost_follows_the_report(missed: int | None) -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    delivery.give(*(started(seq) for seq in range(1, INBOX_LIMIT)), progress(INBOX_LIMIT), started(INBOX_LIMIT + 1))
+    delivery.give(progress(INBOX_LIMIT + 2), started(INBOX_LIMIT + 3))
+    report = replace(resynced(INBOX_LIMIT + 3), missed=missed)
+    delivery.give(report, progress(INBOX_LIMIT + 4))
+    said, newest, after = await drain(subscription, 3)
+    assert said == replace(
+        report, from_seq=1 if missed == 0 else report.from_seq, missed=None if missed is None else INBOX_LIMIT + 3
+    )
+    # Its place is in the range of the report: it must not move the consumer's position.
+    assert newest == replace(progress(INBOX_LIMIT + 2), seq=None, epoch=None, first_seq=None)
+    assert after == progress(INBOX_LIMIT + 4)
+    assert delivery.position() == Numbered(INBOX_LIMIT + 3, "e")
+
+
+async def test_progress_lost_in_a_former_log_does_not_follow_the_report_of_another() -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    delivery.give(progress(1), *(started(seq) for seq in range(2, INBOX_LIMIT + 2)))
+    delivery.publish([replace(resynced(3), epoch="f"), replace(progress(4), epoch="f")], Numbered(4, "f"))
+    said, after = await drain(subscription, 2)
+    assert isinstance(said, Resynced)
+    assert after == replace(progress(4), epoch="f")
+
+
+async def test_the_newest_progress_that_was_lost_comes_before_the_end() -> None:
+    delivery = Deliveries()
+    subscription = delivery.subscribe(wait=False)
+    delivery.give(progress(1), *(started(seq) for seq in range(2, INBOX_LIMIT + 2)))
+    delivery.finish()
+    said, newest, end = [update async for update in subscription]
+    assert isinstance(said, Resynced)
+    assert newest == replace(progress(1), seq=None, epoch=None, first_seq=None)
+    assert end is END
+
+
 async def test_the_end_arrives_in_an_inbox_that_overflowed_and_says_what_is_missing() -> None:
     delivery = Deliveries()
     subscription = delivery.subscribe(wait=False)

@@ -127,8 +127,8 @@ async def test_a_consumer_too_far_behind_is_told_what_it_missed_and_the_end(foll
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"url": "http://hub/"}, "url"),
-        ({"url": "ws://hub/"}, "url"),
+        ({"target": "http://hub/"}, "url"),
+        ({"target": "ws://hub/"}, "url"),
         ({"job": ".."}, "job"),
         ({"token": ""}, "token"),
         ({"token": b"t1"}, "token: must be text"),
@@ -142,7 +142,7 @@ async def test_a_consumer_too_far_behind_is_told_what_it_missed_and_the_end(foll
 )
 async def test_what_cannot_be_right_is_refused_at_once(options: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidArgument, match=named):
-        Connection(**{"url": "wss://hub/", "job": "j1", "token": "t1", **options})
+        Connection(**{"target": "wss://hub/", "job": "j1", "token": "t1", **options})
 
 
 async def test_before_it_is_entered_nothing_is_lawful_but_cancel(follow: Follow) -> None:

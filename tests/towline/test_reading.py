@@ -11,6 +11,7 @@ import pytest
 
 from towline import (
     Connection,
+    InvalidArgument,
     JobCancelled,
     JobComplete,
     JobFailed,
@@ -267,6 +268,21 @@ async def test_a_result_is_fetched_from_its_url(follow: Follow, envelope: bool, 
             fetched = await line.fetch_result()
             titles = [b.title for b in fetched.books] if pipelines else [b["title"] for b in fetched["books"]]
             assert titles == ["A", "B"]
+
+
+@pytest.mark.parametrize("url", ["http://elsewhere/r", "//elsewhere/r", "http://hub:81/r"])
+async def test_a_result_at_another_origin_is_refused_and_gets_no_token(follow: Follow, url: str) -> None:
+    async with ScriptedServer(numbered=False) as server:
+        server.job("j1", token="t1")
+        async with follow(server) as line:
+            await line.wait_for(State.CONNECTED)
+            server.socket.send_text(message("job_complete", {"resultUrl": url}))
+            await line.result()
+            asked = len(server.requests)
+            with pytest.raises(InvalidArgument, match="another origin") as raised:
+                await line.fetch_result()
+            assert raised.value.name == "url"
+            assert len(server.requests) == asked
 
 
 async def test_a_result_that_came_with_no_message_is_fetched_by_the_template(follow: Follow) -> None:

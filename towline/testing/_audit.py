@@ -48,7 +48,6 @@ class _Auditor:
         self._epochs: list[str] = []
         self._applied: int | None = 0  # None: the follower's position is unknown, because the server keeps no state
         self._count = 0
-        self._after_snapshot = False
         self._ends: list[str] = []
         # The event up to which a snapshot has just been reported: the snapshot's own progress stands there too.
         self._snapshot_at: tuple[str | None, int] | None = None
@@ -64,11 +63,11 @@ class _Auditor:
         shown, self._snapshot_at = self._snapshot_at, None
         if isinstance(update, Resynced):
             self._take_resync(update)
-        elif isinstance(update, Progress) and shown is not None and (update.epoch, update.seq) == shown:
-            pass
+        elif isinstance(update, Progress) and shown is not None and (update.epoch, _first(update)) == shown:
+            # For a slow consumer, the progress of the events after the snapshot may be merged into it.
+            self._applied = update.seq
         elif update.seq is not None and type(update) in _TYPES:
             self._take_event(update, update.seq)
-        self._after_snapshot = isinstance(update, Resynced) and update.kind == "snapshot"
         if isinstance(update, Progress) and update.processed_count is not None:
             if update.processed_count < self._count:
                 self._find(f"{_name(update)} shows {update.processed_count} after {self._count}")
@@ -88,14 +87,10 @@ class _Auditor:
             self._applied = update.to_seq
 
     def _take_event(self, update: AnyUpdate, seq: int) -> None:
-        first = update.first_seq if isinstance(update, Progress) and update.first_seq is not None else seq
+        first = _first(update) or seq
         if self._applied is not None:
             applied = self._seen_before(update.epoch, first)
-            # What a snapshot shows has the number of the last event that the snapshot covers.
-            shows_snapshot = self._after_snapshot and first == applied
-            if shows_snapshot and isinstance(update, Progress) and seq == applied and update.fraction is None:
-                return
-            if first != applied + 1 and not (shows_snapshot and seq > applied):
+            if first != applied + 1:
                 self._find(f"{_name(update)} {first} to {seq} follows {applied}")
         self._applied = seq
         logged = self._types.get((update.epoch or "", seq))
@@ -119,6 +114,11 @@ class _Auditor:
 
     def _find(self, what: str) -> None:
         self.findings.append(what)
+
+
+def _first(update: AnyUpdate) -> int | None:
+    """The first event that an update stands for."""
+    return update.first_seq if isinstance(update, Progress) and update.first_seq is not None else update.seq
 
 
 def _name(update: AnyUpdate) -> str:
