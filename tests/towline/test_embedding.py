@@ -25,6 +25,7 @@ from towline.testing import ScriptedServer
 
 pytestmark = pytest.mark.anyio
 Follow = Callable[..., Connection]
+URL = "ws://hub/ws/progress"
 RESULT = {"books": [], "errors": [], "successRate": "1/1"}
 BACKENDS = ["asyncio", "trio"]
 
@@ -199,19 +200,16 @@ async def test_a_foreign_cancellation_in_the_provider_costs_an_attempt(follow: F
     assert any("Cancelled" in text for text in causes)
 
 
-async def test_a_foreign_cancellation_in_a_protocol_is_its_failure(
-    follow: Follow, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_foreign_cancellation_in_a_protocol_is_its_failure(follow: Follow, server: ScriptedServer) -> None:
     class Own(Towline):
         def read(self, want: Want, received: Received) -> Iterable[Fact]:
             if isinstance(received, Closed):
                 cancelled_result()
             return super().read(want, received)
 
-    monkeypatch.setattr("towline._connection.Towline", Own)
     job = server.job("j1", token="t1")
     job.start()
-    async with follow(server) as line:
+    async with follow(server, url=Own(URL, "j1")) as line:
         await line.wait_for(State.CONNECTED)
         server.socket.close(4000)
         await line.wait_for(State.RECONNECTING, timeout=5)

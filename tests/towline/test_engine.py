@@ -35,6 +35,7 @@ from towline.protocols.towline import Towline
 from towline.testing import Accept, Answer, Drop, Hang, NoAnswer, Reach, ScriptedJob, ScriptedServer, Unreachable
 
 pytestmark = pytest.mark.anyio
+URL = "ws://hub/ws/progress"
 RESULT = {"books": [], "errors": [], "successRate": "1/1"}
 Follow = Callable[..., Connection]
 
@@ -201,18 +202,15 @@ async def test_a_state_that_fails_is_asked_again_on_the_same_socket(follow: Foll
             assert len(server.times("state")) == 2
 
 
-async def test_a_protocol_says_what_a_close_means_and_may_not_break_anything(
-    follow: Follow, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_protocol_says_what_a_close_means_and_may_not_break_anything(follow: Follow) -> None:
     said: list[Any] = [[Means("refused")], ["nonsense"]]
 
     class Own(Towline):
         def read(self, want: Want, received: Received) -> Iterable[Fact]:
             return said.pop() if isinstance(received, Closed) else super().read(want, received)
 
-    monkeypatch.setattr("towline._connection.Towline", Own)
     async with scripted() as (server, _):
-        async with follow(server) as line:
+        async with follow(server, url=Own(URL, "j1")) as line:
             await line.wait_for(State.CONNECTED)
             server.socket.close(4000)
             await line.wait_for(State.RECONNECTING, timeout=5)
@@ -221,18 +219,15 @@ async def test_a_protocol_says_what_a_close_means_and_may_not_break_anything(
             assert (await gave_up(line)).reason == "protocol"
 
 
-async def test_a_protocol_that_fails_costs_attempts_and_is_named(
-    follow: Follow, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_protocol_that_fails_costs_attempts_and_is_named(follow: Follow) -> None:
     class Own(Towline):
         def read(self, want: Want, received: Received) -> Iterable[Fact]:
             if isinstance(received, Message) and "job_progress" in received.data:  # type: ignore[operator]
                 raise ZeroDivisionError
             return super().read(want, received)
 
-    monkeypatch.setattr("towline._connection.Towline", Own)
     async with scripted(numbered=False) as (server, job):
-        async with follow(server, policy=Policy(backoff=Backoff(attempts=1))) as line:
+        async with follow(server, url=Own(URL, "j1"), policy=Policy(backoff=Backoff(attempts=1))) as line:
             for count in (1, 2):
                 await line.wait_for(State.CONNECTED)
                 job.progress(0.5, processed=count)
