@@ -17,6 +17,7 @@ from towline._exceptions import (
     MalformedMessage,
     MessageTooBig,
     NameNotResolved,
+    ProtocolFailed,
     ProtocolViolation,
     ProxyFailed,
     TokenRefused,
@@ -174,6 +175,16 @@ LINES: list[tuple[str, BaseException, Place, dict[str, bool], str]] = [
     ("dns at status", NameNotResolved("host"), STATUS, {}, "nothing"),
     ("timeout at status", DeadlineExceeded("the state", 5), STATUS, {}, "nothing"),
     ("certificate at status", CertificateRejected("host", "expired"), STATUS, {}, "nothing"),
+    *(
+        (f"a protocol that fails at {place.value}", ProtocolFailed("own", "read raised KeyError"), place, {}, expected)
+        for place, expected in {
+            TOKEN: "lost",
+            UPGRADE: "lost",
+            SOCKET: "lost",
+            SYNC: "unavailable",
+            STATUS: "nothing",
+        }.items()
+    ),
 ]
 
 
@@ -223,6 +234,7 @@ def test_marks_of_a_cause() -> None:
         (ProxyFailed("no way"), UPGRADE, "proxy"),
         (TokenRefused(), TOKEN, "token refused"),
         (TokenStoreError("locked"), TOKEN, "token store"),
+        (ProtocolFailed("own", "read raised KeyError"), SOCKET, "protocol"),
         (ValueError(), SOCKET, "error"),
     ],
 )
