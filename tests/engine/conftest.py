@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from towline.engine.settings import Settings
-from towline.protocols.wire import NAME, Codec
-from towline.sources import Templates
+from towline.protocols.towline import Towline
+from towline.sources import Access
 from towline.statemachine import Policy
 from towline.storage import RecordKey
 from towline.testing import virtual_time, virtual_time_backends
-from towline.transport import Limits, parse_url
+from towline.transport import Limits, Liveness, Network, parse_url
 
 
 @pytest.fixture(params=virtual_time_backends())
@@ -27,29 +27,32 @@ def anyio_backend(request: pytest.FixtureRequest) -> object:
 def make_settings() -> Callable[..., Settings]:
     """Settings as `Connection` makes them for the job `j1`, with the given changes."""
 
-    def make_settings(**changes: Any) -> Settings:
+    def make_settings(network: Network | None = None, **changes: Any) -> Settings:
         url = parse_url("ws://hub/ws/progress", allow_insecure=True)
+        protocol = Towline(url.whole, "j1")
+        access = Access(
+            origins=frozenset({url.origin}),
+            limits=Limits(),
+            liveness=Liveness(),
+            connect_deadline=10.0,
+            network=network,
+            ssl=None,
+            wall_time=time.time,
+            random=random.random,
+        )
         usual: dict[str, Any] = {
-            "url": url,
-            "api": url,
-            "job": "j1",
+            "protocol": protocol,
+            "access": access,
             "policy": Policy(),
-            "limits": Limits(),
-            "codec": Codec(),
-            "pipelines": {},
-            "templates": Templates(),
-            "headers": (),
-            "subprotocols": (),
-            "token_subprotocol": None,
-            "token_in_query": False,
-            "ssl": None,
-            "network": None,
             "store": None,
-            "record_key": RecordKey(NAME, url.address, "j1"),
+            "record_key": RecordKey(protocol.name, url.address, "j1"),
+            "parameters": {"url": url.whole},
             "provider": None,
             "refresh": False,
-            "strict_sync": False,
-            "classify": None,
+            "require_state": False,
+            "has_state_call": True,
+            "token_required": True,
+            "token_stored": True,
             "on_state": None,
             "on_progress": None,
             "on_disconnected": None,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
 import anyio
 import msgspec
 import pytest
@@ -22,17 +26,24 @@ from towline import (
     TokenProviderFailed,
     UnexpectedResponse,
 )
+from towline._facts import Ended, Fact, Numbered
+from towline._tasks import Tasks
 from towline._updates import Outcome
 from towline.engine.calls import RequestedCalls
-from towline.engine.tokens import TokenProvider, TokenSource
-from towline.protocols.wire import Codec, JobState
-from towline.sources import JobCalls
+from towline.engine.intake import Intake
+from towline.engine.looks import Looks
+from towline.engine.reader import Reader
+from towline.engine.sequence.sequencer import Sequencer
+from towline.engine.settings import Settings
+from towline.engine.tokens import TokenSource
+from towline.protocols.towline import Towline
 from towline.statemachine import AnyEvent, CancelAccepted, Snapshot
 from towline.testing import Answer, Drop, Hang, Reaction, Request, ScriptedServer
 
 pytestmark = pytest.mark.anyio
 PATH = "/api/jobs/j1/results"
 LIMIT = 1 << 20
+Make = Callable[..., "Asked"]
 
 
 class Asked:
@@ -40,25 +51,30 @@ class Asked:
 
     def __init__(
         self,
-        server: ScriptedServer,
-        *,
-        provider: TokenProvider | None = None,
-        refresh: bool = False,
-        pipelines: dict[str, type] | None = None,
-        outcome: Outcome | None = None,
+        settings: Settings,
+        outcome: Outcome | None,
     ) -> None:
-        calls = JobCalls("http://hub", network=server.network, allow_insecure=True)
-        tokens = TokenSource("j1", calls, provider=provider, refresh=refresh, deadline=30.0, changed=lambda token: None)
+        reader = Reader(settings.protocol)
+        tokens = TokenSource(
+            settings.job,
+            reader,
+            settings.access,
+            provider=settings.provider,
+            refresh=settings.refresh,
+            required=settings.token_required,
+            deadline=30.0,
+            changed=lambda token: None,
+        )
         tokens.give(Token(Secret("t1")))
         self.snapshot = Snapshot(state=State.CONNECTED)
         self.outcome = outcome
         self.posted: list[AnyEvent] = []
-        self.ended: list[JobState] = []
+        self.ended: list[tuple[Fact, ...]] = []
         self.calls = RequestedCalls(
-            "j1",
-            Codec(pipelines),
-            calls,
+            settings,
+            reader,
             tokens,
+            fetch_state=_looks(settings, reader, tokens).fetch,
             snapshot=lambda: self.snapshot,
             outcome=lambda: self.outcome,
             post=self.posted.append,
@@ -71,6 +87,47 @@ class Asked:
         self.calls.give_up()
 
 
+def _looks(settings: Settings, reader: Reader, tokens: TokenSource) -> Looks:
+    """Looks of which only the state call is used: whatever else they would call fails the test."""
+
+    def unused(*args: object, **more: object) -> Any:
+        raise AssertionError("only the state call is made")
+
+    tasks, sequencer = Tasks(), Sequencer(settings.job)
+    intake = Intake(
+        settings.job,
+        reader,
+        sequencer,
+        counts=Counter(),
+        snapshot=unused,
+        post=unused,
+        publish=unused,
+        act=unused,
+        is_current=unused,
+    )
+    return Looks(
+        settings,
+        tasks,
+        reader,
+        tokens,
+        sequencer,
+        intake,
+        snapshot=unused,
+        facts=unused,
+        post=unused,
+        publish=unused,
+        act=unused,
+        failed=unused,
+        finished=unused,
+    )
+
+
+@pytest.fixture
+def make(server: ScriptedServer, make_settings: Callable[..., Settings]) -> Make:
+    """Makes the calls about the job with these settings and this end."""
+    return lambda outcome=None, **settings: Asked(make_settings(server.network, **settings), outcome)
+
+
 def requests(server: ScriptedServer, call: str) -> list[Request]:
     return [request for request in server.requests if request.call == call]
 
@@ -79,8 +136,10 @@ def requests(server: ScriptedServer, call: str) -> list[Request]:
 
 
 @pytest.mark.parametrize("result", [{"books": []}, None, 0])
-async def test_a_result_that_came_with_the_end_needs_no_call(server: ScriptedServer, result: object) -> None:
-    asked = Asked(server, outcome=JobComplete(job="j1", result=result))
+async def test_a_result_that_came_with_the_end_needs_no_call(
+    make: Make, server: ScriptedServer, result: object
+) -> None:
+    asked = make(outcome=JobComplete(job="j1", result=result))
     assert await asked.calls.fetch_result(LIMIT) == result
     assert server.requests == []
 
@@ -90,27 +149,28 @@ async def test_a_result_that_came_with_the_end_needs_no_call(server: ScriptedSer
     JobComplete(job="j1", result_url=f"http://hub{PATH}"),
     JobComplete(job="j1", problem="the server sent no result with the end"),
 ], ids=["path", "url", "usual path"])  # fmt: skip
-async def test_a_result_that_did_not_come_is_fetched(server: ScriptedServer, outcome: JobComplete) -> None:
-    asked = Asked(server, outcome=outcome)
+async def test_a_result_that_did_not_come_is_fetched(make: Make, server: ScriptedServer, outcome: JobComplete) -> None:
+    asked = make(outcome=outcome)
     server.script("results", Answer(body={"data": {"rows": 2}, "metadata": {}}))
     assert await asked.calls.fetch_result(LIMIT) == {"rows": 2}
     (request,) = server.requests
     assert (request.target, request.token) == (PATH, "t1")
 
 
-async def test_a_fetched_result_has_the_type_of_its_pipeline(server: ScriptedServer) -> None:
+async def test_a_fetched_result_has_the_type_of_its_pipeline(make: Make, server: ScriptedServer) -> None:
     class Report(msgspec.Struct):
         rows: int
 
     outcome = JobComplete(job="j1", pipeline="csv_import", result_url=PATH)
-    asked = Asked(server, pipelines={"csv_import": Report}, outcome=outcome)
+    protocol = Towline("ws://hub/ws/progress", "j1", results={"csv_import": Report})
+    asked = make(protocol=protocol, outcome=outcome)
     server.script("results", Answer(body={"rows": 2}))
     assert await asked.calls.fetch_result(LIMIT) == Report(rows=2)
 
 
-async def test_before_the_end_there_is_no_result(server: ScriptedServer) -> None:
+async def test_before_the_end_there_is_no_result(make: Make, server: ScriptedServer) -> None:
     with pytest.raises(StateUnreachable, match=r"the job's result while connected: wait for `result\(\)` first"):
-        await Asked(server).calls.fetch_result(LIMIT)
+        await make().calls.fetch_result(LIMIT)
     assert server.requests == []
 
 
@@ -119,18 +179,20 @@ async def test_before_the_end_there_is_no_result(server: ScriptedServer) -> None
     [(JobFailed(job="j1", code="E", message="broken"), "failed"), (JobCancelled(job="j1"), "was cance")],
 )
 async def test_a_job_that_did_not_complete_has_no_result(
-    server: ScriptedServer, outcome: Outcome, problem: str
+    make: Make, server: ScriptedServer, outcome: Outcome, problem: str
 ) -> None:
     with pytest.raises(StateUnreachable, match=f"the job {problem}.*no result"):
-        await Asked(server, outcome=outcome).calls.fetch_result(LIMIT)
+        await make(outcome=outcome).calls.fetch_result(LIMIT)
     assert server.requests == []
 
 
 @pytest.mark.parametrize("status", [404, 410])
-async def test_a_result_that_the_server_does_not_have_is_a_typed_error(server: ScriptedServer, status: int) -> None:
+async def test_a_result_that_the_server_does_not_have_is_a_typed_error(
+    make: Make, server: ScriptedServer, status: int
+) -> None:
     server.script("results", Answer(status))
     with pytest.raises(StateUnreachable, match=f"the server has none .*{status}") as raised:
-        await Asked(server, outcome=JobComplete(job="j1", result_url=PATH)).calls.fetch_result(LIMIT)
+        await make(outcome=JobComplete(job="j1", result_url=PATH)).calls.fetch_result(LIMIT)
     assert isinstance(raised.value.__cause__, UnexpectedResponse)
 
 
@@ -144,17 +206,17 @@ async def test_a_result_that_the_server_does_not_have_is_a_typed_error(server: S
     ],
 )
 async def test_a_fetch_that_fails_says_why_and_may_be_repeated(
-    server: ScriptedServer, answer: Reaction, error: type[Exception]
+    make: Make, server: ScriptedServer, answer: Reaction, error: type[Exception]
 ) -> None:
-    asked = Asked(server, outcome=JobComplete(job="j1", result_url=PATH))
+    asked = make(outcome=JobComplete(job="j1", result_url=PATH))
     server.script("results", answer, Answer(body=[1]))
     with pytest.raises(error):
         await asked.calls.fetch_result(LIMIT)
     assert await asked.calls.fetch_result(LIMIT) == [1]
 
 
-async def test_the_token_goes_to_no_other_origin(server: ScriptedServer) -> None:
-    asked = Asked(server, outcome=JobComplete(job="j1", result_url="http://elsewhere/result"))
+async def test_the_token_goes_to_no_other_origin(make: Make, server: ScriptedServer) -> None:
+    asked = make(outcome=JobComplete(job="j1", result_url="http://elsewhere/result"))
     with pytest.raises(InvalidArgument, match="another origin"):
         await asked.calls.fetch_result(LIMIT)
     assert server.network.dials == []
@@ -163,8 +225,8 @@ async def test_the_token_goes_to_no_other_origin(server: ScriptedServer) -> None
 # --- the token -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_rejected_token_is_exchanged_and_the_call_made_again(server: ScriptedServer) -> None:
-    asked = Asked(server, refresh=True, outcome=JobComplete(job="j1", result_url=PATH))
+async def test_a_rejected_token_is_exchanged_and_the_call_made_again(make: Make, server: ScriptedServer) -> None:
+    asked = make(refresh=True, outcome=JobComplete(job="j1", result_url=PATH))
     server.script("results", Answer(401), Answer(body=[1]))
     assert await asked.calls.fetch_result(LIMIT) == [1]
     assert [(request.call, request.token) for request in server.requests] == [
@@ -175,12 +237,13 @@ async def test_a_rejected_token_is_exchanged_and_the_call_made_again(server: Scr
 
 
 async def test_a_rejected_token_is_replaced_by_the_provider_for_a_cancel_with_the_same_key(
+    make: Make,
     server: ScriptedServer,
 ) -> None:
     async def provide() -> str:
         return "t2"
 
-    asked = Asked(server, provider=provide)
+    asked = make(provider=provide)
     server.script("cancel", Answer(401), Answer(body={"result": "accepted"}))
     assert await asked.calls.cancel_job() == "accepted"
     first, second = requests(server, "cancel")
@@ -188,36 +251,36 @@ async def test_a_rejected_token_is_replaced_by_the_provider_for_a_cancel_with_th
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
 
 
-async def test_a_token_that_cannot_be_renewed_is_tried_once(server: ScriptedServer) -> None:
+async def test_a_token_that_cannot_be_renewed_is_tried_once(make: Make, server: ScriptedServer) -> None:
     server.revoke("t1")
     with pytest.raises(UnexpectedResponse) as raised:
-        await Asked(server).calls.cancel_job()
+        await make().calls.cancel_job()
     assert raised.value.status == 401
     assert len(server.requests) == 1
 
 
-async def test_a_fresh_token_that_is_rejected_too_is_not_replaced_again(server: ScriptedServer) -> None:
+async def test_a_fresh_token_that_is_rejected_too_is_not_replaced_again(make: Make, server: ScriptedServer) -> None:
     server.always("cancel", Answer(401))
     with pytest.raises(UnexpectedResponse) as raised:
-        await Asked(server, refresh=True).calls.cancel_job()
+        await make(refresh=True).calls.cancel_job()
     assert raised.value.status == 401
     assert [request.call for request in server.requests] == ["cancel", "refresh", "cancel"]
 
 
-async def test_a_provider_that_fails_is_the_error_of_the_call(server: ScriptedServer) -> None:
+async def test_a_provider_that_fails_is_the_error_of_the_call(make: Make, server: ScriptedServer) -> None:
     async def provide() -> str:
         raise KeyError("t1")
 
     server.always("cancel", Answer(401))
     with pytest.raises(TokenProviderFailed, match="raised KeyError"):
-        await Asked(server, provider=provide).calls.cancel_job()
+        await make(provider=provide).calls.cancel_job()
 
 
 # --- cancelling the job ----------------------------------------------------------------------------------------------
 
 
-async def test_an_accepted_cancel_is_an_event_and_no_end(server: ScriptedServer) -> None:
-    asked = Asked(server)
+async def test_an_accepted_cancel_is_an_event_and_no_end(make: Make, server: ScriptedServer) -> None:
+    asked = make()
     assert await asked.calls.cancel_job() == "accepted"
     assert asked.posted == [CancelAccepted()]
     assert asked.ended == []
@@ -225,28 +288,31 @@ async def test_an_accepted_cancel_is_an_event_and_no_end(server: ScriptedServer)
     assert msgspec.json.decode(request.body) == {"jobId": "j1"}
 
 
-async def test_a_cancel_that_the_server_does_not_understand_changes_nothing(server: ScriptedServer) -> None:
-    asked = Asked(server)
+async def test_a_cancel_that_the_server_does_not_understand_changes_nothing(make: Make, server: ScriptedServer) -> None:
+    asked = make()
     server.script("cancel", Answer(body={"result": "perhaps"}))
     assert await asked.calls.cancel_job() == "unknown"
     assert (asked.posted, asked.ended) == ([], [])
     assert len(server.requests) == 1
 
 
-async def test_a_cancel_that_came_too_late_brings_the_end(server: ScriptedServer) -> None:
+async def test_a_cancel_that_came_too_late_brings_the_end(make: Make, server: ScriptedServer) -> None:
     job = server.job("j1", token="t1")
     job.complete({"books": []})
-    asked = Asked(server)
+    asked = make()
     assert await asked.calls.cancel_job() == "too_late"
     assert asked.posted == []
-    (state,) = asked.ended
-    assert state.status == "complete"
-    assert state.seq == 1
+    ((end,),) = asked.ended
+    assert isinstance(end, Ended)
+    assert isinstance(end.outcome, JobComplete)
+    assert (end.outcome.result, end.at) == ({"books": []}, Numbered(1, "e1"))
 
 
 @pytest.mark.parametrize("case", ["the end is known", "not followed", "still running", "no state"])
-async def test_a_cancel_that_came_too_late_brings_no_end_where_none_is_due(server: ScriptedServer, case: str) -> None:
-    asked = Asked(server)
+async def test_a_cancel_that_came_too_late_brings_no_end_where_none_is_due(
+    make: Make, server: ScriptedServer, case: str
+) -> None:
+    asked = make()
     server.script("cancel", Answer(body={"result": "too_late"}))
     if case != "still running":
         server.job("j1", token="t1").complete()
@@ -262,8 +328,8 @@ async def test_a_cancel_that_came_too_late_brings_no_end_where_none_is_due(serve
     assert len(server.times("state")) == 1, "one try"
 
 
-async def test_a_repeat_is_the_same_request_until_it_is_answered(server: ScriptedServer) -> None:
-    asked = Asked(server)
+async def test_a_repeat_is_the_same_request_until_it_is_answered(make: Make, server: ScriptedServer) -> None:
+    asked = make()
     server.script("cancel", Drop(), Answer(503))
     with pytest.raises(NetworkError):
         await asked.calls.cancel_job()
@@ -275,8 +341,8 @@ async def test_a_repeat_is_the_same_request_until_it_is_answered(server: Scripte
     assert keys[0] == keys[1] == keys[2] != keys[3]
 
 
-async def test_two_at_the_same_time_are_one_request_to_the_server(server: ScriptedServer) -> None:
-    asked = Asked(server)
+async def test_two_at_the_same_time_are_one_request_to_the_server(make: Make, server: ScriptedServer) -> None:
+    asked = make()
     answers: list[str] = []
 
     async def cancel() -> None:
@@ -292,8 +358,8 @@ async def test_two_at_the_same_time_are_one_request_to_the_server(server: Script
 # --- giving up -------------------------------------------------------------------------------------------------------
 
 
-async def test_cancelling_the_connection_ends_a_call_that_waits(server: ScriptedServer) -> None:
-    asked = Asked(server)
+async def test_cancelling_the_connection_ends_a_call_that_waits(make: Make, server: ScriptedServer) -> None:
+    asked = make()
     server.script("cancel", Hang())
     async with anyio.create_task_group() as others:
 
@@ -308,16 +374,16 @@ async def test_cancelling_the_connection_ends_a_call_that_waits(server: Scripted
     assert asked.calls._running == set()
 
 
-async def test_a_cancelled_connection_asks_nothing(server: ScriptedServer) -> None:
-    asked = Asked(server)
+async def test_a_cancelled_connection_asks_nothing(make: Make, server: ScriptedServer) -> None:
+    asked = make()
     asked.cancel()
     with pytest.raises(Cancelled, match="make a new Connection"):
         await asked.calls.cancel_job()
     assert server.requests == []
 
 
-async def test_a_cancellation_of_the_caller_is_no_answer(server: ScriptedServer) -> None:
-    asked = Asked(server)
+async def test_a_cancellation_of_the_caller_is_no_answer(make: Make, server: ScriptedServer) -> None:
+    asked = make()
     server.script("cancel", Hang())
     with anyio.move_on_after(1) as waiting:
         await asked.calls.cancel_job()

@@ -1,11 +1,11 @@
-"""What each error means for the lifecycle, alone: errors in, events out, one question about the job at most."""
+"""What each error means for the lifecycle, alone: errors in, events out, one state call at most."""
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -28,14 +28,51 @@ from towline import (
     UnexpectedFailure,
     UnexpectedResponse,
 )
+from towline._exceptions import ProtocolFailed
+from towline._facts import Answer, Closed, Ended, Fact, Follow, GetState, Mark, Meaning, Means, Received, Want
+from towline.engine.attempts import Link
 from towline.engine.failures import Failures
-from towline.engine.recovery import End, Finding
+from towline.engine.reader import Reader
+from towline.engine.sequence.findings import End, Finding
 from towline.engine.settings import Settings
-from towline.statemachine import AnyEvent, AskState, Cause, Lost, Place, Refused, Snapshot, TokenRejected, cause_of
+from towline.protocols.towline import Towline
+from towline.sources import UnusableAnswer
+from towline.statemachine import (
+    Advice,
+    AnyEvent,
+    AskState,
+    Cause,
+    Lost,
+    Place,
+    Refused,
+    Reopen,
+    Snapshot,
+    SourceRefused,
+    TokenRejected,
+    cause_of,
+)
 
 pytestmark = pytest.mark.anyio
 END = End((), JobComplete(job="j1"))
 Make = Callable[..., "Failing"]
+
+
+@dataclass(frozen=True)
+class Saying(Towline):
+    """Reads whatever it is given as `facts`, or raises them, and notes what it was asked to read."""
+
+    facts: Any = ()
+    seen: list[tuple[Want, Received]] = field(default_factory=list)
+
+    def read(self, want: Want, received: Received) -> Iterable[Fact]:
+        self.seen.append((want, received))
+        if isinstance(self.facts, BaseException):
+            raise self.facts
+        return self.facts
+
+
+def saying(*facts: Fact) -> Saying:
+    return Saying("ws://hub/ws/progress", "j1", facts=facts)
 
 
 class Failing:
@@ -44,23 +81,29 @@ class Failing:
     def __init__(self, settings: Settings) -> None:
         self.snapshot = Snapshot(generation=3)
         self.path_up = self.renewable = True
-        self.answered = False
+        self.answered = self.peer_known = False
+        self.retry: float | None = None
+        self.want: Follow | None = Follow("websocket", Mark("m"))
         self.held_end: End | None = None
         self.answer: Lost | Refused | End = END
         self.asked: list[AskState] = []
         self.did: list[tuple[str, object]] = []
         self.failures = Failures(
             settings,
+            Reader(settings.protocol),
+            want=lambda: self.want,
             snapshot=lambda: self.snapshot,
             path_up=lambda: self.path_up,
             renewable=lambda: self.renewable,
             answered=lambda: self.answered,
             held_end=self._take_held_end,
+            end_of=lambda facts: End((), next(fact.outcome for fact in facts if isinstance(fact, Ended))),
             ask_state=self._ask_state,
             act=self._act,
             skip_state=lambda: self.did.append(("skip", None)),
             post=lambda event: self.did.append(("post", event)),
-            report=lambda error: self.did.append(("report", error)),
+            retry=lambda: self.retry,
+            forget_cursor=lambda: self.did.append(("forget cursor", None)),
         )
 
     def _take_held_end(self) -> End | None:
@@ -77,7 +120,9 @@ class Failing:
 
     async def fail(self, error: TowlineError, place: Place, fetch: int | None = None) -> list[tuple[str, object]]:
         """What the error leads to, in the attempt's generation though another may have begun."""
-        self.snapshot = Snapshot(generation=4, cancel_accepted=self.snapshot.cancel_accepted)
+        self.snapshot = Snapshot(
+            generation=4, cancel_accepted=self.snapshot.cancel_accepted, peer_known=self.peer_known
+        )
         await self.failures.failed(error, place, 3, fetch)
         return self.did
 
@@ -134,13 +179,13 @@ async def test_a_state_call_whose_token_is_rejected_names_its_fetch(failing: Mak
 async def test_a_required_state_that_cannot_be_had_is_a_lost_attempt(failing: Make) -> None:
     error = UnexpectedResponse(503, "no")
     lost = Lost(generation=3, fetch=7, cause=cause_of(error, Place.SYNC))
-    assert await failing(strict_sync=True).fail(error, Place.SYNC, fetch=7) == [("post", lost)]
+    assert await failing(require_state=True).fail(error, Place.SYNC, fetch=7) == [("post", lost)]
 
 
 async def test_a_required_state_of_an_unknown_job_is_a_refusal(failing: Make) -> None:
     error = UnexpectedResponse(404, "no")
     refused = Refused(generation=3, fetch=7, reason="gone", cause=cause_of(error, Place.SYNC))
-    assert await failing(strict_sync=True).fail(error, Place.SYNC, fetch=7) == [("post", refused)]
+    assert await failing(require_state=True).fail(error, Place.SYNC, fetch=7) == [("post", refused)]
 
 
 @pytest.mark.parametrize("error", [UnexpectedResponse(404, "no"), UnexpectedResponse(503, "no"), ConnectionBroken("?")])
@@ -236,7 +281,7 @@ async def test_a_message_that_is_too_big_ends_the_attempts_unless_the_job_has_en
 
 
 async def test_an_end_that_a_state_reported_during_a_broken_replay_stands(failing: Make) -> None:
-    one = failing(classify=lambda error: "lost")
+    one = failing(protocol=saying(Means("lost")))
     one.held_end = held = End((), JobCancelled(job="j1"))
     assert await one.fail(ConnectionBroken("reset"), Place.SOCKET) == [("act in 3", held)]
     assert one.asked == []
@@ -250,60 +295,126 @@ async def test_only_a_broken_socket_asks_for_a_held_end(failing: Make, place: Pl
     assert one.held_end is END
 
 
-# --- the application's classifier ------------------------------------------------------------------------------------
+# --- what the protocol says ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", [Place.UPGRADE, Place.SYNC])
-async def test_the_application_classifies_errors_its_own_way(failing: Make, place: Place) -> None:
+@pytest.mark.parametrize("place", [Place.UPGRADE, Place.SOCKET, Place.SYNC, Place.STATUS])
+async def test_the_protocol_decides_what_an_answer_means(failing: Make, place: Place) -> None:
     error = UnexpectedResponse(503, "no")
-    cause = cause_of(error, place)
-    expected: dict[str, AnyEvent] = {
+    cause, by_fetch = cause_of(error, place), place in (Place.SYNC, Place.STATUS)
+    expected: dict[Meaning, AnyEvent] = {
         "lost": Lost(generation=3, fetch=7, cause=cause),
-        "refused": Refused(generation=3, fetch=7, reason="protocol", cause=cause, final=True),
-        "token_rejected": TokenRejected(generation=3, fetch=7, cause=cause, by_fetch=place is Place.SYNC),
+        "auth": TokenRejected(generation=3, fetch=7, cause=cause, by_fetch=by_fetch),
+        "refused": Refused(generation=3, fetch=7, reason="protocol", cause=cause, by_fetch=by_fetch, final=True),
+        "gone": Refused(generation=3, fetch=7, reason="gone", cause=cause, by_fetch=by_fetch),
+        "source": SourceRefused(generation=3, cause=cause),
     }
-    for answer, event in expected.items():
-        seen: list[BaseException] = []
-        one = failing(classify=lambda error, answer=answer, seen=seen: (seen.append(error), answer)[1])
-        assert await one.fail(error, place, fetch=7) == [("post", event)]
-        assert seen == [error]
+    for meaning, event in expected.items():
+        assert await failing(protocol=saying(Means(meaning))).fail(error, place, fetch=7) == [("post", event)]
 
 
-async def test_a_classifier_that_keeps_the_meaning_changes_nothing(failing: Make) -> None:
-    assert await failing(classify=lambda error: None).fail(UnexpectedResponse(503, "no"), Place.SYNC) == [
-        ("skip", None)
+async def test_a_refused_cursor_is_forgotten_and_the_link_opened_anew(failing: Make) -> None:
+    error = ConnectionClosed(4009)
+    assert await failing(protocol=saying(Means("cursor"))).fail(error, Place.SOCKET) == [
+        ("forget cursor", None),
+        ("post", Reopen(generation=3, cause=cause_of(error, Place.SOCKET))),
     ]
 
 
-async def test_a_classifier_is_not_asked_about_looks_and_about_what_the_state_decides(failing: Make) -> None:
-    seen: list[BaseException] = []
-    for error, place in ((UnexpectedResponse(410, "no"), Place.STATUS), (HandshakeRefused(404), Place.UPGRADE)):
-        assert await failing(classify=seen.append).fail(error, place)
-    assert seen == []
+async def test_an_end_of_the_stream_that_ends_the_job_is_looked_up_in_the_state(failing: Make) -> None:
+    one = failing(protocol=saying(Means("ended")))
+    error = ConnectionClosed(1000)
+    assert await one.fail(error, Place.SOCKET) == [("act in 3", END)]
+    assert one.asked == [AskState(otherwise=Lost(cause=cause_of(error, Place.SOCKET)))]
 
 
-@pytest.mark.parametrize("raised", [ZeroDivisionError(), asyncio.CancelledError(), None])
-async def test_a_classifier_that_raises_or_answers_nonsense_is_reported_and_the_meaning_stands(
-    failing: Make, raised: BaseException | None
+async def test_an_end_in_an_answer_stands(failing: Make) -> None:
+    one = failing(protocol=saying(Ended(JobCancelled(job="j1")), Means("refused")))
+    assert await one.fail(HandshakeRefused(410), Place.UPGRADE) == [("act in 3", End((), JobCancelled(job="j1")))]
+    assert one.asked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "place", "want", "received"),
+    [
+        (HandshakeRefused(503), Place.UPGRADE, Follow("websocket", Mark("m")), Answer(503)),
+        (
+            UnusableAnswer(Answer(500, {}, b"x"), "no"),
+            Place.SOCKET,
+            Follow("websocket", Mark("m")),
+            Answer(500, {}, b"x"),
+        ),
+        (ConnectionClosed(4000, "bye"), Place.SOCKET, Follow("websocket", Mark("m")), Closed(4000, "bye")),
+        (ConnectionClosed(1006), Place.SOCKET, Follow("websocket", Mark("m")), Closed()),
+        (ConnectionBroken("reset"), Place.SOCKET, Follow("websocket", Mark("m")), Closed()),
+        (UnexpectedResponse(503, "no"), Place.SYNC, GetState(), Answer(503)),
+        (UnexpectedResponse(503, "no"), Place.STATUS, GetState(), Answer(503)),
+    ],
+)
+async def test_the_protocol_reads_what_the_server_said(
+    failing: Make, error: TowlineError, place: Place, want: Want, received: Received
 ) -> None:
-    def classify(error: BaseException) -> Any:
-        if raised is not None:
-            raise raised
-        return "perhaps"
-
-    error = ConnectionBroken("reset")
-    (report, lost) = await failing(classify=classify).fail(error, Place.SOCKET)
-    assert report[0] == "report"
-    assert report[1] is raised if raised is not None else isinstance(report[1], InvalidArgument)
-    assert lost == ("post", Lost(generation=3, cause=cause_of(error, Place.SOCKET)))
+    protocol = saying()
+    await failing(protocol=protocol).fail(error, place)
+    assert protocol.seen == [(want, received)]
 
 
-async def test_a_classifier_that_ends_the_process_ends_it(failing: Make) -> None:
-    def classify(error: BaseException) -> Any:
-        raise SystemExit(3)
+async def test_where_the_server_said_nothing_the_protocol_reads_nothing(failing: Make) -> None:
+    protocol = saying(Means("gone"))
+    one = failing(protocol=protocol)
+    await one.fail(DeadlineExceeded("a pong", 10), Place.SOCKET)
+    await one.fail(UnexpectedResponse(503, "no"), Place.TOKEN)
+    one.want = None
+    await one.fail(ConnectionBroken("reset"), Place.SOCKET)
+    assert protocol.seen == []
+    assert all(isinstance(event, Lost) for _, event in one.did)
 
-    with pytest.raises(SystemExit):
-        await failing(classify=classify).fail(ConnectionBroken("reset"), Place.SOCKET)
+
+async def test_a_protocol_that_fails_is_named_and_the_usual_meaning_stands(failing: Make) -> None:
+    error = HandshakeRefused(503)
+    one = failing(protocol=Saying("ws://hub/ws/progress", "j1", facts=ZeroDivisionError()))
+    assert await one.fail(error, Place.UPGRADE) == [("post", Lost(generation=3, cause=cause_of(error, Place.UPGRADE)))]
+    assert isinstance(one.failures.last, ProtocolFailed)
+    assert isinstance(one.failures.last.__cause__, ZeroDivisionError)
+
+
+async def test_a_message_that_means_something_for_its_link_is_an_event(failing: Make) -> None:
+    cause = Cause(code="auth", text="the server's message means: auth")
+    one = failing()
+    await one.failures.meant("auth", Link(2))
+    assert one.did == [("post", TokenRejected(generation=2, cause=cause))]
+    assert one.failures.last is None
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("status", [404, 410])
+async def test_a_job_that_a_poll_no_longer_finds_is_gone_if_it_was_there(
+    failing: Make, status: int, known: bool
+) -> None:
+    error = UnusableAnswer(Answer(status), "no state")
+    cause = cause_of(error, Place.SOCKET)
+    one = failing()
+    one.peer_known = known
+    assert await one.fail(error, Place.SOCKET) == [
+        ("post", Refused(generation=3, reason="gone", cause=cause) if known else Lost(generation=3, cause=cause))
+    ]
+
+
+async def test_the_wait_that_a_stream_asked_for_is_the_advice_of_its_end(failing: Make) -> None:
+    for place, retry in ((Place.SOCKET, 9.0), (Place.UPGRADE, None)):
+        one = failing()
+        one.retry = 9.0
+        ((_, event),) = await one.fail(ConnectionBroken("reset"), place)
+        assert isinstance(event, Lost)
+        assert event.cause.advice == (None if retry is None else Advice(retry_after=retry))
+
+
+async def test_the_advice_of_an_error_comes_before_that_of_its_stream(failing: Make) -> None:
+    one = failing()
+    one.retry = 9.0
+    ((_, event),) = await one.fail(UnusableAnswer(Answer(503), "no", retry_after=30.0), Place.SOCKET)
+    assert isinstance(event, Lost)
+    assert event.cause.advice == Advice(retry_after=30.0)
 
 
 # --- the last failure ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from towline import Progress
-from towline.engine.delivery.delivery.handlers import Handlers
+from towline.engine.delivery.handlers import Handlers
 
 pytestmark = pytest.mark.anyio
 

@@ -23,9 +23,9 @@ from towline import (
     State,
     WriteFailed,
 )
+from towline._facts import Mark, Numbered
 from towline._updates import dump_outcome, load_outcome
-from towline.engine.delivery.delivery.journal import dump_cursor, load_cursor
-from towline.engine.recovery import Cursor
+from towline.engine.delivery.journal import dump_cursor, load_cursor
 from towline.storage import Parameter, RecordKey
 from towline.testing import ScriptedServer
 
@@ -57,7 +57,9 @@ class Store(MemoryTokenStore):
         if self.broken:
             raise WriteFailed("the disk is full")
         assert isinstance(cursor, str)
-        self.saves.append((anyio.current_time(), load_cursor(cursor).seq))
+        position = load_cursor(cursor)
+        assert isinstance(position, Numbered)
+        self.saves.append((anyio.current_time(), position.seq))
         return await super().save_cursor(key, cursor)
 
 
@@ -275,9 +277,11 @@ async def test_an_api_of_another_origin_is_kept(follow: Follow, server: Scripted
 
 
 def test_a_position_is_what_was_saved() -> None:
-    assert dump_cursor(Cursor("e1", 7)) == '{"seq":7,"epoch":"e1"}'
-    assert load_cursor(dump_cursor(Cursor("é", 0))) == Cursor("é", 0)
-    for other in ('{"mark":"m"}', "{}", "7", '{"seq":"7","epoch":"e"}'):
+    assert dump_cursor(Numbered(7, "e1")) == '{"seq":7,"epoch":"e1"}'
+    assert dump_cursor(Mark("m")) == '{"mark":"m"}'
+    for position in (Numbered(0, "é"), Numbered(7), Mark("m é"), Mark("")):
+        assert load_cursor(dump_cursor(position)) == position
+    for other in ("{}", "7", '{"mark":7}', '{"seq":"7","epoch":"e"}'):
         with pytest.raises(Damaged, match="position"):
             load_cursor(other)
 

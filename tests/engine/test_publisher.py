@@ -1,4 +1,4 @@
-"""What is delivered, and which events findings mean: a real recovery, a real delivery, real handlers, no engine."""
+"""What is delivered, and which events findings mean: a real sequencer, a real delivery, real handlers, no engine."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ import anyio
 import pytest
 
 from towline import JobCancelled, JobComplete, JobStarted, Progress, Resynced, State
+from towline._facts import Fact, Item, Numbered
+from towline._facts import Snapshot as StateSnapshot
 from towline._tasks import Tasks
 from towline._updates import AnyUpdate
-from towline.engine.delivery.delivery.delivery import INBOX_LIMIT, Delivery
-from towline.engine.delivery.delivery.handlers import Handler, Handlers
-from towline.engine.delivery.delivery.publisher import Publisher
-from towline.engine.recovery import Cursor, End, Gap, Phase, Recovery
-from towline.protocols.wire import JobProgressFrame, JobStartedFrame, JobState, ProgressPayload, StartedPayload
-from towline.statemachine import AnyEvent, Cause, Deliver, GapFound, JobEnded, Snapshot, Synced
+from towline.engine.delivery.delivery import INBOX_LIMIT, Delivery
+from towline.engine.delivery.handlers import Handler, Handlers
+from towline.engine.delivery.publisher import Publisher
+from towline.engine.sequence.findings import End, Gap, Phase
+from towline.engine.sequence.sequencer import Sequencer
+from towline.statemachine import AnyEvent, Cause, Deliver, GapFound, JobEnded, Reopen, Snapshot, Synced
 
 pytestmark = pytest.mark.anyio
 COMPLETE = JobComplete(job="j1", seq=9, epoch="e", result=[])
 
 
-def frame(seq: int) -> JobProgressFrame:
-    payload = ProgressPayload(progress=seq / 10, status="working")
-    return JobProgressFrame(job_id="j1", seq=seq, epoch="e", payload=payload)
+def message(seq: int) -> tuple[Fact, ...]:
+    return (Item(progress(seq), Numbered(seq, "e")),)
+
+
+def state(seq: int) -> tuple[Fact, ...]:
+    return (StateSnapshot((), Numbered(seq, "e")),)
 
 
 def progress(seq: int) -> Progress:
@@ -39,8 +44,9 @@ class Published:
         self.snapshot = Snapshot(state=State.CONNECTED, generation=3)
         self.counts: Counter[str] = Counter()
         self.posted: list[AnyEvent] = []
+        self.reopening_helps = False
         self.log: list[str] = []
-        self.recovery = Recovery("j1")
+        self.sequencer = Sequencer("j1")
         self.delivery = Delivery(
             catch_up=lambda: None,
             moved=lambda: None,
@@ -51,7 +57,7 @@ class Published:
         self.delivery.begin(None)
         self.handlers = Handlers(tasks)
         self.publisher = Publisher(
-            self.recovery,
+            self.sequencer,
             self.delivery,
             self.handlers,
             on_progress=on_progress,
@@ -59,6 +65,7 @@ class Published:
             snapshot=lambda: self.snapshot,
             post=self.posted.append,
             turn=self._turn,
+            reopening_helps=lambda: self.reopening_helps,
         )
 
     @contextmanager
@@ -68,16 +75,16 @@ class Published:
         self.log.append("turn ends")
 
     def sync(self) -> None:
-        """Bring the recovery in step with an empty log, without a trace in what a test looks at."""
-        self.recovery.opened()
-        self.recovery.state(JobState(status="running", seq=0, epoch="e"))
-        self.recovery.release()
-        assert [type(update) for update in self.recovery.take()] == [Resynced]
-        assert self.recovery.phase is Phase.LIVE
+        """Bring the sequencer in step with an empty log, without a trace in what a test looks at."""
+        self.sequencer.opened()
+        self.sequencer.state(state(0))
+        self.sequencer.release()
+        assert [type(update) for update in self.sequencer.take()] == [Resynced]
+        assert self.sequencer.phase is Phase.LIVE
 
     def receive(self, *seqs: int) -> None:
         for seq in seqs:
-            self.publisher.act(self.recovery.frame(frame(seq)), 3)
+            self.publisher.act(self.sequencer.follow(message(seq)), 3)
 
     @property
     def waiting(self) -> list[AnyUpdate]:
@@ -100,7 +107,7 @@ async def test_updates_in_order_are_delivered_with_their_position() -> None:
         at.sync()
         at.receive(1, 2)
         assert at.waiting == [progress(1), progress(2)]
-        assert at.delivery.applied == Cursor("e", 2)
+        assert at.delivery.applied == Numbered(2, "e")
         assert at.counts == {"updates": 2}
         assert at.posted == []
 
@@ -177,11 +184,21 @@ async def test_a_gap_is_an_event_after_the_updates_before_it() -> None:
         assert at.counts == {"updates": 1, "gaps": 1}
 
 
+async def test_a_gap_that_a_new_link_can_fill_opens_one() -> None:
+    async with publishing() as at:
+        at.sync()
+        at.reopening_helps = True
+        at.receive(1, 3)
+        assert at.waiting == [progress(1)]
+        assert at.posted == [Reopen(generation=3, cause=Cause(code="gap", text="expected event 2, got 3"))]
+        assert at.counts == {"updates": 1, "gaps": 1}
+
+
 async def test_a_finding_keeps_the_generation_in_which_it_was_made() -> None:
     async with publishing() as at:
         at.publisher.act(Gap("a gap"), 2)
-        at.recovery.opened()
-        at.publisher.act(at.recovery.unavailable(), 2)
+        at.sequencer.opened()
+        at.publisher.act(at.sequencer.unavailable(), 2)
         assert at.posted == [
             GapFound(generation=2, cause=Cause(code="gap", text="a gap")),
             Synced(generation=2),
@@ -190,10 +207,10 @@ async def test_a_finding_keeps_the_generation_in_which_it_was_made() -> None:
 
 async def test_a_sync_is_an_event_and_its_updates_wait_for_the_release() -> None:
     async with publishing() as at:
-        at.recovery.opened()
+        at.sequencer.opened()
         at.receive(5, 6)
         assert (at.waiting, at.posted) == ([], [])
-        at.publisher.act(at.recovery.state(JobState(status="running", seq=4, epoch="e")), 3)
+        at.publisher.act(at.sequencer.state(state(4)), 3)
         assert at.posted == [Synced(generation=3)]
         assert at.waiting == []
         at.publisher.release_buffer()
@@ -206,9 +223,9 @@ async def test_a_sync_is_an_event_and_its_updates_wait_for_the_release() -> None
 
 async def test_a_gap_among_the_buffered_frames_is_found_at_the_release() -> None:
     async with publishing() as at:
-        at.recovery.opened()
+        at.sequencer.opened()
         at.receive(5, 7)
-        at.publisher.act(at.recovery.state(JobState(status="running", seq=4, epoch="e")), 3)
+        at.publisher.act(at.sequencer.state(state(4)), 3)
         at.snapshot = Snapshot(state=State.CONNECTED, generation=4)
         at.publisher.release_buffer()
         assert [update.seq for update in at.waiting] == [4, 5]
@@ -220,7 +237,7 @@ async def test_a_gap_among_the_buffered_frames_is_found_at_the_release() -> None
 
 async def test_a_skipped_state_finishes_the_sync_and_says_that_there_is_none() -> None:
     async with publishing() as at:
-        at.recovery.opened()
+        at.sequencer.opened()
         at.publisher.skip_state()
         assert at.posted == [Synced(generation=3)]
         at.publisher.release_buffer()
@@ -269,11 +286,11 @@ async def test_an_assumed_end_brings_the_buffered_frames_that_fit_first() -> Non
     async with publishing() as at:
         at.sync()
         at.receive(1)
-        at.recovery.opened()
+        at.sequencer.opened()
         at.receive(2, 3, 5)
         at.publisher.deliver(Deliver(outcome="canceled"))
         assert at.waiting == [progress(1), progress(2), progress(3), JobCancelled(job="j1", assumed=True)]
-        assert at.delivery.applied == Cursor("e", 3)
+        assert at.delivery.applied == Numbered(3, "e")
 
 
 # --- a consumer that is too far behind -------------------------------------------------------------------------------
@@ -284,8 +301,8 @@ async def test_a_consumer_that_is_too_far_behind_is_a_gap() -> None:
         at.sync()
         subscription = at.delivery.subscribe(wait=False)
         for seq in range(1, INBOX_LIMIT + 2):
-            started = JobStartedFrame(job_id="j1", seq=seq, epoch="e", payload=StartedPayload())
-            at.publisher.act(at.recovery.frame(started), 3)
+            started = Item(JobStarted(job="j1", seq=seq, epoch="e"), Numbered(seq, "e"))
+            at.publisher.act(at.sequencer.follow((started,)), 3)
         (event,) = at.posted
         assert isinstance(event, GapFound)
         assert event.generation == 3

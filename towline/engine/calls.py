@@ -16,7 +16,7 @@ from .._tasks import failure_of
 from .._updates import JobComplete, JobFailed, Outcome
 from ..sources import UnusableAnswer, call
 from ..statemachine import AnyEvent, CancelAccepted, Snapshot, State
-from .looks import Looks, StateFacts, has_ended
+from .looks import StateFacts, has_ended
 from .reader import Reader
 from .settings import Settings
 from .tokens import TokenSource
@@ -35,13 +35,14 @@ _MAX_ANSWER: Final = 1 << 20
 class RequestedCalls:
     """Makes the calls, and repeats one with a fresh token if the server rejects the current one.
 
-    `ended` gets the state of a job that has ended.
+    `fetch_state` makes the state call once, with a token and a deadline in seconds. `ended` gets the state of a job
+    that has ended.
     """
 
     __slots__ = (
         "_cancel_key",
         "_ended",
-        "_looks",
+        "_fetch_state",
         "_outcome",
         "_post",
         "_reader",
@@ -56,8 +57,8 @@ class RequestedCalls:
         settings: Settings,
         reader: Reader,
         tokens: TokenSource,
-        looks: Looks,
         *,
+        fetch_state: Callable[[Secret | None, float], Awaitable[StateFacts]],
         snapshot: Callable[[], Snapshot],
         outcome: Callable[[], Outcome | None],
         post: Callable[[AnyEvent], object],
@@ -66,7 +67,7 @@ class RequestedCalls:
         self._settings = settings
         self._reader = reader
         self._tokens = tokens
-        self._looks = looks
+        self._fetch_state = fetch_state
         self._snapshot = snapshot
         self._outcome = outcome
         self._post = post
@@ -132,7 +133,7 @@ class RequestedCalls:
             # The job has ended already: its state says how, in any state of the link.
             with suppress(TowlineError):
                 deadline = self._settings.policy.fetch_deadline
-                state = await self._with_token(lambda token: self._looks.fetch(token, deadline))
+                state = await self._with_token(lambda token: self._fetch_state(token, deadline))
                 if has_ended(state) and self._outcome() is None and self._snapshot().state is not State.IDLE:
                     self._ended(state)
         return answer

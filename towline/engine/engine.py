@@ -209,7 +209,7 @@ class Engine:
             settings,
             reader,
             self.tokens,
-            self.looks,
+            fetch_state=self.looks.fetch,
             snapshot=self._snapshot,
             outcome=lambda: self.outcome,
             post=post,

@@ -202,4 +202,4 @@ class Failures:
         if isinstance(meaning, Unavailable):
             self._skip_state()
         elif isinstance(meaning, Lost | Refused | TokenRejected):
-            self._post(replace(meaning, generation=generation, fetch=fetch))
+            self._post(replace(meaning, generation=generation, fetch=fetch, cause=cause))

@@ -190,7 +190,10 @@ class Looks:
         try:
             if patient:
                 return await self._fetched_patiently(await self._tokens.get(fresh=effect.fresh_token))
-            return await self.fetch(self._tokens.held, self._settings.policy.status_deadline)
+            token = self._tokens.held
+            if token is None and (self._settings.token_required or self._settings.provider is not None):
+                return StateUnreachable("the job's state", "without a token")
+            return await self.fetch(token, self._settings.policy.status_deadline)
         except BaseException as error:
             return await failure_of(error, "a state call")
 
