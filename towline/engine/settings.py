@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .._facts import Protocol
 from .._secret import Secret
@@ -32,8 +32,8 @@ class Settings:
     store: Store | None
     record_key: RecordKey
     parameters: Mapping[str, Parameter]
-    secrets: Mapping[str, Secret]
-    results: Mapping[str, type]
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    results: Mapping[str, type] = field(default_factory=dict)
     provider: TokenProvider | None
     refresh: bool
     require_state: bool
