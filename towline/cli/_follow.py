@@ -6,7 +6,7 @@ import codecs
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -28,7 +28,8 @@ from ..statemachine import Policy
 from ..storage import RecordKey, TokenStore
 from ..transport import Upload, parse_url
 from ._exit import ExitCode, code_of
-from ._output_file import output_file
+from ._output_file import output_file, recording_file
+from ._protocol import FieldsOption, ProtocolOption, chosen_protocol
 from ._view import View, chosen_view
 
 #: The hub's call that starts an import (docs/hub.md).
@@ -56,6 +57,10 @@ TokenFileOption = Annotated[
 ]
 HistoryOption = Annotated[
     Path | None, typer.Option("--history", help="Write the history to this file, for `towline trace`.")
+]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option("--record", help="Write what the server says to this file, without tokens: a recording."),
 ]
 _DEFAULTS: Final = Policy()
 
@@ -109,11 +114,16 @@ def import_csv(
 
 
 def watch(
-    job: Annotated[str, typer.Argument(help="Id of the job; write -- before an id that starts with a dash.")],
+    job: Annotated[
+        str | None,
+        typer.Argument(help="Id of the job; write -- before an id that starts with a dash. Some protocols know it."),
+    ] = None,
+    protocol: ProtocolOption = None,
     url: Annotated[
         str | None,
-        typer.Option("--url", help="URL of the job's stream: ws(s)://… Default: the stored one, if there is only one."),
+        typer.Option("--url", help="URL of the job: ws(s)://… Default: the stored one, if there is only one."),
     ] = None,
+    given: FieldsOption = None,
     token_file: TokenFileOption = None,
     json: JsonOption = False,
     store: StoreOption = None,
@@ -122,24 +132,31 @@ def watch(
     ping_after: PingOption = _DEFAULTS.ping_after,
     lost_after: LostOption = _DEFAULTS.lost_after,
     history: HistoryOption = None,
+    record: RecordOption = None,
 ) -> None:
     """`towline watch`."""
-    with output_file(history) as write_history:
+    chosen = chosen_protocol(protocol, url, job, given or [])
+    if job is None and chosen is None:
+        raise InvalidArgument("job", "is missing: pass JOB")
+    with output_file(history) as write_history, recording_file(record) as observe:
         token = given_token(token_file)
         policy = Policy(ping_after=ping_after, lost_after=lost_after)
 
         async def run() -> ExitCode:
             with chosen_view(json=json) as view:
                 line = Connection(
-                    url,
+                    url if chosen is None else chosen,
                     job=job,
                     token=token,
                     store=TokenStore(store),
                     allow_insecure=allow_insecure,
                     policy=policy,
                     on_state=view.state,
+                    observe=observe,
                 )
-                resume = resume_command(job, store, url, allow_insecure=allow_insecure)
+                resume = resume_command(
+                    job, store, url, allow_insecure=allow_insecure, protocol=protocol, given=given or []
+                )
                 return await _follow(line, view, write_history, resume)
 
         code = anyio.run(run, backend=backend)
@@ -199,16 +216,31 @@ async def _follow(line: Connection, view: View, write_history: Callable[[bytes],
     return ExitCode.INTERRUPTED if line.outcome is None else code_of(line.outcome)
 
 
-def resume_command(job: str, store: Path | None, url: str | None = None, *, allow_insecure: bool = False) -> str:
-    """Make the command that follows a stored job, from any folder.
+def resume_command(
+    job: str | None,
+    store: Path | None,
+    url: str | None = None,
+    *,
+    allow_insecure: bool = False,
+    protocol: str | None = None,
+    given: Sequence[str] = (),
+) -> str:
+    """Make the command that follows the job again, from any folder.
 
-    A URL that the user had to give is needed again, but one with a query is not printed: it may hold a secret.
+    A URL that the user had to give is needed again, but its query is not printed: it may hold a secret. The record has
+    the whole URL, so for a built-in protocol the job's id is enough then.
     """
     options = ["--allow-insecure"] if allow_insecure else []
-    if url is not None and "?" not in url:
-        options += ["--url", url]
+    is_own = protocol is not None and ":" in protocol
+    if is_own or url is None or "?" not in url:
+        options += [] if protocol is None else ["--protocol", protocol]
+        options += [] if url is None else ["--url", url.partition("?")[0] + ("?..." if "?" in url else "")]
+        for text in given:
+            options += ["-p", text]
     if store is not None:
         options += ["--store", str(store.absolute())]
+    if job is None:
+        return shlex.join(["towline", "watch", *options])
     # `--` lets an id start with a dash.
     return shlex.join(["towline", "watch", *([*options, "--", job] if job.startswith("-") else [job, *options])])
 
