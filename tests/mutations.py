@@ -229,17 +229,17 @@ MUTATIONS = (
     ),
     Mutation(
         "a state behind what was shown is believed",
-        "towline/engine/recovery.py",
-        "refused = reported.seq < applied.seq",
-        "refused = False",
-        ("tests/towline",),
+        "towline/engine/sequence/sequencer.py",
+        "refused=reported.seq < before)",
+        "refused=False)",
+        ("tests/towline/test_sequencer.py",),
     ),
     Mutation(
         "a repeated event is handed on",
-        "towline/engine/recovery.py",
-        "return self.applied.epoch == item.epoch and item.first == self.applied.seq + 1",
-        "return self.applied.epoch == item.epoch and item.last >= self.applied.seq",
-        ("tests/towline",),
+        "towline/engine/sequence/order.py",
+        "return self.is_same_log(item.at) and item.first == self.seq + 1",
+        "return self.is_same_log(item.at) and item.last >= self.seq",
+        ("tests/towline/test_sequencer.py", "tests/towline/test_sequencer_parts.py"),
     ),
 )
 

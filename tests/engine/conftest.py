@@ -47,6 +47,8 @@ def make_settings() -> Callable[..., Settings]:
             "store": None,
             "record_key": RecordKey(protocol.name, url.address, "j1"),
             "parameters": {"url": url.whole},
+            "secrets": {},
+            "results": {},
             "provider": None,
             "refresh": False,
             "require_state": False,

@@ -189,10 +189,13 @@ async def test_a_token_for_another_server_is_not_used(server: ScriptedServer, ot
 
 async def test_a_record_is_used_only_where_its_key_says(server: ScriptedServer) -> None:
     """What a program saved with a URL of another server than its address, or for a protocol that this is not."""
-    for other in (key("j1", "http://hub:80/other"), key("j1", protocol="x")):
+    for other, error, problem in (
+        (key("j1", "http://hub:80/other"), RecordMismatch, "not of towline at http://hub:80/ws/progress"),
+        (key("j1", protocol="x"), InvalidArgument, "the protocol x .*: pass the protocol again"),
+    ):
         store = Store()
         await store.save(other, "hunter2", parameters={"url": "ws://hub/ws/progress"})
-        with pytest.raises(RecordMismatch, match="not of towline at http://hub:80/ws/progress"):
+        with pytest.raises(error, match=problem):
             async with Connection(job="j1", store=store, network=server.network, allow_insecure=True):
                 pass
     assert server.network.dials == []
@@ -270,7 +273,7 @@ async def test_an_api_of_another_origin_is_kept(follow: Follow, server: Scripted
         await line.wait_for(State.CONNECTED)
     record = await store.read(key("j1"))
     assert record is not None
-    assert dict(record.parameters) == {"url": "ws://hub/ws/progress", "api_origin": "http://api:80"}
+    assert dict(record.parameters) == {"url": "ws://hub/ws/progress", "api_origin": "http://api:80", "prefix": ""}
     async with Connection(job="j1", store=store, network=server.network, allow_insecure=True) as line:
         await line.wait_for(State.CONNECTED)
     assert [dial.host for dial in server.network.dials].count("api") == 2

@@ -18,9 +18,12 @@ import pytest
 from anyio.abc import SocketAttribute, SocketStream
 from wsproto.utilities import generate_accept_token
 
-from towline import HandshakeRefused, MalformedMessage, MessageTooBig, ProtocolViolation, Secret
-from towline.engine.recovery import End, Recovery, Synced
-from towline.protocols.wire import Codec, JobState
+from towline import HandshakeRefused, MalformedMessage, MessageTooBig, Progress, ProtocolViolation, Secret
+from towline._facts import Follow, Message, Numbered, Snapshot
+from towline.engine.reader import Reader
+from towline.engine.sequence.findings import End, Synced
+from towline.engine.sequence.sequencer import Sequencer
+from towline.protocols.towline import Towline
 from towline.sources import JobCalls
 from towline.transport import Limits, WebSocketProtocol, open_websocket
 
@@ -121,13 +124,11 @@ def session(rng: random.Random, framing: ModuleType) -> bytes:
     return wire + (framing.frame(8, b"\x03\xe8") if rng.random() < 0.5 else b"")
 
 
-def updates_of(pieces: Iterator[bytes], codec: Codec) -> tuple[list[Any], object]:
+def updates_of(pieces: Iterator[bytes], reader: Reader) -> tuple[list[Any], object]:
     """The updates and findings that the bytes come to, and how the socket ended."""
-    protocol, recovery = (
-        WebSocketProtocol(limits=Limits(), entropy=lambda size: bytes(size)),
-        Recovery("j1", codec=codec),
-    )
-    recovery.opened()
+    protocol, sequencer = WebSocketProtocol(limits=Limits(), entropy=lambda size: bytes(size)), Sequencer("j1")
+    sequencer.opened()
+    want, state = Follow("websocket"), Snapshot((Progress(fraction=None, processed_count=1),), Numbered(1, "e1"))
     told: list[Any] = []
     begun = False
     for piece in pieces:
@@ -136,16 +137,17 @@ def updates_of(pieces: Iterator[bytes], codec: Codec) -> tuple[list[Any], object
             messages += protocol.receive_data(b"")
         for message in messages:
             try:
-                finding = recovery.frame(codec.decode(message))
+                finding = sequencer.follow(reader.read(want, Message(message)))
             except MalformedMessage as error:
-                finding = recovery.malformed(error)
-            told += recovery.take()
+                told.append(str(error))
+                finding = None
+            told += sequencer.take()
             if not begun:  # after the first message the state comes in, wherever the cut is
                 begun = True
-                told.append(recovery.state(JobState(status="running", seq=1, epoch="e1", processed_count=1)))
-                told += recovery.take()
-                told.append(recovery.release())
-                told += recovery.take()
+                told.append(sequencer.state((state,)))
+                told += sequencer.take()
+                told.append(sequencer.release())
+                told += sequencer.take()
             if isinstance(finding, End):
                 told += [*finding.before, finding.outcome]
             elif finding is not None and not isinstance(finding, Synced):
@@ -157,13 +159,13 @@ def updates_of(pieces: Iterator[bytes], codec: Codec) -> tuple[list[Any], object
 @pytest.mark.promises("P3", "the same bytes give the same updates, however they are cut", "100,000: 0 differ")
 def test_the_same_updates_however_it_is_cut(load: Load, count: Count, reached: Tell) -> None:
     framing = load("transport/test_framing.py")
-    codec, updates, differ = Codec(), 0, list[int]()
+    reader, updates, differ = Reader(Towline("ws://hub/ws/progress", "j1")), 0, list[int]()
     for seed in range(count(100_000)):
         rng = random.Random(seed)
         wire = session(rng, framing)
-        whole = updates_of(iter([wire]), codec)
+        whole = updates_of(iter([wire]), reader)
         updates += len(whole[0])
-        if updates_of(framing.random_cuts(rng, wire), codec) != whole:
+        if updates_of(framing.random_cuts(rng, wire), reader) != whole:
             differ.append(seed)
     reached(f"{count(100_000):,} sessions, {updates:,} updates: {len(differ)} differ")
     assert not differ

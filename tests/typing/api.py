@@ -6,6 +6,7 @@ from typing import assert_type
 
 import towline
 from towline import AnyUpdate, Connection, JobComplete, JobFailed, Outcome, Progress, Resynced, State, Subscription
+from towline._facts import Position
 from towline.blocking import Connection as BlockingConnection
 from towline.statemachine import Recording
 
@@ -64,7 +65,7 @@ async def follow() -> None:
         line.connect(token="another")
         line.retry()
         line.report_path(True, "eth0")
-        assert_type(line.statistics().cursor, tuple[str, int] | None)
+        assert_type(line.statistics().cursor, Position | None)
         assert_type(line.history(), Recording)
         await line.aclose()
 
