@@ -157,8 +157,8 @@ MUTATIONS = (
     Mutation(
         "the outage clock runs on during a hold",
         "statemachine/lifecycle/_actions.py",
-        "    draft.stop_clock()\n    draft.disarm(Timer.OUTAGE)",
-        "    draft.disarm(Timer.OUTAGE)",
+        "draft.after.hold_until\n    draft.stop_clock()\n",
+        "draft.after.hold_until\n",
     ),
     Mutation(
         "a rejected token is tried for ever",
