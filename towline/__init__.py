@@ -50,6 +50,7 @@ from ._exceptions import (
     WrongKey,
 )
 from ._secret import Secret
+from ._templates import Templates
 from ._text import escape
 from ._updates import (
     AnyUpdate,
@@ -65,7 +66,6 @@ from ._updates import (
     Stalled,
     Update,
 )
-from .sources import Templates
 from .statemachine import Backoff, Cause, Policy, Recording, State, StateChange
 from .storage import MemoryTokenStore, Store, TokenStore
 from .transport import Limits, Network, WebSocket, open_websocket

@@ -34,6 +34,7 @@ from ._facts import CancelWord, GetState, Position, Protocol, RefreshToken
 from ._secret import Secret
 from ._target import Target
 from ._tasks import Tasks, failure_of
+from ._templates import Templates
 from ._updates import Outcome, Progress, load_outcome
 from .engine.delivery.delivery import Subscription as Subscription
 from .engine.delivery.handlers import Handler
@@ -47,7 +48,7 @@ from .engine.tokens import TokenProvider as TokenProvider
 from .engine.tokens import is_usable
 from .protocols._kept import kept_of
 from .protocols._recording import Observed, Observer
-from .sources import Access, Templates
+from .sources import Access
 from .statemachine import (
     AnyEvent,
     Background,

@@ -17,7 +17,7 @@ import anyio.to_thread
 import pytest
 
 import towline
-from towline.sources import JobCalls, StartedJob
+from towline.cli._start import StartedJob, start_job
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDE = ROOT / "docs" / "guide.md"
@@ -51,7 +51,7 @@ def same_log_level() -> Iterator[None]:
 
 async def start(hub: str) -> StartedJob:
     table = b"title,author\n" + b"Emma,Jane Austen\n" * 20
-    return await JobCalls(hub).start_job("/api/imports/csv", table)
+    return await start_job(f"{hub}/api/imports/csv", table)
 
 
 @pytest.mark.anyio

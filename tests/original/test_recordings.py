@@ -13,7 +13,7 @@ from recordings import JOB, Recording
 from stand_in import StandIn
 
 from towline import Exhausted, JobCancelled, JobComplete, JobFailed, Outcome, Policy, Secret, State, Templates
-from towline.sources import JobCalls
+from towline.cli._start import start_job
 
 TEMPLATES = Templates(cancel="/api/enrichment/cancel")
 
@@ -117,8 +117,8 @@ async def test_the_result_is_fetched(name: str, backend: Callable[..., StandIn])
 @pytest.mark.parametrize("name", ["first-csv", "first-scan", "newest-csv", "newest-scan"])
 async def test_the_answer_to_the_start_is_read(name: str, backend: Callable[..., StandIn]) -> None:
     async with backend(name) as server:
-        calls = JobCalls("http://backend", network=server.network, allow_insecure=True)
-        started = await calls.start_job(Recording(name).entries[0]["path"], b"")
+        url = "http://backend" + Recording(name).entries[0]["path"]
+        started = await start_job(url, b"", network=server.network, allow_insecure=True)
         assert (started.job, started.token) == (JOB, Secret(server.token))
 
 

@@ -11,8 +11,7 @@ import httpx
 import pytest
 import uvicorn
 
-from towline.sources import Templates
-from towline.transport import parse_url
+from towline import Templates
 
 PAGE = Path(__file__).parents[2] / "docs" / "hub.md"
 
@@ -42,9 +41,9 @@ def test_the_program_of_the_page(
             assert outcome.code == "NOT_A_NUMBER"
             with httpx.Client() as other:
                 described = other.get(f"http://127.0.0.1:{port}/jobs/openapi.json").json()
-            calls = Templates.beside(parse_url("ws://127.0.0.1/jobs/ws/progress"))
+            calls = Templates()
             paths = (calls.job_state, calls.token_refresh, calls.cancel, calls.result)
-            told = {path.removeprefix("/jobs").replace("{job}", "{job_id}") for path in paths}
+            told = {path.replace("{job}", "{job_id}") for path in paths}
             assert {"/api/sum", *told} <= set(described["paths"])
     finally:
         server.should_exit = True

@@ -36,13 +36,14 @@ _numbers = itertools.count()
 
 START = """
 import sys, anyio
-from towline.transport import JobCalls, Upload
+from towline.cli._start import start_job
+from towline.transport import Upload
 
 async def main():
     csv = sys.stdin.buffer.read()
     async def pieces():
         yield csv
-    job = await JobCalls(f"ws://127.0.0.1:{sys.argv[1]}").start_job("/api/imports/csv", Upload(pieces(), len(csv)))
+    job = await start_job(f"http://127.0.0.1:{sys.argv[1]}/api/imports/csv", Upload(pieces(), len(csv)))
     print(job.job, job.token.reveal())
 
 anyio.run(main)

@@ -25,7 +25,7 @@ import pytest
 import towline
 import towline.blocking
 from towline import State
-from towline.sources import JobCalls, StartedJob
+from towline.cli._start import StartedJob, start_job
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 POLICY = towline.Policy(grace=0.1, dial_spacing=0.1)
@@ -41,7 +41,7 @@ class Following:
 
     def __init__(self, hub: str) -> None:
         body = b"title,author,isbn\n" + b"Emma,Jane Austen,9780141439587\n" * ROWS
-        self.job: StartedJob = anyio.run(JobCalls(hub).start_job, "/api/imports/csv", body)
+        self.job: StartedJob = anyio.run(start_job, f"{hub}/api/imports/csv", body)
         self.url = hub.replace("http", "ws", 1) + "/ws/progress"
         self.updates: list[towline.AnyUpdate] = []
         self.states: list[State] = []

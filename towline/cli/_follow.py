@@ -21,15 +21,15 @@ from .._secret import Secret
 from .._text import escape
 from ..host._attach import attach
 from ..host._interrupts import WINDOW, Interruption, watch_interrupts
+from ..protocols.towline import PROGRESS_PATH
 from ..protocols.wire import NAME
-from ..sources import JobCalls
-from ..sources.job_calls import PROGRESS_PATH
 from ..statemachine import Policy
 from ..storage import RecordKey, TokenStore
 from ..transport import Upload, parse_url
 from ._exit import ExitCode, code_of
 from ._output_file import output_file, recording_file
 from ._protocol import FieldsOption, ProtocolOption, chosen_protocol
+from ._start import start_job
 from ._view import View, chosen_view
 
 #: The hub's call that starts an import (docs/hub.md).
@@ -89,7 +89,7 @@ def import_csv(
 
         async def run() -> ExitCode:
             size = (await anyio.Path(file).stat()).st_size
-            started = await JobCalls(hub).start_job(path + IMPORT_PATH, Upload(_pieces(file), size))
+            started = await start_job(hub.at(path + IMPORT_PATH), Upload(_pieces(file), size))
             with chosen_view(json=json) as view:
                 view.note(type="job", job=started.job)
                 if detach:

@@ -8,8 +8,8 @@ from typing import Final
 
 import typer
 
+from ..protocols.towline import PROGRESS_PATH
 from ..protocols.wire import NAME
-from ..sources.job_calls import PROGRESS_PATH
 from ..storage import RecordKey, TokenStore
 from ..transport import parse_url
 from ._follow import resume_command

@@ -15,7 +15,6 @@ from .access import Access
 from .answers import UnusableAnswer, received_of
 from .call import Called, call
 from .event_stream import EventStreamSource
-from .job_calls import JobCalls, RefreshedToken, StartedJob, Templates
 from .poll import PollSource
 from .websocket import WebSocketSource
 
@@ -69,11 +68,7 @@ async def open_source(asked: Request, access: Access, again: Callable[[], Awaita
 __all__ = [
     "Access",
     "Called",
-    "JobCalls",
-    "RefreshedToken",
     "Source",
-    "StartedJob",
-    "Templates",
     "UnusableAnswer",
     "call",
     "open_source",

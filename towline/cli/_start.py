@@ -1,0 +1,56 @@
+"""Starts a job on a hub: uploads its input, and returns the job's id and its token."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .._exceptions import UnexpectedResponse
+from .._secret import Secret
+from ..protocols.wire import Codec
+from ..transport import URL, Headers, Network, Upload, parse_url, request
+
+#: What hubs answer when a job was started.
+_STARTED = frozenset({200, 201, 202})
+
+
+class StartedJob(NamedTuple):
+    """A started job and its token."""
+
+    job: str
+    token: Secret
+
+
+async def start_job(
+    url: str | URL,
+    body: bytes | Upload,
+    *,
+    content_type: str = "text/csv",
+    headers: Headers = (),
+    network: Network | None = None,
+    allow_insecure: bool = False,
+    deadline: float = 30.0,
+) -> StartedJob:
+    """Upload a job's input to the URL of its pipeline. An `Upload` of any size is sent in bounded memory.
+
+    `deadline` (seconds) restarts with each piece sent. Raises `UnexpectedResponse` for any status but 200, 201 and 202,
+    `MalformedMessage` for an answer without token or id, and as `transport.request`.
+    """
+    if not isinstance(url, URL):
+        url = parse_url(url, schemes=("https", "http"), allow_insecure=allow_insecure)
+    pairs = headers.items() if hasattr(headers, "items") else headers
+    response = await request(
+        "POST",
+        url,
+        headers=[("Content-Type", content_type), ("Accept", "application/json"), *pairs],
+        body=body,
+        deadline=deadline,
+        max_body=1 << 20,
+        network=network,
+        allow_insecure=allow_insecure,
+    )
+    if response.status not in _STARTED:
+        raise UnexpectedResponse(response.status, "the job was not started", retry_after=response.retry_after)
+    answer = Codec().decode_token(response.body)
+    if not answer.job_id:
+        raise UnexpectedResponse(response.status, "the answer names no job: check the URL of the pipeline")
+    return StartedJob(answer.job_id, Secret(answer.token))
