@@ -1087,3 +1087,30 @@ def test_a_stream_that_replays_from_the_cursor_is_followed_exactly(
                 sent = len(stream.values)
     assert stream.values == log
     assert all(told.missed == 0 for told in stream.resynced)
+
+
+def test_an_end_that_was_fetched_while_away_says_that_updates_may_be_missing() -> None:
+    for at in (None, Mark("m")):
+        sequencer = Sequencer("j1")
+        assert isinstance(sequencer.opened("open"), Synced)
+        assert sequencer.release() is None
+        sequencer.follow((Item(Progress(fraction=0.1)),))
+        end = sequencer.look((Ended(JobComplete(), at),))
+        assert isinstance(end, End)
+        assert [(type(update), update.kind, update.missed) for update in end.before[1:]] == [(Resynced, "end", None)]
+
+
+def test_an_end_on_the_link_or_before_the_first_update_has_nothing_to_report() -> None:
+    sequencer = Sequencer("j1")
+    sequencer.opened("open")
+    sequencer.release()
+    early = sequencer.look((Ended(JobComplete()),))
+    assert isinstance(early, End)
+    assert early.before == ()
+    sequencer = Sequencer("j1")
+    sequencer.opened("open")
+    sequencer.release()
+    sequencer.follow((Item(Progress(fraction=0.1)),))
+    on_link = sequencer.follow((Ended(JobComplete()),))
+    assert isinstance(on_link, End)
+    assert [type(update) for update in on_link.before] == [Progress]

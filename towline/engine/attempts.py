@@ -41,7 +41,19 @@ class GetToken(Protocol):
 class Link:
     """One attempt and the source that it opens: one task, one scope."""
 
-    __slots__ = ("after", "closing", "generation", "in_step", "left", "meant", "scope", "source", "to_send", "want")
+    __slots__ = (
+        "after",
+        "closing",
+        "generation",
+        "in_step",
+        "left",
+        "may_be_silent",
+        "meant",
+        "scope",
+        "source",
+        "to_send",
+        "want",
+    )
 
     def __init__(self, generation: int) -> None:
         self.generation = generation
@@ -51,6 +63,8 @@ class Link:
         self.after: Position | None = None
         #: When the link is in step.
         self.in_step: InStepAt = "open"
+        #: Whether nothing need arrive on a link that works: a stream whose server promises no keep-alives.
+        self.may_be_silent = False
         self.source: Source | None = None
         #: What a message asked for beyond its facts about the job: messages to send, and what it means for the link.
         self.to_send: list[Text] = []
@@ -157,9 +171,11 @@ class Attempts:
             await self._one_left.wait()
 
     def is_silent_since(self, moment: float) -> bool:
-        """Whether nothing was received after `moment`, which is on the loop's clock."""
+        """Whether nothing was received after `moment` (on the loop's clock), though something should have been."""
         link = self.current
-        return link is not None and link.source is not None and link.source.last_received <= moment
+        if link is None or link.source is None or link.may_be_silent:
+            return False
+        return link.source.last_received <= moment
 
     def _release(self, link: Link) -> None:
         self._leaving.add(link)
@@ -214,6 +230,7 @@ class Attempts:
             link.source = await open_source(asked, self._settings.access, lambda: self._ask_again(link))
             place = Place.SOCKET
             link.in_step = asked.in_step
+            link.may_be_silent = asked.via in ("events", "lines") and asked.silence is None
             self._opened(link)
             await link.source.start(asked.opening)
             while link.meant is None:

@@ -438,7 +438,7 @@ class Sequencer:
         """Process a state fetched because the link was silent. If the job has advanced, `take()` returns updates."""
         state = state_of(facts)
         if state is not None and state.ended is not None:
-            return self._end(state.ended, state.snapshot)
+            return self._end(state.ended, state.snapshot, is_fetched=True)
         if state is None or self.phase is not Phase.LIVE:
             return None
         if not isinstance(state.at, Numbered) or self.order.is_unnumbered:
@@ -470,8 +470,11 @@ class Sequencer:
         """The end of a job that the server agreed to cancel and then no longer knew."""
         return self._end(Ended(JobCancelled(job=self.job, assumed=True)))
 
-    def _end(self, ended: Ended, snapshot: Snapshot | None = None) -> End:
-        """Deliver the buffered updates that fit, then the snapshot's, then a report of missed ones, then the end."""
+    def _end(self, ended: Ended, snapshot: Snapshot | None = None, *, is_fetched: bool = False) -> End:
+        """Deliver the buffered updates that fit, then the snapshot's, then a report of missed ones, then the end.
+
+        `is_fetched`: the end comes from a state and not from the link, so updates before it may be missing.
+        """
         at = ended.at
         self._held_end = None
         self.outlet.release()
@@ -490,8 +493,11 @@ class Sequencer:
             applied = self.order.seq if self.order.is_same_log(at) else 0
             before += missed_before_end(self.job, applied, at)
             self._move_to(Numbered(max(at.seq, applied), at.epoch))
-        elif isinstance(at, Mark):
-            self._move_to(at)
+        else:
+            if is_fetched and self.outlet.has_shown:
+                before.append(Resynced(job=self.job, kind="end"))
+            if isinstance(at, Mark):
+                self._move_to(at)
         outcome: Outcome = ended.outcome if ended.outcome.job else replace(ended.outcome, job=self.job)
         return End(tuple(before), outcome if isinstance(at, Numbered) and at.seq == 0 else placed_at(outcome, at))
 

@@ -1,0 +1,236 @@
+"""What a protocol may ask for and get wrong: sources, refused cursors, waits, messages, other origins, nonsense."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import anyio
+import pytest
+from job_server import JobServer, Reply, each
+from scenario import LONG, check, fractions, gaps, run
+
+from towline import Connection, Exhausted, InvalidArgument, JobComplete, Policy, Progress, ProtocolFailed
+from towline._facts import Answer, Ended, Follow, Item, Means, Message, Request, Send, ServerEvent, Via, Wait
+from towline.protocols import EventStream, Messages, Polling
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True)
+class Both:
+    """Events, or polls where events are refused with 400."""
+
+    url: str = "http://hub/events"
+
+    name: ClassVar[str] = "both"
+    job: ClassVar[str] = "j1"
+    promise: ClassVar[str] = "end exact"
+    sources: ClassVar[tuple[Via, ...]] = ("events", "poll")
+
+    def ask(self, want: Any, token: Any) -> Request | None:
+        if not isinstance(want, Follow):
+            return None
+        if want.via == "poll":
+            return Polling("http://hub/poll", each).ask(want, token)
+        return EventStream(self.url, each).ask(want, token)
+
+    def read(self, want: Any, received: Any) -> Any:
+        if want.via == "poll":
+            return Polling("http://hub/poll", each).read(want, received)
+        if isinstance(received, Answer) and received.status == 400:
+            return (Means("source"),)
+        return EventStream(self.url, each).read(want, received)
+
+
+async def test_a_source_that_is_refused_gives_way_to_the_next_and_is_not_asked_again() -> None:
+    async with JobServer("poll") as server:
+        server.refusal = lambda asked: Reply(400) if asked.path == "/events" else None
+
+        async def story(connection: Connection) -> None:
+            server.progress(1)
+            await anyio.sleep(LONG)
+            server.refusal = lambda asked: None
+            server.cut()
+            await anyio.sleep(LONG)
+            server.progress(2)
+            await anyio.sleep(LONG)
+            server.end()
+
+        connection, told = await run(server, story, protocol=Both())
+        assert fractions(told) == [0.1, 0.2]
+        assert isinstance(told[-1], JobComplete)
+        paths = [asked.path for asked in server.requests]
+        assert paths.count("/events") == 1
+        assert paths[0] == "/events"
+        assert connection.statistics().retries <= 1
+
+
+async def test_without_another_source_a_refusal_ends_by_name() -> None:
+    @dataclass(frozen=True)
+    class Only(Both):
+        sources: ClassVar[tuple[Via, ...]] = ("events",)
+
+    async with JobServer("events") as server:
+        server.refuse(400)
+        async with server.follow(Only()) as connection:
+            with pytest.raises(Exhausted) as caught:
+                await connection.result()
+        assert caught.value.reason == "protocol"
+        assert len(server.requests) == 1
+
+
+async def test_a_refused_cursor_is_left_out_once_and_the_gap_is_reported() -> None:
+    async with JobServer("events") as server:
+
+        async def story(connection: Connection) -> None:
+            for done in (1, 2):
+                server.progress(done)
+                await anyio.sleep(LONG)
+            server.refusal = lambda asked: Reply(410) if "last-event-id" in asked.headers else None
+            server.log = [{"other": 1}, {"other": 2}, {"done": 5}]  # ids begin again
+            server.cut()
+            await anyio.sleep(LONG)
+            server.refusal = lambda asked: None
+            server.progress(6)
+            await anyio.sleep(LONG)
+            server.end()
+
+        _, told = await run(server, story)
+        assert fractions(told) == [0.1, 0.2, 0.5, 0.6]
+        assert [(report.kind, report.missed) for report in gaps(told)] == [("unavailable", None)]
+        assert [asked.headers.get("last-event-id") for asked in server.requests] == [None, "2", None]
+
+
+async def test_retry_of_an_event_stream_lengthens_the_wait() -> None:
+    async with JobServer("events") as server:
+        server.retry = 45
+
+        async def story(connection: Connection) -> None:
+            server.progress(1)
+            await anyio.sleep(LONG)
+            server.cut()
+            cut = anyio.current_time()
+            await server.wait_requests(2)
+            assert server.requests[-1].at - cut >= 45
+            server.end()
+
+        _, told = await run(server, story)
+        check(server, told)
+
+
+@pytest.mark.parametrize(("asked_for", "least", "most"), [(-5.0, 0.25, 0.5), (7.0, 7.0, 7.5), (1e9, 3600.0, 3601.0)])
+async def test_a_wait_of_a_poll_is_bounded(asked_for: float, least: float, most: float) -> None:
+    @dataclass(frozen=True)
+    class Patient(Polling):
+        def read(self, want: Any, received: Any) -> Any:
+            return (*super().read(want, received), Wait(asked_for))
+
+    async with JobServer("poll") as server:
+        # A silence would be looked into sooner than after the longest wait.
+        policy = Policy(stall_after=(10_000.0,))
+        async with server.follow(Patient("http://hub/poll", each), policy=policy) as connection:
+            await server.wait_requests(3)
+            times = [asked.at for asked in server.requests]
+            for before, after in itertools.pairwise(times):
+                assert least <= after - before <= most
+            server.end()
+            assert isinstance(await connection.result(), JobComplete)
+
+
+async def test_a_message_that_a_protocol_sends_reaches_the_server() -> None:
+    @dataclass(frozen=True)
+    class Polite(Messages):
+        def read(self, want: Any, received: Any) -> Any:
+            facts = super().read(want, received)
+            return (*facts, Send('{"thanks": true}')) if isinstance(received, Message) and len(facts) else facts
+
+    async with JobServer("websocket") as server:
+
+        async def story(connection: Connection) -> None:
+            server.progress(1)
+            await anyio.sleep(LONG)
+            server.end()
+
+        await run(server, story, protocol=Polite("ws://hub/ws", each))
+        assert {"heard": '{"thanks": true}'} in server.log
+
+
+def raises(facts: Any) -> Any:
+    raise LookupError("a bug")
+
+
+def is_nonsense(facts: Any) -> Any:
+    return ["nonsense"]
+
+
+def goes_on(facts: Any) -> Any:
+    return itertools.repeat(Item(Progress(fraction=0.5)))
+
+
+@pytest.mark.parametrize("fault", [raises, is_nonsense, goes_on])
+async def test_a_protocol_that_fails_costs_attempts_and_is_the_cause(server: JobServer, fault: Any) -> None:
+    base = type(server.protocol())
+
+    class Faulty(base):  # type: ignore[misc, valid-type]
+        def read(self, want: Any, received: Any) -> Any:
+            facts = super().read(want, received)
+            return fault(facts) if any(isinstance(fact, Item) or fact_has_news(fact) for fact in facts) else facts
+
+    protocol = server.protocol()
+    faulty = object.__new__(Faulty)
+    faulty.__dict__.update(protocol.__dict__)
+    server.progress(1)
+    async with server.follow(faulty) as connection:
+        async with anyio.create_task_group() as tasks:
+
+            async def speak() -> None:
+                while True:
+                    server.progress(1)
+                    await anyio.sleep(5)
+
+            tasks.start_soon(speak)
+            with pytest.raises(Exhausted) as caught:
+                await connection.result()
+            tasks.cancel_scope.cancel()
+    assert caught.value.reason in ("budget", "protocol")
+    assert isinstance(caught.value.__cause__, ProtocolFailed)
+    assert faulty.name in str(caught.value.__cause__)
+
+
+def fact_has_news(fact: Any) -> bool:
+    return bool(getattr(fact, "updates", ()))
+
+
+async def test_an_end_that_was_read_before_a_fault_stands() -> None:
+    @dataclass(frozen=True)
+    class Breaking(EventStream):
+        def read(self, want: Any, received: Any) -> Any:
+            for fact in super().read(want, received):
+                yield fact
+                if isinstance(fact, Ended) and isinstance(received, ServerEvent):
+                    raise LookupError("a bug")
+
+    async with JobServer("events") as server:
+        server.end()
+        async with server.follow(Breaking("http://hub/events", each)) as connection:
+            assert isinstance(await connection.result(), JobComplete)
+
+
+async def test_a_request_to_another_origin_is_refused_by_name(server: JobServer) -> None:
+    base = type(server.protocol())
+
+    class Elsewhere(base):  # type: ignore[misc, valid-type]
+        def ask(self, want: Any, token: Any) -> Any:
+            asked = super().ask(want, token)
+            return None if asked is None else Request(via=asked.via, url="http://elsewhere/job", headers=asked.headers)
+
+    elsewhere = object.__new__(Elsewhere)
+    elsewhere.__dict__.update(server.protocol().__dict__)
+    async with server.follow(elsewhere, token="t1") as connection:
+        with pytest.raises(Exhausted) as caught:
+            await connection.result()
+    assert isinstance(caught.value.__cause__, InvalidArgument)
+    assert "elsewhere" in str(caught.value.__cause__)
+    assert server.network.dials == []
