@@ -280,7 +280,7 @@ class Protocol(typing.Protocol):
     A protocol may also have:
 
     - `stall_limit`: the seconds without a sign of the job after which the engine gives up.
-    - `token_of_job`: true if every job has a token of its own. Then there must be one, and a store keeps it.
+    - `token_of_job`: true if each job has its own token. Then there must be one, and a store keeps it.
     - `api_origin`: another origin that requests and the token may go to.
     - `require_state`: refuse a server that has no state of the job.
     """

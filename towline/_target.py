@@ -41,7 +41,7 @@ class Target:
 
     @property
     def has_token_of_job(self) -> bool:
-        """Whether the job has a token of its own, as far as that is known without its record."""
+        """Whether each job has its token, as far as that is known without a record."""
         return self._given is None or getattr(self._given, "token_of_job", False)
 
     def parse(self, text: str) -> URL:
@@ -73,7 +73,7 @@ class Target:
     def protocol(self, record: Record | None) -> Protocol:
         """Return the protocol; the record completes what the caller left out.
 
-        Raises `TokenRefused` if there is neither a target nor a record, and the errors of `protocol_of`.
+        Raises `TokenRefused` without a target and a record, and the errors of `protocol_of`.
         """
         if self._given is not None:
             return self._given
