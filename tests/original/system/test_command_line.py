@@ -108,11 +108,13 @@ def test_killed_and_resumed(server: PatientStandIn, environment: dict[str, str],
     with subprocess.Popen(
         first, env={**environment, "TOWLINE_TOKEN": server.token}, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        shown = (json.loads(line) for line in process.stdout)
-        assert next(line["processed_count"] for line in shown if line["type"] == "job_progress") > 0
-        wait_for_record(tmp_path / "tokens")
-        process.kill()
+        try:
+            assert process.stdout is not None
+            counts = (json.loads(line).get("processed_count") for line in process.stdout)
+            assert next(count for count in counts if count) == 1
+            wait_for_record(tmp_path / "tokens")
+        finally:
+            process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
     recording = tmp_path / "recording.jsonl"
     recording.touch(0o644)
