@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from wheels import build_wheel
 
+from towline.protocols._names import CLASSES
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -46,6 +48,12 @@ def test_importing_towline_pulls_in_no_extra() -> None:
     extras = {"typer", "click", "rich", "starlette", "uvicorn", "multipart", "stdnum", "keyring", "trio", "sqlite3"}
     assert not extras & loaded
     assert not {"towline.cli", "towline.server", "towline.testing"} & loaded
+
+
+def test_importing_towline_loads_no_protocol_but_its_own() -> None:
+    others = {f"towline.protocols.{name}" for name in CLASSES} - {"towline.protocols.towline"}
+    assert not others & modules_after("import towline")
+    assert "towline.protocols.bookstrack" in modules_after("from towline.protocols import Bookstrack")
 
 
 def test_the_command_line_alone_pulls_in_no_server() -> None:

@@ -58,7 +58,13 @@ def chosen_protocol(name: str | None, url: str | None, job: str | None, given: S
     values |= {field: value for field, value in named.items() if value is not None and field in types_of}
     if missing := [field for field in needed if field not in values]:
         raise InvalidArgument(missing[0], _missing(missing[0], name or "towline"))
-    return _checked(name, maker(**values))
+    try:
+        made = maker(**values)
+    except InvalidArgument:
+        raise
+    except Exception as error:  # code of the user's may raise anything
+        raise InvalidArgument("protocol", f"{name} failed: {type(error).__name__}: {error}") from error
+    return _checked(name, made)
 
 
 def _split(given: Sequence[str]) -> dict[str, str]:

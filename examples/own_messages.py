@@ -1,0 +1,22 @@
+import anyio
+
+import towline
+from towline.protocols import Messages
+
+
+def each(message):
+    match message:
+        case {"event": "progress", "percent": percent}:
+            return towline.Progress(fraction=percent / 100)
+        case {"event": "done", "result": result}:
+            return towline.JobComplete(result=result)
+
+
+async def main(url="ws://127.0.0.1:8471/jobs/7/ws"):
+    async with towline.Connection(Messages(url, each)) as connection:
+        async for update in connection:
+            print(update)
+
+
+if __name__ == "__main__":
+    anyio.run(main)
