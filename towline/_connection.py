@@ -142,7 +142,7 @@ class Connection(AsyncContextManagerMixin):
       coroutine functions in order in a task. If one raises, the error is logged and counted. A slow one gets merged
       progress; if it is 256 calls behind, it misses calls.
     - `observe`: called with each want and what the server said to it, with every known token masked; for recordings.
-      It gets no answers to a token's refresh.
+      It gets no answers to a token's refresh, and must not raise.
     - `random`, `wall_time`: for tests.
 
     Raises `InvalidArgument` at once for invalid arguments.
@@ -349,7 +349,12 @@ class Connection(AsyncContextManagerMixin):
             engine.start_ended(load_outcome(record.outcome, engine.settings.results))
             return
         engine.start()
-        is_new = record is None or (given is not None and record.token != given.secret)
+        kept = engine.settings.parameters, engine.settings.secrets
+        is_new = (
+            record is None
+            or (given is not None and record.token != given.secret)
+            or (dict(record.parameters), dict(record.secrets)) != kept
+        )
         if is_new and (given is not None or not engine.settings.token_required):
             engine.journal.token_changed(given)
         engine.runner.take(Connect())

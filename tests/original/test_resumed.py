@@ -89,3 +89,14 @@ async def test_what_the_server_says_is_recorded_without_the_token(backend: Calla
     # The recording alone leads to the same end.
     facts = [fact for want, received in load_lines(lines) for fact in Bookstrack(URL, JOB).read(want, received)]
     assert [fact.outcome for fact in facts if hasattr(fact, "outcome")] == [outcome]
+
+
+async def test_a_parameter_that_changed_is_stored(backend: Callable[..., StandIn]) -> None:
+    store = MemoryTokenStore(now=anyio.current_time)
+    async with backend("newest-batch", spacing=5) as server:
+        server.start()
+        await follow_until_progress(server, store, Bookstrack(URL, JOB))
+        await follow_until_progress(server, store, Bookstrack(URL, JOB, headers={"X-Key": "hunter2"}))
+        (record,) = await store.find(JOB)
+        assert record.token == Secret(server.token)
+        assert dict(record.secrets) == {"headers.0.X-Key": Secret("hunter2")}
