@@ -39,11 +39,11 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from ._connection import MAX_RESULT, Statistics, Subscription, Token, TokenProvider
 from ._connection import Connection as AsyncConnection
 from ._exceptions import DeadlineExceeded, ForbiddenRequest
+from ._facts import CancelWord, Protocol
 from ._secret import Secret
 from ._updates import AnyUpdate, Outcome
 from .host import Host
 from .host import attach as attach_async
-from .protocols.wire import CancelAnswer
 from .statemachine import Recording, State
 
 __all__ = ["Connection", "Updates", "attach"]
@@ -119,15 +119,15 @@ class Connection:
 
     def __init__(
         self,
-        url: str | None = None,
+        target: str | Protocol | None = None,
         *,
-        job: str,
+        job: str | None = None,
         token: str | Secret | TokenProvider | Callable[[], str | Secret | Token] | None = None,
         backend: str = "asyncio",
         **options: Any,
     ) -> None:
         provided: Any = _in_thread(token) if callable(token) and not _is_async(token) else token
-        self._twin = AsyncConnection(url, job=job, token=provided, **options)
+        self._twin = AsyncConnection(target, job=job, token=provided, **options)
         self._backend = backend
         self._portal: BlockingPortal | None = None
         self._open = ExitStack()
@@ -258,7 +258,7 @@ class Connection:
         """Stop following for good; the job goes on. See `towline.Connection.cancel`."""
         return self._line.cancel()
 
-    def cancel_job(self) -> CancelAnswer:
+    def cancel_job(self) -> CancelWord:
         """Ask the server to cancel the job. See `towline.Connection.cancel_job`."""
         return self._wait(self._line.cancel_job)
 

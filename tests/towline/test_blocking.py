@@ -15,6 +15,7 @@ import pytest
 
 from towline import Cancelled, DeadlineExceeded, ForbiddenRequest, JobComplete, Policy, State
 from towline.blocking import Connection, attach
+from towline.protocols import Polling
 from towline.testing import MemoryLink, ScriptedJob, ScriptedServer
 
 RESULT = {"books": [], "errors": [], "successRate": "1/1"}
@@ -256,3 +257,10 @@ def test_under_gevent_connections_share_a_loop() -> None:
     code, printed, errors = run_alone(GREENLETS, "asyncio")
     assert printed == f"{[(n, 'connected') for n in (0, 0, 1, 1, 2, 2)]}\nTrue\n", errors
     assert code == 0
+
+
+def test_a_protocol_is_a_target_and_names_its_job() -> None:
+    line = blocking.Connection(Polling("http://127.0.0.1:9/jobs/7"))
+    assert (line.job, line.state) == ("/jobs/7", State.IDLE)
+    with pytest.raises(InvalidArgument, match="job"):
+        blocking.Connection("ws://127.0.0.1:9/ws/progress")
