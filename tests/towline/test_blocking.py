@@ -13,7 +13,7 @@ import anyio
 import anyio.from_thread
 import pytest
 
-from towline import Cancelled, DeadlineExceeded, ForbiddenRequest, JobComplete, Policy, State
+from towline import Cancelled, DeadlineExceeded, ForbiddenRequest, InvalidArgument, JobComplete, Policy, State
 from towline.blocking import Connection, attach
 from towline.protocols import Polling
 from towline.testing import MemoryLink, ScriptedJob, ScriptedServer
@@ -260,7 +260,7 @@ def test_under_gevent_connections_share_a_loop() -> None:
 
 
 def test_a_protocol_is_a_target_and_names_its_job() -> None:
-    line = blocking.Connection(Polling("http://127.0.0.1:9/jobs/7"))
+    line = Connection(Polling("http://127.0.0.1:9/jobs/7"))
     assert (line.job, line.state) == ("/jobs/7", State.IDLE)
     with pytest.raises(InvalidArgument, match="job"):
-        blocking.Connection("ws://127.0.0.1:9/ws/progress")
+        Connection("ws://127.0.0.1:9/ws/progress")
