@@ -129,7 +129,7 @@ def test_qt(following: Following, load: Callable[[str], ModuleType], how: str, m
     application = QApplication.instance() or QApplication([])
     line = following.connection(towline.blocking.Connection)
     window = example.Window(line)
-    window.told.connect(lambda update: following.updates.append(update) if update is not None else None)
+    window.updated.connect(lambda update: following.updates.append(update) if update is not None else None)
     application.setQuitOnLastWindowClosed(False)
     hide, show = (window.hide, window.show) if how == "hide" else (window.showMinimized, window.showNormal)
     steps = [
