@@ -227,6 +227,7 @@ class Attempts:
             self._dialled()
             self._links += 1
             asked = self._ask(link, self._settings.protocol.sources[dial.source], token)
+            link.after = link.want.after if is_resumed(self._settings.protocol, link.want, token, asked) else None
             link.source = await open_source(asked, self._settings.access, lambda: self._ask_again(link))
             place = Place.SOCKET
             link.in_step = asked.in_step
@@ -262,7 +263,6 @@ class Attempts:
         asked = self._reader.ask(link.want, token)
         if asked is None:
             raise InvalidArgument("protocol", f"{self._settings.protocol.name} has no request to follow by {via}")
-        link.after = link.want.after if is_resumed(self._settings.protocol, link.want, token, asked) else None
         return asked
 
     async def _ask_again(self, link: Link) -> Request:

@@ -55,8 +55,10 @@ class Reader:
             facts = self._read(want, received)
             if type(facts) is tuple and len(facts) == 1:
                 fact = facts[0]
-                if type(fact) is Item and type(fact.update) is Progress and type(fact.at) is Numbered:
-                    return facts  # nearly every message of a server with a log
+                if type(fact) is Item and type(fact.update) is Progress:
+                    at: object = fact.at
+                    if at is None or type(at) is Numbered:
+                        return facts  # nearly every message
         except MalformedMessage:
             raise
         except BaseException as error:

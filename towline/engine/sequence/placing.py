@@ -66,18 +66,19 @@ def content_of(facts: Iterable[Fact]) -> tuple[object, ...]:
     content: list[object] = []
     for fact in facts:
         if isinstance(fact, Snapshot):
-            content += [_without_place(update) for update in fact.updates]
+            content += [without_place(update) for update in fact.updates]
         elif isinstance(fact, Item) and fact.update is not None:
-            content.append(_without_place(fact.update))
+            content.append(without_place(fact.update))
         elif isinstance(fact, Ended):
             content.append(type(fact.outcome))
     return tuple(content)
 
 
-def _without_place(update: Update) -> Update:
+def without_place(update: Update) -> Update:
+    """What an update says about the job, without its job, place and time."""
     if isinstance(update, Progress):
-        return replace(update, timestamp=0, seq=None, epoch=None, mark=None, first_seq=None)
-    return replace(update, timestamp=0, seq=None, epoch=None, mark=None)
+        return replace(update, job="", timestamp=0, seq=None, epoch=None, mark=None, first_seq=None)
+    return replace(update, job="", timestamp=0, seq=None, epoch=None, mark=None)
 
 
 def positioned(facts: Iterable[Fact]) -> list[tuple[Fact, Position | None, bool]]:

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from ..._updates import AnyUpdate, Output, Paused, Progress, Update
+from .placing import without_place
 
 #: How many outputs are remembered by their key.
 OUTPUTS_REMEMBERED: Final = 256
@@ -45,7 +46,7 @@ class Shown:
             if len(self._outputs) > OUTPUTS_REMEMBERED:
                 del self._outputs[next(iter(self._outputs))]
         elif not isinstance(update, Paused):
-            self._others[type(update)] = _without_place(update)
+            self._others[type(update)] = without_place(update)
 
     def news_of(self, updates: Iterable[AnyUpdate]) -> list[AnyUpdate]:
         """Return the updates of a snapshot that say something new. A smaller count is not news."""
@@ -82,7 +83,7 @@ class Shown:
         if isinstance(update, Output):
             known = self._outputs.get(update.key)
             return known is None or known != _digest(update.value)
-        return self._others.get(type(update)) != _without_place(update)
+        return self._others.get(type(update)) != without_place(update)
 
     def _is_new_in(self, update: Progress, name: str) -> bool:
         value = getattr(update, name)
@@ -92,10 +93,6 @@ class Shown:
         if last is None or last == "":
             last = getattr(self._from_snapshot, name, None)
         return bool(last != value)
-
-
-def _without_place(update: Update) -> Update:
-    return msgspec.structs.replace(update, job="", timestamp=0, seq=None, epoch=None, mark=None)
 
 
 def _digest(value: object) -> bytes | None:

@@ -1,7 +1,7 @@
 """Reads everything that a server says about a job: messages, states, results, tokens, answers to a cancel.
 
-The typed decoders of `_messages` run first, because nearly every message fits them. A message that does not fit is read
-again field by field (`_lenient`). Only the required field is checked: a message's type, a state's status, a token
+The typed decoders of `messages` run first, because nearly every message fits them. A message that does not fit is read
+again field by field (`lenient`). Only the required field is checked: a message's type, a state's status, a token
 answer's token. The words for an end always mean an end, even if the rest is unreadable.
 
 The pipeline named in the envelope selects the type of a result, if the application gave one. It is never guessed from
