@@ -12,15 +12,16 @@ import logging
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from towline import Connection
+from towline.protocols import Towline
 from towline.server import _tokens
-from towline.testing import ScriptedServer
+from towline.testing import ScriptedServer, controlled
 
 CANARY = f"canary{secrets.token_hex(8)}"
 FOUND: list[str] = []
@@ -109,11 +110,20 @@ async def server() -> AsyncIterator[ScriptedServer]:
 
 @pytest.fixture
 def follow() -> Callable[..., Connection]:
-    """A connection to the job `j1` of a scripted server."""
+    """A connection to the job `j1` of a scripted server; `own` are parameters of the protocol."""
 
-    def follow(server: ScriptedServer, **options: Any) -> Connection:
-        options = {"job": "j1", "token": "t1", "network": server.network, "allow_insecure": True, **options}
-        return Connection(options.pop("url", "ws://hub/ws/progress"), **options)
+    def follow(
+        server: ScriptedServer,
+        *,
+        url: str = "ws://hub/ws/progress",
+        job: str = "j1",
+        own: Mapping[str, Any] | None = None,
+        wall_time: Callable[[], float] | None = None,
+        **options: Any,
+    ) -> Connection:
+        target = url if own is None else Towline(url, job, **own)
+        options = {"token": "t1", "network": server.network, **options}
+        return controlled(Connection(target, job=job, **options), wall_time=wall_time)
 
     return follow
 

@@ -22,17 +22,18 @@ PACKAGES: Final = {
 }
 
 #: What every part may import: errors, secrets, text, and the helpers for tasks and the event loop.
-LEAVES: Final = frozenset({"_exceptions", "_secret", "_text"})
+LEAVES: Final = frozenset({"_exceptions", "_headers", "_secret", "_text"})
 LOOP: Final = frozenset({"_loop", "_tasks"})
 _FACTS: Final = LEAVES | {"_facts", "_updates"}
 _SOURCES: Final = _FACTS | LOOP | {"transport"}
 _ENGINE: Final = _SOURCES | {"runner", "sources", "statemachine", "storage"}
-_CONNECTION: Final = _ENGINE | {"_connection", "_target", "_templates", "protocols"}
+_CONNECTION: Final = _ENGINE | {"_connection", "_target", "protocols"}
 #: The parts that each part may import. A part is a module or folder directly below `towline`.
 ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     "_exceptions": frozenset(),
     "_secret": frozenset(),
     "_text": frozenset(),
+    "_headers": frozenset({"_exceptions", "_secret"}),
     "_loop": frozenset(),
     "_tasks": LEAVES | {"_loop"},
     "_updates": LEAVES,
@@ -44,9 +45,8 @@ ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     "runner": LEAVES | LOOP | {"statemachine"},
     "sources": _SOURCES,
     "engine": _ENGINE,
-    "_templates": LEAVES | {"transport"},
     "_target": _SOURCES | {"protocols", "sources", "storage"},
-    "_connection": _ENGINE | {"_target", "_templates", "engine", "protocols"},
+    "_connection": _ENGINE | {"_target", "engine", "protocols"},
     "host": _CONNECTION,
     "server": _CONNECTION,
     "testing": _CONNECTION,

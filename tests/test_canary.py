@@ -36,14 +36,14 @@ def test_a_connection_shows_nothing(canary: str, virtual: tuple[str, dict[str, o
         async with ScriptedServer() as server:
             job = server.job("j1", token=canary)
             job.start(total_count=2)
-            line = Connection(URL, job="j1", token=canary, store=store, network=server.network, allow_insecure=True)
+            line = Connection(URL, job="j1", token=canary, store=store, network=server.network)
             async with line:
                 await line.wait_for(State.CONNECTED, timeout=5)
                 job.progress(0.5, processed=1)
                 server.socket.cut("rst")
                 job.complete({"books": [], "errors": [], "successRate": "2/2"})
                 updates = [update async for update in line]
-            wrong = Connection(URL, job="j1", token=f"{canary}-wrong", network=server.network, allow_insecure=True)
+            wrong = Connection(URL, job="j1", token=f"{canary}-wrong", network=server.network)
             failure: object = None
             try:
                 async with wrong:

@@ -50,7 +50,6 @@ from ._exceptions import (
     WrongKey,
 )
 from ._secret import Secret
-from ._templates import Templates
 from ._text import escape
 from ._updates import (
     AnyUpdate,
@@ -125,7 +124,6 @@ __all__ = [
     "Store",
     "Subscription",
     "TableError",
-    "Templates",
     "Token",
     "TokenProvider",
     "TokenProviderFailed",

@@ -5,12 +5,11 @@ This file is long because its docstrings are the reference; the engine does the 
 
 from __future__ import annotations
 
-import random as random_module
-import ssl as ssl_module
+import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
 
@@ -26,6 +25,7 @@ from ._exceptions import (
     ForbiddenRequest,
     InvalidArgument,
     StateUnreachable,
+    TokenProviderFailed,
     TokenStoreError,
     TowlineError,
     UnexpectedFailure,
@@ -34,7 +34,6 @@ from ._facts import CancelWord, GetState, Position, Protocol, RefreshToken
 from ._secret import Secret
 from ._target import Target
 from ._tasks import Tasks, failure_of
-from ._templates import Templates
 from ._updates import Outcome, Progress, load_outcome
 from .engine.delivery.delivery import Subscription as Subscription
 from .engine.delivery.handlers import Handler
@@ -45,7 +44,7 @@ from .engine.reader import Reader
 from .engine.settings import Settings
 from .engine.tokens import Token as Token
 from .engine.tokens import TokenProvider as TokenProvider
-from .engine.tokens import is_usable
+from .engine.tokens import as_token
 from .protocols._kept import kept_of
 from .protocols._recording import Observed, Observer
 from .sources import Access
@@ -68,17 +67,7 @@ from .statemachine import (
     Woke,
 )
 from .storage import Record, RecordKey, Store, TokenStore
-from .transport import (
-    Headers,
-    Limits,
-    Liveness,
-    Network,
-    SystemNetwork,
-    check_headers,
-    check_subprotocols,
-    parse_origin,
-)
-from .transport.websocket._handshake import RESERVED
+from .transport import Limits, Liveness, Network
 
 T = TypeVar("T")
 
@@ -123,27 +112,18 @@ class Connection(AsyncContextManagerMixin):
     `background`, `foreground`, `retry`, `connect` and the `report_` methods from any thread and any callback.
 
     - `target`: a protocol (`towline.protocols`), or the URL of a server that speaks Towline's own: `wss`, or `ws` to
-      loopback (to any host with `allow_insecure=True`). The `job`'s id is added to its query. Without a target, the
-      store's URL is used; entering raises `AmbiguousJob` if several servers' jobs with this id are on record.
-    - `token`: text, a `Secret`, or an async function that returns one. Without it, the store's is used. `refresh=True`
-      lets the server exchange a text token for a fresh one; a stored token may always be exchanged.
-    - `store`: keeps token and progress for another process. With a token, nothing is stored unless you pass a store.
-      Without a token, the user's default `TokenStore` is opened.
-    - `pipelines`: types of results, by pipeline name (anything msgspec decodes). Other results are plain JSON.
+      loopback. The `job`'s id is added to its query. Without a target, the store's record of the job names the
+      protocol; entering raises `AmbiguousJob` if jobs with this id are on record for several servers.
+    - `token`: text, a `Secret`, a `Token` (which may have an expiry), or an async function that returns one of them.
+      Without it, the store's is used.
+    - `store`: keeps the progress for another process, and the token if it belongs to the job. With a token, nothing is
+      stored unless you pass a store. Without a token, the user's default `TokenStore` is opened.
+    - `store_token`: also store a token that is of an account and not of the job, in the `store` or the default one.
     - `policy`: all timeouts, delays and retry limits. `limits`: limits on what the server may cost.
-    - `proxy`: an `http`, `https` or `socks5` URL (the extra `socks`); without it the environment's applies. `network`
-      replaces how connections are opened, `ssl` the TLS context.
-    - `api_origin`: the origin of the HTTP calls, by default the URL's own. `templates`: their paths, by default below
-      the part of the URL's path before `/ws/progress`.
-    - `headers`, `subprotocols`: added to the upgrade. `token_subprotocol="name"` sends the token as the subprotocol
-      `name.<token>` instead of the header; `token_in_query=True` sends it in the URL, which servers log.
-    - `strict_sync`: refuse a server that keeps no state of the job.
-    - `on_state`, `on_disconnected` (both get a `StateChange`), `on_progress`: plain functions are called at once,
-      coroutine functions in order in a task. If one raises, the error is logged and counted. A slow one gets merged
-      progress; if it is 256 calls behind, it misses calls.
-    - `observe`: called with each want and what the server said to it, with every known token masked; for recordings.
-      It gets no answers to a token's refresh, and must not raise.
-    - `random`, `wall_time`: for tests.
+    - `network`: how the server is reached: proxy, TLS, and whether unencrypted connections are allowed.
+    - `on_state` (gets a `StateChange`), `on_progress`: plain functions are called at once, coroutine functions in order
+      in a task. If one raises, the error is logged and counted. A slow one gets merged progress; if it is 256 calls
+      behind, it misses calls.
 
     Raises `InvalidArgument` at once for invalid arguments.
     """
@@ -153,68 +133,24 @@ class Connection(AsyncContextManagerMixin):
         target: str | Protocol | None = None,
         *,
         job: str | None = None,
-        token: str | Secret | TokenProvider | None = None,
-        token_expires: float | None = None,
-        refresh: bool = False,
+        token: str | Secret | Token | TokenProvider | None = None,
         store: Store | None = None,
-        pipelines: Mapping[str, type] | None = None,
+        store_token: bool = False,
         policy: Policy | None = None,
         limits: Limits | None = None,
-        headers: Headers = (),
-        subprotocols: Iterable[str | Secret] = (),
-        token_subprotocol: str | None = None,
-        token_in_query: bool = False,
-        ssl: ssl_module.SSLContext | None = None,
-        proxy: str | None = None,
         network: Network | None = None,
-        allow_insecure: bool = False,
-        api_origin: str | None = None,
-        templates: Templates | None = None,
-        strict_sync: bool = False,
         on_state: Handler[StateChange] | None = None,
         on_progress: Handler[Progress] | None = None,
         on_disconnected: Handler[StateChange] | None = None,
-        observe: Observer | None = None,
-        random: Callable[[], float] = random_module.random,
-        wall_time: Callable[[], float] = time.time,
     ) -> None:
-        # Hide the token first: a traceback with locals must not show it.
-        token = Secret(token) if isinstance(token, str) else token
-        given: object = token
-        if isinstance(given, Secret):
-            _check_token(given)
-        elif given is not None and not callable(given):
-            del token, given  # it may be a token nevertheless, such as bytes
-            raise InvalidArgument("token", "must be text, a Secret or an async function")
-        if proxy is not None:
-            if network is not None:
-                raise InvalidArgument("proxy", "pass either proxy= or network=, not both")
-            network = SystemNetwork(proxy=proxy)
-        if token_subprotocol is not None and token_in_query:
-            raise InvalidArgument("token_in_query", "pass either token_in_query= or token_subprotocol=, not both")
-        headers = tuple(headers.items() if isinstance(headers, Mapping) else headers)
-        check_headers(headers, reserved=RESERVED | {"authorization"})
-        subprotocols = check_subprotocols(subprotocols)
-        check_subprotocols([] if token_subprotocol is None else [token_subprotocol])
-        own: dict[str, Any] = {
-            "headers": headers,
-            "subprotocols": tuple(subprotocols),
-            "require_state": strict_sync,
-            "results": dict(pipelines or {}),
-        }
-        own = {name: value for name, value in own.items() if value}
-        if token_subprotocol is not None or token_in_query:
-            own["token_in"] = "query" if token_in_query else f"subprotocol:{token_subprotocol}"
-        if api_origin is not None:
-            own["api_origin"] = str(parse_origin(api_origin, allow_insecure=allow_insecure).origin)
-        if api_origin is not None or templates is not None:
-            own |= _paths(templates or Templates())
-        self._target = Target(target, job, own, allow_insecure=allow_insecure)
+        if token is not None and not callable(token):
+            token = _checked_token(token)
+        self._network = network or Network()
+        self._target = Target(target, job, allow_insecure=self._network.allow_insecure)
         self._job = self._target.job
-        self._allow_insecure = allow_insecure
         self._token = token
-        self._token_expires = token_expires
         self._store = store
+        self._store_token = store_token
         self._engine: Engine | None = None
         # The thread that may use the engine: None before the block is entered and after it is left.
         self._thread: int | None = None
@@ -227,18 +163,15 @@ class Connection(AsyncContextManagerMixin):
         self._opening: anyio.CancelScope | None = None
         self._policy = policy
         self._limits = limits or Limits()
-        self._network = network
-        self._ssl = ssl
-        self._options: dict[str, Any] = {
-            "provider": token if callable(token) else None,
-            "refresh": refresh,
+        self._handlers: dict[str, Any] = {
             "on_state": on_state,
             "on_progress": on_progress,
             "on_disconnected": on_disconnected,
-            "random": random,
-            "wall_time": wall_time,
         }
-        self._observe = observe
+        # `towline.testing.controlled` replaces these two.
+        self._random: Callable[[], float] = random.random
+        self._wall_time: Callable[[], float] = time.time
+        self._observer: Observer | None = None
 
     def __repr__(self) -> str:
         return f"<Connection to job {self._job!r}: {self.state.value}>"
@@ -284,7 +217,7 @@ class Connection(AsyncContextManagerMixin):
         target, store = self._target, self._store
         record: Record | None = None
         needed = self._token is None and target.has_token_of_job
-        if target.url is None or needed:
+        if target.url is None or needed or self._store_token:
             store = store or TokenStore()
         if store is not None:
             try:
@@ -299,51 +232,46 @@ class Connection(AsyncContextManagerMixin):
         url = target.parse(protocol.url)
         if record is not None:
             record.for_address(protocol.name, url.address)
-        origins = {url.origin}
-        if (other := getattr(protocol, "api_origin", None)) is not None:
-            origins.add(parse_origin(other, allow_insecure=self._allow_insecure).origin)
         policy, limit = self._policy, getattr(protocol, "stall_limit", None)
         if limit is not None and policy.stall_limit is None:
             policy = self._lifecycle.policy = replace(policy, stall_limit=limit)
-        options = dict(self._options)
         reader = Reader(protocol)
-        exchanges = reader.ask(RefreshToken(), Secret("any")) is not None
-        options["refresh"] = exchanges and (options["refresh"] or self._token is None)
         access = Access(
-            origins=frozenset(origins),
+            origins=target.origins(protocol),
             limits=self._limits,
             liveness=Liveness(ping_after=policy.ping_after, lost_after=policy.lost_after),
             connect_deadline=policy.connect_deadline,
             network=self._network,
-            ssl=self._ssl,
-            wall_time=options["wall_time"],
-            random=options["random"],
+            wall_time=self._wall_time,
+            random=self._random,
         )
         kept = kept_of(protocol)
         token_of_job = getattr(protocol, "token_of_job", False)
         settings = Settings(
-            protocol=protocol if self._observe is None else Observed(protocol, self._observe),
+            protocol=protocol if self._observer is None else Observed(protocol, self._observer),
             access=access,
             policy=policy,
             has_state_call=reader.ask(GetState(), None) is not None,
+            exchanges_tokens=reader.ask(RefreshToken(), Secret("any")) is not None,
             require_state=getattr(protocol, "require_state", False),
             token_required=token_of_job,
-            token_stored=token_of_job,
+            token_stored=token_of_job or self._store_token,
             store=store,
             record_key=RecordKey(protocol.name, url.address, self._job),
             parameters=kept.parameters,
             secrets=kept.secrets,
             results=getattr(protocol, "results", {}),
-            **options,
+            provider=self._token if callable(self._token) else None,
+            **self._handlers,
         )
         return settings, record
 
     def _begin(self, engine: Engine, record: Record | None) -> None:
         given: Token | None = None
-        if isinstance(self._token, Secret):
-            given = Token(self._token, self._token_expires)
+        if isinstance(self._token, Token):
+            given = self._token
         elif record is not None and record.token is not None:
-            given = Token(record.token, record.expires)
+            given = Token(record.token, expires=record.expires, refresh=True)
         engine.tokens.give(given)
         if record is not None and record.outcome is not None:
             engine.start_ended(load_outcome(record.outcome, engine.settings.results))
@@ -473,16 +401,13 @@ class Connection(AsyncContextManagerMixin):
 
     # --- requests --------------------------------------------------------------------------------------------------
 
-    def connect(self, *, token: str | Secret | None = None) -> None:
+    def connect(self, *, token: str | Secret | Token | None = None) -> None:
         """Follow the job again after `aclose()` or exhaustion, with another fixed token if you pass one.
 
         Raises `JobEnded` after the job's end, `Cancelled` after `cancel()`, `ForbiddenRequest` if the server refused
         this same token. Does nothing if the connection is already active.
         """
-        given = None
-        if token is not None:
-            given = Token(token if isinstance(token, Secret) else Secret(token))
-            _check_token(given.secret)
+        given = None if token is None else _checked_token(token)
         self._restart(Connect(new_token=given is not None), given)
 
     def retry(self) -> None:
@@ -522,7 +447,7 @@ class Connection(AsyncContextManagerMixin):
         """Report that the app is in the foreground again."""
         self._set_foreground(True, Foreground())
 
-    def report_path(self, up: bool, identity: str | None = None) -> None:
+    def report_network(self, up: bool, identity: str | None = None) -> None:
         """Report the host's network path; `identity` distinguishes paths (interface and address).
 
         A lost path stops connection attempts and probes the socket; another path probes the socket. Nothing happens if
@@ -537,7 +462,7 @@ class Connection(AsyncContextManagerMixin):
                 event = PathChanged()
             return levels._replace(path_up=up, path_identity=identity), event
 
-        self._engine_of("report_path").runner.change(report)
+        self._engine_of("report_network").runner.change(report)
 
     def report_wake(self) -> None:
         """Report that the host was suspended and has woken."""
@@ -568,6 +493,15 @@ class Connection(AsyncContextManagerMixin):
         return await self._engine_of("fetch_result").requested.fetch_result(max_bytes)
 
     # --- diagnostics -----------------------------------------------------------------------------------------------
+
+    def observe(self, observer: Observer) -> None:
+        """Call `observer` with each want and what the server said to it, for a recording. Call this before entering.
+
+        Every known token is masked, and answers to a token's refresh are left out. The observer must not raise.
+        """
+        if self._entered:
+            raise ForbiddenRequest("observing", self.state.value, "call observe() before the connection is entered")
+        self._observer = observer
 
     def statistics(self) -> Statistics:
         """Return the connection's current state and counts."""
@@ -603,17 +537,11 @@ class Connection(AsyncContextManagerMixin):
         return engine.recorder.recording()
 
 
-def _paths(templates: Templates) -> dict[str, str]:
-    """The paths of the calls as parameters of Towline's own protocol."""
-    return {
-        "prefix": "",
-        "state_path": templates.job_state,
-        "refresh_path": templates.token_refresh,
-        "cancel_path": templates.cancel,
-        "result_path": templates.result,
-    }
-
-
-def _check_token(token: Secret) -> None:
-    if not is_usable(token):
-        raise InvalidArgument("token", "must be printable ASCII without spaces, and not empty")
+def _checked_token(given: str | Secret | Token) -> Token:
+    """The token as a `Token`. Raises `InvalidArgument` if no request could carry it."""
+    is_text = isinstance(given, str | Secret | Token)
+    with suppress(TokenProviderFailed):
+        return as_token(given)
+    del given  # it may be a token nevertheless, such as bytes, and a traceback with locals must not show it
+    problem = "printable ASCII without spaces, and not empty" if is_text else "text, a Secret, a Token or async"
+    raise InvalidArgument("token", f"must be {problem}")

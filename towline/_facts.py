@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from ._secret import Secret
+from ._secret import Text as Text
 
 #: How a request is made: a WebSocket, Server-Sent Events, lines (NDJSON), polling, or a single call.
 Via: TypeAlias = Literal["websocket", "events", "lines", "poll", "call"]
@@ -44,9 +45,6 @@ Meaning: TypeAlias = Literal["lost", "refused", "auth", "gone", "ended", "cursor
 
 #: The answer to a cancel request: the job will stop, it had ended already, or the server does not say.
 CancelWord: TypeAlias = Literal["accepted", "too_late", "unknown"]
-
-#: Text that may be secret: the engine reveals a `Secret` only when it writes the request.
-Text: TypeAlias = str | Secret
 
 
 class _Value(Struct, frozen=True, gc=False):

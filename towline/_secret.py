@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from typing import Final, NoReturn, Self
+from typing import Final, NoReturn, Self, TypeAlias
 
 _HIDDEN: Final = "Secret(hidden)"
 
@@ -59,3 +59,12 @@ class Secret:
 def _bytes(secret: Secret) -> bytes:
     """Encode any text, even lone surrogates: the exception for those would hold the complete text."""
     return secret.reveal().encode("utf-8", "surrogatepass")
+
+
+#: Text that may be secret: it is revealed only when a request is written.
+Text: TypeAlias = str | Secret
+
+
+def revealed(text: Text) -> str:
+    """The text as sent. A frame that may raise must not hold it in a variable."""
+    return text.reveal() if isinstance(text, Secret) else text

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from ._exceptions import AmbiguousJob, InvalidArgument, RecordMismatch, TokenRefused
 from ._facts import Protocol
 from .protocols._kept import protocol_of
+from .protocols._requests import path_segment
 from .protocols.towline import Towline
 from .protocols.wire import NAME
 from .storage import Record, RecordKey, Store
-from .transport import URL, encode_job_id, parse_url
+from .transport import URL, Origin, parse_origin, parse_url
 
 _WEBSOCKET: Final = ("wss", "ws")
 _ANY: Final = ("https", "http", *_WEBSOCKET)
@@ -21,22 +20,17 @@ _ANY: Final = ("https", "http", *_WEBSOCKET)
 class Target:
     """Checks what the caller named, finds its record, and makes the protocol.
 
-    `own` are the parameters of Towline's own protocol that the caller gave. They take precedence over the record's.
-
-    Raises `InvalidArgument` for a target, a job or parameters that cannot be used.
+    Raises `InvalidArgument` for a target or a job that cannot be used.
     """
 
-    def __init__(
-        self, given: str | Protocol | None, job: str | None, own: Mapping[str, Any], *, allow_insecure: bool
-    ) -> None:
+    def __init__(self, given: str | Protocol | None, job: str | None, *, allow_insecure: bool) -> None:
         self._given = None if given is None or isinstance(given, str) else given
-        self._own = dict(own)
         self._allow_insecure = allow_insecure
         self.url = given if isinstance(given, str) else None if self._given is None else self._given.url
         self.job = _job_of(self._given, job)
-        if self._given is not None and own:
-            raise InvalidArgument(next(iter(own)), "is a parameter of the protocol: pass it there")
-        if self.url is not None:
+        if self._given is not None:
+            self.origins(self._given)
+        elif self.url is not None:
             self.parse(self.url)
 
     @property
@@ -48,6 +42,13 @@ class Target:
         """Check a URL. Raises `InvalidArgument`."""
         schemes = _WEBSOCKET if self._given is None and self.url is not None else _ANY
         return parse_url(text, schemes=schemes, allow_insecure=self._allow_insecure)
+
+    def origins(self, protocol: Protocol) -> frozenset[Origin]:
+        """The origins that the protocol's requests and the token may go to. Raises `InvalidArgument`."""
+        found = {self.parse(protocol.url).origin}
+        if (other := getattr(protocol, "api_origin", None)) is not None:
+            found.add(parse_origin(other, allow_insecure=self._allow_insecure).origin)
+        return frozenset(found)
 
     async def find(self, store: Store, *, needed: bool) -> Record | None:
         """Return the job's record at the URL's server; without a URL, the only record with this id.
@@ -81,16 +82,10 @@ class Target:
             parameters = dict(record.parameters)
             if self.url is not None:
                 parameters["url"] = self.parse(self.url).whole
-            protocol = protocol_of(record.key.protocol, self.job, parameters, record.secrets)
-        elif self.url is not None:
-            protocol = Towline(self.parse(self.url).whole, self.job)
-        else:
-            raise TokenRefused(f"no record of job {self.job!r}: pass url= and token=")
-        if not self._own:
-            return protocol
-        if not isinstance(protocol, Towline):
-            raise InvalidArgument(next(iter(self._own)), f"the job's protocol, {protocol.name}, has no such parameter")
-        return replace(protocol, **self._own)
+            return protocol_of(record.key.protocol, self.job, parameters, record.secrets)
+        if self.url is not None:
+            return Towline(self.parse(self.url).whole, self.job)
+        raise TokenRefused(f"no record of job {self.job!r}: pass its URL or a protocol, and token=")
 
 
 def _job_of(given: Protocol | None, job: str | None) -> str:
@@ -98,7 +93,7 @@ def _job_of(given: Protocol | None, job: str | None) -> str:
     if given is None:
         if job is None:
             raise InvalidArgument("job", "is missing: pass the job's id, or a protocol that names it")
-        encode_job_id(job)
+        path_segment(job)
         return job
     if job not in (None, given.job):
         raise InvalidArgument("job", "the protocol names another job: leave job= out")

@@ -44,6 +44,7 @@ from ._secret import Secret
 from ._updates import AnyUpdate, Outcome
 from .host import Host
 from .host import attach as attach_async
+from .protocols._recording import Observer
 from .statemachine import Recording, State
 
 __all__ = ["Connection", "Updates", "attach"]
@@ -270,9 +271,9 @@ class Connection:
         """Report that the app is in the foreground again."""
         self._line.foreground()
 
-    def report_path(self, up: bool, identity: str | None = None) -> None:
-        """Report the host's network path. See `towline.Connection.report_path`."""
-        self._line.report_path(up, identity)
+    def report_network(self, up: bool, identity: str | None = None) -> None:
+        """Report the host's network path. See `towline.Connection.report_network`."""
+        self._line.report_network(up, identity)
 
     def report_wake(self) -> None:
         """Report that the host was suspended and has woken."""
@@ -287,6 +288,10 @@ class Connection:
         return self._wait(lambda: self._line.fetch_result(max_bytes=max_bytes))
 
     # --- diagnostics -----------------------------------------------------------------------------------------------
+
+    def observe(self, observer: Observer) -> None:
+        """Call `observer` on the loop's thread. See `towline.Connection.observe`."""
+        self._line.observe(observer)
 
     def statistics(self) -> Statistics:
         """Return the connection's current state and counts."""

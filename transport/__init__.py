@@ -32,28 +32,18 @@ an event stream::
 
 Connect again with `Last-Event-ID: {parser.last_id}`, after `parser.retry` seconds or more. 204 means: do not.
 
-Your own `Network` replaces the code that connects: use memory streams to test without sockets. To work without anyio,
-drive `ClientHandshake` and `WebSocketProtocol` yourself: bytes in, messages out. Their docstrings give the order of
-calls.
+A subclass of `Network` replaces the code that connects: use memory streams to test without sockets. To work without
+anyio, drive `ClientHandshake` and `WebSocketProtocol` yourself: bytes in, messages out. Their docstrings give the order
+of calls.
 """
 
+from .._headers import Headers, check_subprotocols
 from ._limits import Limits, Liveness
-from ._url import (
-    URL,
-    Headers,
-    Origin,
-    bearer,
-    check_headers,
-    check_subprotocols,
-    encode_job_id,
-    fill_template,
-    parse_origin,
-    parse_url,
-)
+from ._url import URL, Origin, check_headers, parse_origin, parse_url
 from .http._client import Download, HTTPClient, Response, Upload, request, stream_response
 from .http._event_stream import MAX_RETRY, EventParser, LineParser, StreamEvent, is_event_stream
 from .http._protocol import Head, HTTPExchange, parse_retry_after
-from .net._network import Endpoint, Network, SystemNetwork, default_tls, resume_sessions
+from .net._network import Endpoint, Network, default_tls, resume_sessions
 from .websocket._deflate import Deflate
 from .websocket._framing import Message
 from .websocket._handshake import Accepted, ClientHandshake, Refused
@@ -82,18 +72,14 @@ __all__ = [
     "Refused",
     "Response",
     "StreamEvent",
-    "SystemNetwork",
     "Upload",
     "WebSocket",
     "WebSocketProtocol",
     "WebSocketStatistics",
-    "bearer",
     "check_headers",
     "check_subprotocols",
     "connect_websocket",
     "default_tls",
-    "encode_job_id",
-    "fill_template",
     "is_event_stream",
     "open_websocket",
     "parse_origin",

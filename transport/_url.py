@@ -8,20 +8,18 @@ header's value, because either may hold a token.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final, TypeAlias
+from typing import Final
 from urllib.parse import quote, urlsplit
 
 import idna
 
 from .._exceptions import InvalidArgument
-from .._secret import Secret
-
-#: Headers to add to a request, as a mapping or as pairs; a value that must not be shown may be a `Secret`.
-Headers: TypeAlias = Mapping[str, "str | Secret"] | Iterable[tuple[str, "str | Secret"]]
+from .._headers import TOKEN, Headers, header_pairs
+from .._secret import revealed
 
 _SECURE: Final = {"wss": True, "https": True, "ws": False, "http": False}
 _TWIN: Final = {"wss": "https", "ws": "http", "https": "https", "http": "http"}
@@ -30,12 +28,6 @@ _DEFAULT_PORT: Final = {True: 443, False: 80}
 _LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _UNPRINTABLE: Final = re.compile(r"[\x00- \x7f]")
 _TARGET: Final = re.compile(r"[!-~]*")
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
-_FIELD_VALUE: Final = re.compile(r"[!-~]([\t -~]*[!-~])?|")  # the ASCII part of RFC 9110 section 5.5
-# A last event id is sent as UTF-8, as the standard for event streams says; RFC 9110 section 5.5 calls that opaque data.
-_ID_VALUE: Final = re.compile(
-    r"[^\x00- \x7f\ud800-\udfff]([^\x00-\x08\n-\x1f\x7f\ud800-\udfff]*[^\x00- \x7f\ud800-\udfff])?|"
-)
 _ZONE: Final = re.compile(r"[0-9A-Za-z._~-]{1,64}")
 
 
@@ -141,7 +133,7 @@ def parse_url(text: str, *, schemes: Iterable[str] = ("wss", "ws"), allow_insecu
     absolute = parts.hostname.endswith(".") and not is_address(host)
     secure = _SECURE[scheme]
     if not secure and not allow_insecure and not is_loopback(host):
-        raise _wrong_url(f"{scheme} is not encrypted: use {scheme}s, or pass allow_insecure=True")
+        raise _wrong_url(f"{scheme} is not encrypted: use {scheme}s, or allow it with Network(allow_insecure=True)")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     _check_target(target)
     return URL(scheme, Origin(secure, host, port or _DEFAULT_PORT[secure]), target, zone, absolute)
@@ -226,74 +218,12 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def encode_job_id(job: str) -> str:
-    """Encode a job id as one path segment; every character but letters, digits and `-._~` is percent-encoded.
-
-    Raises `InvalidArgument` for an id that no segment can carry: the empty text, `.` and `..` (RFC 3986 section 5.2.4
-    removes them from a path), and a lone surrogate.
-    """
-    if not isinstance(job, str) or job in {"", ".", ".."}:
-        raise InvalidArgument("job", "must be text other than the empty string, . and ..")
-    try:
-        return quote(job, safe="")
-    except UnicodeEncodeError:
-        raise InvalidArgument("job", "holds a lone surrogate") from None
-
-
-def fill_template(template: str, job: str, *, fixed: bool = False) -> str:
-    """Insert a job id into a template such as `/api/job-state/{job}`, percent-encoded.
-
-    With `fixed`, the template may leave `{job}` out, because the request names the job elsewhere.
-    """
-    fields = template.count("{job}")
-    if not (fields == 1 or (fixed and fields == 0)) or re.search(r"[{}]", template.replace("{job}", "")):
-        raise InvalidArgument("template", "must hold {job} once and no other field")
-    target = template.replace("{job}", encode_job_id(job))
-    _check_target(target)
-    return target
-
-
 def check_method(method: str) -> None:
     """Check the method of a request; raises `InvalidArgument`."""
-    if not isinstance(method, str) or not _TOKEN.fullmatch(method):
+    if not isinstance(method, str) or not TOKEN.fullmatch(method):
         raise InvalidArgument("method", "must be a name such as GET or POST (RFC 9110 section 9.1)")
 
 
 def check_headers(headers: Headers, *, reserved: frozenset[str]) -> list[tuple[bytes, bytes]]:
-    """Check the caller's headers and encode them; names in `reserved` (lower case) are refused.
-
-    A value is printable ASCII on one line; that of `Last-Event-ID` may hold other characters too, and is sent as UTF-8.
-    Raises `InvalidArgument` with the header's name, never its value.
-    """
-    pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
-    for name, value in pairs:
-        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            raise InvalidArgument("headers", "a name is not a token (RFC 9110 section 5.6.2)")
-        if name.lower() in reserved:
-            raise InvalidArgument("headers", f"{name} is set by the protocol: leave it out")
-        allowed = _ID_VALUE if name.lower() == "last-event-id" else _FIELD_VALUE
-        if not isinstance(value, str | Secret) or not allowed.fullmatch(revealed(value)):
-            raise InvalidArgument("headers", f"the value of {name} is not printable ASCII on one line")
-    return [(name.encode("ascii"), revealed(value).encode()) for name, value in pairs]
-
-
-def check_subprotocols(subprotocols: Iterable[str | Secret]) -> tuple[str | Secret, ...]:
-    """Check the subprotocols to offer: each a token, without repeats. Errors quote none: one may hold a credential."""
-    if isinstance(subprotocols, str):
-        raise InvalidArgument("subprotocols", "must be a sequence of names, not a single text")
-    offered = tuple(subprotocols)
-    if not all(isinstance(name, str | Secret) and _TOKEN.fullmatch(revealed(name)) for name in offered):
-        raise InvalidArgument("subprotocols", "a name is not a token (RFC 6455 section 4.1)")
-    if len({revealed(name) for name in offered}) != len(offered):
-        raise InvalidArgument("subprotocols", "a name is offered twice")
-    return offered
-
-
-def revealed(text: str | Secret) -> str:
-    """The text as sent. A frame that may raise must not hold it in a variable."""
-    return text.reveal() if isinstance(text, Secret) else text
-
-
-def bearer(token: Secret) -> tuple[str, Secret]:
-    """The `Authorization` header of a token (RFC 6750 section 2.1)."""
-    return "Authorization", Secret(f"Bearer {token.reveal()}")
+    """Check the caller's headers and encode them, as UTF-8. Raises as `header_pairs`."""
+    return [(name.encode(), revealed(value).encode()) for name, value in header_pairs(headers, reserved=reserved)]

@@ -63,9 +63,7 @@ async def followed() -> Recording:
     async with ScriptedServer() as server:
         job = server.job("j1", token="t1")
         job.start(total_count=2)
-        async with Connection(
-            "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
-        ) as line:
+        async with Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network) as line:
             for ending in ("rst", "fin"):
                 await line.wait_for(State.CONNECTED)
                 server.socket.cut(ending)  # type: ignore[arg-type]

@@ -35,8 +35,7 @@ def make_settings() -> Callable[..., Settings]:
             limits=Limits(),
             liveness=Liveness(),
             connect_deadline=10.0,
-            network=network,
-            ssl=None,
+            network=network or Network(),
             wall_time=time.time,
             random=random.random,
         )
@@ -50,7 +49,7 @@ def make_settings() -> Callable[..., Settings]:
             "secrets": {},
             "results": {},
             "provider": None,
-            "refresh": False,
+            "exchanges_tokens": True,
             "require_state": False,
             "has_state_call": True,
             "token_required": True,
@@ -58,8 +57,6 @@ def make_settings() -> Callable[..., Settings]:
             "on_state": None,
             "on_progress": None,
             "on_disconnected": None,
-            "random": random.random,
-            "wall_time": time.time,
         }
         return Settings(**{**usual, **changes})
 

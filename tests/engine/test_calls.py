@@ -19,7 +19,6 @@ from towline import (
     MalformedMessage,
     MessageTooBig,
     NetworkError,
-    Secret,
     State,
     StateUnreachable,
     Token,
@@ -53,6 +52,7 @@ class Asked:
         self,
         settings: Settings,
         outcome: Outcome | None,
+        token: Token,
     ) -> None:
         reader = Reader(settings.protocol)
         tokens = TokenSource(
@@ -60,12 +60,12 @@ class Asked:
             reader,
             settings.access,
             provider=settings.provider,
-            refresh=settings.refresh,
+            exchanges=settings.exchanges_tokens,
             required=settings.token_required,
             deadline=30.0,
             changed=lambda token: None,
         )
-        tokens.give(Token(Secret("t1")))
+        tokens.give(token)
         self.snapshot = Snapshot(state=State.CONNECTED)
         self.outcome = outcome
         self.posted: list[AnyEvent] = []
@@ -125,7 +125,11 @@ def _looks(settings: Settings, reader: Reader, tokens: TokenSource) -> Looks:
 @pytest.fixture
 def make(server: ScriptedServer, make_settings: Callable[..., Settings]) -> Make:
     """Makes the calls about the job with these settings and this end."""
-    return lambda outcome=None, **settings: Asked(make_settings(server.network, **settings), outcome)
+
+    def make(outcome: Outcome | None = None, token: Token = Token("t1"), **settings: Any) -> Asked:  # noqa: B008 - frozen
+        return Asked(make_settings(server.network, **settings), outcome, token)
+
+    return make
 
 
 def requests(server: ScriptedServer, call: str) -> list[Request]:
@@ -226,7 +230,7 @@ async def test_the_token_goes_to_no_other_origin(make: Make, server: ScriptedSer
 
 
 async def test_a_rejected_token_is_exchanged_and_the_call_made_again(make: Make, server: ScriptedServer) -> None:
-    asked = make(refresh=True, outcome=JobComplete(job="j1", result_url=PATH))
+    asked = make(token=Token("t1", refresh=True), outcome=JobComplete(job="j1", result_url=PATH))
     server.script("results", Answer(401), Answer(body=[1]))
     assert await asked.calls.fetch_result(LIMIT) == [1]
     assert [(request.call, request.token) for request in server.requests] == [
@@ -262,7 +266,7 @@ async def test_a_token_that_cannot_be_renewed_is_tried_once(make: Make, server: 
 async def test_a_fresh_token_that_is_rejected_too_is_not_replaced_again(make: Make, server: ScriptedServer) -> None:
     server.always("cancel", Answer(401))
     with pytest.raises(UnexpectedResponse) as raised:
-        await make(refresh=True).calls.cancel_job()
+        await make(token=Token("t1", refresh=True)).calls.cancel_job()
     assert raised.value.status == 401
     assert [request.call for request in server.requests] == ["cancel", "refresh", "cancel"]
 

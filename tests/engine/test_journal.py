@@ -75,7 +75,7 @@ async def test_a_job_is_taken_up_by_its_id_alone(follow: Follow, server: Scripte
     record = await store.read(key("j2"))
     assert record is not None
     assert record.cursor == '{"seq":1,"epoch":"e1"}', "the second was in hand, and is told again"
-    async with Connection(job="j2", store=store, network=server.network, allow_insecure=True) as line:
+    async with Connection(job="j2", store=store, network=server.network) as line:
         job.complete(RESULT)
         seen = [update.seq async for update in line if update.seq]
     assert seen == [2, 3]
@@ -96,7 +96,7 @@ async def test_the_end_is_marked_once_taken_and_given_again_without_a_dial(
     async with follow(server, store=store) as line:
         outcome = await line.result()
     dials = len(server.network.dials)
-    async with Connection(job="j1", store=store, network=server.network, allow_insecure=True) as line:
+    async with Connection(job="j1", store=store, network=server.network) as line:
         assert await line.result() == outcome
         assert [type(update) async for update in line] == [JobComplete]
         with pytest.raises(Exception, match="has ended"):
@@ -180,7 +180,7 @@ async def test_a_token_for_another_server_is_not_used(server: ScriptedServer, ot
     await store.save(other, "hunter2")
     url = "ws://hub/ws/progress?key=hunter2"
     with pytest.raises(RecordMismatch) as caught:
-        async with Connection(url, job="j1", store=store, network=server.network, allow_insecure=True):
+        async with Connection(url, job="j1", store=store, network=server.network):
             pass
     assert f"{other.protocol} at {other.address}" in str(caught.value)
     assert "hunter2" not in str(caught.value)
@@ -196,7 +196,7 @@ async def test_a_record_is_used_only_where_its_key_says(server: ScriptedServer) 
         store = Store()
         await store.save(other, "hunter2", parameters={"url": "ws://hub/ws/progress"})
         with pytest.raises(error, match=problem):
-            async with Connection(job="j1", store=store, network=server.network, allow_insecure=True):
+            async with Connection(job="j1", store=store, network=server.network):
                 pass
     assert server.network.dials == []
 
@@ -220,18 +220,18 @@ async def test_two_servers_may_have_a_job_of_the_same_id(follow: Follow, places:
                         break
         dials = len(one.network.dials)
         with pytest.raises(AmbiguousJob) as caught:
-            async with Connection(job="1", store=store, network=one.network, allow_insecure=True):
+            async with Connection(job="1", store=store, network=one.network):
                 pass
         assert caught.value.servers == tuple(f"towline at {address}" for address in addresses)
         assert all(server in str(caught.value) for server in caught.value.servers)
         assert "t-one" not in str(caught.value)
         assert len(one.network.dials) == dials
         for server, url, _, count in servers:
-            async with Connection(url, job="1", store=store, network=server.network, allow_insecure=True) as line:
+            async with Connection(url, job="1", store=store, network=server.network) as line:
                 server._jobs["1"].complete(RESULT)
                 assert [update.seq async for update in line if update.seq] == [count + 1, count + 2]
         await store.delete(key("1", addresses[0]))
-        async with Connection(job="1", store=store, network=two.network, allow_insecure=True) as line:
+        async with Connection(job="1", store=store, network=two.network) as line:
             assert isinstance(await line.result(), JobComplete)
 
 
@@ -261,20 +261,20 @@ async def test_a_record_without_a_url_needs_one(server: ScriptedServer, paramete
     store = Store()
     await store.save(key("j1"), "t1", parameters=parameters)
     with pytest.raises(InvalidArgument, match="pass url="):
-        async with Connection(job="j1", store=store, network=server.network, allow_insecure=True):
+        async with Connection(job="j1", store=store, network=server.network):
             pass
-    async with Connection("ws://hub/ws/progress", job="j1", store=store, network=server.network, allow_insecure=True):
+    async with Connection("ws://hub/ws/progress", job="j1", store=store, network=server.network):
         pass
 
 
 async def test_an_api_of_another_origin_is_kept(follow: Follow, server: ScriptedServer) -> None:
     store = Store()
-    async with follow(server, store=store, api_origin="http://api") as line:
+    async with follow(server, store=store, own={"api_origin": "http://api"}) as line:
         await line.wait_for(State.CONNECTED)
     record = await store.read(key("j1"))
     assert record is not None
-    assert dict(record.parameters) == {"url": "ws://hub/ws/progress", "api_origin": "http://api:80", "prefix": ""}
-    async with Connection(job="j1", store=store, network=server.network, allow_insecure=True) as line:
+    assert dict(record.parameters) == {"url": "ws://hub/ws/progress", "api_origin": "http://api"}
+    async with Connection(job="j1", store=store, network=server.network) as line:
         await line.wait_for(State.CONNECTED)
     assert [dial.host for dial in server.network.dials].count("api") == 2
 
@@ -297,7 +297,7 @@ async def test_a_damaged_record_is_an_error_without_a_token_and_none_with_one(
             raise Damaged("a file is not what was written")
 
     with pytest.raises(Damaged):
-        async with Connection("ws://hub/", job="j1", store=BadStore(), network=server.network, allow_insecure=True):
+        async with Connection("ws://hub/", job="j1", store=BadStore(), network=server.network):
             pass
     async with follow(server, store=BadStore()) as line:
         await line.wait_for(State.CONNECTED)
@@ -354,7 +354,7 @@ async def test_what_is_written_with_a_final_dot_and_below_a_path_is_resumed_ther
     record = await store.read(key("j2", "http://hub:80/jobs/ws/progress"))
     assert record is not None
     assert dict(record.parameters) == {"url": "ws://hub./jobs/ws/progress"}
-    async with Connection(job="j2", store=store, network=server.network, allow_insecure=True) as line:
+    async with Connection(job="j2", store=store, network=server.network) as line:
         await line.wait_for(State.CONNECTED)
         job.complete(RESULT)
         await line.result()

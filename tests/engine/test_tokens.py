@@ -75,7 +75,7 @@ async def test_a_token_near_its_end_is_renewed_in_time_while_connected(follow: F
 
 async def test_renewing_too_early_changes_nothing(follow: Follow, server: ScriptedServer) -> None:
     server.always("refresh", Answer(425, headers={"Retry-After": "30"}))
-    async with follow(server, refresh=True, token_expires=100.0, wall_time=anyio.current_time) as line:
+    async with follow(server, token=Token("t1", expires=100.0, refresh=True), wall_time=anyio.current_time) as line:
         await anyio.sleep(99)
         assert line.state is State.CONNECTED
         assert 1 <= len(server.times("refresh")) <= 12
@@ -143,7 +143,7 @@ async def test_nobody_uses_a_rejected_token_while_another_is_fetched(follow: Fol
 
 
 async def test_a_fixed_token_is_exchanged_only_if_that_is_wanted(follow: Follow, server: ScriptedServer) -> None:
-    async with follow(server, refresh=True) as line:
+    async with follow(server, token=Token("t1", refresh=True)) as line:
         await line.wait_for(State.CONNECTED)
         server.socket.close(4401)
         await line.wait_for(State.CONNECTING, timeout=5)
@@ -157,7 +157,7 @@ async def test_a_fixed_token_is_exchanged_only_if_that_is_wanted(follow: Follow,
 )
 async def test_an_exchange_that_fails(follow: Follow, server: ScriptedServer, answer: Answer, state: State) -> None:
     server.always("refresh", answer)
-    async with follow(server, refresh=True) as line:
+    async with follow(server, token=Token("t1", refresh=True)) as line:
         await line.wait_for(State.CONNECTED)
         server.socket.close(4401)
         assert await line.wait_for(State.EXHAUSTED, State.RECONNECTING, timeout=5) is state
@@ -175,7 +175,7 @@ async def test_another_token_given_during_a_renewal_counts_for_more(follow: Foll
 async def test_no_token_at_all_is_told(server: ScriptedServer) -> None:
     from towline import MemoryTokenStore
 
-    line = Connection("ws://hub/", job="j1", store=MemoryTokenStore(), network=server.network, allow_insecure=True)
+    line = Connection("ws://hub/", job="j1", store=MemoryTokenStore(), network=server.network)
     async with line:
         with pytest.raises(Exhausted, match="no token"):
             await line.result()
@@ -186,9 +186,9 @@ async def test_a_token_goes_where_it_was_asked_to_go(follow: Follow, server: Scr
     server.job("c", token=CANARY)
     async with follow(server, job="c", token=CANARY):
         await server.wait_requests("upgrade", 1)
-    async with follow(server, job="c", token=CANARY, token_in_query=True):
+    async with follow(server, job="c", token=CANARY, own={"token_in": "query"}):
         await server.wait_requests("upgrade", 2)
-    async with follow(server, job="c", token=CANARY, token_subprotocol="bearer"):
+    async with follow(server, job="c", token=CANARY, own={"token_in": "subprotocol:bearer"}):
         await server.wait_requests("upgrade", 3)
     header, query, subprotocol = [r for r in server.requests if r.call == "upgrade"]
     assert header.headers["authorization"] == f"Bearer {CANARY}"
@@ -199,15 +199,15 @@ async def test_a_token_goes_where_it_was_asked_to_go(follow: Follow, server: Scr
     assert "authorization" not in subprotocol.headers
 
 
-@pytest.mark.parametrize("way", [{}, {"token_in_query": True}, {"token_subprotocol": "bearer"}, {"refresh": True}])
+@pytest.mark.parametrize("way", ["header", "query", "subprotocol:bearer"])
 async def test_a_token_is_shown_nowhere(
-    follow: Follow, server: ScriptedServer, way: dict[str, object], caplog: pytest.LogCaptureFixture
+    follow: Follow, server: ScriptedServer, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     server.job("c", token=CANARY)
     shown: list[str] = []
     policy = Policy()
-    async with follow(server, job="c", token=CANARY, policy=policy, **way) as line:
+    async with follow(server, job="c", token=Token(CANARY, refresh=True), policy=policy, own={"token_in": way}) as line:
         await line.wait_for(State.CONNECTED)
         server.socket.cut()
         await line.wait_for(State.RECONNECTING)

@@ -66,9 +66,7 @@ async def scene() -> AsyncIterator[Scene]:
     async with ScriptedServer() as server:
         job = server.job("j1", token="t1")
         job.start()
-        async with towline.Connection(
-            "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
-        ) as line:
+        async with towline.Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network) as line:
             attached = towline.host.attach(line, monitor=PathMonitor(source), suspension=False, sleep=False)
             async with attached as host:
                 assert host.sources == {"path"}
@@ -183,9 +181,7 @@ async def test_what_a_source_told_ends_with_the_block() -> None:
     """Nobody would tell that the path is back, or that the machine has woken."""
     async with ScriptedServer() as server:
         server.job("j1", token="t1").start()
-        async with towline.Connection(
-            "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
-        ) as line:
+        async with towline.Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network) as line:
             source = ScriptedSource()
             async with towline.host.attach(line, monitor=PathMonitor(source), suspension=False, sleep=False):
                 await line.wait_for(State.CONNECTED, timeout=60)
@@ -286,7 +282,7 @@ async def passes_while(seconds: float, passes: Callable[[], int]) -> int:
 async def polled(server: ScriptedServer, **options: Any) -> AsyncIterator[tuple[towline.Connection, Host]]:
     """A connection told of its host by everything that has a timer."""
     async with towline.Connection(
-        "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True, **options
+        "ws://hub/ws/progress", job="j1", token="t1", network=server.network, **options
     ) as line:
         monitor = PathMonitor(PollingPathSource(["127.0.0.1"]))
         async with towline.host.attach(line, monitor=monitor, sleep=False) as host:
@@ -348,9 +344,7 @@ async def test_a_source_that_fails_is_told_once_and_holds_nothing_back(caplog: p
     source = Failing()
     async with ScriptedServer() as server:
         server.job("j1", token="t1").start()
-        async with towline.Connection(
-            "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
-        ) as line:
+        async with towline.Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network) as line:
             attached = towline.host.attach(line, monitor=PathMonitor(source), suspension=False, sleep=False)
             async with attached as host:
                 await line.wait_for(State.CONNECTED, timeout=60)
@@ -384,9 +378,7 @@ async def test_what_is_missing_is_told_once(caplog: pytest.LogCaptureFixture, mo
         job = server.job("j1", token="t1")
         job.start()
         async with (
-            towline.Connection(
-                "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
-            ) as line,
+            towline.Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network) as line,
             towline.host.attach(line) as host,
         ):
             assert host.sources >= {"path", "suspension"}
@@ -408,9 +400,7 @@ async def test_a_bus_that_says_nothing_holds_the_block_up_once(
     monkeypatch.setattr("towline.host.path._server_path._LOOKUP", 0.0)
     async with await anyio.create_unix_listener(tmp_path / "bus"), ScriptedServer() as server:
         server.job("j1", token="t1").start()
-        async with towline.Connection(
-            "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
-        ) as line:
+        async with towline.Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network) as line:
             begun = anyio.current_time()
             async with towline.host.attach(line) as host:
                 assert anyio.current_time() - begun == pytest.approx(_bus.PATIENCE)

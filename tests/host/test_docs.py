@@ -27,7 +27,7 @@ def test_the_guide_runs(example: str, capsys: Any, monkeypatch: Any) -> None:
             connection = towline.Connection
 
             def in_memory(url: str, **options: Any) -> towline.Connection:
-                return connection(url, network=server.network, allow_insecure=True, **options)
+                return connection(url, network=server.network, **options)
 
             monkeypatch.setattr(towline, "Connection", in_memory)
             async with anyio.create_task_group() as tasks:
@@ -48,6 +48,6 @@ def test_the_names_exist() -> None:
         assert hasattr(towline.host.Host, name) or hasattr(towline.host, name), name
     for path in re.findall(r"\]\((\.\./examples/\w+\.py)\)", GUIDE):
         assert (Path(__file__).parents[2] / "docs" / path).exists(), path
-    for name in ("report_path", "report_wake", "background", "foreground"):
+    for name in ("report_network", "report_wake", "background", "foreground"):
         assert f"line.{name}(" in GUIDE
         assert hasattr(towline.Connection, name)

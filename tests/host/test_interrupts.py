@@ -47,9 +47,7 @@ async def scene(window: float = 3.0) -> AsyncIterator[Scene]:
         job = server.job("j1", token="t1")
         job.start()
         async with (
-            towline.Connection(
-                "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
-            ) as line,
+            towline.Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network) as line,
             anyio.create_task_group() as tasks,
         ):
             one = Scene(server, job, line)

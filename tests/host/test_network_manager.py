@@ -266,9 +266,7 @@ async def test_attached_it_is_a_source_and_the_end_of_the_bus_is_told_once(
     async with ScriptedServer() as server:
         server.job("j1", token="t1").start()
         async with (
-            towline.Connection(
-                "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
-            ) as line,
+            towline.Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network) as line,
             towline.host.attach(line) as host,
         ):
             assert host.sources == {"path", "connectivity", "suspension"}

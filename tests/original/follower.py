@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -12,6 +12,8 @@ from recordings import JOB
 from stand_in import URL, StandIn, background_tasks
 
 from towline import AnyUpdate, Connection, Exhausted, Outcome, Policy, Progress, Stalled
+from towline.protocols import Towline
+from towline.testing import controlled
 
 #: What this backend needs: its state says `running` even after the end, so a silence needs a limit.
 STALL_LIMIT: Final = 3600.0
@@ -82,26 +84,19 @@ class Follower:
 
 
 @asynccontextmanager
-async def following(server: StandIn, **options: Any) -> AsyncIterator[Follower]:
+async def following(
+    server: StandIn, *, own: Mapping[str, Any] | None = None, random: Callable[[], float] = lambda: 0.5, **options: Any
+) -> AsyncIterator[Follower]:
     """Follow the stand-in's job until the block is left."""
     defaults: dict[str, Any] = {
         "token": server.token,
-        "token_in_query": True,
         "policy": Policy(stall_limit=STALL_LIMIT),
-        "random": lambda: 0.5,
     }
     started = time.time()
-    async with (
-        background_tasks() as tasks,
-        Connection(
-            URL,
-            job=JOB,
-            network=server.network,
-            allow_insecure=True,
-            wall_time=lambda: started + anyio.current_time(),
-            **defaults | options,
-        ) as line,
-    ):
+    protocol = Towline(URL, JOB, token_in="query", **own or {})
+    connection = Connection(protocol, network=server.network, **defaults | options)
+    controlled(connection, random=random, wall_time=lambda: started + anyio.current_time())
+    async with background_tasks() as tasks, connection as line:
         follower = Follower(line)
         tasks.start_soon(follower.read)
         yield follower

@@ -12,10 +12,10 @@ from follower import Follower, following
 from recordings import JOB, Recording
 from stand_in import StandIn
 
-from towline import Exhausted, JobCancelled, JobComplete, JobFailed, Outcome, Policy, Secret, State, Templates
+from towline import Exhausted, JobCancelled, JobComplete, JobFailed, Outcome, Policy, Secret, State
 from towline.cli._start import start_job
 
-TEMPLATES = Templates(cancel="/api/enrichment/cancel")
+CANCEL = {"cancel_path": "/api/enrichment/cancel"}
 
 #: Short, because each silence of the many stories costs its pings.
 SILENCE = Policy(stall_limit=600)
@@ -41,7 +41,7 @@ ENDED = [name for name in FOLLOWED if name != "newest-batch-ended-while-away"]
 async def test_followed_undisturbed(name: str, backend: Callable[..., StandIn]) -> None:
     async with backend(name) as server:
         server.start()
-        async with following(server, templates=TEMPLATES) as follower:
+        async with following(server, own=CANCEL) as follower:
             await follower.line.wait_for(State.CONNECTED, timeout=0.5)
             await _cancel_as_recorded(server, follower)
             await follower.wait_end()
@@ -65,7 +65,7 @@ async def test_cut_after_a_message_of_a_long_job(name: str, cut_after: int, back
     """The next message is due 20 s later, and the follower is back by then: it misses nothing."""
     async with backend(name, spacing=20, cut_after=cut_after) as server:
         server.start()
-        async with following(server, templates=TEMPLATES, policy=SILENCE) as follower:
+        async with following(server, own=CANCEL, policy=SILENCE) as follower:
             await _cancel_as_recorded(server, follower)
             await follower.wait_end()
             if name in ENDED:
@@ -86,7 +86,7 @@ async def test_cut_after_a_message_in_recorded_time(name: str, cut_after: int, b
     """The job goes on while the follower is away, and the server stores nothing. An end that was sent is the end."""
     async with backend(name, cut_after=cut_after) as server:
         server.start()
-        async with following(server, templates=TEMPLATES, policy=SILENCE) as follower:
+        async with following(server, own=CANCEL, policy=SILENCE) as follower:
             await _cancel_as_recorded(server, follower)
             await follower.wait_end()
             if server.end_was_sent or server.canceled:
@@ -118,7 +118,7 @@ async def test_the_result_is_fetched(name: str, backend: Callable[..., StandIn])
 async def test_the_answer_to_the_start_is_read(name: str, backend: Callable[..., StandIn]) -> None:
     async with backend(name) as server:
         url = "http://backend" + Recording(name).entries[0]["path"]
-        started = await start_job(url, b"", network=server.network, allow_insecure=True)
+        started = await start_job(url, b"", network=server.network)
         assert (started.job, started.token) == (JOB, Secret(server.token))
 
 

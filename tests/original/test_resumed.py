@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 def options(server: StandIn, store: MemoryTokenStore) -> dict[str, Any]:
-    return {"network": server.network, "store": store, "allow_insecure": True, "wall_time": anyio.current_time}
+    return {"network": server.network, "store": store}
 
 
 async def follow_until_progress(server: StandIn, store: MemoryTokenStore, protocol: Bookstrack) -> None:
@@ -81,9 +81,9 @@ async def test_what_the_server_says_is_recorded_without_the_token(backend: Calla
     store = MemoryTokenStore(now=anyio.current_time)
     async with backend("newest-batch") as server:
         server.start()
-        async with Connection(
-            Bookstrack(URL, JOB), token=server.token, observe=observe, **options(server, store)
-        ) as line:
+        line = Connection(Bookstrack(URL, JOB), token=server.token, **options(server, store))
+        line.observe(observe)
+        async with line:
             outcome = await line.result()
         assert server.token not in "".join(lines)
     # The recording alone leads to the same end.

@@ -140,9 +140,7 @@ def _path(server: StandIn) -> str:
 
 
 async def _dial(server: StandIn, path: str) -> WebSocket:
-    return await connect_websocket(
-        URL.replace("/ws/progress", path), network=server.network, allow_insecure=True, liveness=None
-    )
+    return await connect_websocket(URL.replace("/ws/progress", path), network=server.network, liveness=None)
 
 
 async def _call(server: StandIn, entry: dict[str, Any]) -> Response:
@@ -153,7 +151,6 @@ async def _call(server: StandIn, entry: dict[str, Any]) -> Response:
         headers={name: value.replace("TOKEN", server.token) for name, value in entry["request_headers"].items()},
         body=text.encode() if entry["method"] == "POST" else None,
         network=server.network,
-        allow_insecure=True,
     )
 
 

@@ -13,7 +13,7 @@ import towline
 from towline.server import Hub, JobContext, Limits, Upload
 from towline.server.log._clients import REPLACED, Arrival, Clients
 from towline.statemachine import Policy
-from towline.testing import FaultProxy
+from towline.testing import FaultProxy, controlled
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -106,14 +106,14 @@ def test_nothing_is_kept_of_sockets_that_are_gone(
 
 
 def connection(url: str, client: Any) -> towline.Connection:
-    return towline.Connection(
+    line = towline.Connection(
         url.replace("http", "ws", 1) + "/ws/progress",
         job=client.job,
         token=client.token,
         policy=Policy(ping_after=0.2, lost_after=0.6, dial_spacing=0.1),
         store=None,
-        random=lambda: 0.0,
     )
+    return controlled(line, random=lambda: 0.0)
 
 
 @pytest.mark.anyio

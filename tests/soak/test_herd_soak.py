@@ -17,7 +17,7 @@ from anyio.abc import ByteStream
 import towline
 from towline import State, StateChange
 from towline.testing import Accept, ScriptedServer, run_virtual, virtual_time_backends
-from towline.transport import Endpoint, SystemNetwork
+from towline.transport import Endpoint, Network
 
 CLIENTS = 1000
 #: The hub's accept rate is 20 a second, so it tells a thousand clients to spread over 50 s.
@@ -67,7 +67,7 @@ def test_a_restart_brings_no_herd(
         async def follow() -> None:
             nonlocal joined, back
 
-            class Counting:
+            class Counting(Network):
                 """The system's network, and when each socket was asked of it."""
 
                 async def connect(self, endpoint: Endpoint) -> ByteStream:
@@ -75,7 +75,7 @@ def test_a_restart_brings_no_herd(
                         dials.append(anyio.current_time())
                     elif away and line.state is State.RECONNECTING:
                         looks.append(anyio.current_time())
-                    return await SystemNetwork().connect(endpoint)
+                    return await Network().connect(endpoint)
 
             async with towline.Connection(url, job=job, token=token, network=Counting()) as line:
                 await line.wait_for(State.CONNECTED)
@@ -147,7 +147,6 @@ def test_a_flapping_server_is_not_hammered(
                     job="j1",
                     token="t1",
                     network=server.network,
-                    allow_insecure=True,
                     on_state=changed,
                 )
                 async with line:

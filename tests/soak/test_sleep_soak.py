@@ -12,7 +12,7 @@ import pytest
 import towline
 import towline.host
 from towline import JobComplete, State
-from towline.testing import ScriptedServer, audit_updates, run_virtual, virtual_time_backends
+from towline.testing import ScriptedServer, audit_updates, controlled, run_virtual, virtual_time_backends
 
 TIMES = 50
 
@@ -45,10 +45,8 @@ async def night(seed: int) -> list[str]:
             job="j1",
             token="t1",
             network=server.network,
-            allow_insecure=True,
-            wall_time=machine.wall,
-            random=draw.random,
         )
+        controlled(line, random=draw.random, wall_time=machine.wall)
         updates = []
 
         async def listen() -> None:

@@ -10,9 +10,10 @@ from towline import TowlineError
 from towline._exceptions import InvalidArgument
 from towline._facts import Request, Via
 from towline._secret import Secret
+from towline.protocols._requests import bearer
 from towline.sources import Source, call, open_source
 from towline.sources.access import body_of
-from towline.transport import bearer, parse_url
+from towline.transport import parse_url
 
 WAYS: list[Via] = ["websocket", "events", "lines", "poll", "call"]
 WRONG = [
@@ -101,7 +102,7 @@ async def test_nothing_is_dialled_for_another_origin(via: Via) -> None:
 @pytest.mark.anyio
 async def test_a_token_follows_no_redirect(via: Via, status: int, canary: str) -> None:
     script = Script([answer(status, Location="http://elsewhere/")])
-    asked = Request(via=via, url="http://localhost/", headers=(bearer(Secret(canary)),))
+    asked = Request(via=via, url="http://localhost/", headers=bearer(Secret(canary)))
     async with script.running():
         if via in ("poll", "call"):
             got = await do(asked, script, "http://localhost/")
@@ -191,7 +192,7 @@ async def test_secrets_are_on_the_wire_only(via: Via, steps: list[Step], canary:
     if via != "websocket":
         options = {"method": "POST", "body": Secret(f'{{"token":"{canary}"}}')}
     url = Secret(f"http://localhost/?token={canary}")
-    asked = Request(via=via, url=url, headers=(bearer(Secret(canary)),), **options)
+    asked = Request(via=via, url=url, headers=bearer(Secret(canary)), **options)
     script = Script(steps)
     error: TowlineError | None = None
     async with script.running():
@@ -227,7 +228,7 @@ BROKEN: list[dict[str, Callable[[str], Any]]] = [
 async def test_a_request_that_cannot_be_made_shows_none(
     via: Via, wrong: dict[str, Callable[[str], Any]], canary: str
 ) -> None:
-    made: dict[str, Any] = {"via": via, "url": "http://localhost/", "headers": (bearer(Secret(canary)),)}
+    made: dict[str, Any] = {"via": via, "url": "http://localhost/", "headers": bearer(Secret(canary))}
     made |= {name: make(canary) for name, make in wrong.items()}
     with pytest.raises(InvalidArgument) as caught:
         await do(Request(**made), Script(), "http://localhost/")

@@ -16,7 +16,7 @@ async def main():
     async with ScriptedServer() as server:
         server.job("j1", token="t1").complete({"books": [], "errors": [], "successRate": "0/0"})
         async with towline.Connection(
-            "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
+            "ws://hub/ws/progress", job="j1", token="t1", network=server.network
         ) as line:
             return await line.result()
 

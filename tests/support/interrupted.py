@@ -46,9 +46,7 @@ class Seen(NamedTuple):
 
 
 def connection(server: ScriptedServer, **options: Any) -> Connection:
-    return Connection(
-        "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True, **options
-    )
+    return Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network, **options)
 
 
 async def interrupted_cancel(at: int | None) -> Seen:
@@ -104,7 +102,7 @@ async def interrupted_request(at: int | None, request: str) -> Seen:
             "connect": lambda: line.connect(token="t1"),
             "retry": line.retry,
             "background": lambda: (line.background(grace=0), line.foreground()),
-            "path": lambda: (line.report_path(False), line.report_path(True)),
+            "path": lambda: (line.report_network(False), line.report_network(True)),
             "wake": line.report_wake,
         }
         try:

@@ -164,7 +164,7 @@ class JobServer(AsyncContextManagerMixin):
     def follow(self, protocol: Protocol | None = None, **options: Any) -> Connection:
         """A connection to the job."""
         target = self.protocol() if protocol is None else protocol
-        return Connection(target, network=self.network, allow_insecure=True, **options)
+        return Connection(target, network=self.network, **options)
 
     # --- the job ---------------------------------------------------------------------------------------------------
 

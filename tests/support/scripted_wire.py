@@ -15,7 +15,7 @@ import towline.sources
 import towline.transport
 from towline.sources import Access
 from towline.testing import MemoryLink, MemoryNetwork
-from towline.transport import Limits, Liveness, parse_url
+from towline.transport import Limits, Liveness, Network, parse_url
 
 #: Bytes to send, seconds to wait, or what happens to the connection.
 Step: TypeAlias = bytes | float | Literal["fin", "rst", "hang"]
@@ -112,8 +112,7 @@ def access(network: MemoryNetwork | None, url: str = "http://localhost/", **chan
         "limits": Limits(),
         "liveness": Liveness(),
         "connect_deadline": 10.0,
-        "network": network,
-        "ssl": None,
+        "network": network or Network(),
         "wall_time": wall_time,
         "random": lambda: 0.0,
     }

@@ -29,6 +29,7 @@ from towline.testing import (
     ScriptedServer,
     Unreachable,
     audit_updates,
+    controlled,
     run_virtual,
 )
 
@@ -93,10 +94,8 @@ class _Storm:
             job="j1",
             token=self._give_token,
             network=self.server.network,
-            allow_insecure=True,
-            random=self.random.random,
-            wall_time=anyio.current_time,
         )
+        controlled(self.line, random=self.random.random, wall_time=anyio.current_time)
         async with self.line:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._run_job)
@@ -161,7 +160,7 @@ class _Storm:
         for link in self.server.network.links:
             link.release()
         self.line.foreground()
-        self.line.report_path(True, "a")
+        self.line.report_network(True, "a")
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -287,12 +286,12 @@ def _background(storm: _Storm) -> None:
 
 
 def _path_lost(storm: _Storm) -> None:
-    storm.line.report_path(False)
+    storm.line.report_network(False)
     _black_hole(storm)
 
 
 def _path_changed(storm: _Storm) -> None:
-    storm.line.report_path(True, f"path {storm.random.random()}")
+    storm.line.report_network(True, f"path {storm.random.random()}")
 
 
 def _woke(storm: _Storm) -> None:

@@ -24,7 +24,18 @@ from towline._connection import Connection
 from towline._exceptions import ForbiddenRequest, TowlineError
 from towline._updates import AnyUpdate, JobCancelled, JobComplete, JobFailed
 from towline.statemachine import State, replay
-from towline.testing import Answer, Drop, Hang, NoAnswer, Reach, Reaction, ScriptedServer, Unreachable, run_virtual
+from towline.testing import (
+    Answer,
+    Drop,
+    Hang,
+    NoAnswer,
+    Reach,
+    Reaction,
+    ScriptedServer,
+    Unreachable,
+    controlled,
+    run_virtual,
+)
 from towline.testing.memory._network import Fate
 
 if TYPE_CHECKING:
@@ -145,10 +156,8 @@ class _Play:
             job="j1",
             token=self._give_token,
             network=server.network,
-            allow_insecure=True,
-            random=lambda: 0.5,
-            wall_time=anyio.current_time,
         )
+        controlled(self.line, random=lambda: 0.5, wall_time=anyio.current_time)
         self.job.start(total_count=1000)
         async with self.line:
             async with anyio.create_task_group() as tasks:
@@ -191,9 +200,9 @@ class _Play:
             "retry": line.retry,
             "background": line.background,
             "foreground": line.foreground,
-            "path lost": lambda: line.report_path(False),
-            "path back": lambda: line.report_path(True, "a"),
-            "path other": lambda: line.report_path(True, "b"),
+            "path lost": lambda: line.report_network(False),
+            "path back": lambda: line.report_network(True, "a"),
+            "path other": lambda: line.report_network(True, "b"),
             "wake": line.report_wake,
             "cancel": self._cancel,
         }
@@ -256,7 +265,7 @@ class _Play:
         if not self.job.ended:
             self.job.complete()
         line.foreground()
-        line.report_path(True, "a")
+        line.report_network(True, "a")
         while line.outcome is None and line.state is not State.CANCELLED:
             if line.state in (State.IDLE, State.EXHAUSTED):
                 line.connect()

@@ -56,7 +56,7 @@ from towline.statemachine import (
     describe,
     markdown,
 )
-from towline.testing import Answer, Hang, Reach, ScriptedServer, run_virtual
+from towline.testing import Answer, Hang, Reach, ScriptedServer, controlled, run_virtual
 
 #: A branch: event, state, position in the cell.
 Place = tuple[str, str, int]
@@ -288,11 +288,9 @@ class _Visit:
                 job="j1",
                 token="t1" if self.setting.fixed_token else self._give_token,
                 network=server.network,
-                allow_insecure=True,
                 policy=self.policy,
-                random=lambda: 0.5,
-                wall_time=anyio.current_time,
             )
+            controlled(self.line, random=lambda: 0.5, wall_time=anyio.current_time)
             async with self.line:
                 engine = self.line._engine
                 assert engine is not None, "the connection was entered"
@@ -316,7 +314,7 @@ class _Visit:
 
     async def _give_token(self) -> Token:
         expires = anyio.current_time() + 90 if self.stop.event is Trigger.RENEWAL_DUE else None
-        return Token(Secret(self.job.token), expires)
+        return Token(self.job.token, expires=expires)
 
     def _prepare(self) -> None:
         state, server = self.stop.state, self.server

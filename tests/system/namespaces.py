@@ -85,8 +85,8 @@ async def main():
 
     async def follow():
         line = towline.Connection(
-            options["url"], job=options["job"], token=options["token"], allow_insecure=True, on_state=changed,
-            policy=Policy(grace=options["grace"]),
+            options["url"], job=options["job"], token=options["token"], on_state=changed,
+            network=towline.Network(allow_insecure=True), policy=Policy(grace=options["grace"]),
         )
         monitor = Told() if options["path"] else None
         async with line, towline.host.attach(line, monitor=monitor, path=options["path"], sleep=False) as host:

@@ -169,10 +169,10 @@ def test_airplane_mode_in_mid_import(backend: str, scene: Callable[[float], Scen
             way = Counted(proxy)
             async with one.line(way) as line, anyio.create_task_group() as tasks:
                 tasks.start_soon(one.listen, line)
-                line.report_path(True, "wlan0 192.0.2.7")
+                line.report_network(True, "wlan0 192.0.2.7")
                 await until(one.progressed(10))
                 proxy.black_hole()
-                line.report_path(False)
+                line.report_network(False)
                 await line.wait_for(State.RECONNECTING, timeout=7)
                 asked = len(way.attempts)
                 await anyio.sleep(5)
@@ -180,7 +180,7 @@ def test_airplane_mode_in_mid_import(backend: str, scene: Callable[[float], Scen
                 assert line.state is State.RECONNECTING
                 await proxy.heal()
                 await proxy.cut("rst")
-                line.report_path(True, "wlan0 192.0.2.7")
+                line.report_network(True, "wlan0 192.0.2.7")
                 await line.wait_for(State.CONNECTED, timeout=10)
                 assert isinstance(await line.result(), JobComplete)
 
@@ -269,11 +269,11 @@ def test_wifi_to_cellular_with_the_old_socket_half_open(backend: str, scene: Cal
             way = Counted(wifi)
             async with one.line(way) as line, anyio.create_task_group() as tasks:
                 tasks.start_soon(one.listen, line)
-                line.report_path(True, "wlan0 192.0.2.7")
+                line.report_network(True, "wlan0 192.0.2.7")
                 await until(one.progressed(10))
                 wifi.black_hole()
                 way.lead(cellular)
-                line.report_path(True, "wwan0 198.51.100.9")
+                line.report_network(True, "wwan0 198.51.100.9")
                 await line.wait_for(State.RECONNECTING, timeout=7)
                 await line.wait_for(State.CONNECTED, timeout=10)
                 assert wifi.statistics().links == 1, "the server still has the old socket"
@@ -292,14 +292,14 @@ def test_attempts_without_a_path_are_one_a_minute(backend: str) -> None:
         async with ScriptedServer() as server:
             server.job("j1", token="t1").start(total_count=10)
             line = towline.Connection(
-                "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True, policy=PHONE
+                "ws://hub/ws/progress", job="j1", token="t1", network=server.network, policy=PHONE
             )
             async with line:
                 await line.wait_for(State.CONNECTED)
-                line.report_path(True, "a")
+                line.report_network(True, "a")
                 server.network.weather = NoAnswer()
                 server.socket.hold()
-                line.report_path(False)
+                line.report_network(False)
                 await line.wait_for(State.RECONNECTING, timeout=7)
                 begun, before = anyio.current_time(), len(server.network.dials)
                 await anyio.sleep(300)

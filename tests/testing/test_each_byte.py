@@ -7,15 +7,17 @@ import pytest
 
 import towline
 from towline.testing import Direction, Ending, MemoryLink, ScriptedServer, audit_updates, run_virtual
+from towline.transport import Network
 
 #: Every so many bytes. The soak cuts at random ones, on real sockets.
 STRIDE = 41
 
 
-class CutFirst:
+class CutFirst(Network):
     """The server's network, but its first link ends after `count` bytes in one direction."""
 
     def __init__(self, server: ScriptedServer, count: int | None, direction: Direction, ending: Ending) -> None:
+        super().__init__(allow_insecure=True)
         self._network, self._fault = server.network, (count, direction, ending)
         self.link: MemoryLink | None = None
 
@@ -39,9 +41,7 @@ def follow(count: int | None, direction: Direction = "down", ending: Ending = "r
             network = CutFirst(server, count, direction, ending)
             job.start(total_count=3)
             updates = []
-            async with towline.Connection(
-                "ws://hub/ws/progress", job="j1", token="t1", network=network, allow_insecure=True
-            ) as line:
+            async with towline.Connection("ws://hub/ws/progress", job="j1", token="t1", network=network) as line:
 
                 async def tell() -> None:
                     for number in range(1, 4):

@@ -385,14 +385,11 @@ async def test_the_transport_runs_on_it_unchanged() -> None:
                 "http://hub/api/job-state/j1",
                 headers={"Authorization": "Bearer t1"},
                 network=server.network,
-                allow_insecure=True,
             )
             assert response.status == status
         assert json.loads(response.body)["processedCount"] == 1
         url = "ws://hub/ws/progress?jobId=j1"
-        async with open_websocket(
-            url, headers={"Authorization": "Bearer t1"}, network=server.network, allow_insecure=True
-        ) as line:
+        async with open_websocket(url, headers={"Authorization": "Bearer t1"}, network=server.network) as line:
             await line.send('{"type":"ready","timestamp":0}')
             job.complete()
             types = [json.loads(message)["type"] async for message in line]
@@ -404,9 +401,7 @@ async def test_the_transport_notices_a_black_hole_under_virtual_time() -> None:
         server.job("j1", token="t1")
         headers = {"Authorization": "Bearer t1"}
         with pytest.raises(TowlineError):
-            async with open_websocket(
-                "ws://hub/ws/progress?jobId=j1", headers=headers, network=server.network, allow_insecure=True
-            ) as line:
+            async with open_websocket("ws://hub/ws/progress?jobId=j1", headers=headers, network=server.network) as line:
                 await server.wait_sockets()
                 server.socket.hold()
                 async for _ in line:

@@ -17,7 +17,17 @@ from interrupted import connection, interrupt_everywhere, interrupted_cancel, in
 
 import towline
 import towline.host
-from towline import Backoff, Connection, Exhausted, ForbiddenRequest, JobComplete, Policy, State, UnexpectedFailure
+from towline import (
+    Backoff,
+    Connection,
+    Exhausted,
+    ForbiddenRequest,
+    JobComplete,
+    Network,
+    Policy,
+    State,
+    UnexpectedFailure,
+)
 from towline._facts import Closed, Fact, Received, Want
 from towline.protocols.towline import Towline
 from towline.storage import Record, RecordKey
@@ -234,10 +244,11 @@ async def test_our_own_cancellation_still_ends_a_handler_and_a_provider(follow: 
     assert line.statistics().handler_errors == 0
 
 
-class Broken:
+class Broken(Network):
     """A network and a store of the program that raise what is none of Towline's errors, `times` times each."""
 
     def __init__(self, server: ScriptedServer, error: Any, times: int = 1000) -> None:
+        super().__init__(allow_insecure=True)
         self.server, self.error, self.times = server, error, times
 
     async def _fail(self) -> None:

@@ -182,7 +182,7 @@ async def test_no_state_while_the_socket_is_open(
 ) -> None:
     async with scripted(numbered=False) as (server, job):
         server.always("state", answer)
-        async with follow(server, strict_sync=strict) as line:
+        async with follow(server, own={"require_state": strict}) as line:
             if kind is None:
                 assert (await gave_up(line)).reason == "gone"
             else:
@@ -288,8 +288,8 @@ async def test_a_path_revives_what_the_budget_ended(follow: Follow) -> None:
             assert error.reason == "budget"
             assert isinstance(error.__cause__, towline.ConnectFailed)
             server.network.weather = Reach()
-            line.report_path(True, "wlan0")
-            line.report_path(True, "eth0")
+            line.report_network(True, "wlan0")
+            line.report_network(True, "eth0")
             await line.wait_for(State.CONNECTED, timeout=60)
 
 
@@ -335,12 +335,12 @@ async def test_a_lost_path_holds_the_dial_and_a_restored_one_lets_it_go(follow: 
     async with scripted() as (server, _):
         async with follow(server) as line:
             await line.wait_for(State.CONNECTED)
-            line.report_path(False)
+            line.report_network(False)
             server.socket.cut()
             await line.wait_for(State.RECONNECTING, timeout=5)
             await anyio.sleep(30)
             assert len(server.times("upgrade")) == 1
-            line.report_path(True)
+            line.report_network(True)
             await line.wait_for(State.CONNECTED, timeout=5)
 
 

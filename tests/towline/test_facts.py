@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-from towline import JobComplete, Output, Paused, Progress, Secret, _facts
+from towline import JobComplete, Output, Paused, Progress, Secret
 from towline._facts import (
     Answer,
     Ended,
@@ -116,9 +116,3 @@ def test_a_frozen_dataclass_with_two_functions_is_a_protocol() -> None:
     assert request == Request(via="websocket", url="ws://h")
     assert protocol.ask(GetState(), None) is None
     assert list(protocol.read(Follow("websocket"), Message("a"))) == [Item(Output(key="log", value="a"))]
-
-
-def test_the_facts_know_no_other_part() -> None:
-    source = inspect.getsource(_facts)
-    ours = [line for line in source.splitlines() if line.startswith("from .")]
-    assert ours == ["from ._secret import Secret"]

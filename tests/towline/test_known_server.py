@@ -21,6 +21,7 @@ from towline import (
     Progress,
     Stalled,
     State,
+    Token,
 )
 from towline.testing import Answer, Drop, Hang, ScriptedJob, ScriptedServer
 
@@ -103,7 +104,7 @@ async def test_a_provider_that_refuses_a_fresh_token_for_the_state_call_ends_not
 async def test_a_required_state_that_never_comes_is_a_lost_link(follow: Follow) -> None:
     async with scripted(numbered=False) as (server, job):
         server.always("state", Answer(500))
-        async with follow(server, strict_sync=True, policy=Policy(backoff=Backoff(attempts=2))) as line:
+        async with follow(server, own={"require_state": True}, policy=Policy(backoff=Backoff(attempts=2))) as line:
             assert (await gave_up(line)).reason == "budget"
             server.always("state", None)
             job.complete(RESULT)
@@ -240,7 +241,7 @@ async def test_after_an_accepted_cancel_a_token_that_cannot_be_renewed_means_can
 ) -> None:
     async with scripted() as (server, _):
         server.script("cancel", Answer(200, {"result": "accepted"}))
-        async with follow(server, refresh=renewable) as line:
+        async with follow(server, token=Token("t1", refresh=renewable)) as line:
             await line.wait_for(State.CONNECTED)
             assert await line.cancel_job() == "accepted"
             server.revoke("t1")
@@ -255,7 +256,7 @@ async def test_after_an_accepted_cancel_a_lost_link_and_a_fresh_token_go_on(foll
     """Neither a close 1001 nor a rejected token alone says that the job was stopped."""
     async with scripted() as (server, job):
         server.script("cancel", Answer(200, {"result": "accepted"}))
-        async with follow(server, refresh=True) as line:
+        async with follow(server, token=Token("t1", refresh=True)) as line:
             await line.wait_for(State.CONNECTED)
             assert await line.cancel_job() == "accepted"
             server.script("upgrade", Answer(401))
@@ -283,7 +284,7 @@ async def test_a_refusal_that_may_have_another_reason_confirms_no_cancel(follow:
     """A firewall, a rate limit: the server may know the job and its token well."""
     async with scripted() as (server, _):
         server.script("cancel", Answer(200, {"result": "accepted"}))
-        async with follow(server, refresh=refusal == "403 twice") as line:
+        async with follow(server, token=Token("t1", refresh=refusal == "403 twice")) as line:
             await line.wait_for(State.CONNECTED)
             assert await line.cancel_job() == "accepted"
             if refusal == "403 twice":

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from towline import InvalidArgument, JobComplete, JobFailed, MalformedMessage, Output, Progress, Secret, protocols
+from towline import InvalidArgument, JobComplete, JobFailed, MalformedMessage, Output, Progress, Secret
 from towline._facts import (
     Answer,
     CancelJob,
@@ -378,12 +376,3 @@ def test_any_other_status_has_the_engines_own_meaning(status: int) -> None:
 def test_a_mark_that_is_not_its_own_is_ignored() -> None:
     for mark in ("", "x", "[]", '{"url": 5}'):
         assert told(POLL.ask(Follow("poll", Mark(mark)), None))[0] == "https://h/jobs/7"
-
-
-def test_protocols_import_facts_updates_and_leaves_only() -> None:
-    folder = Path(protocols.__file__).parent
-    imported: set[str] = set()
-    for path in folder.rglob("*.py"):
-        above = "[.]" * (len(path.relative_to(folder).parts) + 1)
-        imported.update(re.findall(rf"^ *from {above}(\w[\w.]*)", path.read_text(encoding="utf-8"), re.MULTILINE))
-    assert imported == {"_exceptions", "_facts", "_secret", "_updates"}

@@ -1,4 +1,4 @@
-"""`Connection(proxy=…)`: both the socket and the calls about the job go through it, or not at all."""
+"""`Network(proxy=…)`: both the socket and the calls about the job go through it, or not at all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
-from towline import Backoff, Connection, Exhausted, InvalidArgument, Policy
-from towline.testing import MemoryNetwork
+from towline import Backoff, Connection, Exhausted, InvalidArgument, Network, Policy
 from towline.transport import default_tls
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +31,7 @@ async def test_the_proxy_is_asked_for_the_server_and_told_no_token() -> None:
             "wss://jobs.example.test/ws/progress",
             job="j1",
             token="hunter2",
-            proxy=f"http://127.0.0.1:{port}",
+            network=Network(proxy=f"http://127.0.0.1:{port}"),
             policy=Policy(backoff=Backoff(attempts=0)),
         )
         with pytest.raises(Exhausted, match="proxy"):
@@ -47,10 +46,7 @@ async def test_the_proxy_is_asked_for_the_server_and_told_no_token() -> None:
 
 async def test_a_proxy_that_cannot_be_is_refused_at_once() -> None:
     with pytest.raises(InvalidArgument):
-        Connection("wss://jobs.example.test", job="j1", token="t", proxy="ftp://127.0.0.1")
-    network = MemoryNetwork(lambda link: anyio.lowlevel.checkpoint())
-    with pytest.raises(InvalidArgument, match="network"):
-        Connection("wss://jobs.example.test", job="j1", token="t", proxy="http://127.0.0.1:1", network=network)
+        Network(proxy="ftp://127.0.0.1")
 
 
 @pytest.mark.parametrize("variable", ["https_proxy", "SSL_CERT_FILE", "SSLKEYLOGFILE"])

@@ -20,7 +20,6 @@ from towline import (
     Stalled,
     State,
     StateUnreachable,
-    Templates,
     UnexpectedResponse,
 )
 from towline._facts import Numbered
@@ -240,7 +239,7 @@ async def test_a_state_with_an_odd_field_ends_no_healthy_socket(follow: Follow, 
 async def test_a_result_of_another_shape_is_plain_json(follow: Follow) -> None:
     async with ScriptedServer(numbered=False) as server:
         server.job("j1", token="t1")
-        async with follow(server, pipelines=PIPELINES) as line:
+        async with follow(server, own={"results": PIPELINES}) as line:
             await line.wait_for(State.CONNECTED)
             payload = {"type": "job_complete", "summary": {"totalProcessed": 3}}
             server.socket.send_text(message("job_complete", payload, pipeline="batch_enrichment"))
@@ -258,7 +257,7 @@ async def test_a_result_is_fetched_from_its_url(follow: Follow, envelope: bool, 
     async with ScriptedServer(numbered=False) as server:
         server.job("j1", token="t1")
         server.always("results", Answer(200, {"data": WHOLE, "metadata": {}} if envelope else WHOLE))
-        async with follow(server, pipelines=pipelines) as line:
+        async with follow(server, own={"results": pipelines}) as line:
             await line.wait_for(State.CONNECTED)
             payload = {"type": "job_complete", **SUMMARY, "resultsUrl": "/api/jobs/j1/results"}
             server.socket.send_text(message("job_complete", payload, pipeline="ai_scan"))
@@ -295,7 +294,7 @@ async def test_a_result_that_came_with_no_message_is_fetched_by_the_template(fol
             return Answer(200, {"a": 1})
 
         server.always("results", results)
-        async with follow(server, templates=Templates(result="/api/jobs/{job}/results?whole=1")) as line:
+        async with follow(server, own={"result_path": "/api/jobs/{job}/results?whole=1"}) as line:
             await line.wait_for(State.CONNECTED)
             server.socket.send_text(json.dumps({"type": "job_complete", "jobId": "j1"}))
             outcome = await line.result()
@@ -338,9 +337,9 @@ async def test_a_job_that_did_not_complete_has_no_result(follow: Follow, type_: 
 # --- canceling ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"templates": Templates(cancel="/api/jobs/j1/cancel")}])
+@pytest.mark.parametrize("own", [None, {"cancel_path": "/api/jobs/j1/cancel"}])
 @pytest.mark.parametrize("answer", [Answer(200, {"jobId": "j1", "status": "canceled"}), Answer(204)])
-async def test_a_success_without_a_result_accepts_the_cancel(follow: Follow, options: Any, answer: Answer) -> None:
+async def test_a_success_without_a_result_accepts_the_cancel(follow: Follow, own: Any, answer: Answer) -> None:
     async with ScriptedServer(numbered=False) as server:
         server.job("j1", token="t1")
         bodies: list[bytes] = []
@@ -350,7 +349,7 @@ async def test_a_success_without_a_result_accepts_the_cancel(follow: Follow, opt
             return answer
 
         server.always("cancel", cancel)
-        async with follow(server, **options) as line:
+        async with follow(server, own=own) as line:
             await line.wait_for(State.CONNECTED)
             assert await line.cancel_job() == "accepted"
             assert [json.loads(body) for body in bodies] == [{"jobId": "j1"}]

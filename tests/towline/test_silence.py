@@ -122,10 +122,10 @@ async def test_time_without_a_path_is_no_silence(follow: Follow) -> None:
             await anyio.sleep(60)
             server.network.weather = Unreachable()
             server.socket.cut("rst")
-            line.report_path(False)
+            line.report_network(False)
             await anyio.sleep(4000)
             server.network.weather = Reach()
-            line.report_path(True, "eth0")
+            line.report_network(True, "eth0")
             await line.wait_for(State.CONNECTED, timeout=5)
             await anyio.sleep(500)
             assert line.state is State.CONNECTED

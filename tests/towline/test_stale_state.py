@@ -21,9 +21,7 @@ async def _story() -> None:
         job.progress(1 / 9, processed=1)
         old = job.state()
         updates: list[AnyUpdate] = []
-        async with Connection(
-            "ws://hub/ws/progress", job="j1", token="t1", network=server.network, allow_insecure=True
-        ) as line:
+        async with Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network) as line:
 
             async def listen() -> None:
                 updates.extend([update async for update in line])

@@ -21,8 +21,8 @@ def each(message: Any) -> Progress:
     return Progress(fraction=message)
 
 
-def target(given: Any, job: str | None = None, **own: Any) -> Target:
-    return Target(given, job, own, allow_insecure=False)
+def target(given: Any, job: str | None = None) -> Target:
+    return Target(given, job, allow_insecure=False)
 
 
 def record_of(protocol: Any) -> Record:
@@ -41,9 +41,9 @@ async def stored(*protocols: Any) -> MemoryTokenStore:
 
 
 def test_a_url_is_of_towline_s_own_protocol() -> None:
-    found = target(URL, "j1", token_in="query")
+    found = target(URL, "j1")
     assert found.has_token_of_job
-    assert found.protocol(None) == Towline(URL, "j1", token_in="query")
+    assert found.protocol(None) == Towline(URL, "j1")
 
 
 def test_a_protocol_is_taken_as_it_is() -> None:
@@ -54,19 +54,18 @@ def test_a_protocol_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "job", "own", "words"),
+    ("given", "job", "words"),
     [
-        (None, None, {}, "job: is missing"),
-        (URL, None, {}, "job: is missing"),
-        ("https://api.example/", "j1", {}, "url"),
-        (Bookstrack("ws://api.example/", "j1"), None, {}, "url"),
-        (Bookstrack(URL, "j1"), "j2", {}, "names another job"),
-        (Bookstrack(URL, "j1"), None, {"token_in": "query"}, "token_in: is a parameter of the protocol"),
+        (None, None, "job: is missing"),
+        (URL, None, "job: is missing"),
+        ("https://api.example/", "j1", "url"),
+        (Bookstrack("ws://api.example/", "j1"), None, "url"),
+        (Bookstrack(URL, "j1"), "j2", "names another job"),
     ],
 )
-def test_what_cannot_be_followed(given: Any, job: str | None, own: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_followed(given: Any, job: str | None, words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
-        target(given, job, **own)
+        target(given, job)
 
 
 @pytest.mark.parametrize("protocol", [Bookstrack(URL, "j1", token_in="header"), Polling("https://h/7", job="j1")])
@@ -76,10 +75,10 @@ async def test_the_id_alone_leads_to_the_protocol_on_record(protocol: Any) -> No
     assert found.protocol(await found.find(store, needed=True)) == protocol
 
 
-async def test_the_record_completes_a_url_and_what_is_given_stands() -> None:
+async def test_the_record_completes_a_url() -> None:
     store = await stored(Towline(f"{URL}?a=1", "j1", token_in="query", prefix="/jobs"))
-    found = target(f"{URL}?a=2", "j1", prefix="/other")
-    expected = Towline(f"{URL}?a=2", "j1", token_in="query", prefix="/other")
+    found = target(f"{URL}?a=2", "j1")
+    expected = Towline(f"{URL}?a=2", "j1", token_in="query", prefix="/jobs")
     assert found.protocol(await found.find(store, needed=False)) == expected
 
 
@@ -107,11 +106,3 @@ def test_without_a_record_there_is_nothing_to_follow() -> None:
 def test_a_function_must_be_passed_again() -> None:
     with pytest.raises(InvalidArgument, match=r"followed with code of yours, .*:each .*--protocol module:object"):
         target(None, "j1").protocol(record_of(Messages(URL, each, job="j1")))
-
-
-def test_a_parameter_that_the_protocol_on_record_does_not_have() -> None:
-    with pytest.raises(InvalidArgument, match="token_in: the job's protocol, polling, has no such parameter"):
-        target(None, "j1", token_in="query").protocol(record_of(Polling("https://h/7", job="j1")))
-    results = {"csv": dict}
-    built = target(None, "j1", results=results).protocol(record_of(Bookstrack(URL, "j1")))
-    assert built == Bookstrack(URL, "j1", results=results)

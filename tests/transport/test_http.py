@@ -19,7 +19,7 @@ from towline._exceptions import (
     TowlineError,
 )
 from towline.testing import MemoryLink
-from towline.transport import Endpoint, Upload, request, stream_response
+from towline.transport import Endpoint, Network, Upload, request, stream_response
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +30,7 @@ def anyio_backend(virtual_backend: tuple[str, dict[str, Any]]) -> tuple[str, dic
 
 
 @dataclass
-class Exchange:
+class Exchange(Network):
     """A network with one server behind it that reads a request and does what the test says."""
 
     serve: Callable[["Exchange"], Awaitable[None]]
@@ -202,7 +202,7 @@ async def test_a_server_that_hangs_up_or_talks_nonsense() -> None:
 
 
 async def test_a_bad_argument_dials_nothing() -> None:
-    class Nowhere:
+    class Nowhere(Network):
         async def connect(self, endpoint: Endpoint) -> ByteStream:
             raise AssertionError
 

@@ -14,7 +14,7 @@ import trustme
 import uvicorn
 from anyio.to_thread import run_sync
 
-from towline.transport import EventParser, HTTPClient, LineParser, is_event_stream, stream_response
+from towline.transport import EventParser, HTTPClient, LineParser, Network, is_event_stream, stream_response
 from towline.transport.net._dialling import dial_address, literal
 
 pytestmark = pytest.mark.anyio
@@ -97,7 +97,7 @@ async def test_polling_uvicorn(tls: trustme.CA | None) -> None:
     with uvicorn_serving(App(), tls) as port:
         url = f"http{'s' if tls else ''}://127.0.0.1:{port}"
         with anyio.fail_after(PATIENCE):
-            async with HTTPClient(url, ssl=trusting(tls)) as client:
+            async with HTTPClient(url, network=Network(tls=trusting(tls))) as client:
                 ports = []
                 for method, path in [("GET", "/port"), ("POST", "/port"), ("HEAD", "/port"), ("GET", "/close")] * 3:
                     body = b"{}" if method == "POST" else None
@@ -192,7 +192,7 @@ async def test_a_closed_idle_connection_costs_no_request(tls: trustme.CA | None,
     with one_shot(reset, tls) as (port, server):
         url = f"http{'s' if tls else ''}://127.0.0.1:{port}/"
         with anyio.fail_after(PATIENCE):
-            async with HTTPClient(url, ssl=trusting(tls)) as client:
+            async with HTTPClient(url, network=Network(tls=trusting(tls))) as client:
                 for calls in (1, 2, 3):
                     assert (await client.request("POST", url, body=b"x")).body == b"ok"
                     assert server.requests == calls

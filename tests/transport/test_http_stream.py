@@ -16,7 +16,7 @@ from towline._exceptions import (
     UnexpectedResponse,
 )
 from towline.testing import MemoryLink, MemoryNetwork
-from towline.transport import Download, Endpoint, EventParser, is_event_stream, stream_response
+from towline.transport import Download, Endpoint, EventParser, Network, is_event_stream, stream_response
 
 pytestmark = pytest.mark.anyio
 
@@ -106,8 +106,9 @@ async def test_every_byte_alone() -> None:
     assert seen == ["a", "b"]
 
 
-class _Slow:
+class _Slow(Network):
     def __init__(self, network: MemoryNetwork) -> None:
+        super().__init__(allow_insecure=True)
         self._network = network
 
     async def connect(self, endpoint: Endpoint) -> ByteStream:
@@ -202,7 +203,7 @@ class Reluctant(ByteStream):
 async def test_leaving_closes_at_once(reluctant: bool, cancelled: bool) -> None:
     server = says(HEAD, chunk(b"data: a\n\n"))
 
-    class Wrapping:
+    class Wrapping(Network):
         async def connect(self, endpoint: Endpoint) -> ByteStream:
             stream = await server.network.connect(endpoint)
             return Reluctant(stream) if reluctant else stream

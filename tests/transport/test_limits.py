@@ -14,7 +14,7 @@ from wsproto.utilities import generate_accept_token
 
 from towline._exceptions import HandshakeRefused, MessageTooBig, ProtocolViolation, TowlineError
 from towline.testing import MemoryLink
-from towline.transport import Deflate, Endpoint, Limits, WebSocket, connect_websocket
+from towline.transport import Deflate, Endpoint, Limits, Network, WebSocket, connect_websocket
 
 pytestmark = pytest.mark.anyio
 
@@ -38,10 +38,11 @@ def test_the_figures() -> None:
     )
 
 
-class Server:
+class Server(Network):
     """Answers the upgrade: `ahead`, then a 101 with `headers` or `instead` of one, then says `wire` and listens."""
 
     def __init__(self, wire: bytes = b"", *, ahead: bytes = b"", headers: bytes = b"", instead: bytes = b"") -> None:
+        super().__init__(allow_insecure=True)
         self.link = MemoryLink()
         self.heard = bytearray()
         self._answer = (ahead, headers, instead)

@@ -28,7 +28,7 @@ from towline._exceptions import (
 )
 from towline.transport import (
     Endpoint,
-    SystemNetwork,
+    Network,
     connect_websocket,
     default_tls,
     open_websocket,
@@ -172,9 +172,9 @@ async def test_the_name_is_looked_up_anew_at_each_attempt(monkeypatch: pytest.Mo
     with serving() as port:
         url = f"ws://hub.example:{port}/"
         with pytest.raises(NameNotResolved, match=r"hub\.example"):
-            await echoed(url, allow_insecure=True)
-        await echoed(url, allow_insecure=True)
-        await echoed(url, allow_insecure=True)
+            await echoed(url, network=Network(allow_insecure=True))
+        await echoed(url, network=Network(allow_insecure=True))
+        await echoed(url, network=Network(allow_insecure=True))
     assert asked == ["hub.example"] * 3
 
 
@@ -189,7 +189,7 @@ async def test_one_family_dead(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("anyio.getaddrinfo", resolve)
     with serving() as port:
-        await echoed(f"ws://hub.example:{port}/", allow_insecure=True)
+        await echoed(f"ws://hub.example:{port}/", network=Network(allow_insecure=True))
 
 
 async def test_a_family_that_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,20 +217,20 @@ async def test_a_family_that_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> No
             await (await anyio.connect_tcp("::1", port)).aclose()
         if not scope.cancelled_caught:
             pytest.skip("a full queue does not swallow packets here")
-        await echoed(f"ws://hub.example:{port}/", allow_insecure=True, deadline=5)
+        await echoed(f"ws://hub.example:{port}/", network=Network(allow_insecure=True), deadline=5)
 
 
 async def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ConnectFailed) as caught:
-        await SystemNetwork().connect(Endpoint("127.0.0.1", port))
+        await Network().connect(Endpoint("127.0.0.1", port))
     assert (caught.value.host, caught.value.port) == ("127.0.0.1", port)
 
 
 async def test_a_name_without_an_address() -> None:
     with anyio.fail_after(20), pytest.raises(NameNotResolved, match=r"nothing\.invalid"):
-        await SystemNetwork().connect(Endpoint("nothing.invalid", 443))
+        await Network().connect(Endpoint("nothing.invalid", 443))
 
 
 # --- TLS ---------------------------------------------------------------------------------------------------------
@@ -238,13 +238,13 @@ async def test_a_name_without_an_address() -> None:
 
 async def test_tls(authority: trustme.CA) -> None:
     with serving(server_context(authority, "127.0.0.1", "localhost")) as port:
-        await echoed(f"wss://127.0.0.1:{port}/", ssl=trusting(authority))
-        await echoed(f"wss://localhost:{port}/", ssl=trusting(authority))
+        await echoed(f"wss://127.0.0.1:{port}/", network=Network(tls=trusting(authority)))
+        await echoed(f"wss://localhost:{port}/", network=Network(tls=trusting(authority)))
 
 
 async def rejected(port: int, context: ssl.SSLContext | None, host: str = "127.0.0.1") -> CertificateRejected:
     with anyio.fail_after(20), pytest.raises(CertificateRejected) as caught:
-        await connect_websocket(f"wss://{host}:{port}/?token=hunter2", ssl=context)
+        await connect_websocket(f"wss://{host}:{port}/?token=hunter2", network=Network(tls=context))
     assert "hunter2" not in f"{caught.value} {caught.value!r}"
     return caught.value
 
@@ -265,7 +265,7 @@ async def test_a_rejected_certificate_is_that_of_the_name_and_not_of_the_way(aut
     with serving(server_context(authority, "other.example")) as port:
         there = Endpoint("127.0.0.1", port, tls=trusting(authority), server_name="hub.example")
         with anyio.fail_after(20), pytest.raises(CertificateRejected) as caught:
-            await SystemNetwork().connect(there)
+            await Network().connect(there)
     assert caught.value.host == "hub.example"
 
 
@@ -301,20 +301,20 @@ async def test_an_older_tls_is_refused(authority: trustme.CA) -> None:
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     with serving(context) as port:
         with anyio.fail_after(20), pytest.raises(ConnectFailed, match="TLS"):
-            await connect_websocket(f"wss://127.0.0.1:{port}/", ssl=trusting(authority))
+            await connect_websocket(f"wss://127.0.0.1:{port}/", network=Network(tls=trusting(authority)))
         # That it is the version, and not the server: who insists gets through.
         insists = trusting(authority)
         insists.set_ciphers("ALL:@SECLEVEL=0")
         with pytest.warns(DeprecationWarning, match="TLSv1_1"):
             insists.minimum_version = ssl.TLSVersion.TLSv1_1
-        await echoed(f"wss://127.0.0.1:{port}/", ssl=insists)
+        await echoed(f"wss://127.0.0.1:{port}/", network=Network(tls=insists))
 
 
 async def test_a_session_is_resumed(authority: trustme.CA) -> None:
     with serving(server_context(authority, "127.0.0.1")) as port:
         tls, reused = resume_sessions(trusting(authority)), []
         for _ in range(3):
-            websocket = await connect_websocket(f"wss://127.0.0.1:{port}/", ssl=tls)
+            websocket = await connect_websocket(f"wss://127.0.0.1:{port}/", network=Network(tls=tls))
             tls_object = websocket._stream.stream.extra(TLSAttribute.ssl_object)
             reused.append((tls_object.version(), tls_object.session_reused))
             await websocket.aclose()
@@ -328,10 +328,10 @@ async def test_a_client_certificate(authority: trustme.CA) -> None:
     mine = trusting(authority)
     authority.issue_cert("me@example").configure_cert(mine)
     with serving(context) as port:
-        await echoed(f"wss://127.0.0.1:{port}/", ssl=mine)
+        await echoed(f"wss://127.0.0.1:{port}/", network=Network(tls=mine))
         # In TLS 1.3 the server misses it only after our side of the handshake is done; a reset may overtake its word.
         with anyio.fail_after(20), pytest.raises(ConnectionBroken):
-            await connect_websocket(f"wss://127.0.0.1:{port}/", ssl=trusting(authority))
+            await connect_websocket(f"wss://127.0.0.1:{port}/", network=Network(tls=trusting(authority)))
 
 
 async def test_tls_to_a_server_that_speaks_none() -> None:
@@ -385,7 +385,7 @@ async def test_the_a_label_is_looked_up_asked_for_and_told_and_is_what_the_certi
         echo(connection)
 
     with serving(context, handler=tell_host) as port:
-        await echoed(f"wss://straße.de:{port}/", ssl=trusting(authority))
+        await echoed(f"wss://straße.de:{port}/", network=Network(tls=trusting(authority)))
     assert (asked, named, told) == (["xn--strae-oqa.de"], ["xn--strae-oqa.de"], [f"xn--strae-oqa.de:{port}"])
     assert str(parse_url("wss://straße.de/").origin) == "https://xn--strae-oqa.de:443"
 
@@ -421,7 +421,7 @@ async def test_whoever_meets_itself_has_met_nobody(monkeypatch: pytest.MonkeyPat
         port = listener.getsockname()[1]
     monkeypatch.setattr(socket, "socket", Unlucky)
     with anyio.fail_after(20), pytest.raises(ConnectFailed, match="refused"):
-        await SystemNetwork().connect(Endpoint("127.0.0.1", port))
+        await Network().connect(Endpoint("127.0.0.1", port))
 
 
 def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
@@ -441,7 +441,7 @@ async def test_every_address_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         port = listener.getsockname()[1]
     resolving(monkeypatch, "127.0.0.1", "127.0.0.2")
     with anyio.fail_after(20), pytest.raises(ConnectFailed, match="refused") as caught:
-        await SystemNetwork().connect(Endpoint("hub.example", port))
+        await Network().connect(Endpoint("hub.example", port))
     assert isinstance(caught.value.__cause__, OSError)
     assert isinstance(caught.value.__cause__.__cause__, ExceptionGroup)
     assert len(caught.value.__cause__.__cause__.exceptions) == 2
@@ -450,7 +450,7 @@ async def test_every_address_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_name_without_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
     resolving(monkeypatch)
     with pytest.raises(NameNotResolved):
-        await SystemNetwork().connect(Endpoint("hub.example", 80))
+        await Network().connect(Endpoint("hub.example", 80))
 
 
 async def test_an_address_that_answers_nothing_does_not_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,11 +465,11 @@ async def test_an_address_that_answers_nothing_does_not_hold_up_the_next(monkeyp
         stack.enter_context(socket.create_server(("127.0.0.1", port)))
         resolving(monkeypatch, "127.0.0.2", "127.0.0.1")
         with anyio.fail_after(20):
-            stream = await SystemNetwork().connect(Endpoint("hub.example", port))
+            stream = await Network().connect(Endpoint("hub.example", port))
             await stream.aclose()
             resolving(monkeypatch, "127.0.0.2", "127.0.0.2")
         with anyio.move_on_after(0.6) as scope:
-            await SystemNetwork().connect(Endpoint("hub.example", port))
+            await Network().connect(Endpoint("hub.example", port))
         assert scope.cancelled_caught
 
 
@@ -488,7 +488,7 @@ async def test_a_name_with_its_final_dot_is_looked_up_as_it_stands(monkeypatch: 
 
 
 async def open_socket(text: str) -> None:
-    async with open_websocket(text, allow_insecure=True):
+    async with open_websocket(text, network=Network(allow_insecure=True)):
         pass
 
 

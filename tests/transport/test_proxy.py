@@ -28,7 +28,7 @@ from towline._exceptions import (
     ProxyFailed,
 )
 from towline.testing import MemoryLink
-from towline.transport import SystemNetwork, connect_websocket, open_websocket, parse_url, resume_sessions
+from towline.transport import Network, connect_websocket, open_websocket, parse_url, resume_sessions
 from towline.transport.net._network import endpoint_of
 from towline.transport.net._proxy import Proxy, open_tunnel, parse_proxy, proxy_from_environment
 
@@ -149,7 +149,7 @@ def test_a_variable_that_cannot_be_used_is_named(variable: str, value: str, word
 def test_socks_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "socksio", None)
     with pytest.raises(InvalidArgument, match=r"^proxy: SOCKS5 needs an extra: pip install 'towline\[socks\]'$"):
-        SystemNetwork(proxy="socks5://p")
+        Network(proxy="socks5://p")
     with pytest.raises(InvalidArgument, match=r"^all_proxy: SOCKS5 needs an extra"):
         proxy_from_environment("api.example", 443, {"all_proxy": "socks://p"})
 
@@ -332,8 +332,9 @@ async def test_through_a_proxy_it_is_really_tls(
     talk = talks_socks if scheme == "socks5" else talks_http
     tls = server_context(authority, "127.0.0.1") if scheme == "https" else None
     with proxying(hub, talk, tls) as proxy:
-        network = SystemNetwork(proxy=f"{scheme}://user:pass@127.0.0.1:{proxy.port}", proxy_tls=trusting(authority))
-        await echoed("wss://hub.example/ws", network=network, ssl=trusting(authority))
+        trusted = trusting(authority)
+        network = Network(proxy=f"{scheme}://user:pass@127.0.0.1:{proxy.port}", proxy_tls=trusted, tls=trusted)
+        await echoed("wss://hub.example/ws", network=network)
         assert b"hub.example" in proxy.told
         assert b"hunter2" not in proxy.told
         assert proxy.tunnelled.startswith(b"\x16\x03"), "what goes through is a TLS handshake"
@@ -343,13 +344,13 @@ async def test_through_a_proxy_it_is_really_tls(
         assert "Proxy-Authorization" not in told
         assert not [value for value in told.values() if "pass" in value or b64encode(b"user:pass").decode() in value]
         with pytest.raises(CertificateRejected):
-            await connect_websocket("wss://other.example/", network=network, ssl=trusting(authority))
+            await connect_websocket("wss://other.example/", network=network)
 
 
 async def test_a_proxy_that_asks_for_no_credentials(authority: trustme.CA, hub: int) -> None:
     with proxying(hub, talks_openly) as proxy:
-        network = SystemNetwork(proxy=f"socks5://127.0.0.1:{proxy.port}")
-        await echoed("wss://hub.example/ws", network=network, ssl=trusting(authority))
+        network = Network(proxy=f"socks5://127.0.0.1:{proxy.port}", tls=trusting(authority))
+        await echoed("wss://hub.example/ws", network=network)
         assert proxy.told == b"\x05\x01\x00" + b"\x05\x01\x00\x03\x0bhub.example\x01\xbb"
 
 
@@ -358,7 +359,7 @@ async def test_a_proxy_that_asks_for_no_credentials(authority: trustme.CA, hub: 
 )
 async def test_without_the_right_credentials(hub: int, scheme: str, credentials: str) -> None:
     with proxying(hub, talks_socks if scheme == "socks5" else talks_http) as proxy, anyio.fail_after(20):
-        network = SystemNetwork(proxy=f"{scheme}://{credentials}127.0.0.1:{proxy.port}")
+        network = Network(proxy=f"{scheme}://{credentials}127.0.0.1:{proxy.port}")
         with pytest.raises(ProxyFailed) as caught:
             await connect_websocket("wss://hub.example/", network=network)
         assert caught.value.status == (407 if scheme == "http" else None)
@@ -368,9 +369,9 @@ async def test_without_the_right_credentials(hub: int, scheme: str, credentials:
 async def test_the_environments_proxy(authority: trustme.CA, hub: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with proxying(hub, talks_http) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:pass@127.0.0.1:{proxy.port}")
-        await echoed("wss://hub.example/ws", ssl=trusting(authority))
+        await echoed("wss://hub.example/ws", network=Network(tls=trusting(authority)))
         monkeypatch.setenv("NO_PROXY", "hub.example")
-        for network in (SystemNetwork(), SystemNetwork(trust_environment=False)):
+        for network in (Network(), Network(trust_environment=False)):
             with pytest.raises(Exception, match=r"hub\.example"), anyio.fail_after(20):
                 await connect_websocket("wss://hub.example/", network=network)
 
@@ -382,7 +383,7 @@ async def test_a_plain_line_goes_through_no_proxy() -> None:
     thread.start()
     try:
         port = server.socket.getsockname()[1]
-        await echoed(f"ws://127.0.0.1:{port}/", network=SystemNetwork(proxy="http://127.0.0.1:1"))
+        await echoed(f"ws://127.0.0.1:{port}/", network=Network(proxy="http://127.0.0.1:1"))
     finally:
         server.shutdown()
         thread.join(10)
@@ -394,7 +395,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        await echoed("ws://localhost/", network=SystemNetwork(unix_socket=path))
+        await echoed("ws://localhost/", network=Network(unix_socket=path))
     finally:
         server.shutdown()
         thread.join(10)
@@ -416,14 +417,14 @@ async def test_a_zone_is_dialled() -> None:
     address, zone = link_local()
     with socket.create_server(("::", 0), family=socket.AF_INET6) as listener:
         url = parse_url(f"ws://[{address}%25{zone}]:{listener.getsockname()[1]}/", allow_insecure=True)
-        stream = await SystemNetwork().connect(endpoint_of(url, None))
+        stream = await Network().connect(endpoint_of(url, None))
         await stream.aclose()
 
 
 async def test_a_zone_that_is_not_there_is_named() -> None:
     url = parse_url("ws://[fe80::1%25nowhere]:9/", allow_insecure=True)
     with pytest.raises(ConnectFailed, match="this machine has no interface nowhere"):
-        await SystemNetwork().connect(endpoint_of(url, None))
+        await Network().connect(endpoint_of(url, None))
 
 
 async def test_a_proxy_in_a_zone_is_reached() -> None:
@@ -439,7 +440,7 @@ async def test_a_proxy_in_a_zone_is_reached() -> None:
 
         thread = threading.Thread(target=refuse)
         thread.start()
-        network = SystemNetwork(proxy=f"http://[{address}%25{zone}]:{listener.getsockname()[1]}")
+        network = Network(proxy=f"http://[{address}%25{zone}]:{listener.getsockname()[1]}")
         with anyio.fail_after(20), pytest.raises(ProxyFailed, match="403"):
             await connect_websocket("wss://hub.example/", network=network)
         thread.join(10)
@@ -451,10 +452,10 @@ async def test_the_unix_socket_changes_no_name(authority: trustme.CA, tmp_path: 
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        network = SystemNetwork(unix_socket=path, proxy="http://127.0.0.1:1")
-        await echoed("wss://hub.example/", network=network, ssl=trusting(authority))
+        network = Network(unix_socket=path, proxy="http://127.0.0.1:1", tls=trusting(authority))
+        await echoed("wss://hub.example/", network=network)
         with pytest.raises(CertificateRejected):
-            await connect_websocket("wss://other.example/", network=network, ssl=trusting(authority))
+            await connect_websocket("wss://other.example/", network=network)
     finally:
         server.shutdown()
         thread.join(10)
@@ -464,11 +465,11 @@ async def test_the_unix_socket_changes_no_name(authority: trustme.CA, tmp_path: 
 async def test_a_session_is_resumed_through_a_proxy(authority: trustme.CA, hub: int, scheme: str) -> None:
     talk = talks_socks if scheme == "socks5" else talks_http
     with proxying(hub, talk) as proxy, anyio.fail_after(20):
-        network = SystemNetwork(proxy=f"{scheme}://user:pass@127.0.0.1:{proxy.port}")
         tls = resume_sessions(trusting(authority))
+        network = Network(proxy=f"{scheme}://user:pass@127.0.0.1:{proxy.port}", tls=tls)
         reused = []
         for _ in range(3):
-            websocket = await connect_websocket("wss://hub.example/", network=network, ssl=tls)
+            websocket = await connect_websocket("wss://hub.example/", network=network)
             reused.append(websocket._stream.stream.extra(TLSAttribute.ssl_object).session_reused)
             await websocket.aclose_forcefully()
         assert reused == [False, True, True]
@@ -577,7 +578,7 @@ async def test_a_proxy_that_cannot_be_reached(authority: trustme.CA, monkeypatch
     with socket.create_server(("127.0.0.1", 0)) as listener:
         gone = listener.getsockname()[1]
     with pytest.raises(ConnectFailed) as failed:
-        await connect_websocket("wss://hub.example/", network=SystemNetwork(proxy=f"http://127.0.0.1:{gone}"))
+        await connect_websocket("wss://hub.example/", network=Network(proxy=f"http://127.0.0.1:{gone}"))
     assert (failed.value.host, failed.value.port) == ("127.0.0.1", gone)
 
     async def resolve(host: str, port: int, **options: Any) -> Any:
@@ -586,9 +587,9 @@ async def test_a_proxy_that_cannot_be_reached(authority: trustme.CA, monkeypatch
     monkeypatch.setattr("anyio.getaddrinfo", resolve)
     for scheme in ("http", "socks5"):
         with pytest.raises(NameNotResolved, match=r"proxy\.example"):
-            await connect_websocket("wss://hub.example/", network=SystemNetwork(proxy=f"{scheme}://proxy.example"))
+            await connect_websocket("wss://hub.example/", network=Network(proxy=f"{scheme}://proxy.example"))
     with proxying(0, talks_http, server_context(authority, "other.example")) as proxy:
-        network = SystemNetwork(proxy=f"https://user:pass@127.0.0.1:{proxy.port}", proxy_tls=trusting(authority))
+        network = Network(proxy=f"https://user:pass@127.0.0.1:{proxy.port}", proxy_tls=trusting(authority))
         with pytest.raises(CertificateRejected) as rejected:
             await connect_websocket("wss://hub.example/", network=network)
         assert rejected.value.host == "127.0.0.1"
@@ -598,6 +599,6 @@ async def test_a_proxy_that_cannot_be_reached(authority: trustme.CA, monkeypatch
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
 async def test_a_silent_proxy_is_within_the_deadline(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        network = SystemNetwork(proxy=f"{scheme}://127.0.0.1:{listener.getsockname()[1]}")
+        network = Network(proxy=f"{scheme}://127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(DeadlineExceeded):
             await connect_websocket("wss://hub.example/", network=network, deadline=0.2)

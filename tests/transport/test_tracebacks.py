@@ -11,8 +11,9 @@ from anyio.abc import ByteStream
 import towline.transport
 from towline import TowlineError
 from towline._secret import Secret
+from towline.protocols._requests import bearer
 from towline.testing import MemoryLink
-from towline.transport import Endpoint, bearer, connect_websocket, request
+from towline.transport import Endpoint, Network, connect_websocket, request
 from towline.transport.net._proxy import open_tunnel, parse_proxy
 
 pytestmark = pytest.mark.anyio
@@ -36,10 +37,11 @@ def shown(error: BaseException) -> Iterator[str]:
         told = told.__cause__ or told.__context__  # type: ignore[assignment]
 
 
-class Answering:
+class Answering(Network):
     """A server that says one thing and hangs up."""
 
     def __init__(self, answer: bytes) -> None:
+        super().__init__(allow_insecure=True)
         self.answer = answer
 
     async def connect(self, endpoint: Endpoint) -> ByteStream:
@@ -61,7 +63,7 @@ class Answering:
 )
 @pytest.mark.parametrize("wrong", [{}, {"headers": ("X", "\r\n")}, {"subprotocols": "\n"}])
 async def test_the_upgrade(answer: bytes, wrong: dict[str, Any], canary: str) -> None:
-    options: dict[str, list[Any]] = {"headers": [bearer(Secret(canary))], "subprotocols": [Secret(f"bearer.{canary}")]}
+    options: dict[str, list[Any]] = {"headers": [*bearer(Secret(canary))], "subprotocols": [Secret(f"bearer.{canary}")]}
     for name, value in wrong.items():
         options[name].append(value)
     with pytest.raises(TowlineError) as caught:
@@ -74,7 +76,7 @@ async def test_the_upgrade(answer: bytes, wrong: dict[str, Any], canary: str) ->
 @pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nx"])
 @pytest.mark.parametrize("wrong", [[], [("X", "\r\n")]])
 async def test_a_call(answer: bytes, wrong: list[tuple[str, str]], canary: str) -> None:
-    headers = [bearer(Secret(canary)), *wrong]
+    headers = [*bearer(Secret(canary)), *wrong]
     with pytest.raises(TowlineError) as caught:
         await request("GET", "http://localhost/", headers=headers, network=Answering(answer))
     lines = list(shown(caught.value))

@@ -35,7 +35,7 @@ from towline._exceptions import (
     TowlineError,
 )
 from towline.testing import MemoryLink
-from towline.transport import Endpoint, Limits, Liveness, WebSocket, connect_websocket, open_websocket
+from towline.transport import Endpoint, Limits, Liveness, Network, WebSocket, connect_websocket, open_websocket
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +46,7 @@ def anyio_backend(virtual_backend: tuple[str, dict[str, Any]]) -> tuple[str, dic
 
 
 @dataclass
-class Peer:
+class Peer(Network):
     """The server's end of a link, played by hand."""
 
     link: MemoryLink = field(default_factory=MemoryLink)
@@ -739,10 +739,11 @@ async def test_a_cancelled_send_wakes_the_receiving_task() -> None:
     assert isinstance(ended[0], ConnectionBroken)
 
 
-class Phases:
+class Phases(Network):
     """A network whose n-th step hangs, one step for each thing a connection waits for."""
 
     def __init__(self, hangs_at: str) -> None:
+        super().__init__(allow_insecure=True)
         self.peer = Peer()
         self.hangs_at = hangs_at
 
@@ -882,7 +883,7 @@ async def test_arguments_are_checked_before_anything_is_dialled() -> None:
 
 
 async def test_an_error_of_the_network_passes_through() -> None:
-    class Down:
+    class Down(Network):
         async def connect(self, endpoint: Endpoint) -> ByteStream:
             raise ConnectFailed(endpoint.host, endpoint.port, "no route")
 

@@ -36,7 +36,7 @@ async def follow() -> None:
         store=towline.MemoryTokenStore(),
         policy=towline.Policy(backoff=towline.Backoff.patient()),
         limits=towline.Limits(),
-        headers={"X-Client": "me"},
+        network=towline.Network(proxy="http://proxy:3128"),
         on_state=on_state,
         on_progress=on_progress,
     ) as line:
@@ -64,7 +64,7 @@ async def follow() -> None:
             line.foreground()
         line.connect(token="another")
         line.retry()
-        line.report_path(True, "eth0")
+        line.report_network(True, "eth0")
         assert_type(line.statistics().cursor, Position | None)
         assert_type(line.history(), Recording)
         await line.aclose()
@@ -81,7 +81,7 @@ async def resume() -> None:
 
 
 async def every_kind_of_token() -> None:
-    for token in ("t", towline.Secret("t"), None):
+    for token in ("t", towline.Secret("t"), towline.Token("t", expires=1.0, refresh=True), None):
         Connection("wss://api.example/", job="j", token=token)
     Connection("wss://api.example/", job="j", token=text_provider)
 

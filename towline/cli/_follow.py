@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import typer
 
-from .._connection import Connection
+from .._connection import Connection, Token
 from .._exceptions import InvalidArgument, TowlineError
 from .._secret import Secret
 from .._text import escape
@@ -25,7 +25,7 @@ from ..protocols.towline import PROGRESS_PATH
 from ..protocols.wire import NAME
 from ..statemachine import Policy
 from ..storage import RecordKey, TokenStore
-from ..transport import Upload, parse_url
+from ..transport import Network, Upload, parse_url
 from ._exit import ExitCode, code_of
 from ._output_file import output_file, recording_file
 from ._protocol import FieldsOption, ProtocolOption, chosen_protocol
@@ -99,10 +99,9 @@ def import_csv(
                 line = Connection(
                     where,
                     job=started.job,
-                    token=started.token,
-                    refresh=True,
+                    token=Token(started.token, refresh=True),
                     store=tokens,
-                    allow_insecure=allow_insecure,
+                    network=Network(allow_insecure=allow_insecure),
                     policy=policy,
                     on_state=view.state,
                 )
@@ -149,11 +148,12 @@ def watch(
                     job=job,
                     token=token,
                     store=TokenStore(store),
-                    allow_insecure=allow_insecure,
+                    network=Network(allow_insecure=allow_insecure),
                     policy=policy,
                     on_state=view.state,
-                    observe=observe,
                 )
+                if observe is not None:
+                    line.observe(observe)
                 resume = resume_command(
                     job, store, url, allow_insecure=allow_insecure, protocol=protocol, given=given or []
                 )

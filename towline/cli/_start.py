@@ -27,7 +27,6 @@ async def start_job(
     content_type: str = "text/csv",
     headers: Headers = (),
     network: Network | None = None,
-    allow_insecure: bool = False,
     deadline: float = 30.0,
 ) -> StartedJob:
     """Upload a job's input to the URL of its pipeline. An `Upload` of any size is sent in bounded memory.
@@ -36,7 +35,7 @@ async def start_job(
     `MalformedMessage` for an answer without token or id, and as `transport.request`.
     """
     if not isinstance(url, URL):
-        url = parse_url(url, schemes=("https", "http"), allow_insecure=allow_insecure)
+        url = parse_url(url, schemes=("https", "http"), allow_insecure=network is not None and network.allow_insecure)
     pairs = headers.items() if hasattr(headers, "items") else headers
     response = await request(
         "POST",
@@ -46,7 +45,6 @@ async def start_job(
         deadline=deadline,
         max_body=1 << 20,
         network=network,
-        allow_insecure=allow_insecure,
     )
     if response.status not in _STARTED:
         raise UnexpectedResponse(response.status, "the job was not started", retry_after=response.retry_after)

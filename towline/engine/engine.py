@@ -133,11 +133,11 @@ class Engine:
             reader,
             settings.access,
             provider=settings.provider,
-            refresh=settings.refresh,
+            exchanges=settings.exchanges_tokens,
             required=settings.token_required,
             deadline=settings.policy.token_deadline,
             changed=self.journal.token_changed,
-            wall_time=settings.wall_time,
+            wall_time=settings.access.wall_time,
         )
         self.publisher = Publisher(
             self.sequencer,
@@ -294,7 +294,7 @@ class Engine:
         self._wake_waiters()
 
     def _arm(self, effect: Arm) -> None:
-        self.runner.arm(effect.timer, effect.ticket, effect.delay.draw(self.settings.random))
+        self.runner.arm(effect.timer, effect.ticket, effect.delay.draw(self.settings.access.random))
 
     def _expired(self, timer: Timer, ticket: int) -> AnyEvent | None:
         if timer is Timer.STABILITY and self._is_silent_since_connected():

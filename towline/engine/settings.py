@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .._facts import Protocol
@@ -22,8 +22,8 @@ class Settings:
 
     `parameters` and `secrets` are what another process needs to follow the job, besides its id and token.
     `require_state`: a server that has no state of the job is not accepted. `has_state_call`: the protocol has a request
-    for the state. `token_required`: there must be a token. `token_stored`: the token belongs to the job, so it may be
-    stored. `results` are types of results, by pipeline.
+    for the state, `exchanges_tokens`: and one that exchanges a token for a fresh one. `token_required`: there must be a
+    token. `token_stored`: it may be stored. `results` are types of results, by pipeline.
     """
 
     protocol: Protocol
@@ -35,7 +35,7 @@ class Settings:
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     results: Mapping[str, type] = field(default_factory=dict)
     provider: TokenProvider | None
-    refresh: bool
+    exchanges_tokens: bool
     require_state: bool
     has_state_call: bool
     token_required: bool
@@ -43,8 +43,6 @@ class Settings:
     on_state: Handler[StateChange] | None
     on_progress: Handler[Progress] | None
     on_disconnected: Handler[StateChange] | None
-    random: Callable[[], float]
-    wall_time: Callable[[], float]
 
     @property
     def host(self) -> str:

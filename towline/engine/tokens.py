@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 import anyio
@@ -17,11 +18,21 @@ from ..sources import Access, UnusableAnswer, call
 from .reader import Reader
 
 
-class Token(NamedTuple):
-    """A token with its expiry in seconds since 1970, or None."""
+@dataclass(frozen=True, slots=True, init=False)
+class Token:
+    """A token, with its expiry in seconds since 1970 if that is known.
+
+    `refresh`: the server may exchange it for a fresh one, when it is about to expire or was refused.
+    """
 
     secret: Secret
-    expires: float | None = None
+    expires: float | None
+    refresh: bool
+
+    def __init__(self, secret: str | Secret, expires: float | None = None, *, refresh: bool = False) -> None:
+        object.__setattr__(self, "secret", Secret(secret) if isinstance(secret, str) else secret)
+        object.__setattr__(self, "expires", expires)
+        object.__setattr__(self, "refresh", refresh)
 
 
 #: An async function that returns a token as text, a `Secret` or a `Token`. Raises `TokenRefused` for "never".
@@ -41,11 +52,9 @@ _TOKEN: Final = re.compile(r"[!-~]+")
 
 def as_token(given: object) -> Token:
     """Check a provider's return value; raises `TokenProviderFailed` if no request could carry it as a token."""
-    if isinstance(given, str):
-        given = Secret(given)
-    if isinstance(given, Secret):
+    if isinstance(given, str | Secret):
         given = Token(given)
-    if not isinstance(given, Token) or not is_usable(given.secret):
+    if not (isinstance(given, Token) and isinstance(given.secret, Secret) and is_usable(given.secret)):
         del given  # a traceback with locals must not show a value that may almost be a token
         raise TokenProviderFailed("returned something that is not a token: return printable ASCII without spaces")
     return given
@@ -65,8 +74,8 @@ class TokenSource:
     """Provides the token to use now. Concurrent callers share one renewal.
 
     The provider is called when there is no token, when the token expires within a minute, and when a fresh one is
-    required; not for every attempt. Without a provider, the server exchanges the old token for a fresh one if `refresh`
-    allows it.
+    required; not for every attempt. Without a provider, a token that allows it is exchanged for a fresh one if the
+    protocol `exchanges` tokens.
     """
 
     def __init__(
@@ -76,7 +85,7 @@ class TokenSource:
         access: Access,
         *,
         provider: TokenProvider | None,
-        refresh: bool,
+        exchanges: bool,
         required: bool,
         deadline: float,
         changed: Callable[[Token], None],
@@ -86,7 +95,7 @@ class TokenSource:
         self._reader = reader
         self._access = access
         self._provider = provider
-        self._refresh = refresh
+        self._exchanges = exchanges
         self._required = required
         self._deadline = deadline
         self._changed = changed
@@ -120,7 +129,10 @@ class TokenSource:
     @property
     def renewable(self) -> bool:
         """Whether a rejected token can be replaced by a fresh one."""
-        return self._provider is not None or self._refresh
+        return self._provider is not None or self._can_exchange(self._token)
+
+    def _can_exchange(self, token: Token | None) -> bool:
+        return self._exchanges and token is not None and token.refresh
 
     @property
     def renew_in(self) -> float | None:
@@ -176,17 +188,16 @@ class TokenSource:
             return await self._provided(self._provider)
         if old is None:
             raise TokenRefused(f"there is no token for job {self._job!r}, neither given nor stored: pass token=")
-        if not self._refresh:
-            raise TokenRefused("the token was rejected and cannot be renewed: pass a token provider or refresh=True")
         want = RefreshToken()
-        asked = self._reader.ask(want, old.secret)
+        asked = self._reader.ask(want, old.secret) if self._can_exchange(old) else None
         if asked is None:
-            raise TokenRefused("the token was rejected, and this server exchanges none: pass a token provider")
+            hint = " or Token(..., refresh=True)" if self._exchanges else ""
+            raise TokenRefused(f"the token was rejected and cannot be renewed: pass a token provider{hint}")
         answer, retry_after = await call(asked, self._access, deadline=_REFRESH_DEADLINE, max_body=_MAX_ANSWER)
         for fact in self._reader.read(want, answer):
             if isinstance(fact, NewToken):
                 expires = None if fact.expires_in is None else self._wall_time() + fact.expires_in
-                return Token(fact.token, expires)
+                return Token(fact.token, expires=expires, refresh=True)
         raise UnusableAnswer(answer, "no new token was sent", retry_after=retry_after)
 
     async def _provided(self, provider: TokenProvider) -> Token:

@@ -125,20 +125,20 @@ class Host:
         logger.warning("the host no longer reports %s: %s", source, self.missing[source], exc_info=trace)
         self._unhide(source)
         if source == "path":
-            self.connection.report_path(True)  # the path is unknown now: connecting will find out
+            self.connection.report_network(True)  # the path is unknown now: connecting will find out
 
     def _undo_reports(self) -> None:
         """Withdraw the last reports of the watchers, which have ended."""
         for source in ("sleep", "job control"):
             self._unhide(source)
         if "path" in self.sources and not self._path.up:
-            self.connection.report_path(True)
+            self.connection.report_network(True)
 
     async def _watch_path(self, monitor: PathMonitor) -> None:
         with monitor:
             async for path in monitor.changes(wait_awake=self._wait_awake):
                 self._path = path
-                self.connection.report_path(path.up, path.identity)
+                self.connection.report_network(path.up, path.identity)
 
     async def _watch_suspension(self) -> None:
         await watch_suspension(self.connection.report_wake, wait_awake=self._wait_awake)

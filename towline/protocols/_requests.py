@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import quote, urljoin, urlsplit
 
 from .._exceptions import InvalidArgument, MalformedMessage
-from .._facts import Text
-from .._secret import Secret
+from .._secret import Secret, Text
 
 Headers: TypeAlias = tuple[tuple[str, Text], ...]
 
 JSON: Final[tuple[str, str]] = ("Content-Type", "application/json")
 ACCEPT_JSON: Final[tuple[str, str]] = ("Accept", "application/json")
 
-_PLACE: Final = re.compile(r"(header|query)(?::(?P<named>[A-Za-z0-9!#$%&'*+.^_`|~-]+))?|subprotocol:(?P<protocol>\S+)")
+_PLACE: Final = re.compile(r"(header|query)(?::[A-Za-z0-9!#$%&'*+.^_`|~-]+)?|subprotocol:[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_PATH: Final = re.compile(r"[!\"$-~]+")  # printable ASCII, without the # of a fragment
 
 
 class Placed(NamedTuple):
@@ -55,11 +54,6 @@ def bearer(token: Secret | None) -> Headers:
     return () if token is None else (("Authorization", Secret(f"Bearer {token.reveal()}")),)
 
 
-def header_pairs(headers: Mapping[str, Text] | Iterable[tuple[str, Text]]) -> Headers:
-    """Headers as pairs, so that a protocol can be compared and hashed."""
-    return tuple(headers.items() if isinstance(headers, Mapping) else headers)
-
-
 def with_query(url: str, name: str, value: str) -> str:
     """The URL with an additional query parameter, percent-encoded."""
     mark = "&" if "?" in url else "?"
@@ -96,7 +90,7 @@ def path_segment(job: str) -> str:
     Raises `InvalidArgument` for an id that no segment can hold: the empty text, `.` and `..` (RFC 3986 section 5.2.4
     removes them from a path), and a lone surrogate.
     """
-    if job in {"", ".", ".."}:
+    if not isinstance(job, str) or job in {"", ".", ".."}:
         raise InvalidArgument("job", "must be text other than the empty string, . and ..")
     try:
         return quote(job, safe="")
@@ -111,3 +105,5 @@ def check_path(name: str, path: str, *, fixed: bool = False) -> None:
         raise InvalidArgument(name, "must hold {job} once and no other field")
     if not path.startswith("/"):
         raise InvalidArgument(name, "must begin with a slash")
+    if not _PATH.fullmatch(path):
+        raise InvalidArgument(name, "holds a character that must be percent-encoded")

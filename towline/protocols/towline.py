@@ -41,6 +41,7 @@ from .._facts import (
     Via,
     Want,
 )
+from .._headers import check_subprotocols, header_pairs
 from .._secret import Secret
 from .._updates import JobCancelled, JobComplete, JobFailed, JobStarted, Outcome, Progress
 from ._requests import (
@@ -50,7 +51,6 @@ from ._requests import (
     bearer,
     check_path,
     check_token_place,
-    header_pairs,
     http_origin,
     path_segment,
     placed,
@@ -126,7 +126,8 @@ class Towline:
         check_path("result_path", self.result_path)
         check_path("cancel_path", self.cancel_path, fixed=True)
         check_path("refresh_path", self.refresh_path, fixed=True)
-        object.__setattr__(self, "headers", header_pairs(self.headers))
+        object.__setattr__(self, "headers", header_pairs(self.headers, reserved=frozenset({"authorization"})))
+        object.__setattr__(self, "subprotocols", check_subprotocols(self.subprotocols))
 
     @cached_property
     def codec(self) -> Codec:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ssl as ssl_module
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from .._exceptions import InvalidArgument
-from .._facts import Request, Text
-from .._secret import Secret
+from .._facts import Request
+from .._secret import Secret, Text, revealed
 from ..transport import URL, Limits, Liveness, Network, Origin, parse_url
 
 _SCHEMES: Final = ("https", "http", "wss", "ws")
@@ -28,8 +27,7 @@ class Access:
     limits: Limits
     liveness: Liveness
     connect_deadline: float
-    network: Network | None
-    ssl: ssl_module.SSLContext | None
+    network: Network
     wall_time: Callable[[], float]
     random: Callable[[], float]
 
@@ -64,8 +62,3 @@ def _checked_url(text: Text) -> URL:
 def body_of(asked: Request) -> bytes | Secret | None:
     """The body to send. A POST without one has an empty body."""
     return b"" if asked.body is None and asked.method != "GET" else asked.body
-
-
-def revealed(text: Text) -> str:
-    """The text to write on the wire. A frame that may raise must not hold it in a variable."""
-    return text.reveal() if isinstance(text, Secret) else text

@@ -38,8 +38,6 @@ async def call(asked: Request, access: Access, *, deadline: float, max_body: int
             silence=deadline,
             max_body=max_body,
             network=access.network,
-            ssl=access.ssl,
-            allow_insecure=True,
             wall_time=access.wall_time,
         ) as download:
             body = b"".join([piece async for piece in download])

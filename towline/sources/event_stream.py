@@ -81,8 +81,6 @@ class EventStreamSource:
                     silence=None,
                     max_body=None,
                     network=access.network,
-                    ssl=access.ssl,
-                    allow_insecure=True,
                     wall_time=access.wall_time,
                 )
             )

@@ -150,7 +150,7 @@ class PollSource:
 
     def _new_client(self, url: URL) -> HTTPClient:
         access = self._access
-        return HTTPClient(url, network=access.network, ssl=access.ssl, allow_insecure=True, wall_time=access.wall_time)
+        return HTTPClient(url, network=access.network, wall_time=access.wall_time)
 
     async def send(self, text: Text) -> None:
         """Nothing can be sent on a poll: raises `InvalidArgument`."""

@@ -31,7 +31,6 @@ class WebSocketSource:
                 access.url_of(asked),
                 headers=asked.headers,
                 subprotocols=asked.subprotocols,
-                ssl=access.ssl,
                 limits=access.limits,
                 liveness=access.liveness,
                 network=access.network,

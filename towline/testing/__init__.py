@@ -5,6 +5,7 @@
 
 from ._audit import audit_updates
 from ._clocks import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_backends
+from ._controlled import controlled
 from ._cover import cover
 from ._crowd import ALGORITHMS, Algorithm, Outcome, Scene, crowd
 from ._rehearsal import Detour, Rehearsal, RehearsalEntry, rehearse
@@ -52,6 +53,7 @@ __all__ = [
     "Unreachable",
     "VirtualTimeLoop",
     "audit_updates",
+    "controlled",
     "cover",
     "crowd",
     "rehearse",

@@ -17,7 +17,7 @@ from .._exceptions import Exhausted
 from .._text import escape
 from .._updates import AnyUpdate
 from ..statemachine import State, StateChange
-from ..transport import Endpoint, SystemNetwork, parse_url
+from ..transport import Endpoint, Network, parse_url
 from ._audit import audit_updates
 from ._storm_script import StormScript
 from .proxy._fault_proxy import FaultProxy
@@ -53,18 +53,18 @@ class Rehearsal(Struct, kw_only=True):
         return _draw(self)
 
 
-class Detour:
+class Detour(Network):
     """A `Network` that connects to the proxy instead of the server; names and certificates stay the server's."""
 
-    def __init__(self, proxy: FaultProxy) -> None:
-        self._proxy = proxy
-        self._system = SystemNetwork()
+    def __init__(self, proxy: FaultProxy, *, allow_insecure: bool = False) -> None:
+        super().__init__(allow_insecure=allow_insecure)
+        self._via = proxy
 
     async def connect(self, endpoint: Endpoint) -> ByteStream:
-        """See `towline.transport.Network`."""
+        """Open a stream to the proxy."""
         name = endpoint.server_name or endpoint.host
-        there = replace(endpoint, host=self._proxy.host, port=self._proxy.port, zone=None, server_name=name)
-        return await self._system.connect(there)
+        there = replace(endpoint, host=self._via.host, port=self._via.port, zone=None, server_name=name)
+        return await super().connect(there)
 
 
 async def rehearse(
@@ -73,6 +73,7 @@ async def rehearse(
     *,
     report: Callable[[RehearsalEntry], Any] = lambda entry: None,
     until: Callable[[], Awaitable[Any]] = anyio.sleep_forever,
+    allow_insecure: bool = False,
     **options: Any,
 ) -> Rehearsal:
     """Follow a job at `url` through the storm of `script`. `options` are those of `Connection` (job, token, …).
@@ -83,7 +84,7 @@ async def rehearse(
     `InvalidArgument` for `message` faults on a `wss` URL. If the script names no faults, the seed leaves those out on
     such a URL.
     """
-    origin = parse_url(url, allow_insecure=bool(options.get("allow_insecure"))).origin
+    origin = parse_url(url, allow_insecure=allow_insecure).origin
     if origin.secure:
         script = script.for_tls()
     rehearsal = Rehearsal(seed=script.seed, steps=[str(step) for step in script.all_steps()])
@@ -106,7 +107,8 @@ async def rehearse(
             rehearsal.findings.append("stopped before the end of the job")
 
     async def follow(proxy: FaultProxy, tasks: TaskGroup) -> None:
-        async with Connection(url, network=Detour(proxy), on_state=changed, **options) as line:
+        detour = Detour(proxy, allow_insecure=allow_insecure)
+        async with Connection(url, network=detour, on_state=changed, **options) as line:
             tasks.start_soon(stop_early, line)
             try:
                 async for update in line:

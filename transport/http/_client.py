@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ssl as ssl_module
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -18,9 +17,10 @@ import h11
 from anyio.abc import ByteStream
 
 from ..._exceptions import ConnectionBroken, DeadlineExceeded, InvalidArgument, MessageTooBig, UnexpectedResponse
+from ..._headers import Headers
 from ..._secret import Secret
-from .._url import URL, Headers, check_headers, check_method, parse_url
-from ..net._network import STREAM_ERRORS, Network, SystemNetwork, broken, close_now, endpoint_of, is_quiet
+from .._url import URL, check_headers, check_method, parse_url
+from ..net._network import STREAM_ERRORS, Network, broken, close_now, endpoint_of, is_quiet
 from ._protocol import RESERVED, Head, HTTPExchange, parse_retry_after
 
 _READ_SIZE: Final = 64 << 10
@@ -127,8 +127,6 @@ async def stream_response(
     silence: float | None = 10.0,
     max_body: int | None = 16 << 20,
     network: Network | None = None,
-    ssl: ssl_module.SSLContext | None = None,
-    allow_insecure: bool = False,
     wall_time: Callable[[], float] = time.time,
 ) -> AsyncIterator[Download]:
     """Make a call. The block starts when the response's head is there; read the body inside it.
@@ -143,13 +141,14 @@ async def stream_response(
     Raises as `request`. Iterating raises too: `ConnectionBroken`, `DeadlineExceeded`, `ProtocolViolation`,
     `MessageTooBig`, and `UnexpectedResponse` for a compressed body.
     """
-    url = _checked_url(url, allow_insecure)
+    network = network or Network()
+    url = _checked_url(url, network)
     exchange = _new_exchange(method, url, headers, body)
     stream: ByteStream | None = None
     try:
         first: list[bytes] | None = None
         with anyio.CancelScope(deadline=anyio.current_time() + deadline) as scope:
-            stream = await (network or SystemNetwork()).connect(endpoint_of(url, ssl))
+            stream = await network.connect(endpoint_of(url, network.tls))
             first = await _exchange(stream, exchange, body, scope, deadline)
         if stream is None or first is None:
             raise DeadlineExceeded("a response to the HTTP call", deadline)
@@ -168,21 +167,17 @@ async def request(
     deadline: float = 10.0,
     max_body: int = 16 << 20,
     network: Network | None = None,
-    ssl: ssl_module.SSLContext | None = None,
-    allow_insecure: bool = False,
     wall_time: Callable[[], float] = time.time,
 ) -> Response:
     """Make a call and return the complete response, whatever its status. Redirects are not followed.
 
     `deadline` (seconds) covers the whole call; with an `Upload` it restarts with each piece sent. `max_body` is in
-    bytes. `http` URLs need loopback or `allow_insecure=True`.
+    bytes. `http` URLs need loopback or a network that allows it.
 
     Raises `InvalidArgument` before it connects; then `NetworkError`, `DeadlineExceeded`, `ProtocolViolation`,
     `MessageTooBig`, or `UnexpectedResponse` for a compressed body. No connection stays open.
     """
-    async with HTTPClient(
-        url, network=network, ssl=ssl, allow_insecure=allow_insecure, keep_alive=False, wall_time=wall_time
-    ) as client:
+    async with HTTPClient(url, network=network, keep_alive=False, wall_time=wall_time) as client:
         return await client.request(method, url, headers=headers, body=body, deadline=deadline, max_body=max_body)
 
 
@@ -199,15 +194,11 @@ class HTTPClient:
         url: str | URL,
         *,
         network: Network | None = None,
-        ssl: ssl_module.SSLContext | None = None,
-        allow_insecure: bool = False,
         keep_alive: bool = True,
         wall_time: Callable[[], float] = time.time,
     ) -> None:
-        self._url = _checked_url(url, allow_insecure)
-        self._allow_insecure = allow_insecure
-        self._network = network or SystemNetwork()
-        self._ssl = ssl
+        self._network = network or Network()
+        self._url = _checked_url(url, self._network)
         self._keep_alive = keep_alive
         self._wall_time = wall_time
         self._guard = anyio.ResourceGuard("making calls with")
@@ -233,7 +224,7 @@ class HTTPClient:
         Also raises `InvalidArgument` for a URL of another origin, `anyio.BusyResourceError` while another task makes a
         call, and `anyio.ClosedResourceError` after `aclose`.
         """
-        url = _checked_url(url, self._allow_insecure)
+        url = _checked_url(url, self._network)
         if url.origin != self._url.origin:
             raise InvalidArgument("url", f"this client calls only {self._url.origin}")
         headers = tuple(headers.items() if isinstance(headers, Mapping) else headers)
@@ -250,7 +241,7 @@ class HTTPClient:
                         if exchange.answered or method not in _REPEATED or isinstance(body, Upload):
                             raise
                     exchange = _new_exchange(method, url, headers, body, keep_alive=self._keep_alive)
-                stream = await self._network.connect(endpoint_of(url, self._ssl))
+                stream = await self._network.connect(endpoint_of(url, self._network.tls))
                 return await self._complete(stream, exchange, body, scope, deadline, max_body)
         raise DeadlineExceeded("the whole response to the HTTP call", deadline)
 
@@ -302,9 +293,9 @@ class HTTPClient:
         return Response(download.status, download.headers, whole, download.retry_after)
 
 
-def _checked_url(url: str | URL, allow_insecure: bool) -> URL:
+def _checked_url(url: str | URL, network: Network) -> URL:
     if not isinstance(url, URL):
-        url = parse_url(url, schemes=("https", "http"), allow_insecure=allow_insecure)
+        url = parse_url(url, schemes=("https", "http"), allow_insecure=network.allow_insecure)
     if url.scheme not in {"http", "https"}:
         raise InvalidArgument("url", "the scheme must be https or http")
     return url

@@ -1,7 +1,6 @@
-"""The interface to the network: opens a byte stream to an endpoint.
+"""The way to the network: opens a byte stream to an endpoint.
 
-`SystemNetwork` opens real connections; a test passes its own `Network`, which returns memory streams. Errors of the
-operating system, of anyio and of TLS become our errors here and nowhere else.
+Errors of the operating system, of anyio and of TLS become our errors here and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import anyio
 from anyio.abc import ByteStream
@@ -52,44 +51,50 @@ class Endpoint:
     absolute: bool = False
 
 
-class Network(Protocol):
-    """Opens byte streams. Each call resolves the name again."""
+class Network:
+    """How a server is reached: happy eyeballs (RFC 8305, without history), TLS 1.2 or later, and a proxy if one is set.
 
-    async def connect(self, endpoint: Endpoint) -> ByteStream:
-        """Open a stream, with TLS if the endpoint asks for it.
+    - `proxy`: a URL such as `http://user:password@proxy:3128` or `socks5://proxy` (the extra `socks`). Without it, the
+      environment's `https_proxy`, `all_proxy` and `no_proxy` apply, unless `trust_environment=False`. Connections
+      without TLS never use a proxy; loopback never uses the environment's. `proxy_tls` is the context for an `https`
+      proxy.
+    - `tls`: the context of TLS connections; by default the system's certificates are trusted.
+    - `allow_insecure`: allow connections without TLS to other hosts than this one.
+    - `unix_socket`: a path to connect to instead of every host, without a proxy. Host names and certificates stay the
+      same.
 
-        Raises `NetworkError`: `NameNotResolved`, `ConnectFailed`, `CertificateRejected`. Has no deadline: the caller's
-        cancel scope ends it, and no connection stays open then.
-        """
-        ...
+    A subclass may replace `connect`, for example to test without sockets.
 
-
-class SystemNetwork:
-    """The real network: happy eyeballs (RFC 8305, without history), TLS 1.2 or later, and a proxy if one is set.
-
-    `proxy` is a URL such as `http://user:password@proxy:3128` or `socks5://proxy` (the extra `socks`). Without it, the
-    environment's `https_proxy`, `all_proxy` and `no_proxy` apply, unless `trust_environment=False`. Connections without
-    TLS never use a proxy; loopback never uses the environment's. `proxy_tls` is the context for an `https` proxy.
-
-    `unix_socket` is a path to connect to instead of every host, without a proxy. Host names and certificates stay the
-    same.
+    Raises `InvalidArgument` for a proxy that cannot be used.
     """
+
+    # Defaults, for a subclass that replaces `connect` and has its own constructor.
+    tls: ssl.SSLContext | None = None
+    allow_insecure: bool = False
 
     def __init__(
         self,
         *,
         proxy: str | None = None,
         proxy_tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | None = None,
+        allow_insecure: bool = False,
         trust_environment: bool = True,
         unix_socket: str | PathLike[str] | None = None,
     ) -> None:
         self._proxy = None if proxy is None else parse_proxy(proxy)
         self._proxy_tls = proxy_tls
+        self.tls = tls
+        self.allow_insecure = allow_insecure
         self._trust_environment = trust_environment
         self._unix_socket = unix_socket
 
     async def connect(self, endpoint: Endpoint) -> ByteStream:
-        """See `Network.connect`; also raises `ProxyFailed`."""
+        """Open a stream, with TLS if the endpoint asks for it. Each call resolves the name again.
+
+        Raises `NetworkError`: `NameNotResolved`, `ConnectFailed`, `CertificateRejected`, `ProxyFailed`. Has no
+        deadline: the caller's cancel scope ends it, and no connection stays open then.
+        """
         if endpoint.tls is None:
             return await self._dial(endpoint)
         proxy = self._proxy_for(endpoint)
@@ -237,7 +242,7 @@ def endpoint_of(url: URL, tls: ssl.SSLContext | None) -> Endpoint:
 
 
 async def close_now(stream: ByteStream | TimedStream) -> None:
-    """Close a stream at once, even in a cancelled task. Never waits for a stream that `SystemNetwork` opened."""
+    """Close a stream at once, even in a cancelled task. Never waits for a stream that `Network` opened."""
     if isinstance(stream, SocketStream):
         stream.close()
         return

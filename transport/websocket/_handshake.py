@@ -16,9 +16,9 @@ import h11
 from wsproto.utilities import generate_accept_token
 
 from ..._exceptions import ConnectionBroken, ProtocolViolation
-from ..._secret import Secret
+from ..._secret import Secret, revealed
 from .._limits import DEFAULT_LIMITS, Limits
-from .._url import URL, revealed
+from .._url import URL
 from ..http._protocol import head_room
 
 #: Headers that the handshake sets itself.

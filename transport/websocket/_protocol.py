@@ -15,9 +15,8 @@ from __future__ import annotations
 import os
 
 from ..._exceptions import ConnectionBroken, ConnectionClosed, InvalidArgument, TowlineError
-from ..._secret import Secret
+from ..._secret import Secret, revealed
 from .._limits import DEFAULT_LIMITS, Limits
-from .._url import revealed
 from ._deflate import DeflateExtension
 from ._framing import FrameReader, Message, encode_frame
 from ._handshake import Entropy

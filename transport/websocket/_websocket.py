@@ -7,7 +7,6 @@ complete and in order.
 
 from __future__ import annotations
 
-import ssl as ssl_module
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -28,11 +27,12 @@ from ..._exceptions import (
     InvalidArgument,
     TowlineError,
 )
+from ..._headers import Headers, check_subprotocols
 from ..._secret import Secret
 from .._limits import DEFAULT_LIMITS, Limits, Liveness
-from .._url import URL, Headers, check_headers, check_subprotocols, parse_url
+from .._url import URL, check_headers, parse_url
 from ..http._protocol import parse_retry_after
-from ..net._network import STREAM_ERRORS, Network, SystemNetwork, broken, close_now, endpoint_of
+from ..net._network import STREAM_ERRORS, Network, broken, close_now, endpoint_of
 from ..net._socket_stream import SocketStream
 from ..net._timed_stream import ScopedStream, TimedStream
 from ._deflate import Deflate, DeflateExtension
@@ -441,27 +441,26 @@ async def connect_websocket(
     headers: Headers = (),
     subprotocols: Iterable[str | Secret] = (),
     require_subprotocol: bool = False,
-    ssl: ssl_module.SSLContext | None = None,
     limits: Limits | None = None,
     liveness: Liveness | None = Liveness(),  # noqa: B008 - frozen
     deflate: Deflate | None = None,
     network: Network | None = None,
-    allow_insecure: bool = False,
     deadline: float = 10.0,
     wall_time: Callable[[], float] = time.time,
 ) -> WebSocket:
     """Open a WebSocket; the caller must end it with `aclose`, `abandon` or `aclose_forcefully`.
 
-    `url` is a `wss` URL, or a `ws` URL to loopback (to any host with `allow_insecure=True`). `headers` are added to the
-    upgrade; a header's value and a subprotocol may be a `Secret`. `ssl` replaces the default context. `liveness=None`
-    turns the heartbeat off. `deadline` (seconds) covers name, TCP, TLS and upgrade together. `deflate=Deflate()` offers
-    compression. `wall_time` gives seconds since 1970, to read a `Retry-After` date.
+    `url` is a `wss` URL, or a `ws` URL to loopback (to any host if the network allows it). `headers` are added to the
+    upgrade; a header's value and a subprotocol may be a `Secret`. `liveness=None` turns the heartbeat off. `deadline`
+    (seconds) covers name, TCP, TLS and upgrade together. `deflate=Deflate()` offers compression. `wall_time` gives
+    seconds since 1970, to read a `Retry-After` date.
 
     Raises `InvalidArgument` before it connects; then `NetworkError`, `DeadlineExceeded`, `ProtocolViolation`, or
     `HandshakeRefused` for a status other than 101. After an error nothing stays open.
     """
+    network = network or Network()
     if not isinstance(url, URL):
-        url = parse_url(url, allow_insecure=allow_insecure)
+        url = parse_url(url, allow_insecure=network.allow_insecure)
     if url.scheme not in {"ws", "wss"}:
         raise InvalidArgument("url", "the scheme must be wss or ws")
     handshake = ClientHandshake(
@@ -476,7 +475,7 @@ async def connect_websocket(
     stream: ByteStream | None = None
     try:
         with anyio.CancelScope(deadline=anyio.current_time() + deadline):
-            stream = await (network or SystemNetwork()).connect(endpoint_of(url, ssl))
+            stream = await network.connect(endpoint_of(url, network.tls))
             answer = await _shake_hands(stream, handshake)
         answer = answer or handshake.refusal
         if stream is None or answer is None:
@@ -527,12 +526,10 @@ async def open_websocket(
     headers: Headers = (),
     subprotocols: Iterable[str | Secret] = (),
     require_subprotocol: bool = False,
-    ssl: ssl_module.SSLContext | None = None,
     limits: Limits | None = None,
     liveness: Liveness | None = Liveness(),  # noqa: B008 - frozen
     deflate: Deflate | None = None,
     network: Network | None = None,
-    allow_insecure: bool = False,
     deadline: float = 10.0,
 ) -> AsyncIterator[WebSocket]:
     """Open a WebSocket for the length of a block; `aclose` it with 1000, or with 1001 and 0.5 s if the block raises."""
@@ -541,12 +538,10 @@ async def open_websocket(
         headers=headers,
         subprotocols=subprotocols,
         require_subprotocol=require_subprotocol,
-        ssl=ssl,
         limits=limits,
         liveness=liveness,
         deflate=deflate,
         network=network,
-        allow_insecure=allow_insecure,
         deadline=deadline,
     )
     try:

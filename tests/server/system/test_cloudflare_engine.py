@@ -10,6 +10,7 @@ import pytest
 
 import towline
 from towline import State
+from towline.protocols import Towline
 from towline.statemachine import Backoff, Policy
 from towline.testing import FaultProxy, audit_updates
 
@@ -40,9 +41,9 @@ def start(client_of: Any, start_key: Any) -> Callable[[Any], Awaitable[tuple[str
     return lambda backend, body=CSV: anyio.to_thread.run_sync(call, backend, body)
 
 
-def line_to(port: int, job: str, token: str, **options: Any) -> towline.Connection:
-    url = f"ws://127.0.0.1:{port}/ws/progress"
-    return towline.Connection(url, job=job, token=token, policy=POLICY, **options)
+def line_to(port: int, job: str, token: str | towline.Token, **own: Any) -> towline.Connection:
+    protocol = Towline(f"ws://127.0.0.1:{port}/ws/progress", job, **own)
+    return towline.Connection(protocol, token=token, policy=POLICY)
 
 
 async def follow(line: towline.Connection, acts: dict[int, Act] | None = None) -> list[towline.AnyUpdate]:
@@ -86,7 +87,7 @@ async def test_undisturbed(slow: Any, start: Any) -> None:
 
 async def test_as_a_browser_does(slow: Any, start: Any) -> None:
     job, token = await start(slow)
-    async with line_to(slow.port, job, token, token_subprotocol="towline", subprotocols=["towline"]) as line:
+    async with line_to(slow.port, job, token, token_in="subprotocol:towline", subprotocols=("towline",)) as line:
         check_whole(slow, job, await follow(line))
 
 
@@ -171,7 +172,7 @@ async def test_a_token_that_runs_out_is_refreshed(workerd: Any, start: Any, clie
     backend = workerd(SLICE_PAUSE_MS=50, TOKEN_SECONDS=2, GRACE_SECONDS=30)
     job, token = await start(backend)
     async with FaultProxy("127.0.0.1", backend.port) as proxy:
-        async with line_to(proxy.port, job, token, refresh=True) as line:
+        async with line_to(proxy.port, job, towline.Token(token, refresh=True)) as line:
             updates = await follow(line, {60: proxy.cut})
     check_whole(backend, job, updates)
 

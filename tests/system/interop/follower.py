@@ -128,7 +128,8 @@ class Follower:
         return audit_updates(self.updates, LOG, ended=self.gave_up is None)
 
     async def _follow(self) -> None:
-        line = towline.Connection(self.url, job=self.job.name, token=self.token, policy=self.policy, ssl=self.ssl)
+        network = towline.Network(tls=self.ssl)
+        line = towline.Connection(self.url, job=self.job.name, token=self.token, policy=self.policy, network=network)
         async with line:
             self._line = line
             try:

@@ -154,7 +154,9 @@ class Journal:
             # Clear an item only after it was written, so that a cancellation in between leaves it due.
             if self._is_new:
                 token = self._token
-                secret, expires = (None, None) if token is None or not settings.token_stored else token
+                secret, expires = None, None
+                if token is not None and settings.token_stored:
+                    secret, expires = token.secret, token.expires
                 kept = settings.parameters, settings.secrets
                 await self._try(lambda: store.save(key, secret, expires, parameters=kept[0], secrets=kept[1]))
                 self._is_new = self._token is not token

@@ -97,7 +97,7 @@ class AiScanResult(_Result, frozen=True):
     books: list[ScannedBook]
 
 
-#: The results by pipeline, for clients that want them typed: `Connection(pipelines=PIPELINES)`.
+#: The results by pipeline, for clients that want them typed: `Towline(url, job, results=PIPELINES)`.
 PIPELINES: Final[Mapping[str, type]] = {
     "batch_enrichment": BatchEnrichmentResult,
     "csv_import": CsvImportResult,

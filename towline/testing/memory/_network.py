@@ -1,7 +1,6 @@
 """An in-memory network: the transport connects through it, and a server runs behind it.
 
-It implements `towline.transport.Network`. So the engine runs on it unchanged, with thousands of connections at a time,
-under virtual time.
+The engine runs on it unchanged, with thousands of connections at a time, under virtual time.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from anyio import AsyncContextManagerMixin
 from anyio.abc import ByteStream, TaskGroup
 
 from ..._exceptions import ConnectFailed, NameNotResolved
-from ...transport import Endpoint
+from ...transport import Endpoint, Network
 from ._stream import MemoryLink
 
 
@@ -55,14 +54,15 @@ class Dial:
     link: MemoryLink | None = field(default=None, repr=False)
 
 
-class MemoryNetwork(AsyncContextManagerMixin):
-    """A `Network` that links every connection to `serve(link)`, which runs in the network's task group.
+class MemoryNetwork(Network, AsyncContextManagerMixin):
+    """A `towline.Network` that links every connection to `serve(link)`, which runs in the network's task group.
 
     `weather` is the fate of every attempt; `script(...)` gives the fates of the next ones, one each. `dials` records
     them all. An exception of `serve` is raised from the block. TLS is not simulated: an endpoint's context is ignored.
     """
 
     def __init__(self, serve: Callable[[MemoryLink], Awaitable[None]]) -> None:
+        super().__init__(allow_insecure=True)
         self.weather: Fate = Reach()
         self.dials: list[Dial] = []
         self._serve = serve
