@@ -81,7 +81,7 @@ def test_it_is_a_protocol() -> None:
     protocol: Protocol = SERVER
     assert (protocol.name, protocol.sources, protocol.promise, protocol.job) == (
         "towline",
-        ("websocket",),
+        ("websocket", "events"),
         "exact",
         "j1",
     )

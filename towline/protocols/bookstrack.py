@@ -20,6 +20,7 @@ class Bookstrack(Towline):
 
     token_in: str = "query"
     cancel_path: str = "/api/enrichment/cancel"
+    events_path: str | None = None
 
     name: ClassVar[str] = "bookstrack"
     promise: ClassVar[Promise] = "end exact"

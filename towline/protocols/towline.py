@@ -27,6 +27,7 @@ from .._facts import (
     GetState,
     InStep,
     Item,
+    Means,
     Message,
     NewToken,
     Numbered,
@@ -35,6 +36,7 @@ from .._facts import (
     RefreshToken,
     Replaying,
     Request,
+    ServerEvent,
     Snapshot,
     Text,
     Value,
@@ -77,6 +79,13 @@ from .wire import (
 #: The path of a job's progress, below the prefix that a server may be mounted under.
 PROGRESS_PATH: Final = "/ws/progress"
 
+#: The seconds between the comments of an event stream (docs/wire.md).
+COMMENT_EVERY: Final = 15.0
+
+#: What a server, or a proxy before it, answers to an upgrade if it has no WebSockets: wrong method, upgrade required,
+#: not implemented (RFC 9110 sections 15.5.6, 15.5.22 and 15.6.2).
+_NO_WEBSOCKET: Final = frozenset({405, 426, 501})
+
 _NOTHING: Final[tuple[Fact, ...]] = ()
 
 
@@ -89,6 +98,8 @@ class Towline:
     - `prefix`: the path below which the calls are, by default the part of the URL's path before `/ws/progress`.
     - `state_path`, `refresh_path`, `cancel_path`, `result_path`: the paths of the calls below `prefix`. `{job}` stands
       for the job's id; `cancel_path` may leave it out, because the id is also in the body.
+    - `events_path`: where the same messages come as an event stream, for a way to the server on which a WebSocket is
+      impossible. None if the server has no such stream.
     - `token_in`: `header` (Authorization: Bearer), `header:NAME`, `query`, `query:NAME` or `subprotocol:NAME`: where
       the token goes when the WebSocket opens. Calls have it in the header.
     - `headers`, `subprotocols`: sent with the upgrade; the headers also with each call.
@@ -107,6 +118,7 @@ class Towline:
     refresh_path: str = "/api/token/refresh"
     cancel_path: str = "/api/jobs/{job}/cancel"
     result_path: str = "/api/jobs/{job}/results"
+    events_path: str | None = "/api/jobs/{job}/events"
     token_in: str = "header"
     headers: Mapping[str, Text] | Headers = field(default=(), repr=False)
     subprotocols: tuple[Text, ...] = ()
@@ -114,7 +126,6 @@ class Towline:
     results: Mapping[str, type] = field(default_factory=dict, hash=False)
 
     name: ClassVar[str] = "towline"
-    sources: ClassVar[tuple[Via, ...]] = ("websocket",)
     promise: ClassVar[Promise] = "exact"
     stall_limit: ClassVar[float | None] = None
     token_of_job: ClassVar[bool] = True
@@ -126,8 +137,15 @@ class Towline:
         check_path("result_path", self.result_path)
         check_path("cancel_path", self.cancel_path, fixed=True)
         check_path("refresh_path", self.refresh_path, fixed=True)
+        if self.events_path is not None:
+            check_path("events_path", self.events_path)
         object.__setattr__(self, "headers", header_pairs(self.headers, reserved=frozenset({"authorization"})))
         object.__setattr__(self, "subprotocols", check_subprotocols(self.subprotocols))
+
+    @property
+    def sources(self) -> tuple[Via, ...]:
+        """The WebSocket, then the event stream."""
+        return ("websocket",) if self.events_path is None else ("websocket", "events")
 
     @cached_property
     def codec(self) -> Codec:
@@ -143,6 +161,8 @@ class Towline:
     def ask(self, want: Want, token: Secret | None) -> Request | None:
         """Return the request for `want`; None only for a refresh without a token."""
         match want:
+            case Follow(via="events"):
+                return self._follow_events(want, token)
             case Follow():
                 return self._follow(want, token)
             case GetState():
@@ -174,6 +194,19 @@ class Towline:
             subprotocols=(*self.subprotocols, *sent.subprotocols),
             opening=(encode(ready).decode(),),
             in_step="state",
+        )
+
+    def _follow_events(self, want: Follow, token: Secret | None) -> Request | None:
+        if self.events_path is None:
+            return None
+        after = want.after if isinstance(want.after, Numbered) and want.after.seq > 0 else None
+        last = () if after is None else (("Last-Event-ID", f"{after.epoch}:{after.seq}"),)
+        return Request(
+            via="events",
+            url=self._url(self.events_path),
+            headers=(*self._headers, *bearer(token), *last),
+            in_step="state",
+            silence=COMMENT_EVERY,
         )
 
     def _call(self, method: str, url: str, headers: Headers, body: bytes | Secret | None = None) -> Request:
@@ -212,7 +245,7 @@ class Towline:
 
         Raises `MalformedMessage` for a message, or an answer of status 2xx, that cannot be read.
         """
-        if type(received) is Message:
+        if type(received) is Message or type(received) is ServerEvent:
             try:
                 frame = self._decode(received.data)
             except MalformedMessage as error:
@@ -269,6 +302,10 @@ class Towline:
 
     def _read_answer(self, want: Want, answer: Answer) -> tuple[Fact, ...]:
         match want:
+            case Follow(via="websocket") if answer.status in _NO_WEBSOCKET:
+                return (Means("source"),)
+            case Follow(via="events") if answer.status == 204:
+                return (Means("ended"),)  # everything was sent before
             case GetState() if answer.status == 200:
                 return (self._read_state(self.codec.decode_state(answer.body)),)
             case CancelJob() if 200 <= answer.status < 300:
