@@ -5,6 +5,7 @@
 
 from ._audit import audit_updates
 from ._clocks import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_backends
+from ._conformance import Finding, ProtocolReport, check_protocol
 from ._controlled import controlled
 from ._cover import cover
 from ._crowd import ALGORITHMS, Algorithm, Outcome, Scene, crowd
@@ -31,6 +32,7 @@ __all__ = [
     "Drop",
     "Ending",
     "FaultProxy",
+    "Finding",
     "Hang",
     "LoggedEvent",
     "MemoryLink",
@@ -38,6 +40,7 @@ __all__ = [
     "MessageFault",
     "NoAnswer",
     "Outcome",
+    "ProtocolReport",
     "ProxyStatistics",
     "RandomSteps",
     "Reach",
@@ -53,6 +56,7 @@ __all__ = [
     "Unreachable",
     "VirtualTimeLoop",
     "audit_updates",
+    "check_protocol",
     "controlled",
     "cover",
     "crowd",

@@ -267,6 +267,7 @@ class ScriptedServer(AsyncContextManagerMixin):
         async with anyio.create_task_group() as timers:
             if manner.close_after is not None:
                 timers.start_soon(self._close_later, socket, manner.close_after, manner.close_code)
+            timers.start_soon(self._talk, request, socket)
             async with anyio.create_task_group() as writing:
                 writing.start_soon(socket._write)
                 try:
@@ -275,6 +276,9 @@ class ScriptedServer(AsyncContextManagerMixin):
                     socket._end()
                     self._note()
             timers.cancel_scope.cancel()
+
+    async def _talk(self, request: Request, socket: ServerSocket) -> None:
+        """Send what a socket gets in any case; a job sends its events itself."""
 
     async def _close_later(self, socket: ServerSocket, seconds: float, code: int) -> None:
         await anyio.sleep(seconds)

@@ -1,0 +1,306 @@
+"""The conformance kit: the built-in protocols hold on real recordings, and each broken protocol is found."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from msgspec.structs import replace
+
+from towline import InvalidArgument, JobComplete, JobFailed, Progress
+from towline._facts import (
+    Answer,
+    Closed,
+    Ended,
+    Fact,
+    Follow,
+    GetState,
+    Item,
+    Line,
+    Mark,
+    Means,
+    Promise,
+    Protocol,
+    Received,
+    Request,
+    ServerEvent,
+    Want,
+)
+from towline._secret import Secret
+from towline.protocols import EventStream, Messages, Polling, Towline
+from towline.protocols._recording import dump_line
+from towline.testing import ProtocolReport, check_protocol, virtual_time_backends
+
+RECORDED = Path(__file__).parent / "recorded"
+URL = "http://127.0.0.1:8471/jobs/2/events"
+HUB = "ws://127.0.0.1:8472/ws/progress"
+
+
+def each(message: Any) -> Any:
+    """The function of docs/protocols.md."""
+    match message:
+        case {"event": "progress", "percent": percent}:
+            return Progress(fraction=percent / 100)
+        case {"event": "done", "result": result}:
+            return JobComplete(result=result)
+    return None
+
+
+@dataclass(frozen=True)
+class Log(EventStream):
+    """The events of a server that keeps its log, as a user would declare it."""
+
+    promise: ClassVar[Promise] = "exact"  # type: ignore[assignment, misc]
+
+
+BUILT_IN: dict[str, tuple[Protocol, str]] = {
+    "towline": (Towline(HUB, "job-1"), "hub"),
+    "towline, ended before": (Towline(HUB, "job-1"), "hub-finished"),
+    "messages": (Messages("ws://127.0.0.1:8471/jobs/1/ws", each), "messages"),
+    "event_stream": (EventStream(URL, each), "events"),
+    "event_stream, exact": (Log(URL, each), "events"),
+    "polling": (Polling("http://127.0.0.1:8471/jobs/3", each), "polling"),
+}
+
+
+@pytest.mark.parametrize("backend", virtual_time_backends())
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_protocol_holds_on_a_real_recording(name: str, backend: str) -> None:
+    protocol, recording = BUILT_IN[name]
+    report = check_protocol(protocol, RECORDED / f"{recording}.jsonl", backend=backend)
+    report.raise_for_findings()
+    assert report.findings == []
+    assert report.runs > 30
+    assert report.received == len((RECORDED / f"{recording}.jsonl").read_text().splitlines())
+
+
+def test_a_stream_of_lines_whose_end_only_the_state_says() -> None:
+    """Half of the lines are lost with the cut, and a state call says the end: both are played."""
+    follow = Follow("lines")
+    said: list[tuple[Want, Received]] = [
+        (follow, Line(f'{{"event": "progress", "percent": {percent}}}')) for percent in (25, 50, 75)
+    ]
+    said.insert(2, (GetState(), Answer(200, {}, b'{"event": "progress", "percent": 50}')))
+    said.append((follow, Closed()))
+    said.append((GetState(), Answer(200, {}, b'{"event": "done", "result": 1}')))
+    protocol = EventStream("http://h/lines", each, via="lines", state="/state")
+    check_protocol(protocol, [dump_line(*one) for one in said]).raise_for_findings()
+
+
+# --- broken protocols ----------------------------------------------------------------------------------------------
+
+
+class DropsTheEnd(Log):
+    def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+        return tuple(fact for fact in super().read(want, received) if not isinstance(fact, Ended))
+
+
+class DropsTheEndAfterAResume(Log):
+    def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+        resumed = isinstance(want, Follow) and want.after is not None
+        return tuple(fact for fact in super().read(want, received) if not (resumed and isinstance(fact, Ended)))
+
+
+class DropsAnUpdate(Log):
+    def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+        resumed = isinstance(want, Follow) and want.after == Mark("2")
+        return tuple(fact for fact in super().read(want, received) if not (resumed and isinstance(fact, Item)))
+
+
+class LosesTheCursor(Log):
+    def ask(self, want: Want, token: Secret | None) -> Request | None:
+        return super().ask(Follow(want.via) if isinstance(want, Follow) else want, token)
+
+
+class RepeatsWithoutPosition(Log):
+    def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+        return super().read(want, replace(received, id=None) if isinstance(received, ServerEvent) else received)
+
+
+class HasOnePosition(Log):
+    def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+        return super().read(want, replace(received, id="1") if isinstance(received, ServerEvent) else received)
+
+
+class HasHugePositions(Log):
+    def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+        long = isinstance(received, ServerEvent) and bool(received.id)
+        return super().read(want, replace(received, id=str(received.id) * 5000) if long else received)  # type: ignore[type-var, union-attr]
+
+
+class RaisesOnNonsense(Log):
+    def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+        if isinstance(received, ServerEvent):
+            received.data[1]
+        return super().read(want, received)
+
+
+class ReturnsNonsense(Log):
+    def read(self, want: Want, received: Received) -> Any:
+        return ["nonsense"] if isinstance(received, Answer) else super().read(want, received)
+
+
+class NeverStops(Log):
+    def read(self, want: Want, received: Received) -> Any:
+        return itertools.repeat(Item(None)) if isinstance(received, Closed) else super().read(want, received)
+
+
+class AsksAnotherOrigin(Log):
+    def ask(self, want: Want, token: Secret | None) -> Request | None:
+        asked = super().ask(want, token)
+        is_resumed = isinstance(want, Follow) and want.after is not None
+        return replace(asked, url="http://elsewhere/events") if asked is not None and is_resumed else asked
+
+
+class AskRaises(Log):
+    def ask(self, want: Want, token: Secret | None) -> Request | None:
+        if isinstance(want, GetState):
+            raise KeyError("state")
+        return super().ask(want, token)
+
+
+class AsksNothing(Log):
+    def ask(self, want: Want, token: Secret | None) -> Request | None:
+        return None
+
+
+class PutsTheTokenInTheURL(Log):
+    def ask(self, want: Want, token: Secret | None) -> Request | None:
+        asked = super().ask(want, token)
+        secret = None if asked is None or token is None else Secret(f"{URL}?key={token.reveal()}")
+        return asked if asked is None or secret is None else replace(asked, url=secret)
+
+
+class ShowsTheToken(Log):
+    def ask(self, want: Want, token: Secret | None) -> Request | None:
+        asked = super().ask(want, token)
+        if asked is None or token is None:
+            return asked
+        return replace(asked, headers=(*asked.headers, ("X-Key", token.reveal())))
+
+
+@dataclass(frozen=True)
+class Remembers(Log):
+    """Drops what it has read before, as it does the numbering itself."""
+
+    seen: set[str] = field(default_factory=set, hash=False, compare=False)
+
+    def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+        if isinstance(received, ServerEvent):
+            if received.data in self.seen:
+                return ()
+            self.seen.add(received.data)
+        return super().read(want, received)
+
+
+@dataclass(frozen=True)
+class CountsRequests(Log):
+    """Asks another request each time."""
+
+    asked: list[int] = field(default_factory=list, hash=False, compare=False)
+
+    def ask(self, want: Want, token: Secret | None) -> Request | None:
+        self.asked.append(1)
+        asked = super().ask(want, token)
+        return None if asked is None else replace(asked, headers=(*asked.headers, ("X-Count", str(len(self.asked)))))
+
+
+class TakesACloseForTheEnd(Log):
+    def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+        return (Ended(JobComplete()),) if isinstance(received, Closed) else super().read(want, received)
+
+
+class GivesUpAt(Log):
+    status: ClassVar[int]
+    means: ClassVar[Fact] = Means("refused")
+
+    def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+        if isinstance(received, Answer) and received.status == self.status:
+            return (self.means,)
+        return super().read(want, received)
+
+
+class GivesUpAt401(GivesUpAt):
+    status = 401
+
+
+class GivesUpAt429(GivesUpAt):
+    status = 429
+
+
+class GivesUpAt503(GivesUpAt):
+    status = 503
+
+
+class TakesA404ForAFailure(GivesUpAt):
+    status = 404
+    means = Ended(JobFailed(code="gone"))
+
+
+BROKEN: list[tuple[type[Log], str]] = [
+    (DropsTheEnd, "an end of the job (`Ended`), but `read` found none"),
+    (DropsTheEndAfterAResume, "the job's end, once and last"),
+    (DropsAnUpdate, "every update, because the promise is exact, but Progress"),
+    (LosesTheCursor, "a request that names the position, but it is the same as from the start"),
+    (LosesTheCursor, "no gap, because the promise is exact"),
+    (RepeatsWithoutPosition, "every update at most once and in order, but Progress"),
+    (HasOnePosition, "every update, because the promise is exact"),
+    (HasHugePositions, "a position of at most 4 KiB"),
+    (RaisesOnNonsense, "`read` raised IndexError: string index out of range"),
+    (ReturnsNonsense, "`read` returned 1 things, such as 'nonsense'"),
+    (NeverStops, "`read` returned 10001 things"),
+    (
+        AsksAnotherOrigin,
+        "the protocol's own origin, the only one that the token may go to, but it goes to http://elsewhere",
+    ),
+    (AskRaises, "a `Request` or None, but `ask` raised KeyError: 'state'"),
+    (AsksNothing, "but `ask` returned None"),
+    (PutsTheTokenInTheURL, "it is there: servers log URLs"),
+    (ShowsTheToken, "the token only inside of a `Secret`"),
+    (Remembers, "the same facts as before, because `read` keeps nothing between two calls"),
+    (CountsRequests, "the same request as before, because `ask` keeps nothing"),
+    (TakesACloseForTheEnd, "the end that was recorded, but it was JobComplete"),
+    (GivesUpAt401, "Answered the request to follow at the start with 401: expected the job's end"),
+    (GivesUpAt429, "Answered the request to follow at the start with 429: expected the job's end"),
+    (GivesUpAt503, "Answered the request to follow at the start with 503 and 503: expected the job's end"),
+    (TakesA404ForAFailure, "the end that was recorded, but it was JobFailed"),
+]
+
+
+@pytest.mark.parametrize(("kind", "words"), BROKEN)
+def test_a_broken_protocol_is_found(kind: type[Log], words: str) -> None:
+    report = check_protocol(kind(URL, each), RECORDED / "events.jsonl")
+    assert any(part in str(report) for part in words.split("|")), report
+    assert len(report.findings) < 8, "each expectation is reported once"
+    with pytest.raises(AssertionError) as caught:
+        report.raise_for_findings()
+    assert str(caught.value) == str(report)
+
+
+def test_a_gap_that_is_not_reported_is_found() -> None:
+    """A request that pretends to go on, while the messages have no positions that a server could go on from."""
+
+    class Pretends(Messages):
+        promise: ClassVar[Promise] = "exact"  # type: ignore[assignment, misc]
+
+    report = check_protocol(Pretends("ws://h/ws", each), RECORDED / "messages.jsonl")
+    assert "every update at most once and in order" in str(report)
+
+
+def test_a_finding_says_how_often() -> None:
+    report = ProtocolReport("p", "exact")
+    report.note("Cut after 1 entries", "the end", "there was none")
+    report.note("Cut after 2 entries", "the end", "it was another")
+    assert [str(one) for one in report.findings] == [
+        "Cut after 1 entries: expected the end, but there was none (2 times)"
+    ]
+
+
+@pytest.mark.parametrize("lines", [["nonsense"], ['{"want":{"type":"state"}}']])
+def test_a_file_that_is_no_recording(lines: Iterable[str]) -> None:
+    with pytest.raises(InvalidArgument, match="line 1 is not a line of a recording"):
+        check_protocol(Log(URL, each), lines)
