@@ -33,8 +33,8 @@ FieldsOption = Annotated[
 
 #: The types of fields that a text on the command line can stand for.
 _SIMPLE: Final = frozenset({str, int, float, bool, type(None)})
-#: Fields with an option or an argument of their own.
-_OWN_OPTIONS: Final = {"url": "--url", "job": "JOB"}
+#: Fields with an option or an argument of their own, which differs between the commands.
+_OWN_OPTIONS: Final = {"url": "a URL", "job": "a job"}
 
 
 def chosen_protocol(name: str | None, url: str | None, job: str | None, given: Sequence[str]) -> Protocol | None:
@@ -48,12 +48,12 @@ def chosen_protocol(name: str | None, url: str | None, job: str | None, given: S
     maker = _found(name) if name is not None and ":" in name else protocol_class(name or "towline")
     if not callable(maker):
         if url is not None or texts:
-            raise InvalidArgument("protocol", f"{name} is a protocol with its own values: leave --url and -p out")
+            raise InvalidArgument("protocol", f"{name} is a protocol with its own values: leave the URL and -p out")
         return _checked(name, maker)
     types_of, needed = _parameters(maker)
     values = {field: _value(field, text, types_of, name or "towline") for field, text in texts.items()}
     if url is not None and "url" not in types_of:
-        raise InvalidArgument("url", f"{name} takes no URL: leave --url out")
+        raise InvalidArgument("url", f"{name} takes no URL: leave it out")
     named = {"url": url, "job": job}
     values |= {field: value for field, value in named.items() if value is not None and field in types_of}
     if missing := [field for field in needed if field not in values]:
@@ -74,7 +74,7 @@ def _split(given: Sequence[str]) -> dict[str, str]:
         if not equals or not field:
             raise InvalidArgument("-p", f"{text!r} is not FIELD=VALUE")
         if field in _OWN_OPTIONS:
-            raise InvalidArgument("-p", f"{field} is not set with -p: use {_OWN_OPTIONS[field]}")
+            raise InvalidArgument("-p", f"{field} is not set with -p: it has an option or argument of its own")
         texts[field] = value
     return texts
 

@@ -1,4 +1,7 @@
-"""`towline rehearse`: follow a real job while a proxy causes the faults of a script, and report what happened."""
+"""`towline rehearse`: follow a job while faults happen, and report what happened.
+
+The job is a real one, and a proxy causes the faults of a script; or it is in a recording, and a protocol is checked.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,36 @@ import msgspec
 import typer
 
 from .._exceptions import InvalidArgument
+from .._text import escape
 from ..host._interrupts import heeded
 from ..storage import TokenStore
 from ._exit import ExitCode, fail
 from ._follow import BackendOption, InsecureOption, StoreOption, TokenFileOption, given_token
 from ._output_file import output_file
+from ._protocol import FieldsOption, ProtocolOption, chosen_protocol
 
 if TYPE_CHECKING:
+    from .._facts import Protocol
     from ..testing import RehearsalEntry
 
 
 def rehearse(
-    url: Annotated[str, typer.Argument(help="URL of the job's stream: ws(s)://…")],
-    job: Annotated[str, typer.Option("--job", help="Id of the job.")],
+    url: Annotated[str | None, typer.Argument(help="URL of the job's stream: ws(s)://…")] = None,
+    job: Annotated[str | None, typer.Option("--job", help="Id of the job.")] = None,
     script: Annotated[
-        Path, typer.Option("--script", help="TOML file with the faults.", exists=True, dir_okay=False, readable=True)
-    ],
+        Path | None,
+        typer.Option("--script", help="TOML file with the faults.", exists=True, dir_okay=False, readable=True),
+    ] = None,
+    recording: Annotated[
+        Path | None,
+        typer.Option(
+            "--recording",
+            help="Instead of a script: check the protocol on this recording (`towline watch --record`). Nothing is "
+            "sent; URL and --job are those of the recorded job.",
+        ),
+    ] = None,
+    protocol: ProtocolOption = None,
+    given: FieldsOption = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed, instead of the one in the script.")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file, as JSON.")] = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="Draw states and faults to this SVG file.")] = None,
@@ -38,6 +55,13 @@ def rehearse(
     allow_insecure: InsecureOption = False,
 ) -> None:
     """`towline rehearse`."""
+    if recording is not None:
+        _check(chosen_protocol(protocol or "towline", url, job, given or []), recording, report, backend)
+        return
+    if url is None or job is None or script is None:
+        raise InvalidArgument("recording", "is missing: pass URL, --job and --script, or --protocol and --recording")
+    if protocol is not None or given:
+        raise InvalidArgument("protocol", "a storm is for Towline's own protocol: pass --recording to check another")
     from ..testing import Rehearsal, StormScript
     from ..testing import rehearse as run_rehearsal
 
@@ -81,7 +105,20 @@ def rehearse(
     if interrupted and rehearsal.outcome is None:
         raise typer.Exit(ExitCode.INTERRUPTED)
     if rehearsal.findings:
-        fail(ExitCode.TROUBLE, "; ".join(rehearsal.findings))
+        fail(ExitCode.FAILED, "; ".join(rehearsal.findings))
+
+
+def _check(protocol: Protocol | None, recording: Path, report: Path | None, backend: str) -> None:
+    from ..testing import check_protocol
+
+    assert protocol is not None, "it was named"
+    with output_file(report) as write_report:
+        found = check_protocol(protocol, recording, backend=backend)
+        write_report(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    for line in str(found).splitlines():
+        typer.echo(escape(line))
+    if found.findings:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _text_of(script: Path) -> str:
