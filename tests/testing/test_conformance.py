@@ -244,10 +244,10 @@ class TakesA404ForAFailure(GivesUpAt):
 BROKEN: list[tuple[type[Log], str]] = [
     (DropsTheEnd, "an end of the job (`Ended`), but `read` found none"),
     (DropsTheEndAfterAResume, "the job's end, once and last"),
-    (DropsAnUpdate, "every update, because the promise is exact, but Progress"),
+    (DropsAnUpdate, 'every update, because the promise is exact, but {"type":"progress"'),
     (LosesTheCursor, "a request that names the position, but it is the same as from the start"),
     (LosesTheCursor, "no gap, because the promise is exact"),
-    (RepeatsWithoutPosition, "every update at most once and in order, but Progress"),
+    (RepeatsWithoutPosition, 'every update at most once and in order, but {"type":"progress","fraction":0.25} came'),
     (HasOnePosition, "every update, because the promise is exact"),
     (HasHugePositions, "a position of at most 4 KiB"),
     (RaisesOnNonsense, "`read` raised IndexError: string index out of range"),
@@ -263,11 +263,11 @@ BROKEN: list[tuple[type[Log], str]] = [
     (ShowsTheToken, "the token only inside of a `Secret`"),
     (Remembers, "the same facts as before, because `read` keeps nothing between two calls"),
     (CountsRequests, "the same request as before, because `ask` keeps nothing"),
-    (TakesACloseForTheEnd, "the end that was recorded, but it was JobComplete"),
+    (TakesACloseForTheEnd, 'the end that was recorded, but it was {"type":"job_complete"'),
     (GivesUpAt401, "Answered the request to follow at the start with 401: expected the job's end"),
     (GivesUpAt429, "Answered the request to follow at the start with 429: expected the job's end"),
     (GivesUpAt503, "Answered the request to follow at the start with 503 and 503: expected the job's end"),
-    (TakesA404ForAFailure, "the end that was recorded, but it was JobFailed"),
+    (TakesA404ForAFailure, 'the end that was recorded, but it was {"type":"job_failed"'),
 ]
 
 

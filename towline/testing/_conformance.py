@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import anyio
-from msgspec import Struct, field
+from msgspec import Struct, field, json
 from msgspec.structs import replace
 
 from .._connection import Connection
@@ -128,12 +128,11 @@ def check_protocol(
         said = list(load_lines(recording))
     report = ProtocolReport(protocol.name, protocol.promise, len(said))
     story = _check_reading(protocol, said, report)
-    ends = story.ends()
-    if not ends:
+    if not story.ends:
         happened = "`read` found none: record the job until it ends"
         report.note("Reading the recording", "an end of the job (`Ended`)", happened)
-    kinds = _check_asking(protocol, story, ends, report)
-    if ends and Follow in kinds:
+    kinds = _check_asking(protocol, story, report)
+    if story.ends and Follow in kinds:
         run_virtual(_Runs(protocol, story, report).run_all, kinds, backend=backend)
     return report
 
@@ -216,12 +215,12 @@ def _text_of(received: Received) -> str:
 # --- asking --------------------------------------------------------------------------------------------------------
 
 
-def _check_asking(protocol: Protocol, story: Story, ends: list[Any], report: ProtocolReport) -> set[type[Want]]:
+def _check_asking(protocol: Protocol, story: Story, report: ProtocolReport) -> set[type[Want]]:
     """Ask for everything that the engine may want, with a token and without one; returns what was answered."""
     positions = dict.fromkeys(entry.at for entry in story.entries if entry.at is not None)
     wants: list[Want] = [Follow(via, at, "kit", 1) for via in protocol.sources for at in (None, *positions)]
     wants += [GetState(), CancelJob("key"), RefreshToken()]
-    wants += [GetResult(end) for end in ends if isinstance(end, JobComplete)][:1]
+    wants += [GetResult(end) for end in story.ends if isinstance(end, JobComplete)][:1]
     origins = {_origin_of(protocol.url)}
     if (other := getattr(protocol, "api_origin", None)) is not None:
         origins.add(_origin_of(other))
@@ -286,7 +285,7 @@ class _Runs:
         self._story = story
         self._report = report
         self._tokens = 0
-        self._ends = [_content(end) for end in story.ends()]
+        self._ends = [_content(end) for end in story.ends]
         self._has_positions = any(entry.at is not None for entry in story.entries)
         facts = [fact for entry in story.entries for fact in entry.facts]
         shown = [update for fact in facts if isinstance(fact, Snapshot) for update in fact.updates]
@@ -302,14 +301,12 @@ class _Runs:
         places.append(len(entries))
         chosen = sorted({places[n * len(places) // _PLACES] for n in range(_PLACES)} | {places[-1]})
         for place in chosen:
-            after = f"after {place} entries"
-            await self._run(f"Cut {after}", Plan(place=place))
-            await self._run(f"Cut {after}, with 2 entries while away", Plan(place=place, missed=2))
-            await self._run(f"Left {after} and resumed", Plan(place=place, leaves=True))
-            await self._run(f"Left {after} and resumed 2 entries later", Plan(place=place, leaves=True, missed=2))
+            for leaves, done in ((False, f"Cut before entry {place + 1}"), (True, f"Resumed before entry {place + 1}")):
+                await self._run(done, Plan(place=place, leaves=leaves))
+                await self._run(f"{done}, with 2 entries meanwhile", Plan(place=place, leaves=leaves, missed=2))
         middle = chosen[len(chosen) // 2]
         for at in (None, middle):
-            where = "at the start" if at is None else f"after a cut {at} entries in"
+            where = "at the start" if at is None else f"after a cut before entry {at + 1}"
             for kind in kinds & {Follow, GetState}:
                 call = "the state call" if kind is GetState else "the request to follow"
                 for faults in (*_PASSING, *_FINAL):
@@ -414,5 +411,5 @@ def _content(update: Any) -> Any:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = json.encode(value, enc_hook=repr).decode() if isinstance(value, Update) else repr(value)
     return text if len(text) <= 160 else f"{text[:157]}..."

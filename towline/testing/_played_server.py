@@ -20,6 +20,7 @@ from .._facts import (
     Ended,
     Fact,
     Follow,
+    GetResult,
     GetState,
     InStep,
     Item,
@@ -70,24 +71,35 @@ class Entry(NamedTuple):
         return next((at for fact in reversed(self.facts) if (at := getattr(fact, "at", None)) is not None), None)
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it says that the job has ended."""
+        return any(isinstance(fact, Ended) for fact in self.facts)
+
+    @property
     def is_about_job(self) -> bool:
         """Whether it says something about the job and not only about the link."""
         return any(isinstance(fact, Item | Snapshot | Ended) for fact in self.facts)
 
 
 class Story(Struct):
-    """A recording, as the server plays it: greetings of each link, the job's entries, and how the stream ends."""
+    """A recording, as the server plays it: greetings of each link, the job's entries, the result, the stream's end."""
 
     greetings: list[Entry] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
+    result: Answer = Answer(404)
+    #: The outcomes, in the order in which they were read.
+    ends: list[Any] = field(default_factory=list)
     closed: Closed = Closed(1000)
 
     def take(self, want: Want, received: Received, facts: tuple[Fact, ...]) -> None:
         """Add what was received next. Refused requests, and repeats of a position, are left out."""
         is_state = isinstance(want, GetState) or (isinstance(want, Follow) and want.via == "poll")
         entry = Entry(received, facts, is_state)
+        self.ends += [fact.outcome for fact in facts if isinstance(fact, Ended)]
         if isinstance(received, Closed):
             self.closed = received
+        elif isinstance(want, GetResult) and isinstance(received, Answer):
+            self.result = received
         elif isinstance(received, Answer) or is_state:
             if is_state and entry.is_about_job:
                 self.entries.append(entry)
@@ -102,11 +114,6 @@ class Story(Struct):
     def has_stream(self) -> bool:
         """Whether the job was followed over a stream."""
         return any(not entry.is_state for entry in self.entries)
-
-    def ends(self, *, of_states: bool | None = None) -> list[Any]:
-        """The outcomes in it."""
-        kept = [entry for entry in self.entries if of_states in (None, entry.is_state)]
-        return [fact.outcome for entry in kept for fact in entry.facts if isinstance(fact, Ended)]
 
 
 class Plan(Struct, kw_only=True):
@@ -198,13 +205,14 @@ class PlayedServer(ScriptedServer):
             await self._serve_socket(asked, Accept(), http.trailing_data[0])
         elif request.via in ("events", "lines") and isinstance(want, Follow):
             await self._stream(link, http, want)
-        elif isinstance(want, Follow | GetState):
-            answer = await self._state(want, link)
+        else:
+            answer = await self._state(want, link) if isinstance(want, Follow | GetState) else self._call(want)
             if answer is not None:
                 headers = {name: value for name, value in answer.headers.items() if name not in _LEFT_OUT}
                 await self._write_answer(link, http, Response(answer.status, answer.body, headers))
-        else:
-            await self._write_answer(link, http, Response(404))
+
+    def _call(self, want: Want) -> Answer:
+        return self._story.result if isinstance(want, GetResult) else Answer(404)
 
     async def _talk(self, request: Asked, socket: ServerSocket) -> None:
         want, wanted = self._numbering.find(request)
@@ -266,7 +274,7 @@ class PlayedServer(ScriptedServer):
         if isinstance(found.at, Numbered):
             # The job is at least as far as the state that is shown.
             self._now = max(self._now, self._after_number(found.at))
-        if self._keeps_log and any(isinstance(fact, Ended) for fact in found.facts):
+        if self._keeps_log and found.has_ended:
             # A server that keeps a log sends it first; only a recorded link announces what it will send.
             with anyio.move_on_after(_SLOW):
                 await self._wait(lambda: self._sent >= len(entries))
@@ -280,9 +288,11 @@ class PlayedServer(ScriptedServer):
             return False
         self._is_done = True
         self._faults = list(plan.faults)
+        entries = self._story.entries
         # The end waits for a follower, if no state says it later.
-        said_by_state = bool(self._story.ends(of_states=True)) and self._story.has_stream
-        last = len(self._story.entries) if said_by_state or self._keeps_log else self._place_of_end()
+        said_by_state = self._story.has_stream and any(entry.is_state and entry.has_ended for entry in entries)
+        end = next((at for at, entry in enumerate(entries) if entry.has_ended), len(entries))
+        last = len(entries) if said_by_state or self._keeps_log else end
         self._now = max(self._now, min(place + plan.missed, last))
         if plan.leaves:
             await anyio.sleep(1)  # what was sent arrives
@@ -290,16 +300,6 @@ class PlayedServer(ScriptedServer):
             await anyio.sleep_forever()
         link.cut("rst")
         return True
-
-    def _place_of_end(self) -> int:
-        return next(
-            (
-                place
-                for place, entry in enumerate(self._story.entries)
-                if any(isinstance(fact, Ended) for fact in entry.facts)
-            ),
-            len(self._story.entries),
-        )
 
     def _place_of(self, want: Follow) -> int:
         """The entry that a new link goes on with."""
