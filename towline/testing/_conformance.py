@@ -16,35 +16,17 @@ import anyio
 from msgspec import Struct, field, json
 from msgspec.structs import replace
 
+from .. import _facts as f
 from .._connection import Connection
 from .._exceptions import Exhausted, InvalidArgument, MalformedMessage, TowlineError
-from .._facts import (
-    Answer,
-    CancelJob,
-    Closed,
-    Fact,
-    Follow,
-    GetResult,
-    GetState,
-    Item,
-    Line,
-    Message,
-    Protocol,
-    Received,
-    RefreshToken,
-    Request,
-    ServerEvent,
-    Snapshot,
-    Text,
-    Want,
-    is_resumed,
-)
+from .._facts import Fact, Follow, GetState, Protocol, Received, Want, is_resumed
 from .._secret import Secret
 from .._updates import JobComplete, Outcome, Progress, Resynced, Stalled, Update
 from ..protocols._recording import load_lines
 from ..storage import MemoryTokenStore
 from ..transport import Origin, parse_url
 from ._clocks import run_virtual
+from ._controlled import controlled
 from ._played_server import Fault, Numbering, Plan, PlayedServer, Story
 
 #: The most places of a recording that runs are cut at.
@@ -153,7 +135,7 @@ def _check_reading(protocol: Protocol, said: list[tuple[Want, Received]], report
             expected = "the same facts as before, because `read` keeps nothing between two calls"
             report.note(f"Reading line {number} a second time", expected, f"it said {_short(other)}")
     wants: list[Want] = [Follow(via) for via in protocol.sources]
-    wants += [GetState(), CancelJob("key"), RefreshToken(), GetResult(JobComplete(result_url="/result"))]
+    wants += [GetState(), f.CancelJob("key"), f.RefreshToken(), f.GetResult(JobComplete(result_url="/result"))]
     for want in wants:
         for received in _damaged(want, said):
             _read(protocol, want, received, f"Reading {_short(received)} as the answer to {_short(want)}", report)
@@ -187,27 +169,27 @@ def _damaged(want: Want, said: list[tuple[Want, Received]]) -> Iterator[Received
     via = want.via if isinstance(want, Follow) else "call"
     for text in texts:
         if via == "websocket":
-            yield from (Message(text), Message(text.encode()))
+            yield from (f.Message(text), f.Message(text.encode()))
         elif via == "events":
-            yield from (ServerEvent("", text), ServerEvent("message", text, ""), ServerEvent("x", text, "1"))
+            yield from (f.ServerEvent("", text), f.ServerEvent("message", text, ""), f.ServerEvent("x", text, "1"))
         elif via == "lines":
-            yield Line(text)
+            yield f.Line(text)
         else:
-            yield from (Answer(status, {}, text.encode()) for status in (200, 202, 303, 503))
+            yield from (f.Answer(status, {}, text.encode()) for status in (200, 202, 303, 503))
     if via == "websocket":
-        yield Message(b"\xff\x00")
-    yield from (Answer(status, {}, b"\xff") for status in (200, 204, 400, 401, 404, 409, 410, 429, 500))
+        yield f.Message(b"\xff\x00")
+    yield from (f.Answer(status, {}, b"\xff") for status in (200, 204, 400, 401, 404, 409, 410, 429, 500))
     if isinstance(want, Follow):
-        yield from (Closed(), Closed(1000, "end"), Closed(1008), Closed(4999, "?"))
+        yield from (f.Closed(), f.Closed(1000, "end"), f.Closed(1008), f.Closed(4999, "?"))
 
 
 def _text_of(received: Received) -> str:
     match received:
-        case Message(data):
+        case f.Message(data):
             return data if isinstance(data, str) else data.decode("utf-8", "replace")
-        case ServerEvent(_, data) | Line(data):
+        case f.ServerEvent(_, data) | f.Line(data):
             return data
-        case Answer():
+        case f.Answer():
             return received.body.decode("utf-8", "replace")
     return ""
 
@@ -219,8 +201,8 @@ def _check_asking(protocol: Protocol, story: Story, report: ProtocolReport) -> s
     """Ask for everything that the engine may want, with a token and without one; returns what was answered."""
     positions = dict.fromkeys(entry.at for entry in story.entries if entry.at is not None)
     wants: list[Want] = [Follow(via, at, "kit", 1) for via in protocol.sources for at in (None, *positions)]
-    wants += [GetState(), CancelJob("key"), RefreshToken()]
-    wants += [GetResult(end) for end in story.ends if isinstance(end, JobComplete)][:1]
+    wants += [GetState(), f.CancelJob("key"), f.RefreshToken()]
+    wants += [f.GetResult(end) for end in story.ends if isinstance(end, JobComplete)][:1]
     origins = {_origin_of(protocol.url)}
     if (other := getattr(protocol, "api_origin", None)) is not None:
         origins.add(_origin_of(other))
@@ -245,7 +227,7 @@ def _check_request(
         return False
     if asked != again:
         report.note(done, "the same request as before, because `ask` keeps nothing", "the second one was another")
-    if not isinstance(asked, Request):
+    if not isinstance(asked, f.Request):
         if asked is not None or (isinstance(want, Follow) and want.after is None and token is not None):
             report.note(done, "a `Request`, or None for a call that the server lacks", f"`ask` returned {asked!r}")
         return False
@@ -257,9 +239,10 @@ def _check_request(
         report.note(done, "the token only inside of a `Secret`", "it stands in the request as plain text")
     if token is not None and _TOKEN in url and not getattr(protocol, "token_in", "").startswith("query"):
         report.note(done, 'no token in the URL, unless `token_in="query"` declares it', "it is there: servers log URLs")
-    is_restarted = isinstance(want, Follow) and want.after is not None and not is_resumed(protocol, want, token, asked)
-    if is_restarted and protocol.promise == "exact":
-        report.note(done, "a request that names the position", "it is the same as from the start")
+    match want:
+        case Follow(via, after) if after is not None and via != "poll" and protocol.promise == "exact":
+            if not is_resumed(protocol, want, token, asked):
+                report.note(done, "a request that names the position", "it is the same as from the start")
     return True
 
 
@@ -270,7 +253,7 @@ def _origin_of(url: str) -> Origin | None:
         return None
 
 
-def _revealed(text: Text) -> str:
+def _revealed(text: f.Text) -> str:
     return text.reveal() if isinstance(text, Secret) else text
 
 
@@ -288,9 +271,9 @@ class _Runs:
         self._ends = [_content(end) for end in story.ends]
         self._has_positions = any(entry.at is not None for entry in story.entries)
         facts = [fact for entry in story.entries for fact in entry.facts]
-        shown = [update for fact in facts if isinstance(fact, Snapshot) for update in fact.updates]
+        shown = [update for fact in facts if isinstance(fact, f.Snapshot) for update in fact.updates]
         self._states = [_content(update) for update in shown]
-        items = [fact.update for fact in facts if isinstance(fact, Item) and fact.update is not None]
+        items = [fact.update for fact in facts if isinstance(fact, f.Item) and fact.update is not None]
         self._items = [_content(update) for update in items] if story.has_stream else self._states
 
     async def run_all(self, kinds: set[type[Want]]) -> None:
@@ -340,9 +323,8 @@ class _Runs:
         server = PlayedServer(self._story, plan, numbering, keeps_log=self._protocol.promise == "exact")
         async with server:
             while True:
-                async with Connection(
-                    target, token=self._next_token, store=store, network=server.network, allow_insecure=True
-                ) as connection:
+                made = Connection(target, token=self._next_token, store=store, network=server.network)
+                async with controlled(made, random=lambda: 0.5) as connection:
                     with anyio.CancelScope() as scope:
                         server.leave = scope.cancel
                         async for update in connection:
@@ -384,7 +366,7 @@ class _Runs:
         lost = _first_extra(wanted, shown)
         reports = [one for one in told if isinstance(one, Resynced) and one.missed != 0]
         gaps = [one for one in reports if not one.first]
-        if lost is not None and (exact or plan == Plan()):
+        if lost is not None and (exact or (plan == Plan() and self._story.has_stream)):
             why = "the promise is exact" if exact else "nothing went wrong"
             self._report.note(done, f"every update, because {why}", f"{_short(lost)} never came")
         if exact and gaps:

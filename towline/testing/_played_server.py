@@ -14,28 +14,8 @@ import h11
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from .._facts import (
-    Answer,
-    Closed,
-    Ended,
-    Fact,
-    Follow,
-    GetResult,
-    GetState,
-    InStep,
-    Item,
-    Line,
-    Message,
-    Numbered,
-    Position,
-    Protocol,
-    Received,
-    Replaying,
-    Request,
-    ServerEvent,
-    Snapshot,
-    Want,
-)
+from .. import _facts as f
+from .._facts import Answer, Ended, Fact, Follow, Numbered, Position, Protocol, Received, Replaying, Want
 from .._secret import Secret
 from .memory._scripted_server import Answer as Response
 from .memory._scripted_server import Request as Asked
@@ -78,7 +58,7 @@ class Entry(NamedTuple):
     @property
     def is_about_job(self) -> bool:
         """Whether it says something about the job and not only about the link."""
-        return any(isinstance(fact, Item | Snapshot | Ended) for fact in self.facts)
+        return any(isinstance(fact, f.Item | f.Snapshot | Ended) for fact in self.facts)
 
 
 class Story(Struct):
@@ -89,22 +69,22 @@ class Story(Struct):
     result: Answer = Answer(404)
     #: The outcomes, in the order in which they were read.
     ends: list[Any] = field(default_factory=list)
-    closed: Closed = Closed(1000)
+    closed: f.Closed = f.Closed(1000)
 
     def take(self, want: Want, received: Received, facts: tuple[Fact, ...]) -> None:
         """Add what was received next. Refused requests, and repeats of a position, are left out."""
-        is_state = isinstance(want, GetState) or (isinstance(want, Follow) and want.via == "poll")
+        is_state = isinstance(want, f.GetState) or (isinstance(want, Follow) and want.via == "poll")
         entry = Entry(received, facts, is_state)
         self.ends += [fact.outcome for fact in facts if isinstance(fact, Ended)]
-        if isinstance(received, Closed):
+        if isinstance(received, f.Closed):
             self.closed = received
-        elif isinstance(want, GetResult) and isinstance(received, Answer):
+        elif isinstance(want, f.GetResult) and isinstance(received, Answer):
             self.result = received
         elif isinstance(received, Answer) or is_state:
             if is_state and entry.is_about_job:
                 self.entries.append(entry)
         elif isinstance(want, Follow):
-            about_link = bool(facts) and all(isinstance(fact, InStep | Replaying) for fact in facts)
+            about_link = bool(facts) and all(isinstance(fact, f.InStep | Replaying) for fact in facts)
             if about_link or not (entry.is_about_job or any(not known.is_state for known in self.entries)):
                 self.greetings.append(entry)
             elif entry.at is None or all(known.received != received for known in self.entries):
@@ -137,15 +117,15 @@ class Numbering:
 
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
-        self._asked: dict[tuple[type[Want], Request], list[Want]] = {}
+        self._asked: dict[tuple[type[Want], f.Request], list[Want]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._protocol, name)
 
-    def ask(self, want: Want, token: Secret | None) -> Request | None:
+    def ask(self, want: Want, token: Secret | None) -> f.Request | None:
         """Return the protocol's request, numbered. Equal requests have the same number."""
         request = self._protocol.ask(want, token)
-        if not isinstance(request, Request):
+        if not isinstance(request, f.Request):
             return request
         request = replace(request, headers=tuple(request.headers))
         key = type(want), request
@@ -153,7 +133,7 @@ class Numbering:
         number = list(self._asked).index(key)
         return replace(request, headers=(*request.headers, (_HEADER, str(number))))
 
-    def find(self, asked: Asked) -> tuple[Want, Request]:
+    def find(self, asked: Asked) -> tuple[Want, f.Request]:
         """Return what a request asks for. It cannot ask for a position if it is the same without one."""
         (_, request), wants = list(self._asked.items())[int(asked.headers[_HEADER])]
         plain = (want for want in wants if isinstance(want, Follow) and want.after is None)
@@ -200,26 +180,28 @@ class PlayedServer(ScriptedServer):
             await anyio.sleep(0 if fault is None else _SLOW)
             await self._answer(link, http, asked, want, request)
 
-    async def _answer(self, link: MemoryLink, http: h11.Connection, asked: Asked, want: Want, request: Request) -> None:
+    async def _answer(
+        self, link: MemoryLink, http: h11.Connection, asked: Asked, want: Want, request: f.Request
+    ) -> None:
         if request.via == "websocket":
             await self._serve_socket(asked, Accept(), http.trailing_data[0])
         elif request.via in ("events", "lines") and isinstance(want, Follow):
             await self._stream(link, http, want)
         else:
-            answer = await self._state(want, link) if isinstance(want, Follow | GetState) else self._call(want)
+            answer = await self._state(want, link) if isinstance(want, Follow | f.GetState) else self._call(want)
             if answer is not None:
                 headers = {name: value for name, value in answer.headers.items() if name not in _LEFT_OUT}
                 await self._write_answer(link, http, Response(answer.status, answer.body, headers))
 
     def _call(self, want: Want) -> Answer:
-        return self._story.result if isinstance(want, GetResult) else Answer(404)
+        return self._story.result if isinstance(want, f.GetResult) else Answer(404)
 
     async def _talk(self, request: Asked, socket: ServerSocket) -> None:
         want, wanted = self._numbering.find(request)
         assert isinstance(want, Follow)
         await self._wait(lambda: len(socket.received) >= len(wanted.opening))
         async for received in self._messages(want, socket.link):
-            if isinstance(received, Message):
+            if isinstance(received, f.Message):
                 (socket.send_text if isinstance(received.data, str) else socket.send_bytes)(received.data)  # type: ignore[arg-type]
         if not socket.link.torn:
             socket.close(self._story.closed.code or 1000, self._story.closed.reason)
@@ -271,6 +253,8 @@ class PlayedServer(ScriptedServer):
         if moves:
             self._now = max(self._now, chosen + 1)
         found = entries[chosen]
+        if found.has_ended and any(not entry.is_state for entry in entries[self._now : chosen]):
+            return Answer(503)  # nobody recorded the state at this step, and it was not this one
         if isinstance(found.at, Numbered):
             # The job is at least as far as the state that is shown.
             self._now = max(self._now, self._after_number(found.at))
@@ -338,9 +322,9 @@ def _is_behind(at: Position | None, other: Numbered) -> bool:
 
 
 def _as_text(received: Received) -> str:
-    if isinstance(received, ServerEvent):
+    if isinstance(received, f.ServerEvent):
         lines = [f"data: {line}" for line in received.data.split("\n")]
         lines += [f"event: {received.type}"] if received.type else []
         lines += [f"id: {received.id}"] if received.id is not None else []
         return "\n".join(lines) + "\n\n"
-    return f"{received.text}\n" if isinstance(received, Line) else ""
+    return f"{received.text}\n" if isinstance(received, f.Line) else ""
