@@ -281,14 +281,37 @@ def test_a_broken_protocol_is_found(kind: type[Log], words: str) -> None:
     assert str(caught.value) == str(report)
 
 
-def test_a_gap_that_is_not_reported_is_found() -> None:
-    """A request that pretends to go on, while the messages have no positions that a server could go on from."""
-
+def test_an_exact_promise_without_positions_is_found() -> None:
     class Pretends(Messages):
         promise: ClassVar[Promise] = "exact"  # type: ignore[assignment, misc]
 
     report = check_protocol(Pretends("ws://h/ws", each), RECORDED / "messages.jsonl")
     assert "every update at most once and in order" in str(report)
+
+
+def test_a_gap_that_is_not_reported_is_found() -> None:
+    """The server goes on at the position, so the engine has no gap to report; the protocol has."""
+
+    class Drops(EventStream):
+        def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+            dropped = isinstance(want, Follow) and want.after == Mark("1") and isinstance(received, ServerEvent)
+            return () if dropped and received.id == "2" else super().read(want, received)  # type: ignore[union-attr]
+
+    report = check_protocol(Drops(URL, each), RECORDED / "events.jsonl")
+    (finding,) = report.findings
+    assert finding.expected == "a report of what may be missing (`Resynced`)"
+    assert finding.done == "Cut before entry 2"
+    assert finding.happened == '{"type":"progress","fraction":0.5} never came'
+
+
+def test_an_update_that_is_lost_without_a_fault_is_found() -> None:
+    class Merges(EventStream):
+        def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
+            repeats = isinstance(received, ServerEvent) and received.id == "3"
+            return super().read(want, replace(received, id="2") if repeats else received)  # type: ignore[type-var]
+
+    report = check_protocol(Merges(URL, each), RECORDED / "events.jsonl")
+    assert "Following the job without faults: expected every update, because nothing went wrong" in str(report)
 
 
 def test_a_finding_says_how_often() -> None:
