@@ -290,7 +290,7 @@ class _Runs:
         middle = chosen[len(chosen) // 2]
         for at in (None, middle):
             where = "at the start" if at is None else f"after a cut before entry {at + 1}"
-            for kind in kinds & {Follow, GetState}:
+            for kind in (kind for kind in (Follow, GetState) if kind in kinds):
                 call = "the state call" if kind is GetState else "the request to follow"
                 for faults in (*_PASSING, *_FINAL):
                     answer = " and ".join(map(str, faults[:2])) + (" and so on" if len(faults) > 2 else "")

@@ -97,15 +97,14 @@ class Story(Struct):
 
 
 class Plan(Struct, kw_only=True):
-    """What goes wrong in one run, once: at the entry `place`, or from the start (None).
+    """What goes wrong in one run, once: at the entry `place`, where the link breaks, or from the start (None).
 
-    - `cut` breaks the link there, and `leaves` waits there until the follower has gone.
+    - `leaves`: the server waits there until the follower has gone.
     - `missed`: so many entries pass while nobody follows.
     - `faults` answer the next requests for `kind`.
     """
 
     place: int | None = None
-    cut: bool = True
     leaves: bool = False
     missed: int = 0
     faults: tuple[Fault, ...] = ()
