@@ -39,7 +39,7 @@ async def steps(context: JobContext, upload: Upload) -> None:
     """Report fifty steps; the second half waits for the test."""
     for done in range(1, STEPS + 1):
         await context.progress(done, STEPS)
-        while done == STEPS // 2 and not await anyio.Path(context.directory / "on").exists():
+        while done == STEPS // 2 and not await anyio.Path(context.directory / "on").exists():  # noqa: ASYNC110
             await anyio.sleep(0.005)
 
 
