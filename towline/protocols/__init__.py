@@ -13,7 +13,9 @@ from ._names import CLASSES, protocol_class
 if TYPE_CHECKING:
     from .bookstrack import Bookstrack
     from .event_stream import EventStream
+    from .mcp_task import MCPTask
     from .messages import Messages
+    from .openai_response import OpenAIResponse
     from .polling import Polling
     from .towline import Towline
 else:
@@ -26,4 +28,4 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Bookstrack", "EventStream", "Messages", "Polling", "Towline"]
+__all__ = ["Bookstrack", "EventStream", "MCPTask", "Messages", "OpenAIResponse", "Polling", "Towline"]

@@ -24,33 +24,55 @@ OUTCOMES: Final = (JobComplete, JobFailed, JobCancelled)
 
 
 @dataclass(frozen=True)
-class OwnServer:
-    """The parameters that the protocols for a server of your own share.
+class Server:
+    """The parameters that protocols share.
 
-    - `url`: the address of the job. Requests and the token go to its origin only.
-    - `each`: turns one JSON value into an update, an outcome (`JobComplete`, `JobFailed`, `JobCancelled`), a fact with
-      a position, or None for nothing.
-    - `job`: the job's id, by default the URL's path and query.
     - `token_in`: `header` (Authorization: Bearer), `header:NAME`, `query`, `query:NAME` or `subprotocol:NAME`.
     - `headers`: sent with each request.
     """
 
-    url: str
-    each: Each | None
     _: KW_ONLY
-    job: str = ""
     token_in: str = "header"
     headers: Mapping[str, Text] | Headers = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         check_token_place(self.token_in)
-        object.__setattr__(self, "job", self.job or path_and_query(self.url))
         object.__setattr__(self, "headers", header_pairs(self.headers))
 
     def placed(self, token: Secret | None, url: str, *more: tuple[str, Text]) -> Placed:
         """The URL and the headers of a request, with the token."""
         sent = placed(token, self.token_in, url)
         return sent._replace(headers=(*cast(Headers, self.headers), *more, *sent.headers))
+
+
+@dataclass(frozen=True)
+class HTTPServer(Server):
+    """The parameters that protocols without a WebSocket share. `token_in` is not `subprotocol:NAME`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.token_in.startswith("subprotocol:"):
+            raise InvalidArgument("token_in", "must be header or query: only a WebSocket has a subprotocol")
+
+
+@dataclass(frozen=True)
+class OwnServer(Server):
+    """The parameters that the protocols for a server of your own share.
+
+    - `url`: the address of the job. Requests and the token go to its origin only.
+    - `each`: turns one JSON value into an update, an outcome (`JobComplete`, `JobFailed`, `JobCancelled`), a fact with
+      a position, or None for nothing.
+    - `job`: the job's id, by default the URL's path and query.
+    """
+
+    url: str
+    each: Each | None
+    _: KW_ONLY
+    job: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "job", self.job or path_and_query(self.url))
 
     def call(self, url: str, token: Secret | None) -> Request:
         """The request of a single call that answers JSON."""
@@ -99,3 +121,23 @@ def parsed(text: str | bytes, what: str) -> Any:
         return load(text, [])
     except ValueError as error:
         raise MalformedMessage(what, "$", "it is not JSON") from error
+
+
+def parsed_object(text: str | bytes, what: str) -> dict[str, Any]:
+    """Parse a JSON object. Raises `MalformedMessage` that names `what` was read."""
+    value = parsed(text, what)
+    if not isinstance(value, dict):
+        raise MalformedMessage(what, "$", "it is not a JSON object")
+    return value
+
+
+def object_of(value: Any) -> dict[str, Any]:
+    """The value if it is a JSON object, otherwise an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def objects_of(value: Any) -> list[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a list, each with its place in it."""
+    return [
+        (place, item) for place, item in enumerate(value if isinstance(value, list) else []) if isinstance(item, dict)
+    ]

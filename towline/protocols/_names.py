@@ -15,6 +15,8 @@ CLASSES: Final[Mapping[str, str]] = {
     "messages": "Messages",
     "event_stream": "EventStream",
     "polling": "Polling",
+    "openai_response": "OpenAIResponse",
+    "mcp_task": "MCPTask",
 }
 
 

@@ -23,14 +23,14 @@ from .._facts import (
     Want,
 )
 from .._secret import Secret
-from ._generic import OwnServer, parsed
+from ._generic import HTTPServer, OwnServer, parsed
 
 #: Statuses by which servers refuse a `Last-Event-ID` that they no longer know.
 _CURSOR_REFUSED: Final = frozenset({400, 410, 412, 416})
 
 
 @dataclass(frozen=True)
-class EventStream(OwnServer):
+class EventStream(OwnServer, HTTPServer):
     """Follows an event stream; `each` turns the JSON of one event into an update or an outcome.
 
     An event's id is its position: after a lost stream the server is asked to go on after the last one
@@ -57,8 +57,6 @@ class EventStream(OwnServer):
         super().__post_init__()
         if self.via not in ("events", "lines"):
             raise InvalidArgument("via", "must be events or lines")
-        if self.token_in.startswith("subprotocol:"):
-            raise InvalidArgument("token_in", "must be header or query: a stream has no subprotocol")
 
     @property
     def sources(self) -> tuple[Via, ...]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 from msgspec import Struct
 
-from .._exceptions import InvalidArgument, MalformedMessage
+from .._exceptions import MalformedMessage
 from .._facts import (
     Answer,
     Ended,
@@ -27,7 +27,7 @@ from .._facts import (
 )
 from .._secret import Secret
 from .._updates import JobComplete
-from ._generic import Each, OwnServer, parsed
+from ._generic import Each, HTTPServer, OwnServer, parsed
 from ._requests import ACCEPT_JSON, resolved
 
 _WORKING: Final = (200, 202)
@@ -41,7 +41,7 @@ class _Place(Struct, frozen=True, omit_defaults=True):
 
 
 @dataclass(frozen=True)
-class Polling(OwnServer):
+class Polling(OwnServer, HTTPServer):
     """Polls a URL until the job has ended.
 
     Without `each`, 202 means that the job runs, and 200 that it completed with the answer as its result. With `each`,
@@ -59,11 +59,6 @@ class Polling(OwnServer):
     name: ClassVar[str] = "polling"
     sources: ClassVar[tuple[Via, ...]] = ("poll",)
     promise: ClassVar[Promise] = "end exact"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.token_in.startswith("subprotocol:"):
-            raise InvalidArgument("token_in", "must be header or query: a poll has no subprotocol")
 
     def ask(self, want: Want, token: Secret | None) -> Request | None:
         """Return the request for `want`. The poll is the state, so there is no call for it."""
