@@ -1,4 +1,4 @@
-"""The server of `fastmcp` with tasks: tools that take numbered steps. Its last argument is the backend's URL."""
+"""The server of `fastmcp` with tasks: a tool with numbered status messages. Its last argument is the backend's URL."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ AS_TASK = TaskConfig(mode="required", poll_interval=timedelta(seconds=0.25))
 
 @mcp.tool(task=AS_TASK)
 async def work(steps: int = 8, pause: float = 0.3, end: str = "", progress: Progress = Progress()) -> str:
-    await progress.set_total(steps)
-    for number in range(steps):
-        await progress.set_message(f"w{number}")
-        await progress.increment()
+    words = [f"w{number}" for number in range(steps)]
+    for word in words:
+        await progress.set_message(word)
         await asyncio.sleep(pause)
-    if end == "error":
+    if end == "failed":
         raise RuntimeError("the tool broke")
-    return f"{steps} steps"
+    return " ".join(words)
 
 
 if __name__ == "__main__":
