@@ -15,6 +15,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +61,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
-    """What the server itself says of a job: the name of the end's class ("" before it), and its pieces if it has them."""
+    """What the server itself says of a job: the end's class ("" before it), and its pieces if it has them."""
 
     outcome: str
     pieces: list[str] | None = None
@@ -121,7 +122,7 @@ def _run(command: Sequence[str]) -> None:
 
 @dataclass
 class Tally:
-    """What a server's scenes did, and what was wrong with the updates. `repeated` comes again after a killed process."""
+    """What a server's scenes did, and what was wrong with the updates. `repeated`: again after a killed process."""
 
     scenes: int = 0
     cuts: int = 0
@@ -192,7 +193,10 @@ class Stage:
                 heads.append(head.decode("latin-1"))
                 await stream.send(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
 
-        async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
+        async with (
+            await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+            anyio.create_task_group() as tasks,
+        ):
             tasks.start_soon(listener.serve, answer)
             real, self.proxy.target = self.proxy.target, ("127.0.0.1", listener.extra(SocketAttribute.local_port))
             await self.cut()
@@ -212,7 +216,7 @@ class Stage:
         expected = sorted(set(got), key=lambda piece: int(piece[1:])) if expected is None else expected
         places = [expected.index(piece) for piece in got]
         lost, doubled = len(set(expected) - set(got)), len(got) - len(set(got))
-        reordered = sum(later < earlier for earlier, later in zip(places, places[1:], strict=False)) - doubled
+        reordered = sum(later < earlier for earlier, later in pairwise(places)) - doubled
         self.tally.lost += lost
         self.tally.doubled += doubled
         self.tally.reordered += max(0, reordered)
@@ -280,7 +284,7 @@ async def token_refused_then_fresh(stage: Stage) -> None:
     stage.accept_only("old")
     tokens: list[str] = []
 
-    def provide() -> str:
+    async def provide() -> str:
         tokens.append("new" if tokens else "old")
         return tokens[-1]
 
@@ -468,6 +472,9 @@ async def get(url: str) -> httpx.Response:
         return await client.get(url, headers=headers())
 
 
+_KEY: Final = b64encode(os.urandom(32)).decode()
+
+
 def _followed(stage: Stage, job: str, kill_after: int | None) -> tuple[list[str], str]:
     """Follow a job with `towline watch` in a process of its own; kill it after so many pieces.
 
@@ -479,7 +486,7 @@ def _followed(stage: Stage, job: str, kill_after: int | None) -> tuple[list[str]
         fields = kept_of(protocol).parameters
         command += ["--protocol", protocol.name, "--url", str(fields.pop("url"))]
         command += [part for name, value in fields.items() for part in ("-p", f"{name}={value}")]
-    environment = {**os.environ, "TOWLINE_TOKEN": TOKEN, "TOWLINE_KEY": b64encode(bytes(32)).decode()}
+    environment = {**os.environ, "TOWLINE_TOKEN": TOKEN, "TOWLINE_KEY": _KEY}
     updates: list[Any] = []
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
 from harness import PARAMETERS, PROGRAMS, Job, Record, Server, Stage, get, headers, play
@@ -27,12 +28,13 @@ async def start_job(url: str, job: Job) -> str:
     """Create a response, and leave its stream after the first event, as a program does that only needs the id."""
     asked = {"steps": str(job.steps), "pause": str(job.pause), "end": job.end}
     body = {"model": "m", "input": "go", "background": True, "store": True, "stream": True, "metadata": asked}
-    async with httpx.AsyncClient(timeout=10) as client:
-        async with client.stream("POST", f"{url}/responses", json=body, headers=headers()) as stream:
-            async for line in stream.aiter_lines():
-                if line.startswith("data:"):
-                    return str(json.loads(line[5:])["response"]["id"])
-    raise AssertionError(f"the server answered {stream.status_code}")
+    return await anyio.to_thread.run_sync(_created, f"{url}/responses", body, headers())
+
+
+def _created(url: str, body: Any, sent: dict[str, str]) -> str:
+    with httpx.stream("POST", url, json=body, headers=sent, timeout=10) as stream:
+        first = next(line for line in stream.iter_lines() if line.startswith("data:"))
+        return str(json.loads(first[5:])["response"]["id"])
 
 
 async def record(url: str, job: str) -> Record:

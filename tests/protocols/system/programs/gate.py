@@ -1,9 +1,13 @@
-"""The door of a server: it refuses every token but the one in the file `token`, if there is one."""
+"""The door of a server: it refuses every token but the one in the file `token`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+
+def _accepted() -> str:
+    return Path("token").read_text()
 
 
 class Gate:
@@ -13,9 +17,8 @@ class Gate:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        accepted = Path("token").read_text() if Path("token").exists() else None
         sent = dict(scope.get("headers", ())).get(b"authorization", b"").decode()
-        if scope["type"] != "http" or accepted is None or sent == f"Bearer {accepted}":
+        if scope["type"] != "http" or sent == f"Bearer {_accepted()}":
             await self.app(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})

@@ -9,7 +9,6 @@ from datetime import timedelta
 import uvicorn
 from fastmcp import FastMCP
 from fastmcp.dependencies import Progress
-from fastmcp.server.context import Context
 from fastmcp.utilities.tasks import TaskConfig
 from fastmcp_tasks import TasksExtension
 from gate import Gate
@@ -20,7 +19,7 @@ AS_TASK = TaskConfig(mode="required", poll_interval=timedelta(seconds=0.25))
 
 
 @mcp.tool(task=AS_TASK)
-async def work(steps: int = 8, pause: float = 0.3, end: str = "", progress: Progress = Progress()) -> str:
+async def work(steps: int = 8, pause: float = 0.3, end: str = "", progress: Progress = Progress()) -> str:  # noqa: B008 - a dependency
     words = [f"w{number}" for number in range(steps)]
     for word in words:
         await progress.set_message(word)
