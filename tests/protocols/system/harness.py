@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -38,11 +39,11 @@ PROGRAMS: Final = HERE / "programs"
 REQUIREMENTS: Final = ROOT / "tests" / "system" / "requirements.txt"
 TOKEN: Final = "an-accepted-token"
 
-#: Attempts in short succession, so that a scene takes seconds. A paused job is asked every half second.
+#: Attempts in short succession, so that a scene takes seconds; a server may need half a minute to start again.
 QUICK: Final = Policy(
     dial_spacing=0.05,
     connect_deadline=5,
-    backoff=Backoff(base=0.1, cap=0.5, shared_window=0.2),
+    backoff=Backoff(base=0.1, cap=0.5, shared_window=0.2, attempts=200),
 )
 
 
@@ -340,13 +341,14 @@ async def follower_killed_and_resumed(stage: Stage) -> None:
 
     The position is saved every 5 s, so that some pieces come again, but not all.
     """
-    job = await stage.start(Job(steps=28))
-    first, _ = await anyio.to_thread.run_sync(_followed, stage, job, 20)
+    job = await stage.start(Job(steps=50))
+    first, _ = await anyio.to_thread.run_sync(_followed, stage, job, 6.0)
     stage.tally.kills += 1
     second, end = await anyio.to_thread.run_sync(_followed, stage, job, None)
     record = await stage.ended(job)
     stage.tally.repeated += len(set(first) & set(second))
     stage.compare([*first, *(piece for piece in second if piece not in first)], record.pieces)
+    assert len(first) > 1
     assert second[:1] != first[:1], "the position was not stored"
     stage.tally.wrong_ends += end != record.outcome
     assert end == record.outcome
@@ -475,8 +477,8 @@ async def get(url: str) -> httpx.Response:
 _KEY: Final = b64encode(os.urandom(32)).decode()
 
 
-def _followed(stage: Stage, job: str, kill_after: int | None) -> tuple[list[str], str]:
-    """Follow a job with `towline watch` in a process of its own; kill it after so many pieces.
+def _followed(stage: Stage, job: str, kill_after: float | None) -> tuple[list[str], str]:
+    """Follow a job with `towline watch` in a process of its own; kill it so many seconds after its first update.
 
     The first process gets the protocol by its name and fields, the second one has it from the store.
     """
@@ -488,12 +490,18 @@ def _followed(stage: Stage, job: str, kill_after: int | None) -> tuple[list[str]
         command += [part for name, value in fields.items() for part in ("-p", f"{name}={value}")]
     environment = {**os.environ, "TOWLINE_TOKEN": TOKEN, "TOWLINE_KEY": _KEY}
     updates: list[Any] = []
+    lines: list[bytes] = []
+    kill_at = None
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         for line in process.stdout:
+            lines.append(line)
             with suppress(msgspec.ValidationError):  # a change of the state is no update
                 updates.append(msgspec.json.decode(line, type=AnyUpdate))
-            if kill_after is not None and len(stage.server.pieces(updates)) >= kill_after:
+            if updates and kill_at is None:
+                kill_at = time.monotonic() + (kill_after or 600)
+            if kill_at is not None and time.monotonic() > kill_at:
                 process.send_signal(signal.SIGKILL)
                 break
+    assert updates, lines
     return stage.server.pieces(updates), type(updates[-1]).__name__
