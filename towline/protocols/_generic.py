@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, TypeAlias, cast
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from .._exceptions import InvalidArgument, MalformedMessage
@@ -14,13 +15,30 @@ from .._headers import header_pairs
 from .._secret import Secret
 from .._updates import JobCancelled, JobComplete, JobFailed, Update
 from ._requests import ACCEPT_JSON, Headers, Placed, check_token_place, path_and_query, placed, resolved
-from .wire.lenient import load
+from .wire.lenient import build, load
 
 #: What `each` may return for one JSON value.
 Meant: TypeAlias = Update | Fact | None
 Each: TypeAlias = Callable[..., Meant]
 
 OUTCOMES: Final = (JobComplete, JobFailed, JobCancelled)
+
+
+class Fault(Struct):
+    """The error of a job as most servers describe it."""
+
+    code: str
+    message: str
+
+    @classmethod
+    def of(cls, value: Any) -> Fault:
+        """Read a JSON value leniently."""
+        return build(cls, object_of(value), [])
+
+    def failed(self, details: Any = None) -> JobFailed:
+        """The end of the job."""
+        problem = None if self.code or self.message else "the server gave no reason"
+        return JobFailed(code=self.code, message=self.message, details=details, problem=problem)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from msgspec import Struct
 from .. import _facts as f
 from .._facts import Answer, Fact, Follow, Meaning, Promise, Received, Request, Via, Want
 from .._secret import Secret
-from .._updates import JobCancelled, JobComplete, JobFailed, Outcome, Paused, Progress
-from ._generic import HTTPServer, object_of, objects_of, parsed_object
+from .._updates import JobCancelled, JobComplete, Outcome, Paused, Progress
+from ._generic import Fault, HTTPServer, object_of, objects_of, parsed_object
 from ._requests import JSON
 from .wire.lenient import build
 
@@ -28,13 +28,9 @@ _ENVELOPE: Final = {
 
 #: Errors of JSON-RPC and MCP: an unknown task, and what no repeat can change (no such method, headers, capability,
 #: version). Others are lost attempts.
-_MEANINGS: Final[dict[int, Meaning]] = {
-    -32602: "gone",
-    -32601: "refused",
-    -32020: "refused",
-    -32021: "refused",
-    -32022: "refused",
-}
+_MEANINGS: Final[dict[str, Meaning]] = {"-32602": "gone"} | dict.fromkeys(
+    ("-32601", "-32020", "-32021", "-32022"), "refused"
+)
 
 
 class _Task(Struct, rename="camel"):
@@ -42,11 +38,6 @@ class _Task(Struct, rename="camel"):
     status_message: str
     poll_interval_ms: float | None
     ttl_ms: float | None
-
-
-class _Error(Struct):
-    code: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -99,29 +90,28 @@ class MCPTask(HTTPServer):
         if not isinstance(received, Answer) or (received.status != 200 and b'"jsonrpc"' not in received.body):
             return ()
         answer = parsed_object(_message(received), "an answer")
+        is_cancel = isinstance(want, f.CancelJob)
         if error := object_of(answer.get("error")):
-            is_cancel = isinstance(want, f.CancelJob)
-            code = error.get("code")
-            return () if is_cancel else (f.Means(_MEANINGS.get(code, "lost") if isinstance(code, int) else "lost"),)
-        if isinstance(want, f.CancelJob):
-            return (f.CancelAnswer("accepted"),)
-        fields = object_of(answer.get("result"))
-        task = build(_Task, fields, [])
-        outcome = _outcome(task, fields)
-        if isinstance(want, f.GetResult):
-            return (f.Value(fields.get("result")),) if isinstance(outcome, JobComplete) else ()
-        if outcome is not None:
-            return (f.Ended(outcome),)
-        if not task.status:
-            return ()
-        is_paused = task.status == "input_required"
-        message = task.status_message or (_asked(fields) if is_paused else task.status)
-        shown = Paused(kind="input", message=message) if is_paused else Progress(fraction=None, status=message)
-        # A poll later than half of the task's lifetime could miss the end.
-        waits = [task.poll_interval_ms, None if task.ttl_ms is None else task.ttl_ms / 2]
-        if task.poll_interval_ms is None:
-            return (f.Snapshot((shown,)),)
-        return (f.Snapshot((shown,)), f.Wait(min(ms for ms in waits if ms is not None) / 1000))
+            return () if is_cancel else (f.Means(_MEANINGS.get(Fault.of(error).code, "lost")),)
+        return (f.CancelAnswer("accepted"),) if is_cancel else _read_task(want, object_of(answer.get("result")))
+
+
+def _read_task(want: Want, fields: dict[str, Any]) -> tuple[Fact, ...]:
+    task = build(_Task, fields, [])
+    if isinstance(want, f.GetResult):
+        return (f.Value(fields.get("result")),) if task.status == "completed" else ()
+    if (outcome := _outcome(task, fields)) is not None:
+        return (f.Ended(outcome),)
+    if not task.status:
+        return ()
+    shown: Progress | Paused = Progress(fraction=None, status=task.status_message or task.status)
+    if task.status == "input_required":
+        shown = Paused(kind="input", message=task.status_message or _asked(fields))
+    if task.poll_interval_ms is None:
+        return (f.Snapshot((shown,)),)
+    # A poll later than half of the task's lifetime could miss the end.
+    wait = task.poll_interval_ms if task.ttl_ms is None else min(task.poll_interval_ms, task.ttl_ms / 2)
+    return (f.Snapshot((shown,)), f.Wait(wait / 1000))
 
 
 def _header(text: str) -> str:
@@ -139,29 +129,22 @@ def _message(answer: Answer) -> bytes:
 
 
 def _outcome(task: _Task, fields: dict[str, Any]) -> Outcome | None:
-    if task.status == "cancelled":
-        return JobCancelled(reason=task.status_message or None)
-    if task.status == "failed":
-        error = build(_Error, object_of(fields.get("error")), [])
-        return _failed(error.message or task.status_message, error.code)
-    if task.status != "completed":
-        return None
     result = object_of(fields.get("result"))
-    if result.get("isError") is True:
-        texts = [str(part["text"]) for _, part in objects_of(result.get("content")) if "text" in part]
-        return _failed("\n".join(texts), details=result)
-    return JobComplete(result=fields.get("result"), problem=None if result else "the server sent no result")
-
-
-def _failed(message: str, code: str = "", details: Any = None) -> JobFailed:
-    return JobFailed(
-        code=code, message=message, details=details, problem=None if message else "the server gave no reason"
-    )
+    match task.status:
+        case "cancelled":
+            return JobCancelled(reason=task.status_message or None)
+        case "failed":
+            fault = Fault.of(fields.get("error"))
+            return Fault(fault.code, fault.message or task.status_message).failed()
+        case "completed" if result.get("isError") is True:
+            texts = [part["text"] for _, part in objects_of(result.get("content")) if isinstance(part.get("text"), str)]
+            return Fault("", "\n".join(texts)).failed(result)
+        case "completed":
+            return JobComplete(result=result or None, problem=None if result else "the server sent no result")
+    return None
 
 
 def _asked(fields: dict[str, Any]) -> str:
     """What the task asks for, in its own words."""
-    requests = [object_of(asked) for asked in object_of(fields.get("inputRequests")).values()]
-    return "\n".join(
-        text for asked in requests if isinstance(text := object_of(asked.get("params")).get("message"), str)
-    )
+    asked = [object_of(object_of(asked).get("params")) for asked in object_of(fields.get("inputRequests")).values()]
+    return "\n".join(params["message"] for params in asked if isinstance(params.get("message"), str))

@@ -11,34 +11,22 @@ from msgspec import Struct, field
 from .. import _facts as f
 from .._facts import Answer, Fact, Follow, Promise, Received, Request, ServerEvent, Via, Want
 from .._secret import Secret
-from .._updates import JobCancelled, JobComplete, JobFailed, Outcome, Output, Progress
-from ._generic import HTTPServer, object_of, objects_of, parsed_object
+from .._updates import JobCancelled, JobComplete, Outcome, Output, Progress
+from ._generic import Fault, HTTPServer, object_of, objects_of, parsed_object
 from ._requests import ACCEPT_JSON, path_segment, with_query
 from .wire.lenient import Count, build
 
 _ENDS: Final = ("completed", "incomplete", "failed", "cancelled")
-_STARTS: Final = ("created", "queued", "in_progress")
-_DELTAS: Final = ("output_text.delta", "refusal.delta", "reasoning_text.delta")
-
-#: The answers of servers that keep no stream of the response: OpenAI and Azure answer 400, others have no such call.
-_NO_STREAM: Final = (200, 400, 405, 501)
 
 
-class _Event(Struct):
+class _Fields(Struct):
+    """The fields of an event, and of an answer's headers."""
+
     type: str
     sequence_number: Count | None
     output_index: Count | None
     content_index: Count | None
     delta: str
-
-
-class _Error(Struct):
-    code: str
-    message: str
-    reason: str
-
-
-class _Advice(Struct):
     poll_after: float | None = field(name="openai-poll-after-ms")
 
 
@@ -66,10 +54,6 @@ class OpenAIResponse(HTTPServer):
     sources: ClassVar[tuple[Via, ...]] = ("events", "poll")
     promise: ClassVar[Promise] = "exact"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        path_segment(self.job)
-
     def ask(self, want: Want, token: Secret | None) -> Request | None:
         """Return the request for `want`; None for a fresh token."""
         if isinstance(want, f.RefreshToken):
@@ -94,8 +78,9 @@ class OpenAIResponse(HTTPServer):
         match want, received:
             case Follow(), ServerEvent(data=data):
                 return () if data == "[DONE]" else _read_event(parsed_object(data, "event"))
-            case Follow(via="events"), Answer(status) if status in _NO_STREAM:
-                return (f.Means("source"),)
+            case Follow(via="events"), Answer(200 | 400 | 405 | 501 as status, _, body):
+                # No stream is kept (OpenAI and Azure: 400), or there is no such call. A login page is no JSON object.
+                return (f.Means("source"),) if status != 200 or parsed_object(body, "an answer") else ()
             case f.CancelJob(), Answer(400):
                 return (f.CancelAnswer("too_late"),)
             case _, Answer(200, headers, body):
@@ -104,32 +89,34 @@ class OpenAIResponse(HTTPServer):
 
 
 def _read_response(want: Want, response: dict[str, Any], headers: Mapping[str, str]) -> tuple[Fact, ...]:
-    status = str(response.get("status"))
+    status = response.get("status")
     if isinstance(want, f.GetResult):
         return (f.Value(response),)
     if isinstance(want, f.CancelJob):
         return (f.CancelAnswer("too_late" if status in _ENDS and status != "cancelled" else "accepted"),)
+    if not isinstance(status, str):
+        return ()
     if status in _ENDS:
         return (f.Snapshot(tuple(_texts(response))), f.Ended(_outcome(response, status)))
     # Next to a stream, the text of a state has no place among the deltas. Only a poll shows it.
     texts = _texts(response) if isinstance(want, Follow) else ()
     shown = f.Snapshot((Progress(fraction=None, status=status), *texts))
-    advice = build(_Advice, headers, []).poll_after
+    advice = build(_Fields, headers, []).poll_after
     return (shown,) if advice is None else (shown, f.Wait(advice / 1000))
 
 
 def _read_event(fields: dict[str, Any]) -> tuple[Fact, ...]:
-    event = build(_Event, fields, [])
+    event = build(_Fields, fields, [])
     at = None if event.sequence_number is None else f.Numbered(event.sequence_number)
     kind, key = event.type.removeprefix("response."), f"{event.output_index or 0}.{event.content_index or 0}"
     response = object_of(fields.get("response"))
     if kind in _ENDS:
         return (f.Ended(_outcome(response, kind), at),)
-    if kind in _STARTS:
+    if kind in ("created", "queued", "in_progress"):
         return (f.Item(Progress(fraction=None, status=str(response.get("status") or kind)), at),)
     if kind == "content_part.added":
         return (f.Item(Output(key=key, value=_text(object_of(fields.get("part"))), op="replace"), at),)
-    if kind in _DELTAS:
+    if kind in ("output_text.delta", "refusal.delta", "reasoning_text.delta"):
         return (f.Item(Output(key=key, value=event.delta), at),)
     # The state says whether an error was the end.
     return (f.Item(None, at), f.Means("ended")) if kind == "error" else (f.Item(None, at),)
@@ -155,12 +142,9 @@ def _outcome(response: dict[str, Any], kind: str) -> Outcome:
     status = response.get("status") if response.get("status") in _ENDS else kind
     if status == "cancelled":
         return JobCancelled()
-    error = build(_Error, object_of(response.get("error")), [])
     if status == "failed":
-        problem = None if error.code or error.message else "the server gave no reason"
-        return JobFailed(code=error.code, message=error.message, problem=problem)
+        return Fault.of(response.get("error")).failed()
     problem = None if response else "the server sent no result with the end"
     if status == "incomplete":
-        reason = build(_Error, object_of(response.get("incomplete_details")), []).reason
-        problem = f"the response is incomplete: {reason or 'the server gave no reason'}"
+        problem = f"the response is incomplete: {object_of(response.get('incomplete_details')).get('reason')}"
     return JobComplete(result=response or None, problem=problem)
