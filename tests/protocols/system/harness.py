@@ -162,6 +162,11 @@ class Stage:
         made = self.server.protocol(self.url, job, **protocol)
         return Following(towline.Connection(made, token=token, policy=QUICK))
 
+    async def seen(self, following: Following, pieces: int) -> None:
+        """Wait until so many pieces were delivered."""
+        while len(self.server.pieces(following.updates)) < pieces:  # noqa: ASYNC110 - a list has no event
+            await anyio.sleep(0.02)
+
     async def ended(self, job: str, within: float = 20) -> Record:
         """Wait until the job has ended, and return the server's record of it."""
         with anyio.fail_after(within):
@@ -234,22 +239,18 @@ class Following:
         self.updates: list[Any] = []
         self.end = ""
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        """The updates, each after it was noted."""
-        async with self.connection:
-            try:
-                async for update in self.connection:
-                    self.updates.append(update)
-                    yield update
-                self.end = type(self.connection.outcome).__name__
-            except towline.Exhausted as exhausted:
-                self.end = exhausted.reason
-
-    async def to_end(self, within: float = 40) -> None:
-        """Follow to the end."""
+    async def to_end(self, each: Callable[[Any], Awaitable[object]] | None = None, within: float = 40) -> None:
+        """Follow to the end, and call `each` with every update after it was noted."""
         with anyio.fail_after(within):
-            async for _ in self:
-                pass
+            async with self.connection:
+                try:
+                    async for update in self.connection:
+                        self.updates.append(update)
+                        if each is not None:
+                            await each(update)
+                    self.end = type(self.connection.outcome).__name__
+                except towline.Exhausted as exhausted:
+                    self.end = exhausted.reason
 
 
 # --- scenes --------------------------------------------------------------------------------------------------------
@@ -259,10 +260,12 @@ async def cut_after_every_event(stage: Stage) -> None:
     """The link is cut after each update."""
     job = await stage.start()
     following = stage.follow(job)
-    with anyio.fail_after(40):
-        async for update in following:
-            if not isinstance(update, towline.Resynced):
-                await stage.cut()
+
+    async def cut(update: Any) -> None:
+        if not isinstance(update, towline.Resynced):
+            await stage.cut()
+
+    await following.to_end(cut)
     stage.check(following, await stage.ended(job))
 
 
@@ -273,7 +276,7 @@ async def unavailable_for_5_seconds(stage: Stage) -> None:
     with anyio.fail_after(40):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(following.to_end)
-            await _shown(stage, following, 3)
+            await stage.seen(following, 3)
             async with stage.answering(503) as heads:
                 await anyio.sleep(5)
             assert heads
@@ -295,7 +298,7 @@ async def token_refused_then_fresh(stage: Stage) -> None:
         with anyio.fail_after(40):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(following.to_end)
-                await _shown(stage, following, 2)
+                await stage.seen(following, 2)
                 stage.accept_only("new")
                 await stage.cut()
         assert tokens == ["old", "new"]
@@ -311,7 +314,7 @@ async def ended_while_away(stage: Stage) -> None:
     with anyio.fail_after(40):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(following.to_end)
-            await _shown(stage, following, 2)
+            await stage.seen(following, 2)
             await stage.proxy.refuse()
             await stage.cut()
             record = await stage.ended(job)
@@ -361,7 +364,7 @@ async def cancelled_early(stage: Stage) -> None:
     with anyio.fail_after(40):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(following.to_end)
-            await _shown(stage, following, 2)
+            await stage.seen(following, 2)
             assert await following.connection.cancel_job() == stage.server.early_cancel
     stage.check(following, await stage.ended(job), end="JobCancelled")
 
@@ -371,15 +374,17 @@ async def cancelled_too_late(stage: Stage) -> None:
     job = await stage.start(Job(steps=3))
     following = stage.follow(job)
     answers: list[str] = []
-    with anyio.fail_after(40):
-        async for _ in following:
-            if answers or not stage.server.pieces(following.updates):
-                continue
-            stage.proxy.black_hole("down")
-            await stage.ended(job)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_healed, stage, 0.3)
-                answers.append(await following.connection.cancel_job())
+
+    async def cancel(_: Any) -> None:
+        if answers or not stage.server.pieces(following.updates):
+            return
+        stage.proxy.black_hole("down")
+        await stage.ended(job)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_healed, stage, 0.3)
+            answers.append(await following.connection.cancel_job())
+
+    await following.to_end(cancel)
     assert answers == [stage.server.late_cancel]
     stage.check(following, await stage.ended(job), end="JobComplete")
 
@@ -391,7 +396,7 @@ async def server_killed_and_restarted(stage: Stage) -> None:
     with anyio.fail_after(50):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(following.to_end)
-            await _shown(stage, following, 3)
+            await stage.seen(following, 3)
             await stage.kill()
     stage.tally.wrong_ends += following.end != stage.server.after_kill
     assert following.end == stage.server.after_kill
@@ -425,10 +430,15 @@ def play(
     anyio.run(main, backend=backend)
 
 
-#: The scenes as parameters of a test. Each is played on both event loops by turns.
-PARAMETERS: Final = [
-    pytest.param(scene, ("asyncio", "trio")[place % 2], id=scene.__name__) for place, scene in enumerate(SCENES)
-]
+def facts(*scenes: Callable[[Stage], Awaitable[None]]) -> list[Any]:
+    """Scenes as parameters of a test, by their names. The event loops take turns."""
+    return [
+        pytest.param(scene, ("asyncio", "trio")[place % 2], id=scene.__name__) for place, scene in enumerate(scenes)
+    ]
+
+
+#: The scenes that are the same for all servers.
+PARAMETERS: Final = facts(*SCENES)
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------
@@ -437,12 +447,6 @@ PARAMETERS: Final = [
 async def _healed(stage: Stage, after: float) -> None:
     await anyio.sleep(after)
     await stage.proxy.heal()
-
-
-async def _shown(stage: Stage, following: Following, pieces: int) -> None:
-    """Wait until so many pieces were delivered."""
-    while len(stage.server.pieces(following.updates)) < pieces:  # noqa: ASYNC110 - a list has no event
-        await anyio.sleep(0.02)
 
 
 _SENT_TOKEN = [TOKEN]
@@ -461,11 +465,10 @@ async def _with_token(stage: Stage, token: str, work: Callable[[], Awaitable[Any
         _SENT_TOKEN.pop()
 
 
-async def post(url: str, body: Any, more: Mapping[str, str] | None = None) -> Any:
-    """Post JSON to the server, and return the JSON of its answer."""
+async def post(url: str, body: Any = None, more: Mapping[str, str] | None = None) -> httpx.Response:
+    """Post JSON to the server."""
     async with httpx.AsyncClient(timeout=10) as client:
-        answer = await client.post(url, json=body, headers={**headers(), **(more or {})})
-        return answer.raise_for_status().json()
+        return await client.post(url, json=body, headers={**headers(), **(more or {})})
 
 
 async def get(url: str) -> httpx.Response:

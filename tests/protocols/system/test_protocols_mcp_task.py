@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import anyio
+import httpx
 import pytest
-from harness import PARAMETERS, PROGRAMS, Job, Record, Server, Stage, play, post
+from harness import PARAMETERS, PROGRAMS, Following, Job, Record, Server, Stage, facts, play, post
+from interop.process import Process, free_port
 
 import towline
 from towline.protocols import MCPTask
@@ -21,21 +26,33 @@ _META = {
 }
 
 
-async def call(url: str, method: str, name: str, params: dict[str, Any]) -> Any:
-    """Make a call as another client of the server would."""
-    headers = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": method, "Mcp-Name": name}
-    headers["Accept"] = "application/json, text/event-stream"
+async def call(url: str, method: str, name: str | None, params: dict[str, Any], **changed: str) -> httpx.Response:
+    """Make a call as another client of the server would; a changed header of "" is left out."""
+    sent = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": method, "Mcp-Name": name or ""}
+    sent |= {"Accept": "application/json, text/event-stream"} | changed
     body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params | {"_meta": _META}}
-    return (await post(f"{url}/mcp", body, headers))["result"]
+    return await post(f"{url}/mcp", body, {name: value for name, value in sent.items() if value})
+
+
+async def tool(url: str, name: str, **arguments: Any) -> dict[str, Any]:
+    """Call a tool, which answers a task."""
+    answer = await call(url, "tools/call", name, {"name": name, "arguments": arguments})
+    task: dict[str, Any] = answer.raise_for_status().json()["result"]
+    return task
+
+
+async def get_task(url: str, task: str) -> dict[str, Any]:
+    answer = await call(url, "tasks/get", task, {"taskId": task})
+    state: dict[str, Any] = answer.raise_for_status().json()["result"]
+    return state
 
 
 async def start_job(url: str, job: Job) -> str:
-    arguments = {"steps": job.steps, "pause": job.pause, "end": job.end}
-    return str((await call(url, "tools/call", "work", {"name": "work", "arguments": arguments}))["taskId"])
+    return str((await tool(url, "work", steps=job.steps, pause=job.pause, end=job.end))["taskId"])
 
 
 async def record(url: str, job: str) -> Record:
-    task = await call(url, "tasks/get", job, {"taskId": job})
+    task = await get_task(url, job)
     result = task.get("result", {})
     if result.get("isError"):
         return Record("JobFailed")
@@ -73,3 +90,159 @@ MEMORY = server("memory://", after_kill="gone")
 def test_scene(scene: Callable[[Stage], Awaitable[None]], backend: str, running: Any) -> None:
     """The promise holds, and nothing more is lost than it allows."""
     play(scene, MEMORY, running(MEMORY), backend)
+
+
+# --- the facts of the server, each by its name ---------------------------------------------------------------------
+
+
+async def until(stage: Stage, job: str, **expected: Any) -> dict[str, Any]:
+    """Ask until the task's fields are these."""
+    with anyio.fail_after(20):
+        while True:
+            task = await get_task(stage.direct, job)
+            if expected.items() <= task.items():
+                return task
+            await anyio.sleep(0.1)
+
+
+def statuses(following: Following) -> list[str]:
+    return [update.status for update in following.updates if isinstance(update, towline.Progress)]
+
+
+async def tools_call_answers_a_task(stage: Stage) -> None:
+    task = await tool(stage.direct, "plain")
+    assert (task["resultType"], task["ttlMs"], task["pollIntervalMs"]) == ("task", 900_000, 5000)
+    assert task["status"] == "working"
+
+
+async def progress_arrives_only_as_the_status_message_and_the_result_at_completed(stage: Stage) -> None:
+    job = await stage.start(Job(steps=2, pause=0.4))
+    task = await until(stage, job, statusMessage="w0")
+    assert task["status"] == "working"
+    assert "result" not in task
+    following = stage.follow(job)
+    await following.to_end()
+    assert statuses(following)
+    assert set(statuses(following)) <= {"w0", "w1", "working"}
+    outcome = following.connection.outcome
+    assert isinstance(outcome, towline.JobComplete)
+    assert outcome.result == (await get_task(stage.direct, job))["result"]
+    assert outcome.result["structuredContent"] == {"result": "w0 w1"}
+
+
+async def a_tool_s_own_error_is_completed_with_is_error(stage: Stage) -> None:
+    job = await stage.start(Job(steps=1, pause=0, end="failed"))
+    task = await until(stage, job, status="completed")
+    assert task["result"]["isError"] is True
+    following = stage.follow(job)
+    await following.to_end()
+    outcome = following.connection.outcome
+    assert isinstance(outcome, towline.JobFailed)
+    assert outcome.message == "Error calling tool 'work': the tool broke"
+
+
+async def failed_is_for_errors_of_the_protocol_only(stage: Stage) -> None:
+    job = (await tool(stage.direct, "broken"))["taskId"]
+    await until(stage, job, status="failed")
+    following = stage.follow(job)
+    await following.to_end()
+    outcome = following.connection.outcome
+    assert isinstance(outcome, towline.JobFailed)
+    assert (outcome.code, outcome.message) == ("-32603", "the protocol broke")
+
+
+async def a_cancel_is_acknowledged_with_an_empty_result_twice_as_well(stage: Stage) -> None:
+    job = await stage.start(Job(steps=60))
+    for _ in range(2):
+        answer = await call(stage.direct, "tasks/cancel", job, {"taskId": job})
+        assert (answer.status_code, answer.json()["result"].keys() - {"_meta"}) == (200, {"resultType"})
+    await until(stage, job, status="cancelled")
+
+
+async def a_late_cancel_gets_the_same_answer_and_the_end_stays(stage: Stage) -> None:
+    job = await stage.start(Job(steps=1, pause=0))
+    await until(stage, job, status="completed")
+    answer = await call(stage.direct, "tasks/cancel", job, {"taskId": job})
+    assert (answer.status_code, answer.json()["result"].keys() - {"_meta"}) == (200, {"resultType"})
+    assert (await get_task(stage.direct, job))["status"] == "completed"
+
+
+async def an_unknown_task_is_400_and_minus_32602(stage: Stage) -> None:
+    answer = await call(stage.direct, "tasks/get", "unknown", {"taskId": "unknown"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32602)
+    following = stage.follow("unknown")
+    await following.to_end()
+    assert following.end == "gone"
+
+
+async def mcp_name_may_be_absent_but_not_wrong_and_mcp_method_not_absent(stage: Stage) -> None:
+    job = await stage.start(Job(steps=1, pause=0))
+    assert (await call(stage.direct, "tasks/get", None, {"taskId": job})).status_code == 200
+    for wrong in ({"Mcp-Name": "other"}, {"Mcp-Method": ""}):
+        answer = await call(stage.direct, "tasks/get", job, {"taskId": job}, **wrong)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32020)
+
+
+async def input_required_is_a_pause_that_the_answer_ends(stage: Stage) -> None:
+    job = (await tool(stage.direct, "ask"))["taskId"]
+    asked = (await until(stage, job, status="input_required"))["inputRequests"]
+    following = stage.follow(job)
+
+    async def answer(update: Any) -> None:
+        if isinstance(update, towline.Paused):
+            assert (update.kind, update.message) == ("input", "Who are you?")
+            answers = {key: {"action": "accept", "content": {"name": "Ada"}} for key in asked}
+            await call(stage.direct, "tasks/update", job, {"taskId": job, "inputResponses": answers})
+
+    await following.to_end(answer)
+    assert [type(update) for update in following.updates].count(towline.Paused) == 1
+    assert following.end == "JobComplete"
+
+
+FACTS = facts(
+    tools_call_answers_a_task,
+    progress_arrives_only_as_the_status_message_and_the_result_at_completed,
+    a_tool_s_own_error_is_completed_with_is_error,
+    failed_is_for_errors_of_the_protocol_only,
+    a_cancel_is_acknowledged_with_an_empty_result_twice_as_well,
+    a_late_cancel_gets_the_same_answer_and_the_end_stays,
+    an_unknown_task_is_400_and_minus_32602,
+    mcp_name_may_be_absent_but_not_wrong_and_mcp_method_not_absent,
+    input_required_is_a_pause_that_the_answer_ends,
+)
+
+
+@pytest.mark.parametrize(("fact", "backend"), FACTS)
+def test_fact(fact: Callable[[Stage], Awaitable[None]], backend: str, running: Any) -> None:
+    """The server does what the protocol relies on."""
+    play(fact, MEMORY, running(MEMORY), backend)
+
+
+# --- a server that keeps its tasks in Redis ------------------------------------------------------------------------
+
+
+async def a_killed_server_with_redis_begins_the_task_again_after_the_redelivery(stage: Stage) -> None:
+    """Until then the state is `working` without a message; afterwards the tool starts from its first step."""
+    job = await stage.start(Job(steps=6))
+    following = stage.follow(job)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(following.to_end, None, 90)
+        await stage.seen(following, 4)
+        await stage.kill()
+    assert following.end == "JobComplete"
+    shown = statuses(following)
+    assert "working" in shown[shown.index("w3") :], shown
+    assert {"w0", "w1"} & set(shown[shown.index("w3") :]), shown
+
+
+def test_redis(running: Any, tmp_path: Path) -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("no redis-server on this machine (apt-get install redis-server)")
+    port = free_port()
+    redis = Process(["redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1"], port, tmp_path, {})
+    redis.start()
+    try:
+        kept = server(f"redis://127.0.0.1:{port}/0", "JobComplete", FASTMCP_DOCKET_REDELIVERY_TIMEOUT="PT20S")
+        play(a_killed_server_with_redis_begins_the_task_again_after_the_redelivery, kept, running(kept), "asyncio")
+    finally:
+        redis.end()
