@@ -141,4 +141,4 @@ def test_the_protocols_are_listed(run: Run) -> None:
         (line,) = [line for line in lines if line.startswith(f"{kind.name} ")]
         assert line.endswith(str(kind.__doc__).splitlines()[0])
     assert "what arrives; with state: end exact" in answer.stdout
-    assert "fields: url (needed), each (needed), job, " in answer.stdout
+    assert "fields: url (needed), each (needed), token_in, " in answer.stdout

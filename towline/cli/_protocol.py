@@ -6,7 +6,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from typing import Annotated, Any, Final, Literal
@@ -178,7 +178,8 @@ def _example(kind: Any, **changes: Any) -> Protocol:
     return _checked(kind.__name__, kind(**{**needed, "url": "https://server.example/", "job": "job", **changes}))
 
 
-def _fields(kind: Any) -> Iterator[str]:
-    for field in fields(kind):
-        is_needed = field.default is field.default_factory is MISSING
-        yield f"{field.name} (needed)" if is_needed else field.name
+def _fields(kind: Any) -> list[str]:
+    """The fields, those that are needed first."""
+    needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
+    others = [field.name for field in fields(kind) if field.name not in needed]
+    return [*(f"{name} (needed)" for name in needed), *others]

@@ -8,6 +8,7 @@ A job makes numbered pieces (`w0`, `w1`, …), so that a lost, a doubled and a r
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -340,8 +341,9 @@ async def failed(stage: Stage) -> None:
 
 
 async def follower_killed_and_resumed(stage: Stage) -> None:
-    """The follower's process is killed in the middle of the job, and another one resumes by the id alone.
+    """`towline watch --protocol NAME --url URL ID` is killed in the middle of the job; `towline watch ID` resumes it.
 
+    The account's token is not stored: both have it from the environment.
     The position is saved every 5 s, so that some pieces come again, but not all.
     """
     job = await stage.start(Job(steps=50))
@@ -447,6 +449,16 @@ PARAMETERS: Final = facts(*SCENES)
 async def _healed(stage: Stage, after: float) -> None:
     await anyio.sleep(after)
     await stage.proxy.heal()
+
+
+def program(page: str) -> Callable[..., Awaitable[None]]:
+    """The function `main` of the program on a page in docs/protocols."""
+    text = (ROOT / "docs" / "protocols" / f"{page}.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"__name__": page}
+    exec(compile(block, f"docs/protocols/{page}.md", "exec"), names)
+    main: Callable[..., Awaitable[None]] = names["main"]
+    return main
 
 
 _SENT_TOKEN = [TOKEN]

@@ -9,7 +9,7 @@ from typing import Any
 import anyio.to_thread
 import httpx
 import pytest
-from harness import PARAMETERS, PROGRAMS, Job, Record, Server, Stage, facts, get, headers, play, post
+from harness import PARAMETERS, PROGRAMS, TOKEN, Job, Record, Server, Stage, facts, get, headers, play, post, program
 
 import towline
 from towline.protocols import OpenAIResponse
@@ -195,7 +195,27 @@ async def after_a_kill_it_says_in_progress_for_ever_and_a_cancel_is_404(stage: S
     assert following.end == "stalled"
 
 
+async def a_stream_that_expires_is_polled_to_the_end_and_never_asked_again(stage: Stage) -> None:
+    """The server keeps a stream for 10 minutes, so its door plays the refusal. The state brings the whole text."""
+    job = await stage.start(Job(steps=12))
+    following = stage.follow(job)
+    expired = stage.folder / "no-stream"
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(following.to_end)
+        await stage.seen(following, 3)
+        expired.touch()
+        await stage.cut()
+        await anyio.sleep(1)
+        expired.unlink()
+    stage.check(following, await stage.ended(job))
+    *before, last = texts(following.updates)
+    assert last == ("replace", "".join(f"w{number} " for number in range(12)))
+    assert 3 <= len([text for op, text in before if op == "append"]) < 12
+    assert [update.kind for update in following.updates if isinstance(update, towline.Resynced)] == ["snapshot"]
+
+
 FACTS = facts(
+    a_stream_that_expires_is_polled_to_the_end_and_never_asked_again,
     a_stream_goes_on_after_a_number_also_after_the_end,
     a_number_beyond_the_last_is_an_empty_stream,
     a_response_without_a_stream_is_400_and_is_polled,
@@ -212,6 +232,20 @@ FACTS = facts(
 def test_fact(fact: Callable[[Stage], Awaitable[None]], backend: str, running: Any) -> None:
     """The server does what the protocol relies on."""
     play(fact, AZURE, running(AZURE), backend)
+
+
+def test_the_page_s_program(running: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", TOKEN)
+    main = program("openai_response")
+
+    async def follow(stage: Stage) -> None:
+        job = await stage.start(Job(steps=3))
+        await main(job, stage.url)
+
+    play(follow, AZURE, running(AZURE), "trio")
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[1] == "w0 w1 w2 "
+    assert "JobComplete(" in shown
 
 
 # --- a server that runs its responses again ------------------------------------------------------------------------
