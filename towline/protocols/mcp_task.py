@@ -26,11 +26,9 @@ _ENVELOPE: Final = {
     f"{_META}clientCapabilities": {"extensions": {f"{_META}tasks": {}}},
 }
 
-#: Errors of JSON-RPC and MCP: an unknown task, and what no repeat can change (no such method, headers, capability,
-#: version). Others are lost attempts.
-_MEANINGS: Final[dict[str, Meaning]] = {"-32602": "gone"} | dict.fromkeys(
-    ("-32601", "-32020", "-32021", "-32022"), "refused"
-)
+#: Errors: an unknown task, and what no repeat changes (method, headers, capability, version). Others are lost attempts.
+_UNKNOWN: Final = "-32602"
+_REFUSED: Final = ("-32601", "-32020", "-32021", "-32022")
 
 
 class _Task(Struct, rename="camel"):
@@ -92,7 +90,9 @@ class MCPTask(HTTPServer):
         answer = parsed_object(_message(received), "an answer")
         is_cancel = isinstance(want, f.CancelJob)
         if error := object_of(answer.get("error")):
-            return () if is_cancel else (f.Means(_MEANINGS.get(Fault.of(error).code, "lost")),)
+            code = Fault.of(error).code
+            means: Meaning = "gone" if code == _UNKNOWN else "refused" if code in _REFUSED else "lost"
+            return () if is_cancel else (f.Means(means),)
         return (f.CancelAnswer("accepted"),) if is_cancel else _read_task(want, object_of(answer.get("result")))
 
 
