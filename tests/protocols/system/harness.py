@@ -294,7 +294,7 @@ async def token_refused_then_fresh(stage: Stage) -> None:
         return tokens[-1]
 
     try:
-        job = await _with_token(stage, "old", stage.start)
+        job = await _with_token("old", lambda: stage.start(Job(steps=20)))
         following = stage.follow(job, token=provide)
         with anyio.fail_after(40):
             async with anyio.create_task_group() as tasks:
@@ -303,7 +303,7 @@ async def token_refused_then_fresh(stage: Stage) -> None:
                 stage.accept_only("new")
                 await stage.cut()
         assert tokens == ["old", "new"]
-        stage.check(following, await _with_token(stage, "new", lambda: stage.ended(job)))
+        stage.check(following, await _with_token("new", lambda: stage.ended(job)))
     finally:
         stage.accept_only(TOKEN)
 
@@ -393,7 +393,7 @@ async def cancelled_too_late(stage: Stage) -> None:
 
 async def server_killed_and_restarted(stage: Stage) -> None:
     """The server is killed in the middle of the job and started again."""
-    job = await stage.start(Job(steps=12))
+    job = await stage.start(Job(steps=40))
     following = stage.follow(job, **({"stall_limit": 10} if stage.server.after_kill == "stalled" else {}))
     with anyio.fail_after(50):
         async with anyio.create_task_group() as tasks:
@@ -469,7 +469,7 @@ def headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {_SENT_TOKEN[-1]}"}
 
 
-async def _with_token(stage: Stage, token: str, work: Callable[[], Awaitable[Any]]) -> Any:
+async def _with_token(token: str, work: Callable[[], Awaitable[Any]]) -> Any:
     _SENT_TOKEN.append(token)
     try:
         return await work()

@@ -121,7 +121,7 @@ async def a_response_without_a_stream_is_400_and_is_polled(stage: Stage) -> None
 
 
 async def a_running_response_shows_no_text_in_its_state(stage: Stage) -> None:
-    job = await stage.start(Job(steps=20, pause=0.1))
+    job = await stage.start(Job(steps=60, pause=0.1))
     following = stage.follow(job)
 
     async def look(_: Any) -> None:
@@ -197,7 +197,7 @@ async def after_a_kill_it_says_in_progress_for_ever_and_a_cancel_is_404(stage: S
 
 async def a_stream_that_expires_is_polled_to_the_end_and_never_asked_again(stage: Stage) -> None:
     """The server keeps a stream for 10 minutes, so its door plays the refusal. The state brings the whole text."""
-    job = await stage.start(Job(steps=12))
+    job = await stage.start(Job(steps=20))
     following = stage.follow(job)
     expired = stage.folder / "no-stream"
     async with anyio.create_task_group() as tasks:
@@ -209,8 +209,8 @@ async def a_stream_that_expires_is_polled_to_the_end_and_never_asked_again(stage
         expired.unlink()
     stage.check(following, await stage.ended(job))
     *before, last = texts(following.updates)
-    assert last == ("replace", "".join(f"w{number} " for number in range(12)))
-    assert 3 <= len([text for op, text in before if op == "append"]) < 12
+    assert last == ("replace", "".join(f"w{number} " for number in range(20)))
+    assert 3 <= len([text for op, text in before if op == "append"]) < 20
     assert [update.kind for update in following.updates if isinstance(update, towline.Resynced)] == ["snapshot"]
 
 
@@ -255,7 +255,7 @@ RESILIENT = server("resilient")
 
 async def a_killed_server_runs_the_response_again_on_the_same_stream(stage: Stage) -> None:
     """One number is skipped, and the texts come again: `replace` begins them from empty."""
-    job = await stage.start(Job(steps=8))
+    job = await stage.start(Job(steps=20))
     following = stage.follow(job)
     with anyio.fail_after(50):
         async with anyio.create_task_group() as tasks:
