@@ -9,11 +9,13 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from towline.protocols._names import protocol_class
 from towline.protocols._recording import dump_line, load_lines
 
 ROOT = Path(__file__).parents[2]
@@ -75,3 +77,21 @@ def test_the_page_s_line_of_a_recording_is_one() -> None:
     (line,) = re.findall(r"^```json\n(.*?)\n```$", PAGE, re.MULTILINE | re.DOTALL)
     (read,) = load_lines([line])
     assert json.loads(dump_line(*read)) == json.loads(line)
+
+
+SERVERS = re.findall(r"^\|.*\[`(\w+)`\]\(protocols/(\w+)\.md\).*$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "page"), SERVERS)
+def test_the_table_of_servers_and_the_pages_fit_the_protocols(name: str, page: str) -> None:
+    kind = protocol_class(name)
+    (row,) = [line for line in PAGE.splitlines() if f"(protocols/{page}.md)" in line]
+    assert kind.promise in row
+    text = (ROOT / "docs" / "protocols" / f"{page}.md").read_text(encoding="utf-8")
+    assert f"**{kind.promise.capitalize()}**" in text
+    documented = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert documented >= {field.name for field in fields(kind)}
+
+
+def test_every_page_is_in_the_table() -> None:
+    assert {f"{page}.md" for _, page in SERVERS} == {path.name for path in (ROOT / "docs" / "protocols").iterdir()}

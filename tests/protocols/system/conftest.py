@@ -29,7 +29,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Serv
             environment = {"HOME": str(folder), "PYTHONPATH": str(PROGRAMS), **server.environment}
             process = Process([str(python), *server.command(port)], port, folder, environment)
             process.start()
-            started[title] = (process, folder, TALLIES.setdefault(title, Tally()))
+            started[title] = (process, folder, TALLIES.setdefault(title, Tally(server.allowed)))
         return started[title]
 
     yield run

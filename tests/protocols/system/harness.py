@@ -83,7 +83,7 @@ class Server:
       class of the outcome.
     - `late_cancel`, `early_cancel`: the answers to a cancel request.
     - `title`: names it in the printed line, if it is not the only one of its protocol.
-    - `may_lose`, `may_double`: what the protocol's promise allows, of the pieces of one following.
+    - `may_lose`, `may_double`: what the protocol's promise allows, of the pieces of one following; `allowed` in words.
     """
 
     name: str
@@ -97,6 +97,7 @@ class Server:
     late_cancel: str = "too_late"
     may_lose: bool = False
     may_double: int = 0
+    allowed: str = "nothing"
     environment: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
 
@@ -117,7 +118,10 @@ class Server:
 
 
 def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    except subprocess.TimeoutExpired as error:
+        raise NotInstalled(f"{' '.join(command[1:])}: took too long") from error
     if done.returncode:
         raise NotInstalled(f"{' '.join(command[1:])}: {done.stderr.strip()[-300:]}")
 
@@ -126,6 +130,7 @@ def _run(command: Sequence[str]) -> None:
 class Tally:
     """What a server's scenes did, and what was wrong with the updates. `repeated`: again after a killed process."""
 
+    allowed: str = ""
     scenes: int = 0
     cuts: int = 0
     kills: int = 0
@@ -137,7 +142,8 @@ class Tally:
 
     def line(self) -> str:
         """The counts as one line."""
-        return ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in asdict(self).items())
+        counts = [f"{name.replace('_', ' ')} {count}" for name, count in asdict(self).items() if name != "allowed"]
+        return f"{', '.join(counts)}; may be lost: {self.allowed}"
 
 
 class Stage:

@@ -79,6 +79,7 @@ def server(backend: str, after_kill: str, **environment: str) -> Server:
         after_kill=after_kill,
         late_cancel="accepted",
         may_lose=True,
+        allowed="status messages between two polls",
         environment=environment,
     )
 
