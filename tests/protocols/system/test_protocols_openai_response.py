@@ -44,12 +44,18 @@ async def record(url: str, job: str) -> Record:
 
 
 def pieces(updates: Sequence[Any]) -> list[str]:
-    """The words of the text as it is after the last update, with those that a `replace` has taken away."""
+    """The words that arrived. The whole text of a state replaces them."""
     got: list[str] = []
     for update in updates:
         if isinstance(update, towline.Output):
-            got = [*got, *update.value.split()] if update.op == "append" else update.value.split()
+            got = update.value.split() if update.op == "replace" and update.value else [*got, *update.value.split()]
     return got
+
+
+def pieces_of_last_run(updates: Sequence[Any]) -> list[str]:
+    """The words since the text last began from empty."""
+    begins = [place for place, update in enumerate(updates) if getattr(update, "op", "") == "replace"]
+    return pieces(updates[begins[-1] :]) if begins else []
 
 
 def server(*options: str) -> Server:
@@ -60,7 +66,7 @@ def server(*options: str) -> Server:
         start_job=start_job,
         protocol=lambda url, job, **fields: OpenAIResponse(job, url, **fields),
         record=record,
-        pieces=pieces,
+        pieces=pieces_of_last_run if options else pieces,
         after_kill="JobComplete" if options else "stalled",
     )
 
