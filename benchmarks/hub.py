@@ -38,9 +38,9 @@ HUB = """
 import sys, time
 from pathlib import Path
 import anyio
-from towline.server import Hub, Limits, serve
+from towline.server import Hub, HubLimits, serve
 
-hub = Hub(sys.argv[1], files=Path(sys.argv[2]), limits=Limits(running_jobs=64, calls=100_000))
+hub = Hub(sys.argv[1], files=Path(sys.argv[2]), limits=HubLimits(running_jobs=64, calls=100_000))
 
 @hub.job("count", path="/start")
 async def count(context, upload):

@@ -10,7 +10,7 @@ import anyio.to_thread
 import pytest
 
 import towline
-from towline.server import Hub, JobContext, Limits, Upload
+from towline.server import Hub, HubLimits, JobContext, Upload
 from towline.server.log._clients import REPLACED, Arrival, Clients
 from towline.statemachine import Policy
 from towline.testing import FaultProxy, controlled
@@ -28,7 +28,7 @@ async def waiting(context: JobContext, upload: Upload) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Hub:
-    hub = Hub(tmp_path / "hub.db", limits=Limits(ready_wait=0.3))
+    hub = Hub(tmp_path / "hub.db", limits=HubLimits(ready_wait=0.3))
     hub.job("waiting", path="/start")(waiting)
     return hub
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from interop.event_stream import Reader, Stream, followed, opened
 
-from towline.server import Hub, HubStorageError, JobContext, JobFailure, Lifetimes, Limits, Upload
+from towline.server import Hub, HubLimits, HubStorageError, JobContext, JobFailure, Lifetimes, Upload
 from towline.server.web._event_stream import read_id
 from towline.server.web._watcher import Advice
 
@@ -73,7 +73,7 @@ def hub_maker(request: pytest.FixtureRequest, folder: Path, log: str) -> MakeHub
         store = {"database": request.getfixturevalue("redis_url"), "prefix": uuid.uuid4().hex, "files": folder / "f"}
 
     def make(**options: Any) -> ShiftedHub:
-        hub = ShiftedHub(**store, **({"limits": Limits(calls=10**6), "lifetimes": Lifetimes(lease=0.2)} | options))
+        hub = ShiftedHub(**store, **({"limits": HubLimits(calls=10**6), "lifetimes": Lifetimes(lease=0.2)} | options))
         for function in (counting, rushing, lengthy):
             hub.job(function.__name__, path=f"/start/{function.__name__}")(function)
         return hub
@@ -270,7 +270,7 @@ def test_a_thousand_events(make_hub: MakeHub, serving: Any) -> None:
 
 
 def test_a_silent_job_has_comments(make_sqlite_hub: MakeHub, serving: Any) -> None:
-    hub = make_sqlite_hub(limits=Limits(comment_every=0.05))
+    hub = make_sqlite_hub(limits=HubLimits(comment_every=0.05))
     with serving(hub) as client:
         start(client, "counting", 1)
         with opened(client) as stream:
@@ -279,7 +279,7 @@ def test_a_silent_job_has_comments(make_sqlite_hub: MakeHub, serving: Any) -> No
             end_job(hub, client)
             stream.read()
         assert stream.seqs == [1, 2, 3]
-    assert Limits().comment_every == 15
+    assert HubLimits().comment_every == 15
 
 
 def test_a_stream_at_another_hub_of_the_same_log(request: pytest.FixtureRequest, tmp_path: Path, serving: Any) -> None:
@@ -369,7 +369,7 @@ def test_a_hub_that_is_killed(hub_process: Any) -> None:
 
 
 def test_a_client_that_goes_away_is_noticed(make_hub: MakeHub, serving: Any, eventually: Eventually) -> None:
-    hub = make_hub(limits=Limits(watchers=1))
+    hub = make_hub(limits=HubLimits(watchers=1))
     with serving(hub) as client:
         start(client, "counting", 3)
         with opened(client) as stream:
@@ -383,7 +383,7 @@ def test_a_client_that_goes_away_is_noticed(make_hub: MakeHub, serving: Any, eve
 
 
 def test_a_slow_reader_is_let_go_and_finds_everything(make_hub: MakeHub, serving: Any, eventually: Eventually) -> None:
-    hub = make_hub(limits=Limits(send_wait=0.3))
+    hub = make_hub(limits=HubLimits(send_wait=0.3))
     with serving(hub) as client:
         start(client, "lengthy", 4000)
         eventually(lambda: client.state()["status"] == "failed")
@@ -408,7 +408,7 @@ def test_a_slow_reader_is_let_go_and_finds_everything(make_hub: MakeHub, serving
 
 
 def test_a_log_that_fails_ends_the_stream_with_advice(make_sqlite_hub: MakeHub, serving: Any) -> None:
-    hub = make_sqlite_hub(limits=Limits(comment_every=0.05))
+    hub = make_sqlite_hub(limits=HubLimits(comment_every=0.05))
 
     async def broken(*arguments: Any) -> Any:
         raise HubStorageError("the disk is full")
@@ -506,7 +506,7 @@ def test_a_job_that_is_removed_under_a_stream(make_sqlite_hub: MakeHub, serving:
 
 
 def test_sockets_and_streams_share_their_limits(make_sqlite_hub: MakeHub, serving: Any) -> None:
-    hub = make_sqlite_hub(limits=Limits(watchers=1, sockets=2))
+    hub = make_sqlite_hub(limits=HubLimits(watchers=1, sockets=2))
     with serving(hub) as client:
         start(client, "counting", 3)
         with client.socket():
@@ -523,7 +523,7 @@ def test_sockets_and_streams_share_their_limits(make_sqlite_hub: MakeHub, servin
 
 
 def test_streams_have_the_rate_of_the_calls(make_sqlite_hub: MakeHub, serving: Any) -> None:
-    with serving(make_sqlite_hub(limits=Limits(calls=5))) as client:
+    with serving(make_sqlite_hub(limits=HubLimits(calls=5))) as client:
         start(client, "rushing", 3)
         refused = next(answer for answer in (get(client) for _ in itertools.count()) if answer.status_code != 200)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "12")
@@ -688,7 +688,7 @@ async def test_a_drained_stream_ends_with_advice(make_sqlite_hub: MakeHub) -> No
 @pytest.mark.anyio
 async def test_a_client_that_takes_nothing(make_sqlite_hub: MakeHub) -> None:
     """The answer is left unfinished where even its end is not taken, and the server cuts the connection."""
-    async with make_sqlite_hub(limits=Limits(send_wait=0.05)) as hub:
+    async with make_sqlite_hub(limits=HubLimits(send_wait=0.05)) as hub:
         server = await begun(hub, 3)
         server.wait_at = 3
         with anyio.fail_after(20):

@@ -17,7 +17,7 @@ import pytest
 
 import towline.blocking
 from towline import ForbiddenRequest
-from towline.server import Hub, HubStorageError, JobContext, JobFailure, Lifetimes, Limits, Upload, read_events
+from towline.server import Hub, HubLimits, HubStorageError, JobContext, JobFailure, Lifetimes, Upload, read_events
 from towline.server.pipelines._csv_import import MEDIA_TYPES, csv_import
 
 ROWS = b"title,author,isbn\n" + b"".join(b"Book %d,Somebody,9780306406157\n" % n for n in range(30))
@@ -123,7 +123,7 @@ class ShiftedHub(Hub):
 
 
 def make_hub(folder: Path, **options: Any) -> ShiftedHub:
-    options = {"limits": Limits(upload=100_000, ready_wait=0.3, starts=10_000)} | options
+    options = {"limits": HubLimits(upload=100_000, ready_wait=0.3, starts=10_000)} | options
     hub = ShiftedHub(folder / "hub.db", **options)
     hub.job("csv_import", path="/api/imports/csv", media_types=MEDIA_TYPES)(csv_import())
     for function in (large, linked, listing, failing, broken, absurd, waiting, blocking, *ODD, failing_over_a_name):
@@ -244,7 +244,7 @@ def test_a_client_that_speaks_late_is_told_nothing_twice(
 
 def test_a_silent_job_has_a_heartbeat(tmp_path: Path, gate: Gate, serving: Any, ready: Any, following: Any) -> None:
     """Pings between the events, as many as the silence is long, and none of them is an event."""
-    with serving(make_hub(tmp_path, limits=Limits(heartbeat=0.05))) as client:
+    with serving(make_hub(tmp_path, limits=HubLimits(heartbeat=0.05))) as client:
         start(client, "waiting", gate)
         with client.socket() as socket:
             ready(socket)
@@ -501,7 +501,7 @@ def test_an_owner_has_a_quota(tmp_path: Path, gate: Gate, serving: Any) -> None:
         headers = {"content_type": "application/octet-stream", "x_user": user}
         return client.start(gate.name.encode(), "/start/waiting", **headers)
 
-    with serving(make_hub(tmp_path, authorize=by_header, limits=Limits(jobs_of_owner=2))) as client:
+    with serving(make_hub(tmp_path, authorize=by_header, limits=HubLimits(jobs_of_owner=2))) as client:
         assert [post(client, "ann").status_code for _ in range(3)] == [202, 202, 429]
         assert post(client, "ann").headers["retry-after"] == "30"
         assert post(client, "bob").status_code == 202
@@ -512,7 +512,7 @@ def test_an_owner_has_a_quota(tmp_path: Path, gate: Gate, serving: Any) -> None:
 
 def test_a_repeated_start_needs_no_room(tmp_path: Path, gate: Gate, serving: Any) -> None:
     """Its answer was lost, and its job is among those that the owner has."""
-    with serving(make_hub(tmp_path, limits=Limits(jobs_of_owner=1))) as client:
+    with serving(make_hub(tmp_path, limits=HubLimits(jobs_of_owner=1))) as client:
         call = {"path": "/start/waiting", "content_type": "application/octet-stream"}
         assert client.start(gate.name.encode(), idempotency_key="k", **call).status_code == 202
         first = client.job
@@ -522,7 +522,7 @@ def test_a_repeated_start_needs_no_room(tmp_path: Path, gate: Gate, serving: Any
 
 
 def test_starts_and_calls_have_a_rate(tmp_path: Path, serving: Any) -> None:
-    with serving(make_hub(tmp_path, limits=Limits(starts=2, calls=5))) as client:
+    with serving(make_hub(tmp_path, limits=HubLimits(starts=2, calls=5))) as client:
         answers = [client.start(ROWS) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [202, 202, 429]
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 30
@@ -534,7 +534,7 @@ def test_starts_and_calls_have_a_rate(tmp_path: Path, serving: Any) -> None:
 
 def test_a_rate_does_not_hang_on_the_wall_clock(tmp_path: Path, serving: Any) -> None:
     """A clock that is set back an hour shuts nobody out for that hour."""
-    hub = make_hub(tmp_path, limits=Limits(starts=1000, calls=1000))
+    hub = make_hub(tmp_path, limits=HubLimits(starts=1000, calls=1000))
     with serving(hub) as client:
         client.start(ROWS)
         client.state()
@@ -694,7 +694,7 @@ def test_a_job_is_gone_after_its_time(tmp_path: Path, serving: Any, eventually: 
 def test_a_socket_that_is_behind_when_its_job_is_removed(
     tmp_path: Path, gate: Gate, serving: Any, following: Any
 ) -> None:
-    hub = make_hub(tmp_path, lifetimes=Lifetimes(result=1), limits=Limits(ready_wait=600))
+    hub = make_hub(tmp_path, lifetimes=Lifetimes(result=1), limits=HubLimits(ready_wait=600))
     with serving(hub) as client:
         start(client, "waiting", gate)
         with client.socket() as socket:
@@ -868,7 +868,7 @@ def test_a_socket_that_comes_while_the_hub_stops(tmp_path: Path, serving: Any) -
 
 
 def test_too_many_watchers(tmp_path: Path, gate: Gate, serving: Any) -> None:
-    with serving(make_hub(tmp_path, limits=Limits(watchers=1, sockets=2))) as client:
+    with serving(make_hub(tmp_path, limits=HubLimits(watchers=1, sockets=2))) as client:
         start(client, "waiting", gate)
         path = f"/ws/progress?jobId={client.job}"
         with client.socket():

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from towline import InvalidArgument
-from towline.server import Hub, JobContext, Limits, Upload
+from towline.server import Hub, HubLimits, JobContext, Upload
 
 pytestmark = pytest.mark.anyio
 
@@ -135,7 +135,7 @@ async def test_a_refusal_is_logged_with_its_reason(
 
 
 async def test_limits_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    hub = make_hub(tmp_path, limits=Limits(starts=1, upload=10))
+    hub = make_hub(tmp_path, limits=HubLimits(starts=1, upload=10))
     async with hub, calling(hub) as client:
         assert (await client.post("/start", content=b"x" * 100, headers=RAW)).status_code == 413
         assert (await client.post("/start", content=b"x", headers=RAW)).status_code == 429
@@ -173,8 +173,8 @@ def test_sockets_leave_descriptors_for_everything_else(hub_process: Any) -> None
 
 SLOW = """
 import sys
-from towline.server import Hub, Limits, serve
-hub = Hub(sys.argv[2], limits=Limits(send_wait=0.3))
+from towline.server import Hub, HubLimits, serve
+hub = Hub(sys.argv[2], limits=HubLimits(send_wait=0.3))
 @hub.job("lengthy", path="/start")
 async def lengthy(context, upload):
     for done in range(1, 4001):

@@ -24,9 +24,9 @@ DIVISOR = int(os.environ.get("TOWLINE_SOAK_DIVISOR", "1"))
 #: A hub that limits nobody: what is to be shown here is the client's.
 AMPLE_HUB = """
 import sys
-from towline.server import Hub, Limits, csv_import, serve
+from towline.server import Hub, HubLimits, csv_import, serve
 ample = 10**9
-limits = Limits(
+limits = HubLimits(
     running_jobs=1000, starts=ample, calls=ample, jobs_of_owner=ample, watchers=ample, idle_attempts=1000
 )
 hub = Hub(sys.argv[2], limits=limits, accept_rate=20)

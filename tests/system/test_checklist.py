@@ -42,7 +42,7 @@ from towline.transport import Endpoint
 ROOT = Path(__file__).parents[2]
 HUB = f"""
 import importlib.util, pathlib, sys
-from towline.server import Hub, Limits, csv_import, serve
+from towline.server import Hub, HubLimits, csv_import, serve
 
 def load(name):
     spec = importlib.util.spec_from_file_location(name, pathlib.Path({str(ROOT)!r}, "examples", f"{{name}}.py"))
@@ -50,7 +50,7 @@ def load(name):
     spec.loader.exec_module(module)
     return module
 
-hub = Hub(sys.argv[2], limits=Limits(running_jobs=1))
+hub = Hub(sys.argv[2], limits=HubLimits(running_jobs=1))
 hub.job("csv_import", path="/api/imports/csv", media_types=("text/csv",))(csv_import(row_delay=float(sys.argv[3])))
 enrichment = load("batch_enrichment")
 catalogue = enrichment.load_catalogue(pathlib.Path({str(ROOT)!r}, "towline", "cli", "books.csv"))

@@ -8,14 +8,14 @@ from functools import cache
 import pytest
 
 from towline._exceptions import InvalidArgument
-from towline.testing import ALGORITHMS, Algorithm, Outcome, Scene, crowd
+from towline.testing import ALGORITHMS, Algorithm, CrowdResult, Scene, crowd
 
 BY_NAME = {algorithm.name: algorithm for algorithm in ALGORITHMS}
 HERD = 1000
 
 
 @cache
-def herd(name: str, outage: float = 10.0) -> Outcome:
+def herd(name: str, outage: float = 10.0) -> CrowdResult:
     """A tenth of the herd of 10,000 at 200 a second: all shares are the same."""
     return crowd(BY_NAME[name], Scene(outage=outage, accepts=20), clients=HERD, seed=1)
 
@@ -74,7 +74,7 @@ def test_a_flapping_server_is_dialled_at_most_ten_times_a_minute() -> None:
 
 
 def test_a_seed_gives_the_same_run_and_another_another() -> None:
-    def run(seed: int) -> Outcome:
+    def run(seed: int) -> CrowdResult:
         return crowd(BY_NAME["towline patient"], Scene(outage=10.0, accepts=20), clients=200, seed=seed)
 
     assert run(3) == run(3)

@@ -36,10 +36,10 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """`towline simulate`."""
-    from ..testing import ALGORITHMS, Outcome, Scene, crowd
+    from ..testing import ALGORITHMS, CrowdResult, Scene, crowd
 
     flapping = scenario is Scenario.FLAP
-    outcomes: list[Outcome] = []
+    outcomes: list[CrowdResult] = []
     try:
         scene = Scene(outage=outage, accepts=accepts, flapping=flapping, horizon=300.0 if flapping else 1800.0)
         for algorithm in ALGORITHMS:

@@ -7,9 +7,9 @@ from .._exceptions import HubStorageError, JobFailure
 from ._hub import StartedJob
 from ._jobs import Dispatch, JobContext, JobFunction, Result, Upload
 from ._serve import serve
-from ._settings import Lifetimes, Limits
+from ._settings import HubLimits, Lifetimes
 from ._statistics import HubStatistics
-from .log._sqlite import LoggedEvent, read_events
+from .log._sqlite import StoredEvent, read_events
 from .pipelines._csv_import import csv_import, read_books
 from .pipelines._results import (
     PIPELINES,
@@ -35,6 +35,7 @@ __all__ = [
     "Dispatch",
     "EnrichedBook",
     "Hub",
+    "HubLimits",
     "HubStatistics",
     "HubStorageError",
     "ImportedBook",
@@ -42,12 +43,11 @@ __all__ = [
     "JobFailure",
     "JobFunction",
     "Lifetimes",
-    "Limits",
-    "LoggedEvent",
     "RejectedRow",
     "Result",
     "ScannedBook",
     "StartedJob",
+    "StoredEvent",
     "Upload",
     "csv_import",
     "loopback_only",

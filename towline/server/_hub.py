@@ -39,7 +39,7 @@ from ._files import (
 )
 from ._jobs import Dispatch, JobFunction, Runner
 from ._keeping import DAY, check_match, look_at_clock, match_files
-from ._settings import Lifetimes, Limits, Pipeline
+from ._settings import HubLimits, Lifetimes, Pipeline
 from ._statistics import Counters, HubStatistics
 from ._tokens import Tokens
 from .log._base import EventLog, Job, Missing, Request
@@ -87,7 +87,7 @@ class HubWork(AsyncContextManagerMixin):
         files: Path | None = None,
         prefix: str | None = None,
         authorize: Authorize = loopback_only,
-        limits: Limits | None = None,
+        limits: HubLimits | None = None,
         lifetimes: Lifetimes | None = None,
         token_in_query: bool = False,
         subprotocol: str = "towline",
@@ -107,7 +107,7 @@ class HubWork(AsyncContextManagerMixin):
             raise InvalidArgument("files", "hubs that share a log need a folder they share")
         self.files: Final = files or Path(f"{database}.files")
         self.authorize: Final = authorize
-        self.limits: Final = limits or Limits()
+        self.limits: Final = limits or HubLimits()
         self.token_in_query: Final = token_in_query
         self.subprotocol: Final = subprotocol
         self._lifetimes = lifetimes or Lifetimes()

@@ -29,7 +29,7 @@ from msgspec import UNSET, Struct
 from .._exceptions import HubStorageError, JobFailure
 from .._tasks import Tasks
 from ._files import UPLOAD_FILE, UPLOAD_NAME_FILE, clear_job_folder, keep_result
-from ._settings import Limits
+from ._settings import HubLimits
 from ._statistics import Counters
 from .log._base import Entry, EventLog, Job
 from .log._drafts import Draft, completed, completed_by_url, failed, progressed, result_url, started
@@ -190,7 +190,7 @@ class Runner:
         functions: Mapping[str, JobFunction],
         dispatches: Mapping[str, Dispatch],
         *,
-        limits: Limits,
+        limits: HubLimits,
         counters: Counters,
         lease: float,
         base_path: str,

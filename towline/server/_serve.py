@@ -35,7 +35,7 @@ logger: Final = logging.getLogger("towline.server")
 _PING_EVERY: Final = 20.0
 _PONG_WITHIN: Final = 20.0
 _STOP_WITHIN: Final = 5
-#: TCP_USER_TIMEOUT as a multiple of `Limits.send_wait`. A server's `close` waits for a peer that takes nothing, and
+#: TCP_USER_TIMEOUT as a multiple of `HubLimits.send_wait`. A server's `close` waits for a peer that takes nothing, and
 #: keeps its file descriptor, so the system ends the connection (RFC 5482, tcp(7)). It also finds a peer that is gone
 #: without a word, which an event stream cannot ping.
 _TAKEN_WITHIN: Final = 2

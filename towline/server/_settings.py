@@ -17,7 +17,7 @@ class Pipeline:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class HubLimits:
     """Bounds of one hub. Sizes are in bytes, times in seconds.
 
     Raises `InvalidArgument` for a bound that is not above zero.
@@ -66,7 +66,7 @@ class Lifetimes:
         _check_positive(self)
 
 
-def _check_positive(settings: Limits | Lifetimes) -> None:
+def _check_positive(settings: HubLimits | Lifetimes) -> None:
     for item in fields(settings):
         if not getattr(settings, item.name) > 0:
             raise InvalidArgument(item.name, "must be above zero")

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from .._exceptions import HubStorageError, InvalidArgument, JobEnded, JobFailure
-from ._settings import Limits
+from ._settings import HubLimits
 from .log._base import ENDS, Job
 from .log._drafts import Draft, completed, completed_by_url, failed, progressed, result_url, started
 from .log._redis_store import RedisStore
@@ -117,7 +117,7 @@ class Reporter:
         draft = completed(self.pipeline, fields)
         if len(draft.payload) > _MAX_RESULT:
             raise InvalidArgument("result", f"it has more than {_MAX_RESULT} bytes")
-        if len(draft.payload) > Limits().inline_result:
+        if len(draft.payload) > HubLimits().inline_result:
             by_url = completed_by_url(self.pipeline, result_url(self._base_path, self.job_id))
             draft = Draft(by_url.type, by_url.payload, draft.change)
         self._report(draft)

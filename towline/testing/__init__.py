@@ -8,10 +8,10 @@ from ._clocks import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_ba
 from ._conformance import Finding, ProtocolReport, check_protocol
 from ._controlled import controlled
 from ._cover import cover
-from ._crowd import ALGORITHMS, Algorithm, Outcome, Scene, crowd
+from ._crowd import ALGORITHMS, Algorithm, CrowdResult, Scene, crowd
 from ._rehearsal import Detour, Rehearsal, RehearsalEntry, rehearse
 from ._storm_script import AnyStep, RandomSteps, StormScript
-from .memory._network import Dial, MemoryNetwork, NoAnswer, Reach, Unreachable
+from .memory._network import DialRecord, MemoryNetwork, NoAnswer, Reach, Unreachable
 from .memory._scripted_job import LoggedEvent, ScriptedJob
 from .memory._scripted_server import Answer, Call, Drop, Hang, Reaction, Request, ScriptedServer
 from .memory._server_socket import Accept, ServerSocket
@@ -26,8 +26,9 @@ __all__ = [
     "Answer",
     "AnyStep",
     "Call",
+    "CrowdResult",
     "Detour",
-    "Dial",
+    "DialRecord",
     "Direction",
     "Drop",
     "Ending",
@@ -39,7 +40,6 @@ __all__ = [
     "MemoryNetwork",
     "MessageFault",
     "NoAnswer",
-    "Outcome",
     "ProtocolReport",
     "ProxyStatistics",
     "RandomSteps",

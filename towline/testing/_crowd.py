@@ -129,7 +129,7 @@ ALGORITHMS: Final = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CrowdResult:
     """The result of a crowd's run.
 
     `dials` counts attempts per second; `busiest` is the largest second's share of the clients. `at_cap` is the share of
@@ -296,7 +296,7 @@ class _Towline:
         return expire
 
 
-def crowd(algorithm: Algorithm, scene: Scene, *, clients: int = 10_000, seed: int = 1) -> Outcome:
+def crowd(algorithm: Algorithm, scene: Scene, *, clients: int = 10_000, seed: int = 1) -> CrowdResult:
     """Run a crowd of clients through a scene."""
     if clients < 1:
         raise InvalidArgument("clients", "must be at least 1")
@@ -329,7 +329,7 @@ def crowd(algorithm: Algorithm, scene: Scene, *, clients: int = 10_000, seed: in
     gave_up = sum(client.gave_up for client in crowd_clients)
     back = [client.back_at for client in crowd_clients]
     minutes = sorted(_busiest_minute(client.dialled) for client in crowd_clients)
-    return Outcome(
+    return CrowdResult(
         algorithm=algorithm.name,
         clients=clients,
         dials=dict(sorted(dials.items())),

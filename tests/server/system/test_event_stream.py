@@ -8,7 +8,7 @@ import pytest
 from interop.event_stream import followed, opened
 from interop.proxies import PROXIES, Proxy
 
-from towline.server import Hub, JobContext, Limits, Upload
+from towline.server import Hub, HubLimits, JobContext, Upload
 
 STEPS = 5
 
@@ -28,7 +28,7 @@ def test_a_proxy_passes_each_event_on_at_once(
     """A proxy that buffers would show the first step only after the last, and this test would wait for ever."""
     if (missing := proxy.missing()) is not None:
         pytest.skip(missing)
-    hub = Hub(tmp_path / "hub.db", limits=Limits(comment_every=0.2))
+    hub = Hub(tmp_path / "hub.db", limits=HubLimits(comment_every=0.2))
     hub.job("stepping", path="/start")(stepping)
     with serving(hub) as client:
         assert client.start(b"x", "/start", content_type="application/octet-stream").status_code == 202

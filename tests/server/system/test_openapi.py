@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 
-from towline.server import Hub, Limits, csv_import
+from towline.server import Hub, HubLimits, csv_import
 
 EXAMPLES = 60
 
@@ -20,7 +20,7 @@ def test_no_call_breaks_the_hub_or_its_word(tmp_path: Path, serving: Any) -> Non
     schemathesis = pytest.importorskip("schemathesis")
     from schemathesis import checks
 
-    hub = Hub(tmp_path / "hub.db", limits=Limits(starts=10**6, calls=10**6, jobs_of_owner=10**6))
+    hub = Hub(tmp_path / "hub.db", limits=HubLimits(starts=10**6, calls=10**6, jobs_of_owner=10**6))
     hub.job("csv_import", path="/api/imports/csv", media_types=("text/csv",))(csv_import())
     with serving(hub) as client:
         client.start(b"title,author\na,b\n")

@@ -25,8 +25,8 @@ app.job("csv_import", path="/api/imports/csv", media_types=("text/csv",))(csv_im
 """
 MOUNTED = """
 from contextlib import asynccontextmanager
-from towline.server import Hub, Limits, csv_import
-hub = Hub("hub.db", base_path="/jobs", limits=Limits(inline_result=100))
+from towline.server import Hub, HubLimits, csv_import
+hub = Hub("hub.db", base_path="/jobs", limits=HubLimits(inline_result=100))
 hub.job("csv_import", path="/api/imports/csv", media_types=("text/csv",))(csv_import(row_delay=0.005))
 @asynccontextmanager
 async def lifespan(app):

@@ -508,7 +508,7 @@ def _read_events(connection: sqlite3.Connection, job_id: str, after: int, limit:
     return [Event(*row) for row in connection.execute(_SELECT_EVENTS, (job_id, after, limit))]
 
 
-class LoggedEvent(NamedTuple):
+class StoredEvent(NamedTuple):
     """One event as the log holds it; `timestamp` is in milliseconds since 1970, `payload` as it went to clients."""
 
     seq: int
@@ -518,7 +518,7 @@ class LoggedEvent(NamedTuple):
     payload: dict[str, Any]
 
 
-def read_events(database: Path, job_id: str) -> list[LoggedEvent]:
+def read_events(database: Path, job_id: str) -> list[StoredEvent]:
     """Read a job's whole log from the hub's database, which may be in use: to check what a client says it saw.
 
     Raises `HubStorageError` where the database cannot be read; a job that is not there has no events.
@@ -529,7 +529,7 @@ def read_events(database: Path, job_id: str) -> list[LoggedEvent]:
         with closing(_connect(database, timeout=5)) as connection:
             connection.execute("PRAGMA query_only = ON")
             return [
-                LoggedEvent(event.seq, event.epoch, event.type, event.timestamp, msgspec.json.decode(event.payload))
+                StoredEvent(event.seq, event.epoch, event.type, event.timestamp, msgspec.json.decode(event.payload))
                 for event in _read_events(connection, job_id, 0, _NO_LIMIT)
             ]
     except sqlite3.Error as error:

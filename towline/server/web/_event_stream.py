@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ...protocols.wire.messages import Ready
-from .._settings import Limits
+from .._settings import HubLimits
 from .._statistics import Counters
 from ..log._base import Bell, Event, EventLog, Job
 from ._watcher import Advice, PeerGone, Watcher
@@ -45,7 +45,7 @@ class StreamWatcher(Watcher):
     """Serves one event stream."""
 
     def __init__(
-        self, ready: Ready, job: Job, log: EventLog, limits: Limits, counters: Counters, now: Callable[[], int]
+        self, ready: Ready, job: Job, log: EventLog, limits: HubLimits, counters: Counters, now: Callable[[], int]
     ) -> None:
         super().__init__(job, log, limits, counters, now, limits.comment_every)
         self._ready = ready

@@ -12,7 +12,7 @@ from msgspec import Struct
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from ...protocols.wire.messages import PingFrame, Ready, encode
-from .._settings import Limits
+from .._settings import HubLimits
 from .._statistics import Counters
 from ..log._base import Bell, Event, EventLog, Job
 from ..log._clients import REPLACED, Arrival
@@ -34,7 +34,13 @@ class SocketWatcher(Watcher):
     """Serves one accepted upgrade."""
 
     def __init__(
-        self, websocket: WebSocket, job: Job, log: EventLog, limits: Limits, counters: Counters, now: Callable[[], int]
+        self,
+        websocket: WebSocket,
+        job: Job,
+        log: EventLog,
+        limits: HubLimits,
+        counters: Counters,
+        now: Callable[[], int],
     ) -> None:
         super().__init__(job, log, limits, counters, now, limits.heartbeat)
         self._websocket = websocket

@@ -20,7 +20,7 @@ import anyio
 
 from ..._exceptions import HubStorageError
 from ...protocols.wire.messages import VERSION, Ready, ReadyAckFrame, encode
-from .._settings import Limits
+from .._settings import HubLimits
 from .._statistics import Counters
 from ..log._base import Bell, Event, EventLog, Job
 
@@ -67,7 +67,7 @@ class Watcher(ABC):
     """
 
     def __init__(
-        self, job: Job, log: EventLog, limits: Limits, counters: Counters, now: Callable[[], int], silence: float
+        self, job: Job, log: EventLog, limits: HubLimits, counters: Counters, now: Callable[[], int], silence: float
     ) -> None:
         self._job = job
         self._log = log

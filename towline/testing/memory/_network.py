@@ -44,7 +44,7 @@ Fate: TypeAlias = Reach | Unreachable | NoAnswer
 
 
 @dataclass(slots=True)
-class Dial:
+class DialRecord:
     """One call of `connect`: its time (on the loop's clock), its target, and its result."""
 
     at: float
@@ -64,7 +64,7 @@ class MemoryNetwork(Network, AsyncContextManagerMixin):
     def __init__(self, serve: Callable[[MemoryLink], Awaitable[None]]) -> None:
         super().__init__(allow_insecure=True)
         self.weather: Fate = Reach()
-        self.dials: list[Dial] = []
+        self.dials: list[DialRecord] = []
         self._serve = serve
         self._script: list[Fate] = []
         self._links: set[MemoryLink] = set()
@@ -103,7 +103,7 @@ class MemoryNetwork(Network, AsyncContextManagerMixin):
         if self._tasks is None:
             raise RuntimeError("the memory network is not running: enter it with `async with`")
         fate = self._script.pop(0) if self._script else self.weather
-        dial = Dial(anyio.current_time(), endpoint.host, endpoint.port, fate)
+        dial = DialRecord(anyio.current_time(), endpoint.host, endpoint.port, fate)
         self.dials.append(dial)
         self._dial_started.set()
         self._dial_started = anyio.Event()
