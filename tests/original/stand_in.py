@@ -2,7 +2,7 @@
 
     async with StandIn("newest-batch") as server:
         server.start()
-        async with Connection(URL, job=JOB, token=server.token, token_in_query=True, network=server.network) as line:
+        async with Connection(Bookstrack(URL, JOB), token=server.token, network=server.network) as line:
             await line.result()
         assert server.complaints == []
 

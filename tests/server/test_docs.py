@@ -11,7 +11,7 @@ import httpx
 import pytest
 import uvicorn
 
-from towline import Templates
+from towline.protocols import Towline
 
 PAGE = Path(__file__).parents[2] / "docs" / "hub.md"
 
@@ -41,8 +41,9 @@ def test_the_program_of_the_page(
             assert outcome.code == "NOT_A_NUMBER"
             with httpx.Client() as other:
                 described = other.get(f"http://127.0.0.1:{port}/jobs/openapi.json").json()
-            calls = Templates()
-            paths = (calls.job_state, calls.token_refresh, calls.cancel, calls.result)
+            calls = Towline("wss://hub/ws/progress", "j")
+            assert calls.events_path is not None
+            paths = (calls.state_path, calls.refresh_path, calls.cancel_path, calls.result_path, calls.events_path)
             told = {path.replace("{job}", "{job_id}") for path in paths}
             assert {"/api/sum", *told} <= set(described["paths"])
     finally:

@@ -172,7 +172,7 @@ class Codec:
         Raises `MalformedMessage` for an HTML page.
         """
         if data.lstrip().startswith(b"<"):
-            raise MalformedMessage("cancel", "$", "it is an HTML page: check the path of the cancel call (templates=)")
+            raise MalformedMessage("cancel", "$", "it is an HTML page: check the path of the cancel call (cancel_path=)")
         try:
             value = unwrapped(self._load(data), "result", "status")
         except ValueError:
