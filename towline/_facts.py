@@ -249,13 +249,24 @@ class Value(_Value, frozen=True, gc=False):
     value: Any
 
 
+class Ask(_Value, frozen=True, gc=False):
+    """The state is known, and the answer to `want` completes it: a result or a reason that another call has.
+
+    Without that answer the other facts stand.
+    """
+
+    want: GetResult
+
+
 class Means(_Value, frozen=True, gc=False):
     """What the answer or the close means. Without this fact the engine's own table decides."""
 
     what: Meaning
 
 
-Fact: TypeAlias = Item | Snapshot | Ended | InStep | Replaying | Send | Wait | CancelAnswer | NewToken | Value | Means
+Fact: TypeAlias = (
+    Item | Snapshot | Ended | InStep | Replaying | Send | Wait | CancelAnswer | NewToken | Value | Ask | Means
+)
 
 #: The facts about the job itself; the rest is about the connection.
 JOB_FACTS: Final = (Item, Snapshot, Ended, InStep, Replaying)
@@ -281,6 +292,8 @@ class Protocol(typing.Protocol):
     - `token_of_job`: true if each job has its own token. Then there must be one, and a store keeps it.
     - `api_origin`: another origin that requests and the token may go to.
     - `require_state`: refuse a server that has no state of the job.
+    - `replays_end`: a new link shows what came before the end. So an end that only the state call knows waits until
+      one has.
     """
 
     @property

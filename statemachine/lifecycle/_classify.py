@@ -50,10 +50,14 @@ class Place(Enum):
 
 
 class AskState(Struct, frozen=True):
-    """Fetch the job's state once to decide. If the job has not ended: `otherwise`, or `gone` for 404 or 410."""
+    """Fetch the job's state once to decide. If the job has not ended: `otherwise`, or `gone` for 404 or 410.
+
+    `is_complete`: the link has shown everything before the end.
+    """
 
     otherwise: Lost | Refused
     gone: Refused | None = None
+    is_complete: bool = False
 
 
 class Unavailable(Struct, frozen=True):

@@ -36,7 +36,7 @@ from towline.engine.reader import Reader
 from towline.engine.sequence.findings import End, Finding
 from towline.engine.settings import Settings
 from towline.protocols.towline import Towline
-from towline.sources import UnusableAnswer
+from towline.sources import ResponseEnded, UnusableAnswer
 from towline.statemachine import (
     Advice,
     AnyEvent,
@@ -85,6 +85,7 @@ class Failing:
         self.retry: float | None = None
         self.want: Follow | None = Follow("websocket", Mark("m"))
         self.held_end: End | None = None
+        self.awaited_end: End | None = None
         self.answer: Lost | Refused | End = END
         self.asked: list[AskState] = []
         self.did: list[tuple[str, object]] = []
@@ -97,6 +98,7 @@ class Failing:
             renewable=lambda: self.renewable,
             answered=lambda: self.answered,
             held_end=self._take_held_end,
+            awaited_end=lambda: self.awaited_end,
             end_of=lambda facts: End((), next(fact.outcome for fact in facts if isinstance(fact, Ended))),
             ask_state=self._ask_state,
             act=self._act,
@@ -325,7 +327,25 @@ async def test_an_end_of_the_stream_that_ends_the_job_is_looked_up_in_the_state(
     one = failing(protocol=saying(Means("ended")))
     error = ConnectionClosed(1000)
     assert await one.fail(error, Place.SOCKET) == [("act in 3", END)]
+    cause = cause_of(error, Place.SOCKET)
+    assert one.asked == [AskState(otherwise=Lost(cause=cause), gone=Refused(reason="gone", cause=cause))]
+
+
+async def test_a_message_that_says_that_the_job_has_ended_came_after_everything_else(failing: Make) -> None:
+    one = failing()
+    await one.failures.meant("ended", Link(3))
+    assert [meaning.is_complete for meaning in one.asked] == [True]
+
+
+async def test_an_ordinary_end_of_a_response_asks_the_state_and_may_prove_an_end(failing: Make) -> None:
+    one, error = failing(protocol=saying()), ResponseEnded("the server ended the response")
+    assert await one.fail(error, Place.SOCKET) == [("act in 3", END)]
     assert one.asked == [AskState(otherwise=Lost(cause=cause_of(error, Place.SOCKET)))]
+    other = failing(protocol=saying())
+    other.awaited_end = held = End((), JobCancelled(job="j1"))
+    assert await other.fail(ConnectionBroken("cut"), Place.SOCKET) != [("act in 3", held)]
+    other.did.clear()
+    assert await other.fail(error, Place.SOCKET) == [("act in 3", held)]
 
 
 async def test_an_end_in_an_answer_stands(failing: Make) -> None:

@@ -174,7 +174,7 @@ def _row(name: str) -> tuple[str, str, str, str]:
 
 def _example(kind: Any, **changes: Any) -> Protocol:
     """A protocol of this class, whose values do not matter."""
-    needed = {field.name: None for field in fields(kind) if field.default is field.default_factory is MISSING}
+    needed = {field.name: "x" for field in fields(kind) if field.default is field.default_factory is MISSING}
     return _checked(kind.__name__, kind(**{**needed, "url": "https://server.example/", "job": "job", **changes}))
 
 

@@ -103,7 +103,8 @@ class Engine:
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self.recorder = Recorder(settings.policy)
-        self.sequencer = Sequencer(settings.job, cursor=cursor)
+        replays_end = getattr(settings.protocol, "replays_end", False)
+        self.sequencer = Sequencer(settings.job, cursor=cursor, replays_end=replays_end)
         self._tasks = tasks
         self._lifecycle = lifecycle
         self._cursor = cursor
@@ -185,6 +186,7 @@ class Engine:
             renewable=lambda: self.tokens.renewable,
             answered=lambda: self.looks.answered,
             held_end=self.sequencer.held_end,
+            awaited_end=self.sequencer.awaited_end,
             end_of=self.sequencer.look,
             ask_state=self.looks.ask_state,
             act=self.publisher.act,

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from .._exceptions import ProtocolFailed, TowlineError, UnexpectedFailure
 from .._facts import Ended, Fact, Follow, GetState, Meaning, Means, Want
-from ..sources import UnusableAnswer, received_of
+from ..sources import ResponseEnded, UnusableAnswer, received_of
 from ..statemachine import (
     Advice,
     AnyEvent,
@@ -40,7 +40,8 @@ class Failures:
     - `want` is what the current link was asked for.
     - `path_up`, `renewable` and `answered` are facts: a network path is there, a token can be renewed, the state call
       has worked before.
-    - `held_end` returns the end that a state reported during a replay, once; `end_of` the end in an answer.
+    - `held_end` returns the end that a state reported during a replay, once; `awaited_end` the end that waited for a
+      link which has now ended in order; `end_of` the end in an answer.
     - `retry` is the wait that the server asked for on this link; `forget_cursor` starts the next attempt without it.
     - `ask_state` decides by the job's state; `act` turns a finding into an event; `skip_state` syncs without a state.
     """
@@ -49,6 +50,7 @@ class Failures:
         "_act",
         "_answered",
         "_ask_state",
+        "_awaited_end",
         "_end_of",
         "_forget_cursor",
         "_held_end",
@@ -75,6 +77,7 @@ class Failures:
         renewable: Callable[[], bool],
         answered: Callable[[], bool],
         held_end: Callable[[], End | None],
+        awaited_end: Callable[[], End | None],
         end_of: Callable[[tuple[Fact, ...]], Finding],
         ask_state: Callable[[AskState], Awaitable[Lost | Refused | End]],
         act: Callable[[Finding, int], object],
@@ -91,6 +94,7 @@ class Failures:
         self._renewable = renewable
         self._answered = answered
         self._held_end = held_end
+        self._awaited_end = awaited_end
         self._end_of = end_of
         self._ask_state = ask_state
         self._act = act
@@ -113,8 +117,10 @@ class Failures:
             # Without its traceback, which would keep the attempt's objects alive.
             self.last = error.with_traceback(None)
         held = self._held_end() if place is Place.SOCKET else None
+        if held is None and place is Place.SOCKET and isinstance(error, ResponseEnded):
+            held = self._awaited_end()
         if held is not None:
-            # The replay broke off, but a state had reported the end already.
+            # A state had reported the end already: the replay broke off, or a stream showed that nothing is missing.
             self._act(held, generation)
             return
         facts = self._read(error, place)
@@ -176,6 +182,10 @@ class Failures:
             case "gone":
                 meaning = Refused(reason="gone", cause=cause, by_fetch=by_fetch)
             case "ended":
+                gone = Refused(reason="gone", cause=cause)
+                meaning = AskState(otherwise=Lost(cause=cause), gone=gone, is_complete=error is None)
+            case None if isinstance(error, ResponseEnded):
+                # Many servers end a stream so when the job has ended. Ask before the next link: it may end at once.
                 meaning = AskState(otherwise=Lost(cause=cause))
             case None if place is Place.SOCKET and isinstance(error, UnusableAnswer) and error.status in _GONE:
                 # A poll. Once one has worked, the job was there; before, it may not have been stored yet.

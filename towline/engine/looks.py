@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 import anyio
 
 from .._exceptions import DeadlineExceeded, NetworkError, StateUnreachable, TowlineError, UnexpectedResponse
-from .._facts import Ended, Fact, GetState, Numbered
+from .._facts import Ask, Ended, Fact, GetResult, GetState, Numbered
 from .._secret import Secret
 from .._tasks import Tasks, failure_of
 from .._updates import AnyUpdate, Stalled
@@ -32,6 +32,9 @@ RETRIED: Final = frozenset({408, 425, 429}) | frozenset(range(500, 600))
 #: The largest state, in bytes.
 MAX_STATE: Final = 16 << 20
 
+#: After so many temporary failures a state counts without the call that completes it.
+_INCOMPLETE: Final = 4
+
 #: The facts of a state call.
 StateFacts: TypeAlias = tuple[Fact, ...]
 
@@ -49,6 +52,7 @@ class Looks:
         "_facts",
         "_failed",
         "_finished",
+        "_incomplete",
         "_intake",
         "_post",
         "_publish",
@@ -92,6 +96,7 @@ class Looks:
         self._failed = failed
         self._finished = finished
         self._current: anyio.CancelScope | None = None
+        self._incomplete = 0
         #: Whether the state call has worked once.
         self.answered = False
 
@@ -125,7 +130,7 @@ class Looks:
             return meaning.otherwise
         if not has_ended(facts):
             return meaning.otherwise
-        finding = self._sequencer.look(facts)
+        finding = self._sequencer.look(facts, is_complete=meaning.is_complete)
         return finding if isinstance(finding, End) else meaning.otherwise
 
     async def fetch(self, token: Secret | None, deadline: float) -> StateFacts:
@@ -133,14 +138,27 @@ class Looks:
 
         Raises `StateUnreachable` if the protocol has no such call.
         """
-        asked = self._reader.ask(GetState(), token)
+        facts = await self._read_answer(GetState(), token, deadline)
+        self.answered = True
+        more = next((fact.want for fact in facts if isinstance(fact, Ask)), None)
+        if more is None:
+            return facts
+        try:
+            return await self._read_answer(more, token, deadline)
+        except TowlineError as error:
+            self._incomplete += 1
+            if is_temporary(error) and self._incomplete < _INCOMPLETE:
+                raise
+            return facts
+
+    async def _read_answer(self, want: GetState | GetResult, token: Secret | None, deadline: float) -> StateFacts:
+        asked = self._reader.ask(want, token)
         if asked is None:
             raise StateUnreachable("the job's state", "from a server without a state call")
         answer, retry_after = await call(asked, self._settings.access, deadline=deadline, max_body=MAX_STATE)
-        facts = self._reader.read(GetState(), answer)
+        facts = self._reader.read(want, answer)
         if state_of(facts) is None:
             raise UnusableAnswer(answer, "the job's state was not sent", retry_after=retry_after)
-        self.answered = True
         return facts
 
     async def _run(self, effect: FetchState, scope: anyio.CancelScope) -> None:
@@ -208,12 +226,10 @@ class Looks:
             advice = 0.0
             try:
                 return await self.fetch(token, policy.fetch_deadline)
-            except UnexpectedResponse as error:
-                advice = error.retry_after or 0.0
-                if error.status not in RETRIED or advice > policy.fetch_deadline:
+            except TowlineError as error:
+                advice = getattr(error, "retry_after", None) or 0.0
+                if not is_temporary(error) or advice > policy.fetch_deadline:
                     raise
-            except (NetworkError, DeadlineExceeded):
-                pass
             await anyio.sleep(max(wait, advice))
         return await self.fetch(token, policy.fetch_deadline)
 
@@ -251,6 +267,13 @@ class Looks:
             self._act(held, effect.generation)
         elif not isinstance(state, TowlineError):
             self._act(self._sequencer.state(state), effect.generation)
+
+
+def is_temporary(error: TowlineError) -> bool:
+    """Whether a failed call is worth a retry."""
+    if isinstance(error, UnexpectedResponse):
+        return error.status in RETRIED
+    return isinstance(error, NetworkError | DeadlineExceeded)
 
 
 def has_ended(facts: StateFacts) -> bool:

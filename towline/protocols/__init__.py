@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from ._names import CLASSES, protocol_class
 
 if TYPE_CHECKING:
+    from .a2a_task import A2ATask
     from .bookstrack import Bookstrack
     from .event_stream import EventStream
+    from .langgraph_run import LangGraphRun
     from .mcp_task import MCPTask
     from .messages import Messages
     from .openai_response import OpenAIResponse
@@ -28,4 +30,14 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Bookstrack", "EventStream", "MCPTask", "Messages", "OpenAIResponse", "Polling", "Towline"]
+__all__ = [
+    "A2ATask",
+    "Bookstrack",
+    "EventStream",
+    "LangGraphRun",
+    "MCPTask",
+    "Messages",
+    "OpenAIResponse",
+    "Polling",
+    "Towline",
+]

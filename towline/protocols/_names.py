@@ -17,6 +17,8 @@ CLASSES: Final[Mapping[str, str]] = {
     "polling": "Polling",
     "openai_response": "OpenAIResponse",
     "mcp_task": "MCPTask",
+    "a2a_task": "A2ATask",
+    "langgraph_run": "LangGraphRun",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 from .._exceptions import InvalidArgument
 from .._facts import Received, Request, Text
 from .access import Access
-from .answers import UnusableAnswer, received_of
+from .answers import ResponseEnded, UnusableAnswer, received_of
 from .call import Called, call
 from .event_stream import EventStreamSource
 from .poll import PollSource
@@ -68,6 +68,7 @@ async def open_source(asked: Request, access: Access, again: Callable[[], Awaita
 __all__ = [
     "Access",
     "Called",
+    "ResponseEnded",
     "Source",
     "UnusableAnswer",
     "call",

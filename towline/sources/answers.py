@@ -20,6 +20,10 @@ class UnusableAnswer(UnexpectedResponse):
         self.answer = answer
 
 
+class ResponseEnded(ConnectionBroken):
+    """The server ended a response in order: nothing of it is missing."""
+
+
 def answer_of(head: Head, body: bytes) -> Answer:
     """A response as a protocol reads it. Of a header that occurs several times the last value counts."""
     headers = {name.decode("ascii", "replace"): value.decode("latin-1") for name, value in head.headers}

@@ -10,7 +10,6 @@ from typing import Final
 import anyio
 
 from .._exceptions import (
-    ConnectionBroken,
     DeadlineExceeded,
     InvalidArgument,
     MessageTooBig,
@@ -21,7 +20,7 @@ from .._facts import Line, Received, Request, ServerEvent, Text, Via
 from .._text import escape
 from ..transport import Download, EventParser, LineParser, is_event_stream, stream_response
 from .access import Access, body_of
-from .answers import UnusableAnswer, answer_of
+from .answers import ResponseEnded, UnusableAnswer, answer_of
 
 #: A promised keep-alive may be late by its own interval before the link counts as lost.
 _LATE: Final = 2.0
@@ -105,7 +104,7 @@ class EventStreamSource:
     async def receive(self) -> Sequence[Received]:
         """Return what came next; empty for bytes that complete nothing.
 
-        Raises how the stream ended: `ConnectionBroken` (also for an ordinary end of the response), `MessageTooBig`, and
+        Raises how the stream ended: `ResponseEnded` in order, `ConnectionBroken`, `MessageTooBig`, and
         `DeadlineExceeded` if a promised keep-alive or a probe was not answered.
         """
         if self._end is not None:
@@ -152,7 +151,7 @@ class EventStreamSource:
         return received
 
     def _finish(self) -> list[Received]:
-        self._end = ConnectionBroken("the server ended the response")
+        self._end = ResponseEnded("the server ended the response")
         return [] if self._lines is None else [Line(line) for line in self._lines.finish() if line]
 
     async def send(self, text: Text) -> None:

@@ -19,7 +19,7 @@ This file is long because all rules of a sync (facts, replay, state, end) use th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -40,12 +40,29 @@ _UNKNOWN: Final = -2
 _DELIVERING: Final = (Phase.LIVE, Phase.REPLAYING)
 _WAITING: Final = (Phase.HOLDING, Phase.STARTING)
 
+#: How often an end that only a state shows waits for one new link. Then it counts, with a report.
+REPLAYS_AWAITED: Final = 3
+
+
+class _Awaited(NamedTuple):
+    """An end that waits for a link to show what came before it, from the position `after`."""
+
+    state: State
+    after: Position | None
+    times: int = 1
+    is_linked: bool = False
+
 
 class Sequencer:
-    """Turns the facts of one job into updates. Never blocks; `take()` returns the updates to deliver."""
+    """Turns the facts of one job into updates. Never blocks; `take()` returns the updates to deliver.
 
-    def __init__(self, job: str, *, cursor: Position | None = None) -> None:
+    `replays_end`: a new link shows what came before the end.
+    """
+
+    def __init__(self, job: str, *, cursor: Position | None = None, replays_end: bool = False) -> None:
         self.job = job
+        self._replays_end = replays_end
+        self._awaited: _Awaited | None = None
         self._phase = Phase.HOLDING
         self.order = Order(cursor)
         self.outlet = Outlet(job, has_shown=cursor is not None)
@@ -93,6 +110,8 @@ class Sequencer:
         self._replays = after is not None
         self._acknowledged = False
         self._held_end = None
+        if self._awaited is not None:
+            self._awaited = self._awaited._replace(is_linked=True)
         self._start_holding()
         if in_step == "first_fact":
             self.phase = Phase.STARTING
@@ -139,6 +158,22 @@ class Sequencer:
         """The end from a state that arrived during a replay, for a replay that does not reach it. Returned once."""
         state, self._held_end = self._held_end, None
         return None if state is None or state.ended is None else self._end(state.ended, state.snapshot)
+
+    def awaited_end(self) -> End | None:
+        """The end that waited for a link, now that one has ended in order and brought nothing new."""
+        awaited = self._awaited
+        if awaited is None or not awaited.is_linked or awaited.after != self.applied or awaited.state.ended is None:
+            return None
+        return self._end(awaited.state.ended, awaited.state.snapshot)
+
+    def _must_wait(self, state: State) -> bool:
+        """Whether an end waits for a link to show what came before it."""
+        if not self._replays_end or self.order.by_state or state.at is not None:
+            return False
+        awaited = self._awaited
+        times = awaited.times + 1 if awaited is not None and awaited.after == self.applied else 1
+        self._awaited = _Awaited(state, self.applied, times)
+        return times <= REPLAYS_AWAITED
 
     def release(self) -> Finding:
         """Handle `Synced`: deliver buffered facts, and later ones as they arrive. A `Gap` starts a new sync."""
@@ -434,11 +469,16 @@ class Sequencer:
         if first is not None and first.epoch is not None and not self._joins(first):
             self._move_to(Numbered(first.first - 1, first.epoch))
 
-    def look(self, facts: Iterable[Fact]) -> Finding:
-        """Process a state fetched because the link was silent. If the job has advanced, `take()` returns updates."""
+    def look(self, facts: Iterable[Fact], *, is_complete: bool = False) -> Finding:
+        """Process a state fetched because the link was silent. If the job has advanced, `take()` returns updates.
+
+        `is_complete`: the link has shown everything before the end, and said that it has come.
+        """
         state = state_of(facts)
         if state is not None and state.ended is not None:
-            return self._end(state.ended, state.snapshot, is_fetched=True)
+            if not is_complete and self._must_wait(state):
+                return Gap("the job has ended, and a new link shows what came before")
+            return self._end(state.ended, state.snapshot, is_fetched=not is_complete)
         if state is None or self.phase is not Phase.LIVE:
             return None
         if not isinstance(state.at, Numbered) or self.order.is_unnumbered:
