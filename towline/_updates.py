@@ -156,9 +156,11 @@ OUTCOME_KINDS: Final[dict[type[Update], Literal["complete", "failed", "canceled"
 def merge(older: Progress, newer: Progress) -> Progress | None:
     """Merge two progress updates into one; None if the newer does not follow the older in the same log.
 
-    Events numbered between them had nothing to show (heartbeats): a `Resynced` reports events that were missed.
+    Events numbered between them had nothing to show (heartbeats), or are delivered apart: a `Resynced` reports events
+    that were missed.
     """
-    return _joined([older, newer]) if _follows(older, newer) else None
+    merged = merge_runs((older, newer))
+    return merged[0] if len(merged) == 1 and isinstance(merged[0], Progress) else None
 
 
 def merge_runs(updates: Iterable[AnyUpdate]) -> list[AnyUpdate]:
@@ -166,30 +168,30 @@ def merge_runs(updates: Iterable[AnyUpdate]) -> list[AnyUpdate]:
     merged: list[AnyUpdate] = []
     run: list[Progress] = []
     for update in updates:
-        if run and not (isinstance(update, Progress) and _follows(run[-1], update)):
+        if type(update) is Progress:
+            if run:
+                last, first_seq = run[-1], update.first_seq
+                if last.epoch == update.epoch and (last.seq is None or first_seq is None or first_seq > last.seq):
+                    run.append(update)
+                    continue
+                merged.append(_joined(run))
+            run = [update]
+            continue
+        if run:
             merged.append(_joined(run))
             run = []
-        if isinstance(update, Progress):
-            run.append(update)
-        else:
-            merged.append(update)
+        merged.append(update)
     if run:
         merged.append(_joined(run))
     return merged
 
 
-def _follows(older: Progress, newer: Progress) -> bool:
-    if older.epoch != newer.epoch:
-        return False
-    return older.seq is None or newer.first_seq is None or newer.first_seq > older.seq
-
-
 def _joined(run: list[Progress]) -> Progress:
     if len(run) == 1:
         return run[0]
-    first = None if any(update.first_seq is None for update in run) else run[0].first_seq
+    first = None if None in [update.first_seq for update in run] else run[0].first_seq
     fraction = next((update.fraction for update in reversed(run) if update.fraction is not None), None)
-    merged = sum(update.merged for update in run)
+    merged = sum([update.merged for update in run])
     return msgspec.structs.replace(run[-1], fraction=fraction, first_seq=first, merged=merged)
 
 

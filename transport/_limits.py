@@ -10,13 +10,14 @@ from .._exceptions import InvalidArgument
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits of one WebSocket. A value equal to the limit is accepted; one more is refused.
+    """Limits of one connection. A value equal to the limit is accepted; one more is refused.
 
     `max_message`: bytes of one message (as UTF-8 if it is text), counted while they arrive. Past it we close with 1009.
     `max_fragments`: frames of one message, empty ones too. `max_rejection_body`: bytes kept of the body of a refused
     upgrade. `max_response_head`: bytes of an HTTP status line with its headers. `max_informational`: 1xx responses
     before the final one. `read_size`: bytes requested per read while much data arrives. `frames_per_turn`: frames
-    processed before other tasks get their turn.
+    processed before other tasks get their turn. `max_waiting`: bytes of output that wait for one slow consumer. Past it
+    nothing more is read until the consumer has caught up.
     """
 
     max_message: int = 1 << 20
@@ -26,6 +27,7 @@ class Limits:
     max_informational: int = 16
     read_size: int = 256 << 10
     frames_per_turn: int = 1000
+    max_waiting: int = 1 << 20
 
     def __post_init__(self) -> None:
         for item in fields(self):

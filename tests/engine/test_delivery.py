@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import anyio
 import pytest
@@ -37,14 +38,19 @@ def at(update: AnyUpdate) -> Numbered | None:
 
 
 class Deliveries(Delivery):
-    def __init__(self, *, handled: bool = False) -> None:
+    def __init__(
+        self, *, handled: bool = False, max_waiting: int = 1 << 20, handlers_full: Callable[[], bool] = lambda: False
+    ) -> None:
         self.overflows = 0
         super().__init__(
             catch_up=lambda: None,
             moved=lambda: None,
             end_taken=lambda: None,
             overflowed=self._count,
+            soon=lambda call: call(),
+            max_waiting=max_waiting,
             handled=handled,
+            handlers_full=handlers_full,
         )
         self.begin(None)
 
@@ -52,8 +58,10 @@ class Deliveries(Delivery):
         self.overflows += 1
 
     def give(self, *updates: AnyUpdate) -> bool:
-        fits = [self.publish([update], at(update) or self.applied) for update in updates]
-        return all(fits)
+        """Publish one by one; returns whether there is room for more."""
+        for update in updates:
+            self.publish([update], at(update) or self.applied)
+        return self.room() is None
 
     def finish(self) -> None:
         self.outcome = END
@@ -93,7 +101,8 @@ async def test_what_is_merged_tells_how_many_it_stands_for(together: int) -> Non
     subscription = delivery.subscribe(wait=False)
     for first in range(1, 5001, together):
         batch: list[AnyUpdate] = [progress(seq) for seq in range(first, first + together)]
-        assert delivery.publish(batch, at(batch[-1]))
+        delivery.publish(batch, at(batch[-1]))
+        assert delivery.room() is None
     *alone, merged = await drain(subscription, INBOX_LIMIT)
     assert alone == [progress(seq) for seq in range(1, INBOX_LIMIT)]
     assert merged == replace(progress(5000), first_seq=INBOX_LIMIT, merged=5001 - INBOX_LIMIT)
@@ -105,7 +114,8 @@ async def test_progress_of_no_log_or_of_another_is_not_given_a_range() -> None:
     delivery.publish([progress(seq) for seq in range(1, INBOX_LIMIT)], at(progress(INBOX_LIMIT - 1)))
     unplaced = Progress(job="j", fraction=0.5)
     other = [replace(progress(seq), epoch="f") for seq in (1, 2)]
-    assert delivery.publish([unplaced, unplaced, *other], Numbered(2, "f"))
+    delivery.publish([unplaced, unplaced, *other], Numbered(2, "f"))
+    assert delivery.room() is None
     first, *middle, last = await drain(subscription, 3)
     assert first == replace(progress(INBOX_LIMIT - 1), first_seq=1, merged=INBOX_LIMIT - 1)
     assert middle == [replace(unplaced, merged=2)]
@@ -125,14 +135,58 @@ async def test_what_is_merged_keeps_the_last_share_that_was_known() -> None:
     assert merge(replace(counted, seq=1, first_seq=1), counted) == replace(counted, first_seq=1, merged=2)
 
 
-async def test_an_overflow_is_said_and_what_was_lost_is_told_by_the_next_resync() -> None:
+async def test_updates_that_cannot_be_joined_stop_the_reading_until_the_consumer_has_caught_up() -> None:
+    delivery = Deliveries()
+    subscription, other = delivery.subscribe(wait=False), delivery.subscribe(wait=False)
+    sent: list[AnyUpdate] = [started(seq) for seq in range(1, INBOX_LIMIT + 11)]
+    delivery.publish(sent, at(sent[-1]))
+    assert await drain(subscription, len(sent)) == sent
+    room = delivery.room()
+    assert room is not None, "the other one has not caught up"
+    assert await drain(other, 9) == sent[:9]
+    assert not room.is_set()
+    assert await drain(other, 1) == sent[9:10]
+    assert room.is_set()
+    assert delivery.room() is None
+
+
+@pytest.mark.parametrize("how", ["leaves", "is lost", "stops"])
+async def test_a_consumer_that_is_gone_stops_no_reading(how: str) -> None:
     delivery = Deliveries()
     subscription = delivery.subscribe(wait=False)
-    fits = [delivery.give(started(seq)) for seq in range(1, INBOX_LIMIT + 2)]
-    assert fits == [True] * INBOX_LIMIT + [False]
-    assert delivery.give(started(INBOX_LIMIT + 2)), "said once"
+    assert not delivery.give(*(started(seq) for seq in range(1, INBOX_LIMIT + 2)))
+    room = delivery.room()
+    assert room is not None
+    if how == "leaves":
+        subscription.end()
+    elif how == "stops":
+        delivery.stop()
+    else:
+        del subscription
+        gc.collect()
+    assert room.is_set()
+    assert delivery.room() is None
+
+
+async def test_a_slow_handler_stops_the_reading() -> None:
+    full = True
+    delivery = Deliveries(handlers_full=lambda: full)
+    room = delivery.room()
+    assert room is not None
+    full = False
+    delivery.look_for_room()
+    assert room.is_set()
+    assert delivery.room() is None
+
+
+# --- no consumer -----------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_lost_while_nobody_read_is_told_by_the_next_resync() -> None:
+    delivery = Deliveries()
+    assert delivery.give(*(started(seq) for seq in range(1, INBOX_LIMIT + 3))), "nobody is waited for"
     delivery.give(resynced(INBOX_LIMIT + 2), progress(INBOX_LIMIT + 3))
-    told, after = await drain(subscription, 2)
+    told, after = await drain(delivery.subscribe(wait=False), 2)
     assert isinstance(told, Resynced)
     assert (told.from_seq, told.missed) == (1, INBOX_LIMIT + 2)
     assert after == progress(INBOX_LIMIT + 3)
@@ -141,11 +195,11 @@ async def test_an_overflow_is_said_and_what_was_lost_is_told_by_the_next_resync(
 @pytest.mark.parametrize("missed", [0, None])
 async def test_the_newest_progress_that_was_lost_follows_the_report(missed: int | None) -> None:
     delivery = Deliveries()
-    subscription = delivery.subscribe(wait=False)
     delivery.give(*(started(seq) for seq in range(1, INBOX_LIMIT)), progress(INBOX_LIMIT), started(INBOX_LIMIT + 1))
     delivery.give(progress(INBOX_LIMIT + 2), started(INBOX_LIMIT + 3))
     report = replace(resynced(INBOX_LIMIT + 3), missed=missed)
     delivery.give(report, progress(INBOX_LIMIT + 4))
+    subscription = delivery.subscribe(wait=False)
     said, newest, after = await drain(subscription, 3)
     assert said == replace(
         report, from_seq=1 if missed == 0 else report.from_seq, missed=None if missed is None else INBOX_LIMIT + 3
@@ -158,20 +212,18 @@ async def test_the_newest_progress_that_was_lost_follows_the_report(missed: int 
 
 async def test_progress_lost_in_a_former_log_does_not_follow_the_report_of_another() -> None:
     delivery = Deliveries()
-    subscription = delivery.subscribe(wait=False)
     delivery.give(progress(1), *(started(seq) for seq in range(2, INBOX_LIMIT + 2)))
     delivery.publish([replace(resynced(3), epoch="f"), replace(progress(4), epoch="f")], Numbered(4, "f"))
-    said, after = await drain(subscription, 2)
+    said, after = await drain(delivery.subscribe(wait=False), 2)
     assert isinstance(said, Resynced)
     assert after == replace(progress(4), epoch="f")
 
 
 async def test_the_newest_progress_that_was_lost_comes_before_the_end() -> None:
     delivery = Deliveries()
-    subscription = delivery.subscribe(wait=False)
     delivery.give(progress(1), *(started(seq) for seq in range(2, INBOX_LIMIT + 2)))
     delivery.finish()
-    said, newest, end = [update async for update in subscription]
+    said, newest, end = [update async for update in delivery.subscribe(wait=False)]
     assert isinstance(said, Resynced)
     assert newest == replace(progress(1), seq=None, epoch=None, first_seq=None)
     assert end is END
@@ -179,11 +231,10 @@ async def test_the_newest_progress_that_was_lost_comes_before_the_end() -> None:
 
 async def test_the_end_arrives_in_an_inbox_that_overflowed_and_says_what_is_missing() -> None:
     delivery = Deliveries()
-    subscription = delivery.subscribe(wait=False)
     for seq in range(1, INBOX_LIMIT + 3):
         delivery.give(started(seq))
     delivery.finish()
-    told, end = [update async for update in subscription]
+    told, end = [update async for update in delivery.subscribe(wait=False)]
     assert isinstance(told, Resynced)
     assert (told.kind, told.missed) == ("end", INBOX_LIMIT + 2)
     assert end is END
@@ -204,6 +255,7 @@ async def test_an_unclaimed_inbox_that_overflowed_says_so_when_it_is_claimed() -
     together=st.sampled_from([1, 2, 7, 300]),
 )
 def test_an_inbox_is_bounded_and_in_order_whatever_comes(kinds: list[str], together: int) -> None:
+    """A source that brings so many updates together, and is read only while there is room."""
     delivery = Deliveries()
     subscription = delivery.subscribe(wait=False)
     inbox = subscription._inbox
@@ -211,9 +263,16 @@ def test_an_inbox_is_bounded_and_in_order_whatever_comes(kinds: list[str], toget
     seq, last = 0, 0
     taken: list[AnyUpdate] = []
     batch: list[AnyUpdate] = []
+
+    def take() -> None:
+        update = inbox.waiting.popleft()
+        delivery.taken(inbox, update)
+        taken.append(update)
+
     for kind in kinds * 3:
         if kind == "take":
-            taken += [inbox.waiting.popleft()] if inbox.waiting else []
+            if inbox.waiting:
+                take()
             continue
         if kind in ("progress", "started"):
             seq += 1
@@ -225,18 +284,17 @@ def test_an_inbox_is_bounded_and_in_order_whatever_comes(kinds: list[str], toget
         }[kind]
         batch.append(update)
         if len(batch) == together:
+            while delivery.room() is not None:
+                take()
             delivery.publish(batch, Numbered(seq, "e"))
             batch = []
-        assert len(inbox.waiting) <= INBOX_LIMIT
-    delivery.publish([*batch, resynced(seq)], Numbered(seq, "e"))
+        assert len(inbox.waiting) <= INBOX_LIMIT + together
+    delivery.publish(batch, Numbered(seq, "e"))
     for update in [*taken, *inbox.waiting]:
-        if isinstance(update, Progress | JobStarted) and update.seq is not None:
-            first = update.first_seq if isinstance(update, Progress) else update.seq
-            assert first == last + 1
-            last = update.seq
-        elif isinstance(update, Resynced) and update.missed:
-            assert update.from_seq == last + 1
-            last = (update.to_seq or 0) if update.missed else last
+        if isinstance(update, Progress | JobStarted):
+            assert (update.first_seq if isinstance(update, Progress) else update.seq) == last + 1
+            last = update.seq or 0
+        assert not isinstance(update, Resynced) or not update.missed
     assert last == seq
 
 

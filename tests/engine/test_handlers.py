@@ -7,8 +7,8 @@ import functools
 import anyio
 import pytest
 
-from towline import Progress
-from towline.engine.delivery.handlers import Handlers
+from towline import JobStarted, Output, Progress
+from towline.engine.delivery.handlers import WAITING_LIMIT, Handlers
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +26,7 @@ async def test_coroutine_functions_are_called_in_order_one_after_the_other() -> 
             await tell(told)
 
     async with anyio.create_task_group() as tasks:
-        handlers = Handlers(tasks)
+        handlers = Handlers(tasks, max_waiting=1 << 20)
         handlers.call(tell, "a")
         handlers.call(functools.partial(tell), "b")
         handlers.call(Callable(), "c")
@@ -40,7 +40,7 @@ async def test_one_that_raises_is_counted_and_the_next_is_called(caplog: pytest.
 
     seen: list[object] = []
     async with anyio.create_task_group() as tasks:
-        handlers = Handlers(tasks)
+        handlers = Handlers(tasks, max_waiting=1 << 20)
         handlers.call(broken, 1)
         handlers.call(lambda told: 1 / 0, 2)
         handlers.call(seen.append, 3)
@@ -50,27 +50,55 @@ async def test_one_that_raises_is_counted_and_the_next_is_called(caplog: pytest.
     assert "mine" in caplog.text
 
 
-async def test_a_slow_one_gets_merged_progress_and_never_more_than_the_limit_waits() -> None:
+async def test_a_slow_one_gets_joined_updates_and_other_calls_are_dropped_when_too_many_wait() -> None:
     merged: list[int] = []
+    text: list[str] = []
     others: list[int] = []
 
-    async def slow(update: Progress) -> None:
+    async def slow(update: Progress | Output) -> None:
         await anyio.sleep(1)
-        merged.append(update.merged)
+        if isinstance(update, Output):
+            text.append(update.value)
+        else:
+            merged.append(update.merged)
 
     async def slow_too(told: int) -> None:
         others.append(told)
 
     async with anyio.create_task_group() as tasks:
-        handlers = Handlers(tasks)
-        for _ in range(1000):
+        handlers = Handlers(tasks, max_waiting=1 << 20)
+        for number in range(1000):
             handlers.call(slow, Progress(job="j", fraction=0.1))
-        assert handlers.skipped == 0
-        for number in range(10):
+            handlers.call(slow, Output(job="j", key="log", value=f"{number} "))
+        assert not handlers.is_full
+        for number in range(300):
             handlers.call(slow_too, number)
-        assert handlers.skipped == 10
-    assert sum(merged) == 1000 - 10
-    assert others == list(range(10))
+        assert handlers.skipped == 300 - WAITING_LIMIT
+    assert sum(merged) == 1000
+    assert "".join(text) == "".join(f"{number} " for number in range(1000))
+    assert len(text) < 500
+    assert others == list(range(300 - WAITING_LIMIT, 300))
+
+
+@pytest.mark.parametrize("what", ["updates", "bytes"])
+async def test_one_that_cannot_keep_up_is_full_until_it_has_caught_up(what: str) -> None:
+    room = 0
+
+    async def slow(update: JobStarted | Output) -> None:
+        await anyio.sleep(1)
+
+    def made_room() -> None:
+        nonlocal room
+        room += not handlers.is_full
+
+    async with anyio.create_task_group() as tasks:
+        handlers = Handlers(tasks, made_room=made_room, max_waiting=1000)
+        for _ in range(WAITING_LIMIT + 2 if what == "updates" else 11):
+            handlers.call(slow, JobStarted(job="j") if what == "updates" else Output(job="j", key="k", value="x" * 100))
+        assert handlers.is_full
+        assert not room
+    assert room
+    assert (handlers.is_full, handlers.skipped) == (False, 0)
 
 
 async def test_giving_up_ends_the_call_under_way_and_forgets_the_rest() -> None:
@@ -81,7 +109,7 @@ async def test_giving_up_ends_the_call_under_way_and_forgets_the_rest() -> None:
         await anyio.sleep_forever()
 
     async with anyio.create_task_group() as tasks:
-        handlers = Handlers(tasks)
+        handlers = Handlers(tasks, max_waiting=1 << 20)
         handlers.call(endless, 1)
         handlers.call(endless, 2)
         handlers.give_up_after(1)

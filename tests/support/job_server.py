@@ -28,6 +28,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Ping, TextMessage
 from wsproto.events import Message as WebSocketMessage
 from wsproto.events import Request as UpgradeRequest
+from wsproto.utilities import LocalProtocolError
 
 from towline import Connection, JobCancelled, JobComplete, Progress
 from towline._facts import Answer as ProtocolAnswer
@@ -364,7 +365,8 @@ class JobServer(AsyncContextManagerMixin):
                     websocket.receive_data(data)
                     for event in websocket.events():
                         if isinstance(event, Ping):
-                            await link.server.send(websocket.send(event.response()))
+                            with suppress(LocalProtocolError):  # our close frame was the last to be sent
+                                await link.server.send(websocket.send(event.response()))
                         elif isinstance(event, CloseConnection):
                             with suppress(Exception):
                                 await link.server.send(websocket.send(event.response()))

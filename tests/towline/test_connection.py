@@ -102,14 +102,35 @@ async def test_a_result_too_large_for_its_message_is_fetched(follow: Follow) -> 
             assert (await line.fetch_result())["successRate"] == "2/2"
 
 
-async def test_a_consumer_too_far_behind_is_told_what_it_missed_and_the_end(follow: Follow) -> None:
+async def test_a_consumer_far_behind_gets_every_update_and_the_end(follow: Follow) -> None:
     async with ScriptedServer() as server:
         job = server.job("j1", token="t1")
         async with follow(server) as line:
             await line.wait_for(State.CONNECTED)
             subscription = line.updates()
+            for _ in range(3 * INBOX_LIMIT):
+                job.start(1)
+                await anyio.sleep(0.01)
+            # Nothing is read meanwhile, and that is no silence of the job.
+            await anyio.sleep(1000)
+            job.complete(RESULT)
+            updates = [update async for update in subscription]
+            told = [update for update in updates if update.seq and not isinstance(update, Resynced)]
+            assert [update.seq for update in told] == list(range(1, job.last_seq + 1))
+            assert isinstance(told[-1], JobComplete)
+            statistics = line.statistics()
+            assert (statistics.overflows, statistics.gaps, statistics.retries) == (0, 0, 0)
+
+
+async def test_a_consumer_that_comes_too_late_is_told_what_it_missed_and_the_end(follow: Follow) -> None:
+    async with ScriptedServer() as server:
+        job = server.job("j1", token="t1")
+        async with follow(server) as line:
+            await line.wait_for(State.CONNECTED)
             for _ in range(INBOX_LIMIT + 10):
                 job.start(1)
+                await anyio.sleep(0.01)
+            subscription = line.updates()
             await anyio.sleep(5)
             assert line.statistics().overflows == 1
             assert line.statistics().gaps == 1

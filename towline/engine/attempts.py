@@ -79,8 +79,8 @@ class Attempts:
 
     - `token` returns the token to send, `position` where to go on.
     - `dialled` is called when an attempt begins to connect, `opened` when it has.
-    - `received` gets what the server said, `failed` the error that ended an attempt, `meant` what a message said about
-      the link.
+    - `received` gets what the server said. `room` returns None, or what to await before the next read.
+    - `failed` gets the error that ended an attempt, `meant` what a message said about the link.
     """
 
     __slots__ = (
@@ -96,6 +96,7 @@ class Attempts:
         "_reader",
         "_received",
         "_refused",
+        "_room",
         "_settings",
         "_tasks",
         "_token",
@@ -113,6 +114,7 @@ class Attempts:
         dialled: Callable[[], object],
         opened: Callable[[Link], object],
         received: Callable[[Link, Sequence[Received]], object],
+        room: Callable[[], Awaitable[object] | None],
         failed: Callable[[TowlineError, Place, int], Awaitable[object]],
         meant: Callable[[Meaning, Link], Awaitable[object]],
     ) -> None:
@@ -124,6 +126,7 @@ class Attempts:
         self._dialled = dialled
         self._opened = opened
         self._received = received
+        self._room = room
         self._failed = failed
         self._meant = meant
         #: The current attempt or open source.
@@ -238,6 +241,8 @@ class Attempts:
                 self._received(link, await link.source.receive())
                 while link.to_send:
                     await link.source.send(link.to_send.pop(0))
+                if (room := self._room()) is not None:
+                    await room
             await self._meant(link.meant, link)
         except BaseException as error:
             failure = await failure_of(error, _WORK[place])

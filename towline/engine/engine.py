@@ -120,13 +120,22 @@ class Engine:
             broke=self._broke,
         )
         post, reader = self.runner.post, Reader(settings.protocol)
-        self.handlers = Handlers(tasks, lambda: self.snapshot.state is State.CANCELLED)
+        max_waiting = settings.access.limits.max_waiting
+        self.handlers = Handlers(
+            tasks,
+            lambda: self.snapshot.state is State.CANCELLED,
+            made_room=lambda: self.delivery.look_for_room(),
+            max_waiting=max_waiting,
+        )
         self.delivery = Delivery(
             catch_up=self.runner.pump,
             moved=self._moved,
             end_taken=self._end_taken,
             overflowed=self._overflowed,
+            soon=self.runner.soon,
+            max_waiting=max_waiting,
             handled=settings.on_progress is not None,
+            handlers_full=lambda: self.handlers.is_full,
         )
         self.journal = Journal(settings, tasks, self.delivery.position)
         self.tokens = TokenSource(
@@ -161,6 +170,7 @@ class Engine:
             publish=self.publisher.publish,
             act=self.publisher.act,
             is_current=lambda link: self.attempts.current is link,
+            room=self.delivery.room,
         )
         self.looks = Looks(
             settings,
@@ -204,6 +214,7 @@ class Engine:
             dialled=self._dialled,
             opened=lambda link: post(Opened(generation=link.generation, by_state=link.in_step == "state")),
             received=self.intake.take_in,
+            room=self.intake.room,
             failed=self.failures.failed,
             meant=self.failures.meant,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import anyio
@@ -20,7 +20,7 @@ from ..sources import UnusableAnswer
 from ..statemachine import AnyEvent, JobPaused, JobSpoke, Snapshot
 from .attempts import Link
 from .reader import Reader
-from .sequence.findings import Finding
+from .sequence.findings import Finding, Phase
 from .sequence.placing import content_of, pause_in
 from .sequence.sequencer import Sequencer
 
@@ -31,6 +31,7 @@ class Intake:
     """Processes what the current link receives.
 
     `publish` delivers updates, `act` turns a finding into an event, `is_current` says whether a link is still used.
+    `room` returns None while all consumers have room, else an event to wait for.
     """
 
     __slots__ = (
@@ -39,13 +40,16 @@ class Intake:
         "_counts",
         "_is_current",
         "_job",
+        "_last_sign",
         "_last_state",
         "_post",
         "_publish",
         "_reader",
+        "_room",
         "_sequencer",
         "_snapshot",
-        "last_sign",
+        "_spoke",
+        "is_paused",
     )
 
     def __init__(
@@ -60,6 +64,7 @@ class Intake:
         publish: Callable[[list[AnyUpdate]], object],
         act: Callable[[Finding, int], object],
         is_current: Callable[[Link], bool],
+        room: Callable[[], anyio.Event | None],
     ) -> None:
         self._job = job
         self._reader = reader
@@ -70,10 +75,14 @@ class Intake:
         self._publish = publish
         self._act = act
         self._is_current = is_current
+        self._room = room
         # Set at each batch, for a fetch that waits for the link's messages.
         self._batch_came: anyio.Event | None = None
-        #: When the job last gave a sign of life, on the loop's clock.
-        self.last_sign: float | None = None
+        self._last_sign: float | None = None
+        # Whether the last batch was a sign of the job.
+        self._spoke = False
+        #: Whether reading waits for a slow consumer.
+        self.is_paused = False
         # What the last state said, since the last message: a different one is a sign of the job.
         self._last_state: object = None
 
@@ -110,6 +119,7 @@ class Intake:
                 self._act(finding, link.generation)
                 if not self._is_current(link):
                     break
+        self._spoke = spoke
         if spoke:
             self._last_state = None
             self._job_spoke(link.generation)
@@ -138,6 +148,30 @@ class Intake:
             self._counts["unread_messages"] += 1
         return has_sign(facts)
 
+    @property
+    def last_sign(self) -> float | None:
+        """When the job last gave a sign of life, on the loop's clock: now, while its messages are not read."""
+        return anyio.current_time() if self.is_paused and self._spoke else self._last_sign
+
+    def room(self) -> Awaitable[None] | None:
+        """None if all consumers have room, else what to await before reading goes on.
+
+        Meanwhile the source is not read, so the network slows the server down. During a sync reading goes on: nothing
+        is delivered, and the sync must not wait for a consumer.
+        """
+        if self._room() is None or self._sequencer.phase not in (Phase.LIVE, Phase.REPLAYING):
+            return None
+        return self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        self.is_paused = True
+        try:
+            while (room := self._room()) is not None:
+                await room.wait()
+        finally:
+            self._last_sign = self.last_sign
+            self.is_paused = False
+
     async def next_batch(self) -> None:
         """Wait for the link's next messages."""
         if self._batch_came is None:
@@ -155,7 +189,7 @@ class Intake:
         return is_sign
 
     def _job_spoke(self, generation: int) -> None:
-        self.last_sign = anyio.current_time()
+        self._last_sign = anyio.current_time()
         snapshot = self._snapshot()
         if snapshot.stalls or snapshot.silence or snapshot.paused:
             self._post(JobSpoke(generation=generation))

@@ -255,7 +255,7 @@ class Looks:
         while sequencer.replaying:
             with anyio.move_on_after(self._settings.policy.fetch_deadline) as waiting:
                 await self._intake.next_batch()
-            if waiting.cancelled_caught:
+            if waiting.cancelled_caught and not self._intake.is_paused:
                 self._give_up_replay(effect, state)
         if isinstance(state, TowlineError) and sequencer.phase is Phase.HOLDING:
             await self._failed(state, Place.SYNC, generation, effect.fetch)

@@ -1,12 +1,14 @@
-"""Delivers updates to their consumers, without ever waiting for one.
+"""Delivers updates to their consumers.
 
-Each subscriber has an inbox with a size limit. When it is full, progress is merged into the newest progress, which then
-covers the whole range. An update that cannot be merged and does not fit is an overflow. Then the waiting updates are
-dropped, and the engine treats it as a gap. The following `Resynced` tells this subscriber what it missed. The final
-update always arrives.
+Each consumer has an inbox. While it has read all but 256 updates and `Limits.max_waiting` bytes of output, it gets each
+update as it came. Beyond that, updates that wait are joined (`joining`). If too much waits even so, nothing of it is
+dropped: the engine stops reading until every consumer has room again. So the slowest consumer sets the pace, and the
+others are never more than the bound ahead of it. What is read at once, one batch of the source, always goes in.
 
 While there is no consumer, one inbox waits for the next. So no update is lost before the first iteration or between two
-iterations.
+iterations. It never stops the reading, because there may never be a consumer: a program can wait for the end alone. If
+too much waits in it, its updates are dropped, and a `Resynced` tells the next consumer what it missed. The final update
+always arrives.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from msgspec.structs import replace
 
 from ..._exceptions import Exhausted
 from ..._facts import Mark, Numbered, Position
-from ..._updates import AnyUpdate, Outcome, Progress, Resynced, merge_runs
+from ..._updates import AnyUpdate, Outcome, Output, Progress, Resynced, merge_runs
+from .joining import joined, size_of
 
-#: How many updates a slow subscriber may be behind before progress is merged.
+#: How many updates wait for a consumer before they are joined.
 INBOX_LIMIT: Final = 256
 
 
@@ -59,6 +62,8 @@ class Subscription(AsyncIterator[AnyUpdate]):
             self._delivery.catch_up()
             inbox = self._inbox
         update = inbox.in_hand = inbox.waiting.popleft()
+        if inbox.size or inbox.is_full:
+            self._delivery.taken(inbox, update)
         if update is self._delivery.outcome:
             self.end()
             self._delivery.end_taken()
@@ -79,7 +84,7 @@ class Subscription(AsyncIterator[AnyUpdate]):
         """Mark the update in hand as done: the consumer asks for more."""
         update, inbox.in_hand = inbox.in_hand, None
         if update is not None:
-            if position_of(update) is not None:
+            if update.mark is not None or (update.seq is not None and update.epoch is not None):
                 inbox.done = update
             self._delivery.moved()
 
@@ -149,15 +154,20 @@ class _Lost:
 
 
 class Inbox:
-    """The updates waiting for one consumer, and its position."""
+    """The updates waiting for one consumer, and its position. `max_waiting` is in bytes of output."""
 
-    def __init__(self, done: Position | None) -> None:
+    def __init__(self, done: Position | None, max_waiting: int) -> None:
         self.waiting: deque[AnyUpdate] = deque()
+        #: The bytes of output among them.
+        self.size = 0
+        #: Whether too much is waiting.
+        self.is_full = False
         #: The update the consumer is processing, and the last finished one that had a position in the log.
         self.in_hand: AnyUpdate | None = None
         self.done: AnyUpdate | Position | None = done
         self.lost: _Lost | None = None
         self.wake: anyio.Event | None = None
+        self._max_waiting = max_waiting
 
     def position(self, applied: Position | None) -> Position | None:
         """This consumer's position: `applied`, or less while updates are waiting or in hand."""
@@ -166,39 +176,51 @@ class Inbox:
         done = self.done
         return done if done is None or isinstance(done, Numbered | Mark) else position_of(done)
 
-    def put(self, updates: list[AnyUpdate]) -> bool:
-        """Add updates; returns False on an overflow."""
-        room = 0 if self.lost is not None else INBOX_LIMIT - len(self.waiting)
-        self.waiting.extend(updates[:room])
-        fits = [self._put_one(update) for update in merge_runs(updates[room:])]
-        self.look()
-        return all(fits)
-
-    def _put_one(self, update: AnyUpdate) -> bool:
-        waiting = self.waiting
+    def put(self, updates: list[AnyUpdate]) -> None:
+        """Add updates, and join those that wait if there are too many; `is_full` tells whether there still are."""
         if self.lost is not None:
-            if not isinstance(update, Resynced):
-                self.lost.add(update)
-                return True
-            # The inbox is empty or nearly so: since the overflow, nothing was put in.
-            waiting.extend(self.lost.reported_by(update))
-            self.lost = None
-            return True
-        if len(waiting) < INBOX_LIMIT:
-            waiting.append(update)
-            return True
-        newest = waiting.pop()
-        waiting.extend(merge_runs((newest, update)))
-        if len(waiting) <= INBOX_LIMIT:
-            return True
-        self.waiting = deque(merge_runs(waiting))
-        if len(self.waiting) <= INBOX_LIMIT:
-            return True
-        self.lost = _Lost()
-        for given_up in self.waiting:
-            self.lost.add(given_up)
+            updates = self._after_loss(self.lost, updates)
+        waiting = self.waiting
+        excess = len(waiting) + len(updates) - INBOX_LIMIT
+        if excess > 0:
+            # A run of progress goes into the newest update alone; the older ones stay as they are.
+            waiting.extend(updates[:-excess])
+            waiting.extend(merge_runs((waiting.pop(), *updates[-excess:])))
+        else:
+            waiting.extend(updates)
+        if Output in map(type, updates):
+            self.size += sum(map(size_of, updates))
+        if self._has_too_much():
+            self.waiting = deque(joined(waiting))
+            self.size = sum(map(size_of, self.waiting))
+            self.is_full = self._has_too_much()
+        self.look()
+
+    def took(self, update: AnyUpdate) -> bool:
+        """Note that the consumer took an update; returns whether this made room."""
+        self.size -= size_of(update)
+        was_full, self.is_full = self.is_full, self.is_full and self._has_too_much()
+        return was_full and not self.is_full
+
+    def _has_too_much(self) -> bool:
+        return len(self.waiting) > INBOX_LIMIT or self.size > self._max_waiting
+
+    def drop(self) -> None:
+        """Drop what is waiting; the next `Resynced` or the end reports it."""
+        self.lost = self.lost or _Lost()
+        for update in self.waiting:
+            self.lost.add(update)
         self.waiting.clear()
-        return False
+        self.size, self.is_full = 0, False
+
+    def _after_loss(self, lost: _Lost, updates: list[AnyUpdate]) -> list[AnyUpdate]:
+        """What remains to be added while updates are lost: from the first `Resynced` on, with a report in it."""
+        for place, update in enumerate(updates):
+            if isinstance(update, Resynced):
+                self.lost = None
+                return [*lost.reported_by(update), *updates[place + 1 :]]
+            lost.add(update)
+        return []
 
     def put_end(self, end: Outcome) -> None:
         """Add the final update, which always fits."""
@@ -220,8 +242,9 @@ class Delivery:
 
     `catch_up` performs pending requests, so that nothing is delivered after `cancel()`. `moved` is called when a
     consumer's position may have changed, `end_taken` when a consumer took the end. `overflowed` is called when a
-    consumer takes an inbox that has lost updates. `handled`: handlers consume the updates too, so they count as
-    delivered even if no one iterates.
+    consumer takes an inbox that has lost updates. `soon` has the loop make a call, from any thread. `handled`: handlers
+    consume the updates too, so they count as delivered even if no one iterates. `handlers_full`: too many updates wait
+    for a slow handler. `max_waiting` bounds the output that waits for one consumer, in bytes.
     """
 
     def __init__(
@@ -231,7 +254,10 @@ class Delivery:
         moved: Callable[[], None],
         end_taken: Callable[[], None],
         overflowed: Callable[[], None],
+        soon: Callable[[Callable[[], None]], object],
+        max_waiting: int,
         handled: bool = False,
+        handlers_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self.catch_up = catch_up
         self.moved = moved
@@ -243,7 +269,12 @@ class Delivery:
         self.given_up: Callable[[], Exhausted] | None = None
         self.applied: Position | None = None
         self._overflowed = overflowed
+        self._soon = soon
+        self._max_waiting = max_waiting
         self._handled = handled
+        self._handlers_full = handlers_full
+        # Set when a consumer that was full may have room again; None while nothing waits for that.
+        self._room: anyio.Event | None = None
         # The inbox that waits for the next consumer, and those that have one.
         self._unclaimed: Inbox | None = None
         self._claimed: dict[Inbox, weakref.ref[Subscription]] = {}
@@ -255,7 +286,7 @@ class Delivery:
     def begin(self, cursor: Position | None) -> None:
         """Start collecting updates for the first consumer."""
         self.applied = cursor
-        self._unclaimed = Inbox(cursor)
+        self._unclaimed = Inbox(cursor, self._max_waiting)
 
     def subscribe(self, *, wait: bool) -> Subscription:
         """Subscribe to the waiting updates if there are any, otherwise to the updates from now on.
@@ -269,11 +300,11 @@ class Delivery:
         inbox, self._unclaimed = self._unclaimed, None
         self._handled = False
         if inbox is None:
-            inbox = Inbox(self.applied)
+            inbox = Inbox(self.applied, self._max_waiting)
             if self.outcome is not None:
                 inbox.put_end(self.outcome)
         subscription = Subscription(self, inbox, wait=wait)
-        self._claimed[inbox] = weakref.ref(subscription, lambda _: self._dropped.append(inbox))
+        self._claimed[inbox] = weakref.ref(subscription, lambda _: self._forget(inbox))
         if inbox.lost is not None:
             self._overflowed()
         return subscription
@@ -284,6 +315,12 @@ class Delivery:
         took_the_end = inbox.in_hand is not None and inbox.in_hand is self.outcome
         if was_claimed and not took_the_end and not self._claimed and self._unclaimed is None:
             self._unclaimed = inbox
+        self.look_for_room()
+
+    def _forget(self, inbox: Inbox) -> None:
+        self._dropped.append(inbox)
+        # The engine may be waiting for this very consumer.
+        self._soon(self._sweep)
 
     def _sweep(self) -> None:
         while self._dropped:
@@ -304,18 +341,36 @@ class Delivery:
 
     # --- updates ---------------------------------------------------------------------------------------------------
 
-    def publish(self, updates: list[AnyUpdate], applied: Position | None) -> bool:
-        """Deliver updates; returns False if an inbox overflowed. `applied` is the position after them."""
+    def publish(self, updates: list[AnyUpdate], applied: Position | None) -> None:
+        """Deliver updates. `applied` is the position after them."""
         self._sweep()
         self.applied = applied
         if self._unclaimed is not None:
-            # The next consumer of this inbox learns what it lost.
             self._unclaimed.put(updates)
-        fits = True
-        for inbox in list(self._claimed):
-            fits = inbox.put(updates) and fits
+            if self._unclaimed.is_full:
+                self._unclaimed.drop()
+        for inbox in self._claimed:
+            inbox.put(updates)
         self.moved()
-        return fits
+
+    def room(self) -> anyio.Event | None:
+        """None if every consumer has room; else an event that is set when this may have changed."""
+        if not (self._handlers_full() or any(inbox.is_full for inbox in self._claimed)):
+            return None
+        if self._room is None:
+            self._room = anyio.Event()
+        return self._room
+
+    def taken(self, inbox: Inbox, update: AnyUpdate) -> None:
+        """Note that a consumer took an update, which may make room."""
+        if inbox.took(update):
+            self.look_for_room()
+
+    def look_for_room(self) -> None:
+        """Let the engine check whether there is room again."""
+        if self._room is not None:
+            self._room.set()
+            self._room = None
 
     def end(self, applied: Position | None) -> None:
         """Deliver `outcome`; nothing follows it."""

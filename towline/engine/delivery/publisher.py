@@ -92,13 +92,13 @@ class Publisher:
                 self._publish(updates)
 
     def overflowed(self) -> None:
-        """Report a gap: a consumer was too far behind."""
+        """Report a gap: updates were dropped while there was no consumer."""
         self._counts["overflows"] += 1
-        self._gap("a consumer is too far behind, and its waiting updates cannot be merged", self._snapshot().generation)
+        self._gap("updates were dropped while nothing read them", self._snapshot().generation)
 
     def _publish(self, updates: list[AnyUpdate]) -> None:
         self._counts["updates"] += len(updates)
-        fits = self._delivery.publish(updates, self._sequencer.applied)
+        self._delivery.publish(updates, self._sequencer.applied)
         if self._on_progress is not None:
             with self._turn():
                 for update in updates:
@@ -106,8 +106,6 @@ class Publisher:
                         return
                     if isinstance(update, Progress):
                         self._handlers.call(self._on_progress, update)
-        if not fits:
-            self.overflowed()
 
     def _gap(self, problem: str, generation: int) -> None:
         self._counts["gaps"] += 1

@@ -1,0 +1,122 @@
+"""Consumers slower than the job: nothing of its output is lost, and reading stops before too much waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+from job_server import JobServer
+from scenario import check, fractions, gaps
+
+from towline import Connection, JobComplete, Limits, Output, Paused, Stalled, State
+
+pytestmark = pytest.mark.anyio
+
+LINES = 800
+#: Bytes of output that may wait.
+BOUND = 2_000
+LIMITS = Limits(max_waiting=BOUND)
+
+
+async def collect(connection: Connection, told: list[Any], seconds: float) -> None:
+    async for update in connection:
+        told.append(update)
+        await anyio.sleep(seconds)
+
+
+def text(told: list[Any]) -> str:
+    return "".join(update.value for update in told if isinstance(update, Output))
+
+
+@pytest.mark.parametrize("server", ["websocket", "websocket+state", "events", "lines"], indirect=True)
+async def test_the_output_is_whole_for_consumers_of_any_speed(server: JobServer) -> None:
+    slow: list[Any] = []
+    fast: list[Any] = []
+    async with server.follow(limits=LIMITS) as connection, anyio.create_task_group() as tasks:
+        tasks.start_soon(collect, connection, slow, 1.0)
+        tasks.start_soon(collect, connection, fast, 0.0)
+        await connection.wait_for(State.CONNECTED)
+        for number in range(LINES):
+            server.publish(log=f"line {number}\n")
+            if number % 100 == 50:
+                server.progress(number // 100 + 1)
+                server.publish(pause="input")
+            await anyio.sleep(0.01)
+        await anyio.sleep(30)
+        # The fast consumer is ahead of the slow one by what may wait, and by what one read brings.
+        assert len(text(fast)) <= len(text(slow)) + BOUND + 200
+        server.end()
+    for told in (slow, fast):
+        assert text(told) == "".join(f"line {number}\n" for number in range(LINES))
+        assert fractions(told) == [number / 10 for number in range(1, 9)]
+        assert len([update for update in told if isinstance(update, Paused)]) == 8
+        assert isinstance(told[-1], JobComplete)
+        assert gaps(told) == []
+    assert connection.statistics().retries == 0
+
+
+@pytest.mark.parametrize("server", ["websocket", "websocket+state", "events", "lines"], indirect=True)
+async def test_a_consumer_that_stops_for_hours_costs_no_link_and_is_no_silence_of_the_job(server: JobServer) -> None:
+    told: list[Any] = []
+    async with server.follow(limits=LIMITS) as connection:
+        await connection.wait_for(State.CONNECTED)
+        subscription = connection.updates()
+        for number in range(LINES):
+            server.publish(log=f"line {number}\n")
+            await anyio.sleep(0.01)
+        await anyio.sleep(3 * 3600)
+        server.end()
+        told = [update async for update in subscription]
+    assert text(told) == "".join(f"line {number}\n" for number in range(LINES))
+    assert not [update for update in told if isinstance(update, Stalled)]
+    assert connection.statistics().dials == 1
+    check(server, told)
+
+
+@pytest.mark.parametrize("server", ["events"], indirect=True)
+async def test_a_link_that_is_cut_while_nothing_is_read_is_replayed(server: JobServer) -> None:
+    told: list[Any] = []
+    async with server.follow(limits=LIMITS) as connection, anyio.create_task_group() as tasks:
+        tasks.start_soon(collect, connection, told, 0.5)
+        await connection.wait_for(State.CONNECTED)
+        for number in range(LINES):
+            server.publish(log=f"line {number}\n")
+            if number % 300 == 299:
+                server.cut()
+            await anyio.sleep(0.01)
+        server.end()
+    assert text(told) == "".join(f"line {number}\n" for number in range(LINES))
+    check(server, told)
+
+
+@pytest.mark.parametrize("server", ["websocket", "events", "lines"], indirect=True)
+async def test_a_program_that_reads_no_updates_learns_the_end(server: JobServer) -> None:
+    async with server.follow(limits=LIMITS) as connection:
+        await connection.wait_for(State.CONNECTED)
+        for number in range(LINES):
+            server.publish(log=f"line {number}\n")
+            await anyio.sleep(0.01)
+        server.end()
+        outcome = await connection.result()
+        assert isinstance(outcome, JobComplete)
+        assert outcome.result == "result"
+
+
+@pytest.mark.parametrize("server", ["websocket", "events"], indirect=True)
+async def test_a_consumer_that_is_dropped_without_a_word_stops_no_other(server: JobServer) -> None:
+    async with server.follow(limits=LIMITS) as connection:
+        await connection.wait_for(State.CONNECTED)
+        forgotten, told = connection.updates(), connection.updates()
+        for number in range(LINES):
+            server.publish(log=f"line {number}\n")
+            await anyio.sleep(0.01)
+        server.end()
+        with anyio.move_on_after(100) as waiting:
+            seen = [await anext(told)]
+            while True:
+                seen.append(await anext(told))
+        assert waiting.cancelled_caught, "the other one has stopped the reading"
+        del forgotten
+        seen += [update async for update in told]
+    assert text(seen) == "".join(f"line {number}\n" for number in range(LINES))
