@@ -147,56 +147,54 @@ def test_an_unknown_type_is_tolerated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "field", "value", "unfit"),
+    ("data", "field", "value"),
     [
-        (text("job_progress", PROGRESS, timestamp=None), "timestamp", 0, 0),
-        (text("job_progress", PROGRESS, timestamp="1750000000000"), "timestamp", 1750000000000, 0),
-        (text("job_progress", PROGRESS, timestamp="2026-01-01T00:00:00Z"), "timestamp", 1767225600000, 0),
-        (text("job_progress", PROGRESS, timestamp="now"), "timestamp", 0, 1),
-        (text("job_progress", PROGRESS, version=2), "version", "2", 0),
-        (text("job_progress", PROGRESS, version={"major": 1}), "version", "", 1),
-        (text("job_progress", PROGRESS, pipeline=None), "pipeline", "", 0),
-        (text("job_progress", PROGRESS, jobId=None), "job_id", "", 0),
-        (text("job_progress", PROGRESS, jobId=7), "job_id", "7", 0),
-        (text("job_progress", PROGRESS, epoch=5), "epoch", "5", 0),
-        (text("job_progress", PROGRESS, seq=1.0), "seq", 1, 0),
-        (text("job_progress", PROGRESS, seq="9007199254740993"), "seq", 9007199254740993, 0),
-        (text("job_progress", PROGRESS, seq=0), "seq", None, 1),
-        (text("job_progress", PROGRESS, seq=2**70), "seq", None, 1),
-        (text("job_progress", {**PROGRESS, "progress": 1.0000002}), "progress", 1.0, 0),
-        (text("job_progress", {**PROGRESS, "progress": -1e-9}), "progress", 0.0, 0),
-        (text("job_progress", {**PROGRESS, "progress": "0.25"}), "progress", 0.25, 0),
-        (text("job_progress", {**PROGRESS, "progress": 50}), "progress", None, 1),
-        (text("job_progress", {**PROGRESS, "progress": float("nan")}), "progress", None, 1),
-        (text("job_progress", {"processedCount": 3}), "progress", None, 0),
-        (text("job_progress", {**PROGRESS, "status": None}), "status", "", 0),
-        (text("job_progress", {**PROGRESS, "processedCount": 3.0}), "processed_count", 3, 0),
-        (text("job_progress", {**PROGRESS, "processedCount": "3"}), "processed_count", 3, 0),
-        (text("job_progress", {**PROGRESS, "processedCount": 3.5}), "processed_count", None, 1),
-        (text("job_progress", {**PROGRESS, "processedCount": True}), "processed_count", None, 1),
-        (text("job_progress", {**PROGRESS, "processedCount": 2**70}), "processed_count", None, 1),
-        (text("job_progress", {**PROGRESS, "currentItem": 5}), "current_item", "5", 0),
-        (text("job_progress", {**PROGRESS, "currentItem": {"title": "A"}}), "current_item", None, 1),
-        (text("job_progress", {**PROGRESS, "currentItem": "\ud800"}), "current_item", "\ufffd", 1),
-        (text("job_progress", {**PROGRESS, "keepAlive": None}), "keep_alive", False, 0),
-        (text("job_progress", {**PROGRESS, "keepAlive": 1}), "keep_alive", True, 0),
-        (text("job_progress", {**PROGRESS, "keepAlive": "TRUE"}), "keep_alive", True, 0),
-        (text("job_progress", {**PROGRESS, "keepAlive": "maybe"}), "keep_alive", False, 1),
-        ("\ufeff" + text("job_progress", PROGRESS), "seq", 7, 0),
-        ('{"type":"job_progress","progress":0.5,"processedCount":3,"seq":7}', "progress", 0.5, 0),
+        (text("job_progress", PROGRESS, timestamp=None), "timestamp", 0),
+        (text("job_progress", PROGRESS, timestamp="1750000000000"), "timestamp", 1750000000000),
+        (text("job_progress", PROGRESS, timestamp="2026-01-01T00:00:00Z"), "timestamp", 1767225600000),
+        (text("job_progress", PROGRESS, timestamp="now"), "timestamp", 0),
+        (text("job_progress", PROGRESS, version=2), "version", "2"),
+        (text("job_progress", PROGRESS, version={"major": 1}), "version", ""),
+        (text("job_progress", PROGRESS, pipeline=None), "pipeline", ""),
+        (text("job_progress", PROGRESS, jobId=None), "job_id", ""),
+        (text("job_progress", PROGRESS, jobId=7), "job_id", "7"),
+        (text("job_progress", PROGRESS, epoch=5), "epoch", "5"),
+        (text("job_progress", PROGRESS, seq=1.0), "seq", 1),
+        (text("job_progress", PROGRESS, seq="9007199254740993"), "seq", 9007199254740993),
+        (text("job_progress", PROGRESS, seq=0), "seq", None),
+        (text("job_progress", PROGRESS, seq=2**70), "seq", None),
+        (text("job_progress", {**PROGRESS, "progress": 1.0000002}), "progress", 1.0),
+        (text("job_progress", {**PROGRESS, "progress": -1e-9}), "progress", 0.0),
+        (text("job_progress", {**PROGRESS, "progress": "0.25"}), "progress", 0.25),
+        (text("job_progress", {**PROGRESS, "progress": 50}), "progress", None),
+        (text("job_progress", {**PROGRESS, "progress": float("nan")}), "progress", None),
+        (text("job_progress", {"processedCount": 3}), "progress", None),
+        (text("job_progress", {**PROGRESS, "status": None}), "status", ""),
+        (text("job_progress", {**PROGRESS, "processedCount": 3.0}), "processed_count", 3),
+        (text("job_progress", {**PROGRESS, "processedCount": "3"}), "processed_count", 3),
+        (text("job_progress", {**PROGRESS, "processedCount": 3.5}), "processed_count", None),
+        (text("job_progress", {**PROGRESS, "processedCount": True}), "processed_count", None),
+        (text("job_progress", {**PROGRESS, "processedCount": 2**70}), "processed_count", None),
+        (text("job_progress", {**PROGRESS, "currentItem": 5}), "current_item", "5"),
+        (text("job_progress", {**PROGRESS, "currentItem": {"title": "A"}}), "current_item", None),
+        (text("job_progress", {**PROGRESS, "currentItem": "\ud800"}), "current_item", "\ufffd"),
+        (text("job_progress", {**PROGRESS, "keepAlive": None}), "keep_alive", False),
+        (text("job_progress", {**PROGRESS, "keepAlive": 1}), "keep_alive", True),
+        (text("job_progress", {**PROGRESS, "keepAlive": "TRUE"}), "keep_alive", True),
+        (text("job_progress", {**PROGRESS, "keepAlive": "maybe"}), "keep_alive", False),
+        ("\ufeff" + text("job_progress", PROGRESS), "seq", 7),
+        ('{"type":"job_progress","progress":0.5,"processedCount":3,"seq":7}', "progress", 0.5),
     ],
 )
-def test_a_field_that_does_not_fit_costs_only_itself(data: str, field: str, value: Any, unfit: int) -> None:
+def test_a_field_that_does_not_fit_costs_only_itself(data: str, field: str, value: Any) -> None:
     for read in (data, data.encode()):
-        codec = Codec()
-        frame = codec.decode(read)
+        frame = Codec().decode(read)
         assert isinstance(frame, JobProgressFrame)
         everything = {**msgspec.structs.asdict(frame), **msgspec.structs.asdict(frame.payload)}
         assert everything[field] == value
         assert isinstance(everything[field], bool) == isinstance(value, bool)
         if field != "processed_count":
             assert everything["processed_count"] == 3
-        assert codec.unfit_fields == unfit
 
 
 def test_a_ready_ack_without_a_pipeline() -> None:
@@ -436,7 +434,6 @@ def test_a_state_that_does_not_fit_exactly(data: str) -> None:
     assert codec.decode_state(data.encode()) == JobState(
         status="running", version="6", processed_count=3, start_time=1767225600000, seq=4, epoch="7"
     )
-    assert codec.unfit_fields == 1
 
 
 @pytest.mark.parametrize(

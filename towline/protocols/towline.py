@@ -59,6 +59,7 @@ from ._requests import (
     with_query,
 )
 from .wire import (
+    UNFIT,
     Codec,
     ErrorFrame,
     ErrorPayload,
@@ -73,6 +74,7 @@ from .wire import (
     Ready,
     ReadyAckFrame,
     TerminalFrame,
+    decode_known,
     encode,
 )
 
@@ -151,10 +153,6 @@ class Towline:
     def codec(self) -> Codec:
         """The reader of messages and answers, made once."""
         return Codec(self.results)
-
-    @cached_property
-    def _decode(self) -> Callable[[str | bytes], Frame]:
-        return self.codec.decode
 
     # --- asking ----------------------------------------------------------------------------------------------------
 
@@ -246,12 +244,14 @@ class Towline:
         Raises `MalformedMessage` for a message, or an answer of status 2xx, that cannot be read.
         """
         if type(received) is Message or type(received) is ServerEvent:
+            frame: Frame
             try:
-                frame = self._decode(received.data)
-            except MalformedMessage as error:
-                if error.job_id in ("", self.job):
-                    raise
-                return _NOTHING
+                frame = decode_known(received.data)
+            except UNFIT as error:
+                unfit = self._decode_unfit(received.data, error)
+                if unfit is None:
+                    return _NOTHING
+                frame = unfit
             # A message that names no job is about ours, because the socket is.
             if type(frame) is JobProgressFrame and (frame.job_id == self.job or not frame.job_id):
                 # Nearly every message, so it takes the shortest way.
@@ -276,6 +276,15 @@ class Towline:
         if type(received) is Answer:
             return self._read_answer(want, received)
         return _NOTHING
+
+    def _decode_unfit(self, data: str | bytes, error: Exception) -> Frame | None:
+        """Read an unusual message field by field; None if it cannot be read and is about another job."""
+        try:
+            return self.codec.decode_unfit(data, error)
+        except MalformedMessage as malformed:
+            if malformed.job_id in ("", self.job):
+                raise
+            return None
 
     def _read_frame(self, frame: Frame) -> tuple[Fact, ...]:
         if isinstance(frame, ReadyAckFrame):

@@ -4,7 +4,8 @@ The hub writes with these structs, the protocols read with the codec. Nothing he
 connection, reads a clock or draws a random number.
 """
 
-from .codec import CancelAnswer, Codec, Result
+from .codec import CancelAnswer, Codec, Result, decode_known
+from .lenient import UNFIT
 from .messages import (
     NAME,
     CanceledPayload,
@@ -31,6 +32,7 @@ from .messages import (
 
 __all__ = [
     "NAME",
+    "UNFIT",
     "CancelAnswer",
     "CanceledPayload",
     "Codec",
@@ -52,6 +54,7 @@ __all__ = [
     "StartedPayload",
     "TerminalFrame",
     "UnknownFrame",
+    "decode_known",
     "encode",
     "encode_payload",
 ]

@@ -64,7 +64,8 @@ _SEPARATORS: Final = re.compile(r"[\s_.:-]+")
 
 _ENVELOPE: Final = frozenset({"type", "jobId", "pipeline", "timestamp", "version", "seq", "epoch", "payload"})
 
-_decode_known: Final[Callable[[str | bytes], KnownFrame]] = msgspec.json.Decoder(KnownFrame).decode
+#: Reads the usual messages; raises one of `UNFIT` for others.
+decode_known: Final[Callable[[str | bytes], KnownFrame]] = msgspec.json.Decoder(KnownFrame).decode
 _decode_state: Final[Callable[[bytes], JobState]] = msgspec.json.Decoder(JobState).decode
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -91,8 +92,6 @@ class Codec:
         self._results: dict[str, Callable[[Raw | bytes], Any]] = {
             name: msgspec.json.Decoder(shape).decode for name, shape in (pipelines or {}).items()
         }
-        #: How many fields were left out because they did not fit.
-        self.unfit_fields = 0
 
     # --- messages ------------------------------------------------------------------------------------------------
 
@@ -103,23 +102,20 @@ class Codec:
         type that means an end never raises.
         """
         try:
-            return _decode_known(data)
+            return decode_known(data)
         except UNFIT as error:
-            return self._decode_unfit(data, error)
+            return self.decode_unfit(data, error)
 
-    def _decode_unfit(self, data: str | bytes, error: Exception) -> Frame:
-        unfit: list[str] = []
+    def decode_unfit(self, data: str | bytes, error: Exception) -> Frame:
+        """Read a frame that `decode_known` refused with `error`; otherwise as `decode`."""
         try:
-            fields = load(data, unfit)
+            fields = load(data, [])
         except ValueError:
             raise MalformedMessage(None, "$", "it is not JSON") from error
         type_ = fields.get("type") if isinstance(fields, dict) else None
         if not isinstance(type_, str):
             raise MalformedMessage(None, "$.type", "it has no type") from error
-        try:
-            return _frame(type_, fields, unfit)
-        finally:
-            self.unfit_fields += len(unfit)
+        return _frame(type_, fields)
 
     # --- states and answers ----------------------------------------------------------------------------------------
 
@@ -147,9 +143,10 @@ class Codec:
             results = {"resultUrl": url}
         if failure is None:
             failure = {name: fields[name] for name in ("code", "message") if fields.get(name) is not None} or None
-        return self._build(
+        return build(
             JobState,
             fields,
+            [],
             status=_end_of(word) or "running",
             results=UNSET if results is None and "results" not in fields else Raw(_encode(results)),
             error=UNSET if failure is None else Raw(_encode(failure)),
@@ -160,7 +157,7 @@ class Codec:
 
         The error has no cause, because a decoder's text may quote the token.
         """
-        answer = self._build(TokenAnswer, self._load_answer("token", data, "token"))
+        answer = build(TokenAnswer, self._load_answer("token", data, "token"), [])
         if not answer.token:
             raise MalformedMessage("token", "$.token", "the answer has no token")
         return answer
@@ -174,7 +171,7 @@ class Codec:
         if data.lstrip().startswith(b"<"):
             raise MalformedMessage("cancel", "$", "it is an HTML page: check the path of the cancel call (cancel_path=)")
         try:
-            value = unwrapped(self._load(data), "result", "status")
+            value = unwrapped(load(data, []), "result", "status")
         except ValueError:
             return "accepted"
         fields = value if isinstance(value, dict) else {}
@@ -188,25 +185,13 @@ class Codec:
     def _load_answer(self, kind: str, data: bytes, deciding: str, error: Exception | None = None) -> Mapping[str, Any]:
         value: Any = None
         with suppress(ValueError):
-            value = unwrapped(self._load(data), deciding)
+            value = unwrapped(load(data, []), deciding)
         if not isinstance(value, dict):
             path, problem = (
                 ("$", f"it is not an answer with a {deciding}") if error is None else _path_and_problem(error)
             )
             raise MalformedMessage(kind, path, problem) from error
         return value
-
-    def _load(self, data: Raw | bytes) -> Any:
-        unfit: list[str] = []
-        value = load(data, unfit)
-        self.unfit_fields += len(unfit)
-        return value
-
-    def _build(self, struct: type[T], fields: Mapping[str, Any], **given: Any) -> T:
-        unfit: list[str] = []
-        built = build(struct, fields, unfit, **given)
-        self.unfit_fields += len(unfit)
-        return built
 
     # --- ends ------------------------------------------------------------------------------------------------------
 
@@ -220,7 +205,7 @@ class Codec:
         with suppress(*UNFIT):
             url = _reference(asdict(msgspec.json.decode(payload, type=_References)))
             if url is not None:
-                plain = _without_type(self._load(payload))
+                plain = _without_type(load(payload, []))
                 beside = {name: value for name, value in plain.items() if name not in (*_REFERENCES, "pipeline")}
                 return Result(beside or None, url=url)
         return self._typed(pipeline, payload)
@@ -243,7 +228,7 @@ class Codec:
             msgspec.json.decode(data, type=Raw)
         except UNFIT:
             try:
-                return _encode(self._load(data))
+                return _encode(load(data, []))
             except ValueError as error:
                 raise MalformedMessage("job_complete", "$", "it is not JSON") from error
         return data
@@ -256,7 +241,7 @@ class Codec:
                 value = decode(data)
                 if not isinstance(value, dict):
                     return Result(value)
-        plain = _without_type(self._load(data))
+        plain = _without_type(load(data, []))
         if decode is None:
             return Result(plain)
         try:
@@ -267,19 +252,16 @@ class Codec:
 
     def decode_error(self, payload: Raw | bytes) -> ErrorPayload:
         """Read how a job failed, from a payload of any shape."""
-        unfit: list[str] = []
         try:
-            return _failure(load(payload, unfit), unfit)
+            return _failure(load(payload, []))
         except ValueError:
             return ErrorPayload(code="", message=bytes(payload).decode("utf-8", "replace"))
-        finally:
-            self.unfit_fields += len(unfit)
 
 
 # --- one message, field by field ---------------------------------------------------------------------------------
 
 
-def _frame(type_: str, fields: Mapping[str, Any], unfit: list[str]) -> Frame:
+def _frame(type_: str, fields: Mapping[str, Any]) -> Frame:
     payload = fields.get("payload")
     flat = {name: value for name, value in fields.items() if name not in _ENVELOPE}
     if payload is None and flat:
@@ -289,29 +271,29 @@ def _frame(type_: str, fields: Mapping[str, Any], unfit: list[str]) -> Frame:
     match _end_of(type_):
         case "complete":
             absent = payload is None and "payload" not in fields
-            return build(JobCompleteFrame, fields, unfit, payload=UNSET if absent else Raw(_encode(payload)))
+            return build(JobCompleteFrame, fields, [], payload=UNSET if absent else Raw(_encode(payload)))
         case "failed":
-            return build(ErrorFrame, fields, unfit, payload=_failure(payload, unfit))
+            return build(ErrorFrame, fields, [], payload=_failure(payload))
         case "canceled":
             if payload is not inner:
                 inner = {"reason": as_text(payload) or None}
-            return build(JobCanceledFrame, fields, unfit, payload=build(CanceledPayload, inner, unfit))
+            return build(JobCanceledFrame, fields, [], payload=build(CanceledPayload, inner, []))
     match type_:
         case "job_started":
-            return build(JobStartedFrame, fields, unfit, payload=build(StartedPayload, inner, unfit))
+            return build(JobStartedFrame, fields, [], payload=build(StartedPayload, inner, []))
         case "job_progress":
-            return _progress(fields, build(ProgressPayload, inner, unfit), unfit)
+            return _progress(fields, build(ProgressPayload, inner, []))
         case "ready_ack":
-            return build(ReadyAckFrame, fields, unfit)
+            return build(ReadyAckFrame, fields, [])
         case "ping":
-            return build(PingFrame, fields, unfit)
+            return build(PingFrame, fields, [])
         case "pong":
-            return build(PongFrame, fields, unfit)
-    return build(UnknownFrame, fields, unfit, type=type_)
+            return build(PongFrame, fields, [])
+    return build(UnknownFrame, fields, [], type=type_)
 
 
-def _progress(fields: Mapping[str, Any], payload: ProgressPayload, unfit: list[str]) -> JobProgressFrame:
-    frame = build(JobProgressFrame, fields, unfit, payload=payload)
+def _progress(fields: Mapping[str, Any], payload: ProgressPayload) -> JobProgressFrame:
+    frame = build(JobProgressFrame, fields, [], payload=payload)
     if payload == _NOTHING:
         raise MalformedMessage(
             "job_progress",
@@ -327,7 +309,7 @@ def _progress(fields: Mapping[str, Any], payload: ProgressPayload, unfit: list[s
 _NOTHING: Final = ProgressPayload(progress=None, status="")
 
 
-def _failure(value: Any, unfit: list[str]) -> ErrorPayload:
+def _failure(value: Any) -> ErrorPayload:
     """Read a failure: `{code, message}`, the same within `error`, or anything else as text."""
     if not isinstance(value, dict):
         return ErrorPayload(code="", message=as_text(value))
@@ -341,7 +323,7 @@ def _failure(value: Any, unfit: list[str]) -> ErrorPayload:
     if fields.keys().isdisjoint(("code", "message", "details")):
         # No field is known: show all of them, if there are any.
         message = {name: each for name, each in fields.items() if name != "type"} or None
-    return build(ErrorPayload, fields, unfit, message=as_text(message))
+    return build(ErrorPayload, fields, [], message=as_text(message))
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
