@@ -15,7 +15,7 @@ import anyio
 from .._exceptions import MalformedMessage
 from .._facts import Answer, Fact, Item, Means, Numbered, Received, Send, Wait, has_sign
 from .._text import escape
-from .._updates import AnyUpdate, Paused, Progress
+from .._updates import AnyUpdate, Paused
 from ..sources import UnusableAnswer
 from ..statemachine import AnyEvent, JobPaused, JobSpoke, Snapshot
 from .attempts import Link
@@ -91,7 +91,7 @@ class Intake:
 
         Raises `UnusableAnswer` for an answer to a poll from which the protocol reads nothing.
         """
-        read, follow, want = self._reader.read, self._sequencer.follow, link.want
+        read, take_next, want = self._reader.read, self._sequencer.take_next, link.want
         self._counts["messages"] += len(batch)
         spoke = False
         pause: bool | None = None
@@ -109,12 +109,15 @@ class Intake:
                 facts = (Item(None, Numbered(error.seq, error.epoch)),)
             if len(facts) == 1 and type(fact := facts[0]) is Item:
                 spoke = spoke or fact.is_sign
-                if type(fact.update) is not Progress and fact.update is not None:
+                if take_next(fact):
+                    pause = False
+                    continue
+                if fact.update is not None:
                     pause = isinstance(fact.update, Paused)
             else:
                 spoke = self._note(link, received, facts) or spoke
                 pause = pause_in(facts, pause)
-            finding = follow(facts)
+            finding = self._sequencer.follow(facts)
             if finding is not None:
                 self._act(finding, link.generation)
                 if not self._is_current(link):
@@ -122,7 +125,7 @@ class Intake:
         self._spoke = spoke
         if spoke:
             self._last_state = None
-            self._job_spoke(link.generation)
+            self._job_spoke(link.generation, None if link.source is None else link.source.last_received)
         if pause:
             self._post(JobPaused(generation=link.generation))
         self._publish(self._sequencer.take())
@@ -188,8 +191,8 @@ class Intake:
             self._post(JobPaused(generation=generation))
         return is_sign
 
-    def _job_spoke(self, generation: int) -> None:
-        self._last_sign = anyio.current_time()
+    def _job_spoke(self, generation: int, at: float | None = None) -> None:
+        self._last_sign = anyio.current_time() if at is None else at
         snapshot = self._snapshot()
         if snapshot.stalls or snapshot.silence or snapshot.paused:
             self._post(JobSpoke(generation=generation))

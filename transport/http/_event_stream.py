@@ -21,6 +21,7 @@ from ..._exceptions import InvalidArgument, MessageTooBig
 MAX_RETRY: Final = 3600.0
 
 _BOM: Final = b"\xef\xbb\xbf"
+_CR: Final = 0x0D  # a number is found in bytes several times as fast as bytes are
 _T = TypeVar("_T")
 
 # Either a whole event in the form that most servers write (id, event, data, each at most once and not empty), or one
@@ -71,6 +72,8 @@ class EventParser:
         self._size = 0
         self._id = last_id
         self._has_id = False
+        # Whether nothing of an event has come: the next line begins one.
+        self._between = True
 
     def feed(self, data: bytes) -> Iterable[StreamEvent]:
         """Take the next bytes and return the events that they complete.
@@ -81,34 +84,43 @@ class EventParser:
         if self._problem is None:
             lines = self._lines.take(data)
             events = self._parse(lines.decode("utf-8", "replace")) if lines else []
-            self._problem = self._problem or self._lines.problem
-            if self._problem is None:
+            if self._problem is None and self._lines.problem is None:
                 return events
+            self._problem = self._problem or self._lines.problem
         else:
             events = []
         return _then_raise(events, self._problem)
 
     def _parse(self, text: str) -> list[StreamEvent]:
         events: list[StreamEvent] = []
-        unfinished = bool(self._data or self._type)
+        last_id, between = self.last_id, self._between
         for event_id, event_type, data, line in _TOKENS.findall(text):
+            if data and between:
+                # Nearly every event: it begins and ends here.
+                if event_id:
+                    last_id = event_id
+                    events.append(StreamEvent(event_type or "message", data, event_id, True))
+                else:
+                    events.append(StreamEvent(event_type or "message", data, last_id))
+                continue
+            if between:
+                self.last_id = self._id = last_id
             if event_id:
                 self._id, self._has_id = event_id, True
-            if data and not unfinished:
-                self.last_id = self._id
-                events.append(StreamEvent(event_type or "message", data, self.last_id, self._has_id))
-                self._has_id = False
-                continue
             if data:
                 self._type = event_type or self._type
                 self._add_data(data)
             elif line:
                 self._take_line(line)
             if self._problem is not None:
-                break
+                return events
             if not line:
                 self._dispatch(events)
-            unfinished = bool(self._data or self._type)
+            last_id = self.last_id
+            between = not (self._data or self._type or self._has_id) and self._id == last_id
+        if between:
+            self.last_id = self._id = last_id
+        self._between = between
         return events
 
     def _take_line(self, line: str) -> None:
@@ -190,7 +202,7 @@ class _Lines:
         self._after_cr = False
 
     def take(self, data: bytes) -> bytes:
-        if not self.rest and self._plain and data[-1:] == b"\n" and len(data) <= self._max_line and b"\r" not in data:
+        if self._plain and _CR not in data and data[-1:] == b"\n" and not self.rest and len(data) <= self._max_line:
             return data  # the usual case, when the server sends whole events
         if self.problem is not None or not data:
             return b""
@@ -202,7 +214,7 @@ class _Lines:
                 return b""
             self._started = self._plain = True
             data = data.removeprefix(_BOM)
-        if self._after_cr or b"\r" in data:
+        if self._after_cr or _CR in data:
             data = self._with_lf(data)
         place = data.rfind(b"\n") + 1
         if not place:

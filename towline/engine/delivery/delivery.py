@@ -190,7 +190,7 @@ class Inbox:
             waiting.extend(updates)
         if Output in map(type, updates):
             self.size += sum(map(size_of, updates))
-        if self._has_too_much():
+        if (excess > 0 or self.size) and self._has_too_much():
             self.waiting = deque(joined(waiting))
             self.size = sum(map(size_of, self.waiting))
             self.is_full = self._has_too_much()
@@ -355,8 +355,12 @@ class Delivery:
 
     def room(self) -> anyio.Event | None:
         """None if every consumer has room; else an event that is set when this may have changed."""
-        if not (self._handlers_full() or any(inbox.is_full for inbox in self._claimed)):
-            return None
+        for inbox in self._claimed:
+            if inbox.is_full:
+                break
+        else:
+            if not self._handlers_full():
+                return None
         if self._room is None:
             self._room = anyio.Event()
         return self._room
