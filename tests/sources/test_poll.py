@@ -66,6 +66,13 @@ async def test_jitter_shortens_a_wait_by_a_quarter_at_most(drawn: float) -> None
     assert waits(script) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("drawn", [0.0, 0.4, 1.0])
+async def test_jitter_adds_a_tenth_to_advice_at_most_and_never_undercuts_it(drawn: float) -> None:
+    script = Script(*[[answer(Retry_After="20")]] * 3)
+    await polled(script, 3, random=lambda: drawn)
+    assert waits(script) == pytest.approx([20 + 2 * drawn] * 2)
+
+
 @pytest.mark.parametrize(
     ("value", "wait"),
     [

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -368,12 +369,27 @@ def output(value: Any, at: Position | None = None) -> Facts:
 
 def test_an_open_link_is_in_step_at_once_and_stamps_what_the_protocol_left_out() -> None:
     stream = Stream()
-    assert stream.take(output("a", Numbered(7)), output("b", Mark("m")), output("c")) == []
+    assert stream.take(output("a", Numbered(1)), output("b", Mark("m")), output("c")) == []
     first, second, third = stream.updates
-    assert (first.job, first.seq, first.epoch, first.mark) == ("j1", 7, "", None)
+    assert (first.job, first.seq, first.epoch, first.mark) == ("j1", 1, "", None)
     assert (second.job, second.seq, second.mark) == ("j1", None, "m")
     assert (third.job, third.seq, third.mark) == ("j1", None, None)
     assert stream.resynced == [], "nothing was interrupted"
+
+
+@pytest.mark.parametrize("seq", [0, 1, 7])
+def test_a_log_that_began_before_the_first_link_is_told_once(seq: int) -> None:
+    stream = Stream()
+    assert stream.take(output("a", Numbered(seq)), output("b", Numbered(seq + 1))) == []
+    assert stream.values == ["a", "b"]
+    expected = Resynced(job="j1", epoch="", kind="unavailable", to_seq=6, first=True)
+    assert stream.resynced == ([expected] if seq == 7 else [])
+
+
+def test_a_snapshot_covers_what_came_before_the_first_link() -> None:
+    stream = Stream()
+    stream.take((Snapshot((Progress(fraction=0.5),), Numbered(7)),), output("b", Numbered(8)))
+    assert stream.resynced == []
 
 
 def test_a_fact_of_the_connection_is_not_the_sequencers() -> None:
@@ -440,9 +456,9 @@ def test_another_gap_after_a_replay_is_a_gap_again_until_the_numbers_are_known_t
 
 def test_a_gap_is_no_gap_where_the_server_refused_the_cursor_and_that_is_told() -> None:
     stream = Stream()
-    stream.take(output("a", Numbered(6)))
+    stream.take(output("a", Numbered(1)))
     stream.open(None)
-    assert stream.take(output("a", Numbered(6)), output("z", Numbered(20))) == []
+    assert stream.take(output("a", Numbered(1)), output("z", Numbered(20))) == []
     assert stream.values == ["a", "z"]
     assert [(told.kind, told.missed) for told in stream.resynced] == [("unavailable", None)]
     assert [type(finding) for finding in stream.take(output("!", Numbered(30)))] == [Gap]
@@ -461,7 +477,7 @@ def test_a_log_that_begins_anew_is_followed_from_its_start_after_a_replay_has_sh
 
 def test_a_gap_without_a_way_back_is_told_and_the_link_goes_on() -> None:
     stream = Stream()
-    stream.take(output("a", Numbered(6)), output("b", Numbered(8)))
+    stream.take(output("a", Numbered(1)), output("b", Numbered(3)))
     assert stream.act(stream.sequencer.unavailable()) == Synced()
     stream.act(stream.sequencer.release())
     assert stream.values == ["a", "b"]
@@ -1086,7 +1102,7 @@ def test_a_stream_that_replays_from_the_cursor_is_followed_exactly(
                 stream.reopen()
                 sent = len(stream.values)
     assert stream.values == log
-    assert all(told.missed == 0 for told in stream.resynced)
+    assert all(told.missed == 0 or told.first for told in stream.resynced)
 
 
 def test_an_end_that_was_fetched_while_away_says_that_updates_may_be_missing() -> None:

@@ -7,7 +7,7 @@ because `read` has two parts, messages and answers, and each has a function for 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import ClassVar, Final, TypedDict, cast

@@ -19,6 +19,9 @@ from .answers import answer_of
 FIRST_WAIT: Final = 0.25
 LAST_WAIT: Final = 15.0
 _GROWTH: Final = 1.5
+#: The most jitter: of these waits, which it shortens, and of the server's advice, which must not be undercut.
+_EARLIER: Final = 0.25
+_LATER: Final = 0.1
 
 #: The bounds of the server's advice, in seconds.
 LEAST_ADVICE: Final = 0.25
@@ -96,11 +99,12 @@ class PollSource:
 
     def _next_wait(self) -> float:
         advice = [seconds for seconds in (self._retry, self._advice) if seconds is not None]
+        # Jitter keeps many followers from asking in the same moment.
+        drawn = self._access.random()
         if advice:
-            return max(advice)
+            return max(advice) * (1 + _LATER * drawn)
         wait, self._wait = self._wait, min(self._wait * _GROWTH, LAST_WAIT)
-        # Jitter of a quarter keeps many followers from asking in the same moment.
-        return wait * (1 - 0.25 * self._access.random())
+        return wait * (1 - _EARLIER * drawn)
 
     async def _poll(self, asked: Request) -> list[Received]:
         url = self._access.url_of(asked)

@@ -343,6 +343,9 @@ class Sequencer:
             news = self.outlet.shown.news_of(snapshot.updates)
         elif item.update is not None and not isinstance(item.update, Snapshot):
             news = [item.update]
+        if snapshot is None and item.first > 1 and not (self.order.by_state or self.outlet.has_shown):
+            # The log began before this link, and no state covers its first events. Some logs count from 0.
+            self.outlet.emit(Resynced(epoch=item.epoch, kind="unavailable", to_seq=item.first - 1, first=True))
         if snapshot is None and self.order.is_new_log(item) and not self.order.by_state:
             # A log that begins again is complete if it begins with its first number.
             self.outlet.emit(Resynced(epoch=item.epoch, kind="replay", missed=0 if item.first <= 1 else None))
