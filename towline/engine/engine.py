@@ -129,7 +129,6 @@ class Engine:
         )
         self.delivery = Delivery(
             catch_up=self.runner.pump,
-            moved=self._moved,
             end_taken=self._end_taken,
             overflowed=self._overflowed,
             soon=self.runner.soon,
@@ -138,6 +137,7 @@ class Engine:
             handlers_full=lambda: self.handlers.is_full,
         )
         self.journal = Journal(settings, tasks, self.delivery.position)
+        self.delivery.moved = self.journal.cursor_moved
         self.tokens = TokenSource(
             settings.job,
             reader,
@@ -393,9 +393,6 @@ class Engine:
     def _stop_renewal(self) -> None:
         if self._renewal is not None:
             self._renewal.cancel()
-
-    def _moved(self) -> None:
-        self.journal.cursor_moved()
 
     def _end_taken(self) -> None:
         if self.outcome is not None:

@@ -91,13 +91,20 @@ class Intake:
 
         Raises `UnusableAnswer` for an answer to a poll from which the protocol reads nothing.
         """
-        read, take_next, want = self._reader.read, self._sequencer.take_next, link.want
+        reader, want, take_next = self._reader, link.want, self._sequencer.take_next
+        read = reader.protocol.read
         self._counts["messages"] += len(batch)
         spoke = False
         pause: bool | None = None
         for received in batch:
             try:
-                facts = read(want, received)
+                found = read(want, received)
+                if type(found) is tuple and len(found) == 1 and take_next(found[0]):
+                    # Nearly every message: it keeps the contract, and there is nothing to note.
+                    spoke = spoke or found[0].is_sign
+                    pause = False
+                    continue
+                facts = reader.checked(found)
             except MalformedMessage as error:
                 self._note_malformed(error)
                 if error.job_id not in ("", self._job):
@@ -107,11 +114,10 @@ class Intake:
                     continue
                 # It has nothing to show, but it takes its place in the log.
                 facts = (Item(None, Numbered(error.seq, error.epoch)),)
+            except BaseException as error:
+                reader.raise_failure(error)
             if len(facts) == 1 and type(fact := facts[0]) is Item:
                 spoke = spoke or fact.is_sign
-                if take_next(fact):
-                    pause = False
-                    continue
                 if fact.update is not None:
                     pause = isinstance(fact.update, Paused)
             else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Final, get_args
+from typing import Final, NoReturn, get_args
 
 from .._exceptions import MalformedMessage, ProtocolFailed
 from .._facts import Ended, Fact, Item, Mark, Numbered, Protocol, Received, Request, Snapshot, Want
@@ -31,11 +31,10 @@ _OUTCOMES: Final = get_args(Outcome)
 class Reader:
     """Calls one protocol. Raises `ProtocolFailed` if it does not keep its contract."""
 
-    __slots__ = ("_read", "protocol")
+    __slots__ = ("protocol",)
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
-        self._read = protocol.read
 
     def ask(self, want: Want, token: Secret | None) -> Request | None:
         """Return the protocol's request for `want`; None if its server has no such request."""
@@ -52,22 +51,22 @@ class Reader:
     def read(self, want: Want, received: Received) -> tuple[Fact, ...]:
         """Return what the server said; also raises `MalformedMessage`."""
         try:
-            facts = self._read(want, received)
-            if type(facts) is tuple and len(facts) == 1:
-                fact = facts[0]
-                if type(fact) is Item and type(fact.update) is Progress:
-                    at: object = fact.at
-                    if at is None or type(at) is Numbered:
-                        return facts  # nearly every message
-        except MalformedMessage:
-            raise
+            return self.checked(self.protocol.read(want, received))
         except BaseException as error:
-            if not is_failure(error):
-                raise
-            raise self._failed(f"read raised {type(error).__name__}") from error
-        return self._checked(facts)
+            self.raise_failure(error)
 
-    def _checked(self, facts: Iterable[Fact]) -> tuple[Fact, ...]:
+    def raise_failure(self, error: BaseException) -> NoReturn:
+        """Raise what an error that the protocol's `read` raised means."""
+        if isinstance(error, MalformedMessage | ProtocolFailed) or not is_failure(error):
+            raise error
+        raise self._failed(f"read raised {type(error).__name__}") from error
+
+    def checked(self, facts: Iterable[Fact]) -> tuple[Fact, ...]:
+        """Return what `read` returned, if it keeps the contract."""
+        if type(facts) is tuple and len(facts) == 1:
+            fact = facts[0]
+            if type(fact) is Item and type(fact.update) is Progress and fact.at is None:
+                return facts  # nearly every message of a server without a log
         checked: list[Fact] = []
         try:
             for fact in facts:

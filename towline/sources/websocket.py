@@ -64,7 +64,7 @@ class WebSocketSource:
 
     async def receive(self) -> Sequence[Received]:
         """Return what came next; raises how the WebSocket ended."""
-        return [Message(data) for data in await self._websocket.receive_batch()]
+        return list(map(Message, await self._websocket.receive_batch()))
 
     async def send(self, text: Text) -> None:
         """Send a message; raises as `WebSocket.send`."""

@@ -251,7 +251,7 @@ class Delivery:
         self,
         *,
         catch_up: Callable[[], None],
-        moved: Callable[[], None],
+        moved: Callable[[], None] = lambda: None,
         end_taken: Callable[[], None],
         overflowed: Callable[[], None],
         soon: Callable[[Callable[[], None]], object],
