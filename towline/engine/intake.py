@@ -99,9 +99,9 @@ class Intake:
         for received in batch:
             try:
                 found = read(want, received)
-                if type(found) is tuple and len(found) == 1 and take_next(found[0]):
+                if type(found) is tuple and len(found) == 1 and take_next(fact := found[0]):
                     # Nearly every message: it keeps the contract, and there is nothing to note.
-                    spoke = spoke or found[0].is_sign
+                    spoke = spoke or fact.is_sign
                     pause = False
                     continue
                 facts = reader.checked(found)

@@ -19,7 +19,7 @@ This file is long because all rules of a sync (facts, replay, state, end) use th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeGuard
 
 from msgspec.structs import replace
 
@@ -193,7 +193,7 @@ class Sequencer:
 
     # --- facts of the link -----------------------------------------------------------------------------------------
 
-    def take_next(self, fact: Fact) -> bool:
+    def take_next(self, fact: Fact) -> TypeGuard[Item]:
         """Deliver a fact if it is simply the next progress in order, as nearly every one is; returns whether it was.
 
         `follow` would do the same, more slowly.
