@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from towline import Exhausted, JobComplete, JobStarted, Progress, Resynced, Stalled
 from towline._facts import Numbered
 from towline._updates import AnyUpdate, merge
-from towline.engine.delivery.delivery import INBOX_LIMIT, Delivery, Subscription
+from towline.engine.delivery.delivery import Delivery, Subscription
+from towline.engine.delivery.inbox import INBOX_LIMIT
 
 pytestmark = pytest.mark.anyio
 END = JobComplete(job="j", seq=9999, epoch="e")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from towline import JobComplete, JobStarted, Output, Paused, Progress, Resynced
 from towline._facts import Numbered
 from towline._updates import AnyUpdate
-from towline.engine.delivery.delivery import INBOX_LIMIT, Delivery, Inbox, Subscription
+from towline.engine.delivery.delivery import Delivery, Subscription
+from towline.engine.delivery.inbox import INBOX_LIMIT, Inbox
 from towline.engine.delivery.joining import joined, size_of
 from towline.testing import virtual_time, virtual_time_backends
 

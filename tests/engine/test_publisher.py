@@ -14,8 +14,9 @@ from towline._facts import Fact, Item, Numbered
 from towline._facts import Snapshot as StateSnapshot
 from towline._tasks import Tasks
 from towline._updates import AnyUpdate
-from towline.engine.delivery.delivery import INBOX_LIMIT, Delivery
+from towline.engine.delivery.delivery import Delivery
 from towline.engine.delivery.handlers import Handler, Handlers
+from towline.engine.delivery.inbox import INBOX_LIMIT
 from towline.engine.delivery.publisher import Publisher
 from towline.engine.sequence.findings import End, Gap, Phase
 from towline.engine.sequence.sequencer import Sequencer

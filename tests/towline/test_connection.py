@@ -28,7 +28,7 @@ from towline import (
     StateUnreachable,
 )
 from towline._facts import Numbered
-from towline.engine.delivery.delivery import INBOX_LIMIT
+from towline.engine.delivery.inbox import INBOX_LIMIT
 from towline.protocols import Towline
 from towline.storage import RecordKey
 from towline.testing import FaultProxy, MemoryLink, ScriptedServer
