@@ -34,7 +34,7 @@ from ._facts import CancelWord, GetState, Position, Protocol, RefreshToken
 from ._secret import Secret
 from ._target import Target
 from ._tasks import Tasks, failure_of
-from ._updates import Outcome, Progress, load_outcome
+from ._updates import AnyUpdate, Outcome, load_outcome
 from .engine.delivery.delivery import Subscription as Subscription
 from .engine.delivery.handlers import Handler
 from .engine.delivery.journal import load_cursor
@@ -121,9 +121,10 @@ class Connection(AsyncContextManagerMixin):
     - `store_token`: also store a token that is of an account and not of the job, in the `store` or the default one.
     - `policy`: all timeouts, delays and retry limits. `limits`: limits on what the server may cost.
     - `network`: how the server is reached: proxy, TLS, and whether unencrypted connections are allowed.
-    - `on_state` (gets a `StateChange`), `on_progress`: plain functions are called at once, coroutine functions in order
-      in a task. If one raises, the error is logged and counted. A slow one gets merged progress; if it is 256 calls
-      behind, it misses calls.
+    - `on_update` (gets what iteration gives, the end too), `on_state` (gets a `StateChange`): plain functions are
+      called at once, coroutine functions in order in a task. If one raises, the error is logged and counted. What waits
+      for a slow one is joined, and at last the engine stops reading; of 256 waiting changes of the state the oldest
+      are dropped.
 
     Raises `InvalidArgument` at once for invalid arguments.
     """
@@ -139,9 +140,8 @@ class Connection(AsyncContextManagerMixin):
         policy: Policy | None = None,
         limits: Limits | None = None,
         network: Network | None = None,
+        on_update: Handler[AnyUpdate] | None = None,
         on_state: Handler[StateChange] | None = None,
-        on_progress: Handler[Progress] | None = None,
-        on_disconnected: Handler[StateChange] | None = None,
     ) -> None:
         if token is not None and not callable(token):
             token = _checked_token(token)
@@ -163,11 +163,7 @@ class Connection(AsyncContextManagerMixin):
         self._opening: anyio.CancelScope | None = None
         self._policy = policy
         self._limits = limits or Limits()
-        self._handlers: dict[str, Any] = {
-            "on_state": on_state,
-            "on_progress": on_progress,
-            "on_disconnected": on_disconnected,
-        }
+        self._on_update, self._on_state = on_update, on_state
         # `towline.testing.controlled` replaces these two.
         self._random: Callable[[], float] = random.random
         self._wall_time: Callable[[], float] = time.time
@@ -262,7 +258,8 @@ class Connection(AsyncContextManagerMixin):
             secrets=kept.secrets,
             results=getattr(protocol, "results", {}),
             provider=self._token if callable(self._token) else None,
-            **self._handlers,
+            on_update=self._on_update,
+            on_state=self._on_state,
         )
         return settings, record
 

@@ -55,8 +55,7 @@ def make_settings() -> Callable[..., Settings]:
             "token_required": True,
             "token_stored": True,
             "on_state": None,
-            "on_progress": None,
-            "on_disconnected": None,
+            "on_update": None,
         }
         return Settings(**{**usual, **changes})
 

@@ -41,7 +41,7 @@ def progress(seq: int) -> Progress:
 class Published:
     """A publisher of generation 3, and what it leads to."""
 
-    def __init__(self, tasks: Tasks, on_progress: Handler[Progress] | None) -> None:
+    def __init__(self, tasks: Tasks, on_update: Handler[AnyUpdate] | None) -> None:
         self.snapshot = Snapshot(state=State.CONNECTED, generation=3)
         self.counts: Counter[str] = Counter()
         self.posted: list[AnyEvent] = []
@@ -55,7 +55,7 @@ class Published:
             overflowed=lambda: self.publisher.overflowed(),
             soon=lambda call: call(),
             max_waiting=1 << 20,
-            handled=on_progress is not None,
+            handled=on_update is not None,
         )
         self.delivery.begin(None)
         self.handlers = Handlers(tasks, max_waiting=1 << 20)
@@ -63,7 +63,7 @@ class Published:
             self.sequencer,
             self.delivery,
             self.handlers,
-            on_progress=on_progress,
+            on_update=on_update,
             counts=self.counts,
             snapshot=lambda: self.snapshot,
             post=self.posted.append,
@@ -97,9 +97,9 @@ class Published:
 
 
 @asynccontextmanager
-async def publishing(on_progress: Callable[[Progress], object] | None = None) -> AsyncIterator[Published]:
+async def publishing(on_update: Callable[[AnyUpdate], object] | None = None) -> AsyncIterator[Published]:
     async with Tasks(finish=True) as tasks:
-        yield Published(tasks, on_progress)  # type: ignore[arg-type]
+        yield Published(tasks, on_update)  # type: ignore[arg-type]
 
 
 # --- updates ---------------------------------------------------------------------------------------------------------
@@ -123,10 +123,10 @@ async def test_a_frame_that_was_delivered_already_is_delivered_once() -> None:
         assert at.posted == []
 
 
-async def test_the_handler_gets_progress_only_and_in_one_turn() -> None:
-    async with publishing(lambda update: at.log.append(f"progress {update.seq}")) as at:
+async def test_the_handler_gets_every_update_in_one_turn() -> None:
+    async with publishing(lambda update: at.log.append(f"{type(update).__name__} {update.seq}")) as at:
         at.publisher.publish([JobStarted(job="j1"), progress(1), progress(2)])
-        assert at.log == ["turn begins", "progress 1", "progress 2", "turn ends"]
+        assert at.log == ["turn begins", "JobStarted None", "Progress 1", "Progress 2", "turn ends"]
         assert at.counts == {"updates": 3}
 
 
@@ -141,7 +141,7 @@ async def test_a_handler_that_raises_does_not_keep_updates_from_anyone(caplog: p
 async def test_a_handler_that_cancels_gets_nothing_more() -> None:
     seen: list[int | None] = []
 
-    def cancel(update: Progress) -> None:
+    def cancel(update: AnyUpdate) -> None:
         seen.append(update.seq)
         if update.seq == 2:
             at.snapshot = Snapshot(state=State.CANCELLED, generation=4)
@@ -165,7 +165,7 @@ async def test_nothing_is_no_turn_and_no_update() -> None:
     "snapshot", [Snapshot(state=State.CANCELLED), Snapshot(outcome="complete"), Snapshot(outcome="failed")]
 )
 async def test_after_the_end_or_a_cancel_nothing_is_delivered(snapshot: Snapshot) -> None:
-    seen: list[Progress] = []
+    seen: list[AnyUpdate] = []
     async with publishing(seen.append) as at:
         at.sync()
         at.snapshot = snapshot
@@ -264,7 +264,7 @@ async def test_an_end_is_an_event_with_what_to_deliver() -> None:
 
 
 async def test_the_end_is_delivered_after_what_belongs_before_it() -> None:
-    seen: list[Progress] = []
+    seen: list[AnyUpdate] = []
     async with publishing(seen.append) as at:
         at.sync()
         at.receive(1)
@@ -273,16 +273,16 @@ async def test_the_end_is_delivered_after_what_belongs_before_it() -> None:
         missed = Resynced(job="j1", kind="end", epoch="e", from_seq=3, to_seq=8, missed=6)
         at.publisher.deliver(Deliver(outcome="complete", update=End((progress(2), missed), COMPLETE)))
         assert [update async for update in subscription] == [progress(1), progress(2), missed, COMPLETE]
-        assert seen == [progress(1), progress(2)]
+        assert seen == [progress(1), progress(2), missed, COMPLETE]
         assert at.delivery.outcome is COMPLETE
         assert at.counts["updates"] == 4
 
 
-async def test_an_end_with_nothing_before_it_calls_no_handler() -> None:
-    async with publishing(lambda update: None) as at:
+async def test_the_end_is_an_update_for_the_handler_too() -> None:
+    async with publishing(lambda update: at.log.append(type(update).__name__)) as at:
         at.publisher.deliver(Deliver(outcome="complete", update=End((), COMPLETE)))
         assert at.waiting == [COMPLETE]
-        assert at.log == []
+        assert at.log == ["turn begins", "JobComplete", "turn ends"]
 
 
 async def test_an_assumed_end_brings_the_buffered_frames_that_fit_first() -> None:
@@ -300,11 +300,11 @@ async def test_an_assumed_end_brings_the_buffered_frames_that_fit_first() -> Non
 
 
 async def test_updates_that_were_dropped_while_nothing_read_them_are_a_gap_for_the_next_consumer() -> None:
-    seen: list[Progress] = []
+    seen: list[AnyUpdate] = []
     async with publishing(seen.append) as at:
         at.publisher.publish([JobStarted(job="j1") for _ in range(INBOX_LIMIT + 1)])
         at.publisher.publish([progress(1)])
-        assert (at.posted, seen) == ([], [progress(1)])
+        assert (at.posted, len(seen), seen[-1]) == ([], INBOX_LIMIT + 2, progress(1))
         subscription = at.delivery.subscribe(wait=False)
         (event,) = at.posted
         assert isinstance(event, GapFound)

@@ -63,7 +63,11 @@ def test_an_event_is_read_as_a_message() -> None:
 @pytest.mark.parametrize("status", [405, 426, 501])
 def test_an_upgrade_that_finds_no_websocket_leads_to_the_stream(status: int) -> None:
     assert list(SERVER.read(Follow("websocket"), Answer(status))) == [Means("source")]
-    assert list(SERVER.read(Follow("events"), Answer(status))) == []
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_server_may_have_no_stream(status: int) -> None:
+    assert list(SERVER.read(Follow("events"), Answer(status))) == [Means("source")]
 
 
 def test_nothing_is_left_after_the_end() -> None:

@@ -18,12 +18,13 @@ async def test_progress_that_waits_is_not_delivered_after_cancel(follow: Callabl
         job = server.job("j1", token="t1")
         calls: list[int | None] = []
 
-        async def on_progress(progress: Progress) -> None:
-            calls.append(progress.processed_count)
-            await anyio.sleep(0.5)
-            line.cancel()
+        async def on_update(update: AnyUpdate) -> None:
+            if isinstance(update, Progress):
+                calls.append(update.processed_count)
+                await anyio.sleep(0.5)
+                line.cancel()
 
-        async with follow(server, on_progress=on_progress) as line:
+        async with follow(server, on_update=on_update) as line:
             await line.wait_for(State.CONNECTED)
             for count in range(1, 5):
                 job.progress(0.5, processed=count)

@@ -167,7 +167,7 @@ def cancelled_result() -> None:
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "plain"])
-@pytest.mark.parametrize("handler", ["on_state", "on_progress", "on_disconnected"])
+@pytest.mark.parametrize("handler", ["on_state", "on_update"])
 async def test_a_foreign_cancellation_in_a_handler_is_its_failure(
     follow: Follow, server: ScriptedServer, caplog: pytest.LogCaptureFixture, handler: str, kind: str
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import towline
 from towline import (
+    AnyUpdate,
     Backoff,
     Cancelled,
     Connection,
@@ -453,20 +454,22 @@ async def test_cancel_in_a_listener_is_done_when_it_returns_and_skips_the_rest(f
 
 async def test_cancel_in_a_progress_handler_ends_the_calls(follow: Follow) -> None:
     lines: list[Connection] = []
-    seen: list[Progress] = []
+    seen: list[AnyUpdate] = []
 
-    def on_progress(update: Progress) -> None:
+    def on_update(update: AnyUpdate) -> None:
         seen.append(update)
-        lines[0].cancel()
+        if isinstance(update, Progress):
+            lines[0].cancel()
 
     async with scripted() as (server, job):
-        async with follow(server, on_progress=on_progress) as line:
+        async with follow(server, on_update=on_update) as line:
             lines.append(line)
             await line.wait_for(State.CONNECTED)
             for number in range(5):
                 job.progress(0.1 * number)
             await anyio.sleep(1)
-            assert len(seen) == 1
+            assert [type(update) for update in seen].count(Progress) == 1
+            assert isinstance(seen[-1], Progress)
 
 
 async def test_aclose_while_a_dial_waits_then_connect_again(follow: Follow) -> None:
@@ -702,9 +705,10 @@ async def test_a_wait_for_a_state_does_not_miss_a_short_visit(follow: Follow) ->
 
 async def test_handlers_that_raise_or_lag_never_stop_it(follow: Follow) -> None:
     seen: list[Progress] = []
+    ends: list[AnyUpdate] = []
 
-    async def slow(update: Progress) -> None:
-        seen.append(update)
+    async def slow(update: AnyUpdate) -> None:
+        (seen if isinstance(update, Progress) else ends).append(update)
         await anyio.sleep(1)
         raise RuntimeError("mine")
 
@@ -712,7 +716,7 @@ async def test_handlers_that_raise_or_lag_never_stop_it(follow: Follow) -> None:
         raise RuntimeError("mine")
 
     async with scripted() as (server, job):
-        async with follow(server, on_progress=slow, on_state=broken) as line:
+        async with follow(server, on_update=slow, on_state=broken) as line:
             await line.wait_for(State.CONNECTED)
             for number in range(2000):
                 job.progress(number / 2000, processed=number)
@@ -724,4 +728,5 @@ async def test_handlers_that_raise_or_lag_never_stop_it(follow: Follow) -> None:
             assert len(seen) <= 258
             assert seen[-1].processed_count == 1999
             assert sum(update.merged for update in seen) == 2000
+            assert isinstance(ends[-1], JobComplete)
             assert line.statistics().handler_errors >= len(seen)

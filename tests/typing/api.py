@@ -24,8 +24,8 @@ def on_state(change: towline.StateChange) -> None:
     assert_type(change.cause, towline.Cause | None)
 
 
-async def on_progress(update: Progress) -> None:
-    assert_type(update.processed_count, int | None)
+async def on_update(update: AnyUpdate) -> None:
+    assert_type(update.job, str)
 
 
 async def follow() -> None:
@@ -38,7 +38,7 @@ async def follow() -> None:
         limits=towline.Limits(),
         network=towline.Network(proxy="http://proxy:3128"),
         on_state=on_state,
-        on_progress=on_progress,
+        on_update=on_update,
     ) as line:
         assert_type(line, Connection)
         assert_type(line.state, State)

@@ -92,8 +92,6 @@ _ALWAYS_PERFORMED: Final = (
     StopDelivery,
     StopRenewal,
 )
-_LINKED: Final = frozenset({State.SYNCING, State.CONNECTED})
-_TRYING: Final = frozenset({State.CONNECTING, State.RECONNECTING, State.BACKGROUNDED, State.EXHAUSTED})
 
 
 class Engine:
@@ -133,7 +131,7 @@ class Engine:
             overflowed=self._overflowed,
             soon=self.runner.soon,
             max_waiting=max_waiting,
-            handled=settings.on_progress is not None,
+            handled=settings.on_update is not None,
             handlers_full=lambda: self.handlers.is_full,
         )
         self.journal = Journal(settings, tasks, self.delivery.position)
@@ -153,7 +151,7 @@ class Engine:
             self.sequencer,
             self.delivery,
             self.handlers,
-            on_progress=settings.on_progress,
+            on_update=settings.on_update,
             counts=self.counts,
             snapshot=self._snapshot,
             post=post,
@@ -299,8 +297,6 @@ class Engine:
         change = StateChange(previous=before.state, state=after.state, cause=cause, at=at)
         why = "" if cause is None else f" ({escape(cause.text)})"
         _LOG.info("%s -> %s%s", before.state.value, after.state.value, why)
-        if before.state in _LINKED and after.state in _TRYING:
-            self.handlers.call(self.settings.on_disconnected, change)
         self.handlers.call(self.settings.on_state, change)
         if after.state is State.CANCELLED:
             self.handlers.give_up_after(HANDLERS_WAIT)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .._facts import Protocol
 from .._secret import Secret
-from .._updates import Progress
+from .._updates import AnyUpdate
 from ..sources import Access
 from ..statemachine import Policy, StateChange
 from ..storage import Parameter, RecordKey, Store
@@ -41,8 +41,7 @@ class Settings:
     token_required: bool
     token_stored: bool
     on_state: Handler[StateChange] | None
-    on_progress: Handler[Progress] | None
-    on_disconnected: Handler[StateChange] | None
+    on_update: Handler[AnyUpdate] | None
 
     @property
     def host(self) -> str:

@@ -315,6 +315,8 @@ class Towline:
                 return (Means("source"),)
             case Follow(via="events") if answer.status == 204:
                 return (Means("ended"),)  # everything was sent before
+            case Follow(via="events") if answer.status == 404 or answer.status in _NO_WEBSOCKET:
+                return (Means("source"),)  # this server has no such stream
             case GetState() if answer.status == 200:
                 return (self._read_state(self.codec.decode_state(answer.body)),)
             case CancelJob() if 200 <= answer.status < 300:

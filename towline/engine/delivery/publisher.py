@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
-from ..._updates import OUTCOME_KINDS, AnyUpdate, Progress
+from ..._updates import OUTCOME_KINDS, AnyUpdate
 from ...statemachine import AnyEvent, Cause, Deliver, GapFound, JobEnded, Reopen, Snapshot, State
 from ...statemachine import Synced as SyncedEvent
 from ..sequence.findings import End, Finding, Gap, Synced
@@ -16,7 +16,7 @@ from .handlers import Handler, Handlers
 
 
 class Publisher:
-    """Delivers updates to consumers and to the handler for progress, and posts the events that findings mean.
+    """Delivers updates to consumers and to the handler for updates, and posts the events that findings mean.
 
     `turn` is the block in which functions of the program are called. `counts` are the connection's. `reopening_helps`:
     a gap can be filled by opening the link again at the cursor.
@@ -26,7 +26,7 @@ class Publisher:
         "_counts",
         "_delivery",
         "_handlers",
-        "_on_progress",
+        "_on_update",
         "_post",
         "_reopening_helps",
         "_sequencer",
@@ -40,7 +40,7 @@ class Publisher:
         delivery: Delivery,
         handlers: Handlers,
         *,
-        on_progress: Handler[Progress] | None,
+        on_update: Handler[AnyUpdate] | None,
         counts: Counter[str],
         snapshot: Callable[[], Snapshot],
         post: Callable[[AnyEvent], object],
@@ -50,7 +50,7 @@ class Publisher:
         self._sequencer = sequencer
         self._delivery = delivery
         self._handlers = handlers
-        self._on_progress = on_progress
+        self._on_update = on_update
         self._counts = counts
         self._snapshot = snapshot
         self._post = post
@@ -73,6 +73,7 @@ class Publisher:
             self._publish(list(end.before))
         self._delivery.end(self._sequencer.applied)
         self._counts["updates"] += 1
+        self._call_handler([end.outcome])
 
     def act(self, finding: Finding, generation: int) -> None:
         """Deliver pending updates, then turn a finding into an event."""
@@ -99,13 +100,15 @@ class Publisher:
     def _publish(self, updates: list[AnyUpdate]) -> None:
         self._counts["updates"] += len(updates)
         self._delivery.publish(updates, self._sequencer.applied)
-        if self._on_progress is not None:
+        self._call_handler(updates)
+
+    def _call_handler(self, updates: Iterable[AnyUpdate]) -> None:
+        if self._on_update is not None:
             with self._turn():
                 for update in updates:
                     if self._snapshot().state is State.CANCELLED:
                         return
-                    if isinstance(update, Progress):
-                        self._handlers.call(self._on_progress, update)
+                    self._handlers.call(self._on_update, update)
 
     def _gap(self, problem: str, generation: int) -> None:
         self._counts["gaps"] += 1

@@ -169,7 +169,7 @@ class Codec:
         Raises `MalformedMessage` for an HTML page.
         """
         if data.lstrip().startswith(b"<"):
-            raise MalformedMessage("cancel", "$", "it is an HTML page: check the path of the cancel call (cancel_path=)")
+            raise MalformedMessage("cancel", "$", "it is an HTML page: check the protocol's cancel_path")
         try:
             value = unwrapped(load(data, []), "result", "status")
         except ValueError:
