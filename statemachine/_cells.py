@@ -37,10 +37,9 @@ def doc_of(member: Enum) -> str:
 
 
 class Scratch(Protocol[S]):
-    """The working copy of one step, discarded afterwards. The machine sets `state` and the `branch` it took."""
+    """The working copy of one step, discarded afterwards. The machine sets `state`."""
 
     state: S
-    branch: Any
 
     def leave(self, source: S, target: S) -> None:
         """Called before a branch that goes to `target`; a branch that stays does not call it."""

@@ -77,11 +77,11 @@ def retrace(
     for place, passage in enumerate(journey.passages):
         scratch = scratch_for(passage, state)
         try:
-            table.fire(table.events(passage.event), scratch)
+            branch = table.fire(table.events(passage.event), scratch)
         except ForbiddenRequest:
             target, verdict = state, Kind.FORBIDDEN
         else:
-            target, verdict = scratch.state, scratch.branch.kind
+            target, verdict = scratch.state, branch.kind
         if (state.value, target.value, verdict.value) != (passage.source, passage.target, passage.verdict):
             return Departure(place, passage, target.value, verdict.value)
         state = target

@@ -173,10 +173,10 @@ MUTATIONS = (
         "_REFUSED_CLOSES: Final = frozenset({1000, 1002, ",
     ),
     Mutation(
-        "earlier guards are not negated",
+        "a guard is not asked",
         "statemachine/_table.py",
-        "unless=[_condition(guard) for guard in earlier],",
-        "unless=[],",
+        "if branch.when is not None and not branch.when(scratch):",
+        "if False:",
     ),
     Mutation(
         "a message's size is not counted",

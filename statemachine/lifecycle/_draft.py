@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
-from .._cells import Branch
 from ._effects import (
     AbandonDial,
     AnyEffect,
@@ -85,7 +84,7 @@ _GOING_AWAY: Final = 1001
 class Draft:
     """One step in progress. `before`, `event`, `facts` and `policy` are the input; `after` and `effects` the result."""
 
-    __slots__ = ("after", "before", "branch", "effects", "event", "facts", "policy", "state")
+    __slots__ = ("after", "before", "effects", "event", "facts", "policy", "state")
 
     def __init__(self, before: Snapshot, event: AnyEvent, facts: Facts, policy: Policy) -> None:
         self.before = before
@@ -95,13 +94,17 @@ class Draft:
         self.state = before.state
         self.after = before
         self.effects: list[AnyEffect] = []
-        self.branch: Branch[Any, Any, Any] | None = None
         if isinstance(event, Expiry):
             self.set(armed=self._others(event.timer))
 
     def set(self, **changes: Any) -> None:
         """Change fields of the next snapshot."""
-        self.after = replace(self.after, **changes)
+        if self.after is self.before:
+            self.after = replace(self.before, **changes)
+            return
+        # Only this step knows its copy until it returns it. A copy for each change would cost most of the step.
+        for name, value in changes.items():
+            force_setattr(self.after, name, value)
 
     def emit(self, effect: AnyEffect) -> None:
         """Request an effect, after those requested earlier."""

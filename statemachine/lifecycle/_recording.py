@@ -109,7 +109,7 @@ def coverage(recording: Recording) -> set[tuple[str, str, int]]:
     for entry in recording.entries:
         if not is_stale(snapshot, entry.event):
             event, state = entry.event.trigger, snapshot.state
-            (branch,) = LIFECYCLE.enabled(event, Draft(snapshot, entry.event, entry.facts, recording.policy))
+            branch = LIFECYCLE.choose(event, Draft(snapshot, entry.event, entry.facts, recording.policy))
             taken.add((event.value, state.value, LIFECYCLE.cell(event, state).index(branch)))
         with suppress(ForbiddenRequest):
             snapshot = step(snapshot, entry.event, entry.facts, recording.policy).snapshot

@@ -6,7 +6,6 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from .._cells import Kind
 from ._draft import Draft
@@ -58,10 +57,10 @@ def step(snapshot: Snapshot, event: AnyEvent, facts: Facts, policy: Policy = _DE
     if is_stale(snapshot, event):
         return Step(snapshot, (), Verdict.STALE)
     draft = Draft(snapshot, event, facts, policy)
-    LIFECYCLE.fire(event.trigger, draft)
-    verdict = _VERDICTS[draft.branch.kind if draft.branch is not None else Kind.IGNORED]
-    after = draft.after if draft.state is snapshot.state else replace(draft.after, state=draft.state)
-    return Step(after, tuple(draft.effects), verdict)
+    verdict = _VERDICTS[LIFECYCLE.fire(event.trigger, draft).kind]
+    if draft.state is not snapshot.state:
+        draft.set(state=draft.state)
+    return Step(draft.after, tuple(draft.effects), verdict)
 
 
 def is_stale(snapshot: Snapshot, event: AnyEvent) -> bool:

@@ -143,7 +143,6 @@ class Act(Enum):
 class Visit:
     def __init__(self, state: Door) -> None:
         self.state = state
-        self.branch: Any = None
 
     def leave(self, source: Door, target: Door) -> None:
         pass

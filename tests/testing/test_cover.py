@@ -5,9 +5,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-import pytest
-
-from towline._exceptions import TableError
 from towline.statemachine import Table, forbid, go, ignore
 from towline.testing import cover
 
@@ -22,11 +19,9 @@ class Act(Enum):
 
 
 class Visit:
-    def __init__(self, state: Door, key: bool = False, answers: Any = None) -> None:
+    def __init__(self, state: Door, key: bool = False) -> None:
         self.state = state
         self.key = key
-        self.answers = iter(answers) if answers else None
-        self.branch: Any = None
 
     def leave(self, source: Door, target: Door) -> None:
         pass
@@ -34,7 +29,7 @@ class Visit:
 
 def has_key(visit: Visit) -> bool:
     """There is a key."""
-    return visit.key if visit.answers is None else next(visit.answers)
+    return visit.key
 
 
 DOOR: Table[Door, Act, Visit, Any] = Table(
@@ -57,8 +52,3 @@ def test_coverage_of_a_table_of_one_s_own() -> None:
     situations = [(Act.PUSH, Visit(Door.SHUT)), (Act.PUSH, Visit(Door.OPEN))]
     assert cover(DOOR, situations) == {("push", "shut", 1), ("push", "open", 0)}
     assert cover(DOOR, [(Act.PUSH, Visit(Door.SHUT, key=True))]) == {("push", "shut", 0)}
-
-
-def test_a_guard_that_answers_otherwise_each_time_is_found() -> None:
-    with pytest.raises(TableError, match="2 branches apply at once"):
-        cover(DOOR, [(Act.PUSH, Visit(Door.SHUT, answers=[True, False]))])
