@@ -10,7 +10,7 @@
 `retrace`. This package does no I/O, reads no clock and draws no random number.
 """
 
-from ._cells import Action, Branch, Cell, Guard, Kind, Named, Scratch, TimerRule, forbid, go, ignore, stay
+from ._cells import Action, Branch, Cell, Guard, Kind, Named, Scratch, TimerRule, action, forbid, go, ignore, stay
 from ._chart import chart
 from ._description import Description, describe
 from ._diff import Change, diff, diff_dot, diff_markdown
@@ -180,6 +180,7 @@ __all__ = [
     "Unavailable",
     "Verdict",
     "Woke",
+    "action",
     "cause_of",
     "chart",
     "classify",

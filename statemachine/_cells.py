@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib import import_module
+from operator import attrgetter
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from .._exceptions import ForbiddenRequest
@@ -62,12 +64,33 @@ class Action(Generic[D, T]):
     @property
     def name(self) -> str:
         """The function's own name."""
-        return self.run.__name__
+        return name_of(self.run)
 
     @property
     def doc(self) -> str:
         """The function's docstring, on one line."""
         return one_line(self.run.__doc__)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # By the name of its function, which the action itself hides in its module if `action` decorates it.
+        return _find_action, (self.run.__module__, getattr(self.run, "__qualname__", ""), self.arms, self.disarms)
+
+
+def _find_action(module: str, name: str, arms: tuple[Any, ...], disarms: tuple[Any, ...]) -> Action[Any, Any]:
+    found = attrgetter(name)(import_module(module))
+    return found if isinstance(found, Action) else Action(found, arms, disarms)
+
+
+def action(
+    *, arms: tuple[Any, ...] = (), disarms: tuple[Any, ...] = ()
+) -> Callable[[Callable[[D], None]], Action[D, Any]]:
+    """Make the decorated function an action that may arm or disarm these timers."""
+    return lambda run: Action(run, arms=arms, disarms=disarms)
+
+
+def name_of(function: object) -> str:
+    """The name of a guard or an action; empty for one without a name, such as a `partial`."""
+    return getattr(function, "__name__", "")
 
 
 class Kind(Enum):
@@ -96,14 +119,22 @@ Cell: TypeAlias = tuple[Branch[S, D, T], ...]
 
 @dataclass(frozen=True)
 class TimerRule(Generic[S, E]):
-    """The states a timer may run in, the event its expiry raises, and its time in words (`after`).
+    """The states a timer may run in, the event its expiry raises, and its time.
 
-    The timer is disarmed when the machine leaves those states.
+    The timer is disarmed when the machine leaves those states. `seconds` is its time, as a number or as a function of
+    the snapshot; `towline.runner.Runner` needs it. `after` is the time in words, by default that number or the
+    function's docstring.
     """
 
     runs_in: frozenset[S]
     expiry: E
     after: str = ""
+    seconds: float | Callable[[Any], float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.after and self.seconds is not None:
+            words = one_line(self.seconds.__doc__) if callable(self.seconds) else f"{self.seconds:g} s"
+            object.__setattr__(self, "after", words.rstrip("."))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,21 +146,27 @@ class Rows(Generic[S, E, D, T]):
     events: type[E]
     initial: S
     final: frozenset[S]
-    cells: Mapping[E, Mapping[S, Cell[S, D, T]]]
+    cells: Mapping[E, Mapping[S, Branch[S, D, T] | Cell[S, D, T]]]
+    enters: Mapping[S, tuple[Action[D, T], ...]] = field(default_factory=dict)
     timers: Mapping[T, TimerRule[S, E]] = field(default_factory=dict)
     waits: Mapping[S, str] = field(default_factory=dict)
     owns: Mapping[S, tuple[str, ...]] = field(default_factory=dict)
 
     def cell(self, event: E, state: S) -> Cell[S, D, T]:
         """The cell of this event in this state."""
-        return self.cells[event][state]
+        cell = self.cells[event][state]
+        return (cell,) if isinstance(cell, Branch) else cell
 
     def branches(self) -> Iterator[tuple[E, S, Branch[S, D, T]]]:
         """Every branch with its event and state, in table order."""
         for event, row in self.cells.items():
-            for state, cell in row.items():
-                for branch in cell:
+            for state in row:
+                for branch in self.cell(event, state):
                     yield event, state, branch
+
+    def performed(self, branch: Branch[S, D, T]) -> tuple[Action[D, T], ...]:
+        """The actions of a branch, then those of entering its target."""
+        return branch.actions if branch.target is None else (*branch.actions, *self.enters.get(branch.target, ()))
 
 
 def go(target: S, *actions: Action[D, T], when: Guard[D] | None = None, reason: str = "") -> Branch[S, D, T]:
@@ -142,9 +179,9 @@ def stay(*actions: Action[D, T], when: Guard[D] | None = None, reason: str = "")
     return Branch(Kind.KEPT, when=when, actions=actions, reason=reason)
 
 
-def ignore(reason: str) -> Cell[S, D, T]:
+def ignore(reason: str, *, when: Guard[D] | None = None) -> Branch[S, D, T]:
     """Ignore the event for this reason, and count it."""
-    return (Branch(Kind.IGNORED, reason=reason),)
+    return Branch(Kind.IGNORED, when=when, reason=reason)
 
 
 def forbid(

@@ -13,19 +13,20 @@ import msgspec
 from msgspec import Struct
 
 from .._exceptions import InvalidArgument
-from ._cells import Branch, Kind, doc_of, one_line
+from ._cells import Branch, Kind, doc_of, name_of, one_line
 from ._table import Table
 
 VERSION: Final = 1
 
 
 class StateWords(Struct, frozen=True, kw_only=True):
-    """A state: its meaning, the resources it owns, and the reason why it may wait without a timer."""
+    """A state: its meaning, the resources it owns, the actions of entering it, and why it may wait without a timer."""
 
     name: str
     doc: str = ""
     final: bool = False
     owns: tuple[str, ...] = ()
+    enters: tuple[str, ...] = ()
     waits: str = ""
 
 
@@ -129,8 +130,8 @@ def describe(table: Table[Any, Any, Any, Any]) -> Description:
     (`python -OO`) describes the same table without them.
     """
     expiries = {rule.expiry: timer for timer, rule in table.timers.items()}
-    guards = {branch.when.__name__: branch.when for _, _, branch in table.branches() if branch.when is not None}
-    actions = {action.name: action for _, _, branch in table.branches() for action in branch.actions}
+    guards = {name_of(branch.when): branch.when for _, _, branch in table.branches() if branch.when is not None}
+    actions = {action.name: action for _, _, branch in table.branches() for action in table.performed(branch)}
     description = Description(
         name=table.name,
         initial=table.initial.value,
@@ -140,6 +141,7 @@ def describe(table: Table[Any, Any, Any, Any]) -> Description:
                 doc=doc_of(state),
                 final=state in table.final,
                 owns=tuple(table.owns.get(state, ())),
+                enters=tuple(action.name for action in table.enters.get(state, ())),
                 waits=table.waits.get(state, ""),
             )
             for state in table.states
@@ -181,7 +183,7 @@ def _branch(branch: Branch[Any, Any, Any]) -> BranchWords:
     return BranchWords(
         kind=branch.kind.value,
         target=branch.target.value if branch.target is not None else None,
-        guard=branch.when.__name__ if branch.when is not None else None,
+        guard=name_of(branch.when) if branch.when is not None else None,
         actions=tuple(action.name for action in branch.actions),
         reason=branch.reason,
         error=branch.error.__name__ if branch.kind is Kind.FORBIDDEN and branch.error is not None else None,

@@ -31,7 +31,7 @@ def diff(base: Description, head: Description) -> tuple[Change, ...]:
 def _changes(base: Description, head: Description) -> Iterator[Change]:
     if base.initial != head.initial:
         yield Change(kind="initial state changed", where="", before=base.initial, after=head.initial, breaking=True)
-    yield from _members("state", base.states, head.states, ("final", "owns", "waits", "doc"))
+    yield from _members("state", base.states, head.states, ("final", "enters", "owns", "waits", "doc"))
     yield from _members("event", base.events, head.events, ("timer", "doc"))
     final = {state.name for state in base.states if state.final}
     old = {(cell.event, cell.state): cell for cell in base.cells}
@@ -53,7 +53,7 @@ def _members(what: str, base: tuple[Any, ...], head: tuple[Any, ...], fields: tu
     old, new = {one.name: one for one in base}, {one.name: one for one in head}
     for name in old:
         if name not in new:
-            yield Change(kind=f"{what} removed", where=name, breaking=what in ("state", "event"))
+            yield Change(kind=f"{what} removed", where=name, breaking=what in ("state", "event", "timer"))
     for name, one in new.items():
         if name not in old:
             yield Change(kind=f"{what} added", where=name)
@@ -74,8 +74,8 @@ def _cell_changes(where: str, old: CellWords, new: CellWords, *, was_final: bool
     for kind in ("ignored", "forbidden"):
         if kind in kinds_after - kinds_before:
             said = True
-            breaking = kind == "forbidden" and bool(kinds_before & _ACCEPTED)
-            yield Change(kind=f"newly {kind}", where=where, before=before, after=after, breaking=breaking)
+            accepted = bool(kinds_before & _ACCEPTED)
+            yield Change(kind=f"newly {kind}", where=where, before=before, after=after, breaking=accepted)
     if not kinds_before & _ACCEPTED and kinds_after & _ACCEPTED and not said:
         said = True
         yield Change(kind="newly accepted", where=where, before=before, after=after)
@@ -92,7 +92,7 @@ def _cell_changes(where: str, old: CellWords, new: CellWords, *, was_final: bool
         ("reason changed", ("reason", "error")),
     ):
         if any(getattr(one, field) != getattr(other, field) for one, other in both for field in fields):
-            yield Change(kind=kind, where=where, before=before, after=after)
+            yield Change(kind=kind, where=where, before=before, after=after, breaking=kind == "retargeted")
 
 
 def _accepts(cell: CellWords) -> bool:

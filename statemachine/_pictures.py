@@ -64,11 +64,12 @@ def _markdown(description: Description, covered: Collection[Place] | None) -> It
     yield ""
     yield "## States"
     yield ""
-    yield "| state | means | owns | waits |"
-    yield "|---|---|---|---|"
+    yield "| state | means | on entry | owns | waits |"
+    yield "|---|---|---|---|---|"
     for words in description.states:
-        owns = ", ".join(words.owns) or "–"
-        yield f"| **{_text(words.name)}** | {_text(words.doc)} | {_text(owns)} | {_waits(description, words)} |"
+        lists = (", ".join(names) or "–" for names in (words.enters, words.owns))
+        row = (f"**{_text(words.name)}**", _text(words.doc), *map(_text, lists), _waits(description, words))
+        yield f"| {' | '.join(row)} |"
     yield ""
     yield "When the machine leaves a state, it first releases the resources that the next state does not own and stops"
     yield "the timers that may not run there."
@@ -128,7 +129,12 @@ def _timer(description: Description, timer: TimerWords) -> str:
     armed = {
         f"{action} ({', '.join(where)})": None
         for action in sorted(arms)
-        if (where := list(dict.fromkeys(cell.event for cell in description.cells if _uses(cell, action))))
+        if (
+            where := [
+                *dict.fromkeys(cell.event for cell in description.cells if _uses(cell, action)),
+                *(f"entering {state.name}" for state in description.states if action in state.enters),
+            ]
+        )
     }
     runs = ", ".join(timer.runs_in)
     by = "; ".join([*sorted(disarms), "leaving these states"])

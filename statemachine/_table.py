@@ -5,8 +5,8 @@ This module knows no lifecycle. It defines a table, checks it at construction, a
 
 - A cell is an ordered list of branches. The first branch whose guard is true applies; the last one has no guard.
 - A branch goes to a state, stays, ignores (with a written reason) or forbids (with a typed error).
-- A branch also has a list of named actions, which change a scratch object. If one raises, the scratch is discarded and
-  nothing has changed.
+- A branch also has a list of named actions, which change a scratch object, and so has the entry of a state: they follow
+  the actions of each branch that leads there. If one raises, the scratch is discarded and nothing has changed.
 
 Three choices about `transitions`: no model is attached (an attached model costs 12 KiB and generated methods). Nested
 and async machines are not used (they are slower, and the async one needs asyncio). `fire` tries the transitions in the
@@ -16,21 +16,25 @@ of 16 µs, and one step would log seven lines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from transitions import EventData, Machine, Transition
 
 from .._exceptions import ForbiddenRequest, TableError
-from ._cells import Branch, D, E, Kind, Rows, S, T
-from ._checks import machine_findings, shape_findings, timer_findings, walk_findings
+from ._cells import Action, Branch, D, E, Kind, Rows, S, T
+from ._checks import findings, machine_findings
 
 
 class BranchTransition(Transition):
     """A branch as a transition of the machine."""
 
     branch: Branch[Any, Any, Any]
+    #: Those of the branch, then those of entering its target.
+    actions: tuple[Action[Any, Any], ...]
 
     def execute(self, event_data: EventData) -> bool:
         """Ask the guard; if it holds, perform the branch on the scratch, which is the event's model."""
@@ -42,7 +46,7 @@ class BranchTransition(Transition):
             raise (branch.error or ForbiddenRequest)(event_data.event.name, scratch.state.value, branch.reason)
         if branch.kind is Kind.MOVED:
             scratch.leave(scratch.state, branch.target)
-        for action in branch.actions:
+        for action in self.actions:
             action.run(scratch)
         if branch.kind is Kind.MOVED:
             scratch.state = branch.target
@@ -59,21 +63,39 @@ class BranchMachine(Machine):
 class Table(Rows[S, E, D, T]):
     """A whole machine as data; an incomplete or contradictory table raises `TableError` with every problem.
 
-    `cells[event][state]` is a cell. `final` states have no exit. `waits` gives, for each state that waits without a
-    timer, the reason why it cannot hang by accident. `owns` lists, for the documents, the resources of each state other
-    than timers; the scratch's `leave` releases them.
+    `cells[event][state]` is a cell, or its only branch. `enters` gives the actions of entering a state, by any branch
+    that goes there. `final` states have no exit. `waits` gives, for each state that may wait without a timer, why it
+    cannot hang by accident. `owns` lists, for the documents, the resources of each state other than timers; the
+    scratch's `leave` releases them.
     """
 
     def __post_init__(self) -> None:
-        findings = tuple(shape_findings(self)) or (*walk_findings(self), *timer_findings(self))
-        if findings:
-            raise TableError(findings)
-        frozen = {event: MappingProxyType(dict(row)) for event, row in self.cells.items()}
-        object.__setattr__(self, "cells", MappingProxyType(frozen))
+        if isinstance(self.cells, Mapping):
+            cells = {event: self._frozen(row) for event, row in self.cells.items()}
+            object.__setattr__(self, "cells", MappingProxyType(cells))
+        if wrong := tuple(findings(self)):
+            raise TableError(wrong)
         machine = self._build()
         if wrong := tuple(machine_findings(self, machine)):
             raise TableError(wrong)
         object.__setattr__(self, "_machine", machine)
+
+    @staticmethod
+    def _frozen(row: Any) -> Any:
+        if not isinstance(row, Mapping):
+            return row
+        return MappingProxyType({state: (cell,) if isinstance(cell, Branch) else cell for state, cell in row.items()})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        given = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        given["cells"] = {event: dict(row) for event, row in self.cells.items()}
+        return partial(type(self), **given), ()
+
+    def __copy__(self) -> Table[S, E, D, T]:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Table[S, E, D, T]:
+        return self
 
     def fire(self, event: E, scratch: D) -> Branch[S, D, T]:
         """Fire `event` in `scratch.state`: perform the first branch whose guard holds, and return it.
@@ -110,5 +132,5 @@ class Table(Rows[S, E, D, T]):
             target = branch.target if branch.kind is Kind.MOVED else None
             machine.add_transition(event.value, state, target)
             way: Any = machine.events[event.value].transitions[state.name][-1]
-            way.branch = branch
+            way.branch, way.actions = branch, self.performed(branch)
         return machine

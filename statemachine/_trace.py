@@ -71,8 +71,12 @@ def retrace(
     """Run a journey through the table; None if every event gives the same result.
 
     `scratch_for(passage, state)` makes the scratch for an event that starts in `state`. If the scratch needs data from
-    earlier events (counters, say), `scratch_for` must keep it.
+    earlier events (counters, say), `scratch_for` must keep it. Raises `InvalidArgument` if the table does not have the
+    journey's states and events.
     """
+    names = {member.value for kind in (table.states, table.events) for member in kind}
+    if unknown := {name for one in journey.passages for name in (one.source, one.event)} - names:
+        raise InvalidArgument("journey", f"the table {table.name} has no {', '.join(sorted(unknown))}")
     state = table.states(journey.passages[0].source) if journey.passages else table.initial
     for place, passage in enumerate(journey.passages):
         scratch = scratch_for(passage, state)

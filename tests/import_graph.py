@@ -74,6 +74,7 @@ PURE_IMPORTS: Final = frozenset(
         "hashlib",
         "html",
         "importlib",
+        "inspect",
         "json",
         "logging",
         "math",

@@ -151,7 +151,7 @@ MUTATIONS = (
     Mutation(
         "dials are not spaced",
         "statemachine/lifecycle/_actions.py",
-        "    if dials and spaced:\n",
+        "    if dials and not rejected:\n",
         "    if False:\n",
     ),
     Mutation(

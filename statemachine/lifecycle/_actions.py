@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
-from .._cells import Action
+from .._cells import action
 from ._draft import Draft
 from ._effects import (
     Deliver,
@@ -37,16 +34,6 @@ from ._events import (
 )
 from ._guards import next_revival, path_down, revivable
 from ._policy import Delay, advised, exactly
-
-DraftAction: TypeAlias = Action[Draft, Timer]
-
-
-def action(
-    *, arms: tuple[Timer, ...] = (), disarms: tuple[Timer, ...] = ()
-) -> Callable[[Callable[[Draft], None]], DraftAction]:
-    """Make a function an action that may arm or disarm these timers."""
-    return lambda run: Action(run, arms=arms, disarms=disarms)
-
 
 # --- the budget --------------------------------------------------------------------------------------------------
 
@@ -89,11 +76,14 @@ def use_free_restart(draft: Draft) -> None:
 # --- attempts ----------------------------------------------------------------------------------------------------
 
 
-def _dial(draft: Draft, *, spaced: bool, fresh_token: bool = False) -> None:
+@action()
+def dial(draft: Draft) -> None:
+    """Start an attempt, spaced from the earlier ones; after a rejected token at once, with a fresh one."""
+    rejected = isinstance(draft.event, TokenRejected)
     now, policy = draft.facts.now, draft.policy
     dials = tuple(opened for opened in draft.after.dials if opened > now - policy.dial_window)
     not_before = now
-    if dials and spaced:
+    if dials and not rejected:
         not_before = max(not_before, dials[-1] + policy.dial_spacing)
     if len(dials) >= policy.dials_per_window:
         not_before = max(not_before, dials[-policy.dials_per_window] + policy.dial_window)
@@ -109,24 +99,17 @@ def _dial(draft: Draft, *, spaced: bool, fresh_token: bool = False) -> None:
         Dial(
             generation=draft.after.generation,
             not_before=not_before,
-            fresh_token=fresh_token,
+            fresh_token=rejected,
             source=draft.after.source,
         )
     )
 
 
 @action()
-def dial(draft: Draft) -> None:
-    """Start an attempt, at the least spacing from the earlier ones."""
-    _dial(draft, spaced=True)
-
-
-@action()
-def dial_with_fresh_token(draft: Draft) -> None:
-    """Start an attempt at once with a fresh token and count the rejection."""
+def count_rejection(draft: Draft) -> None:
+    """Count the rejection of the token."""
     _note(draft)
     draft.set(rejections=draft.after.rejections + 1)
-    _dial(draft, spaced=False, fresh_token=True)
 
 
 @action()
@@ -138,12 +121,11 @@ def use_next_source(draft: Draft) -> None:
 
 @action()
 def revive(draft: Draft) -> None:
-    """Reconnect after giving up, with a new budget, and note the time."""
+    """Start again after giving up, with a new budget, and note the time."""
     now, policy = draft.facts.now, draft.policy
     revivals = tuple(at for at in draft.after.revivals if at > now - policy.revival_window)
     draft.set(revivals=(*revivals, now))
     fresh_budget.run(draft)
-    _dial(draft, spaced=True)
 
 
 @action(arms=(Timer.REVIVAL,))
@@ -365,10 +347,9 @@ def look_into_silence(draft: Draft) -> None:
 
 
 @action()
-def redial_after_silence(draft: Draft) -> None:
-    """Reconnect once in this silence, outside the budget: the server may have lost track of this socket."""
+def note_redial(draft: Draft) -> None:
+    """Allow no further attempt because of this silence: the server may have lost track of this socket."""
     draft.set(silence_redialled=True, cause=_silence(draft))
-    _dial(draft, spaced=True)
 
 
 @action()
@@ -462,31 +443,31 @@ def assume_cancelled(draft: Draft) -> None:
 
 @action()
 def give_up_on_budget(draft: Draft) -> None:
-    """Give up because the outage has used up its retries or its seconds; fetch the job's state once more."""
+    """Give up because the outage has used up its retries or its seconds."""
     _give_up(draft, "budget")
 
 
 @action()
 def give_up_on_auth(draft: Draft) -> None:
-    """Give up because a second token was rejected, or there is no second one; fetch the job's state once more."""
+    """Give up because a second token was rejected, or there is no second one."""
     _give_up(draft, "auth")
 
 
 @action()
 def give_up_on_protocol(draft: Draft) -> None:
-    """Give up because the peer keeps breaking the protocol; fetch the job's state once more."""
+    """Give up because the peer keeps breaking the protocol."""
     _give_up(draft, "protocol")
 
 
 @action()
 def give_up_as_refused(draft: Draft) -> None:
-    """Give up because of the server's refusal or a missing token; fetch the job's state once more."""
+    """Give up because of the server's refusal or a missing token."""
     _give_up(draft, draft.event.reason if isinstance(draft.event, Refused) else "protocol")
 
 
 @action()
 def give_up_as_stalled(draft: Draft) -> None:
-    """Give up because the job was silent for as long as the policy allows; fetch its state once more."""
+    """Give up because the job was silent for as long as the policy allows."""
     draft.set(cause=_silence(draft))
     _give_up(draft, "stalled")
 
@@ -497,6 +478,11 @@ def _give_up(draft: Draft, reason: Reason) -> None:
     if reason == "auth" and draft.before.token_accepted:
         reason = "revoked"
     draft.set(reason=reason, refused_token=token, trial=False)
+
+
+@action()
+def report_giving_up(draft: Draft) -> None:
+    """Fetch the job's state once more, and report that the engine has given up."""
     _fetch_status(draft)
     draft.emit(ReportGivingUp())
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Final, TypeAlias
 
 from ..._exceptions import Cancelled, JobEnded
-from .._cells import Cell, TimerRule, forbid, go, ignore, stay
+from .._cells import Branch, Cell, TimerRule, forbid, go, ignore, stay
 from .._table import Table
 from . import _actions as do
 from . import _guards as when
@@ -31,26 +31,27 @@ from ._events import State as S
 from ._events import Timer
 from ._events import Trigger as T
 
+LifecycleBranch: TypeAlias = Branch[S, Draft, Timer]
 LifecycleCell: TypeAlias = Cell[S, Draft, Timer]
 
 
-NO_ATTEMPT: Final[LifecycleCell] = ignore("no attempt is in progress; a late success belongs to an abandoned attempt")
-NO_SYNC: Final[LifecycleCell] = ignore("no sync is in progress")
-NO_STREAM: Final[LifecycleCell] = ignore("no stream is open, so it cannot have a gap")
-NO_LINK: Final[LifecycleCell] = ignore("there is no link to lose; its loss was already handled")
-NO_TOKEN_USED: Final[LifecycleCell] = ignore("no token is in use")
-NOTHING_ASKED: Final[LifecycleCell] = ignore("no request to the server is open")
-ALREADY_OVER: Final[LifecycleCell] = ignore("the job's end was already delivered, or no job is followed")
-NOT_IN_STEP: Final[LifecycleCell] = ignore("only connected measures the silence")
-NO_BACKOFF: Final[LifecycleCell] = ignore("no wait for an attempt is running")
-NO_OUTAGE: Final[LifecycleCell] = ignore("only reconnecting checks the outage clock")
-NOT_CONNECTED: Final[LifecycleCell] = ignore("only connected measures stability")
-NO_GRACE: Final[LifecycleCell] = ignore("no grace timer is running: there is nothing to close")
-NOT_LOOKED_INTO: Final[LifecycleCell] = ignore("only connected checks a silence")
-NOTHING_HEARD: Final[LifecycleCell] = ignore("no message of the job can arrive")
-NO_REVIVAL: Final[LifecycleCell] = ignore("only exhausted waits for a revival")
-NO_RENEWAL: Final[LifecycleCell] = ignore("only connected renews the token in advance; an attempt asks for it anyway")
-FINAL: Final[LifecycleCell] = ignore("cancelled is final: nothing is running")
+NO_ATTEMPT: Final[LifecycleBranch] = ignore("no attempt is in progress; a late success belongs to an abandoned attempt")
+NO_SYNC: Final[LifecycleBranch] = ignore("no sync is in progress")
+NO_STREAM: Final[LifecycleBranch] = ignore("no stream is open, so it cannot have a gap")
+NO_LINK: Final[LifecycleBranch] = ignore("there is no link to lose; its loss was already handled")
+NO_TOKEN_USED: Final[LifecycleBranch] = ignore("no token is in use")
+NOTHING_ASKED: Final[LifecycleBranch] = ignore("no request to the server is open")
+ALREADY_OVER: Final[LifecycleBranch] = ignore("the job's end was already delivered, or no job is followed")
+NOT_IN_STEP: Final[LifecycleBranch] = ignore("only connected measures the silence")
+NO_BACKOFF: Final[LifecycleBranch] = ignore("no wait for an attempt is running")
+NO_OUTAGE: Final[LifecycleBranch] = ignore("only reconnecting checks the outage clock")
+NOT_CONNECTED: Final[LifecycleBranch] = ignore("only connected measures stability")
+NO_GRACE: Final[LifecycleBranch] = ignore("no grace timer is running: there is nothing to close")
+NOT_LOOKED_INTO: Final[LifecycleBranch] = ignore("only connected checks a silence")
+NOTHING_HEARD: Final[LifecycleBranch] = ignore("no message of the job can arrive")
+NO_REVIVAL: Final[LifecycleBranch] = ignore("only exhausted waits for a revival")
+NO_RENEWAL: Final[LifecycleBranch] = ignore("only connected renews the token in advance; an attempt asks for it anyway")
+FINAL: Final[LifecycleBranch] = ignore("cancelled is final: nothing is running")
 
 # Cells that several states share.
 _FAILED: Final[LifecycleCell] = (
@@ -68,15 +69,15 @@ _LOST_LINK: Final[LifecycleCell] = (
     *_LOST[2:],
 )
 _REOPEN: Final[LifecycleCell] = (
-    go(S.CONNECTING, do.use_free_restart, do.dial, when=when.free_restart_left),
+    go(S.CONNECTING, do.use_free_restart, when=when.free_restart_left),
     *_FAILED,
 )
 _SOURCE_REFUSED: Final[LifecycleCell] = (
-    go(S.CONNECTING, do.use_next_source, do.dial, when=when.another_source_left),
+    go(S.CONNECTING, do.use_next_source, when=when.another_source_left),
     go(S.EXHAUSTED, do.give_up_on_protocol),
 )
 _TOKEN_REJECTED: Final[LifecycleCell] = (
-    go(S.CONNECTING, do.dial_with_fresh_token, when=when.first_rejection),
+    go(S.CONNECTING, do.count_rejection, when=when.first_rejection),
     go(S.IDLE, do.assume_cancelled, when=when.cancel_is_confirmed),
     go(S.EXHAUSTED, do.give_up_on_auth),
 )
@@ -90,36 +91,36 @@ _REFUSED_WITH_SOCKET: Final[LifecycleCell] = (
     stay(when=when.only_the_state_call_failed, reason="a failed state call does not end a working socket"),
     *_REFUSED[1:],
 )
-_JOB_ENDED: Final[LifecycleCell] = (go(S.IDLE, do.deliver_end),)
-_PROBE: Final[LifecycleCell] = (stay(do.probe),)
-_KEEP: Final[LifecycleCell] = (stay(),)
-_FORGET_SILENCE: Final[LifecycleCell] = (stay(do.forget_silence),)
-_NOTE_PAUSE: Final[LifecycleCell] = (stay(do.note_pause),)
-_NOTE_CANCEL: Final[LifecycleCell] = (stay(do.note_accepted_cancel),)
-_FORGIVE: Final[LifecycleCell] = (stay(do.forgive),)
-_NOTE_RENEWAL: Final[LifecycleCell] = (stay(do.note_renewal),)
-_CANCEL: Final[LifecycleCell] = (go(S.CANCELLED, do.stop_delivery),)
-_CLOSE: Final[LifecycleCell] = (go(S.IDLE, do.fresh_budget, do.stop_delivery),)
-_BEGIN_GRACE: Final[LifecycleCell] = (stay(do.begin_grace),)
-_GRACE_ELAPSED: Final[LifecycleCell] = (go(S.BACKGROUNDED),)
+_JOB_ENDED: Final[LifecycleBranch] = go(S.IDLE, do.deliver_end)
+_PROBE: Final[LifecycleBranch] = stay(do.probe)
+_KEEP: Final[LifecycleBranch] = stay()
+_FORGET_SILENCE: Final[LifecycleBranch] = stay(do.forget_silence)
+_NOTE_PAUSE: Final[LifecycleBranch] = stay(do.note_pause)
+_NOTE_CANCEL: Final[LifecycleBranch] = stay(do.note_accepted_cancel)
+_FORGIVE: Final[LifecycleBranch] = stay(do.forgive)
+_NOTE_RENEWAL: Final[LifecycleBranch] = stay(do.note_renewal)
+_CANCEL: Final[LifecycleBranch] = go(S.CANCELLED, do.stop_delivery)
+_CLOSE: Final[LifecycleBranch] = go(S.IDLE, do.fresh_budget, do.stop_delivery)
+_BEGIN_GRACE: Final[LifecycleBranch] = stay(do.begin_grace)
+_GRACE_ELAPSED: Final[LifecycleBranch] = go(S.BACKGROUNDED)
 _RESTART: Final[LifecycleCell] = (
-    go(S.CONNECTING, do.use_free_restart, do.dial, when=when.free_restart_left),
+    go(S.CONNECTING, do.use_free_restart, when=when.free_restart_left),
     stay(),
 )
-_RETRY_SOON: Final[LifecycleCell] = (stay(do.wait_briefly),)
+_RETRY_SOON: Final[LifecycleBranch] = stay(do.wait_briefly)
 _REVIVE: Final[LifecycleCell] = (
     go(S.CONNECTING, do.revive, when=when.revival_allowed),
     stay(do.await_revival),
 )
 _START_AGAIN: Final[LifecycleCell] = (
     forbid("the server refused this very token: call connect(token=...) with a new one", when=when.same_refused_token),
-    go(S.CONNECTING, do.fresh_start, do.dial),
+    go(S.CONNECTING, do.fresh_start),
 )
-_IS_CANCELLED: Final[LifecycleCell] = (
-    forbid("the connection was cancelled, which is final: make a new Connection", Cancelled),
+_IS_CANCELLED: Final[LifecycleBranch] = forbid(
+    "the connection was cancelled, which is final: make a new Connection", Cancelled
 )
 
-_PATH_IS_BACK: Final[Mapping[S, LifecycleCell]] = {
+_PATH_IS_BACK: Final[Mapping[S, LifecycleBranch | LifecycleCell]] = {
     S.IDLE: _KEEP,
     S.CONNECTING: _RESTART,
     S.SYNCING: _PROBE,
@@ -130,13 +131,13 @@ _PATH_IS_BACK: Final[Mapping[S, LifecycleCell]] = {
     S.CANCELLED: FINAL,
 }
 
-CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
+CELLS: Final[Mapping[T, Mapping[S, LifecycleBranch | LifecycleCell]]] = {
     T.CONNECT: {
         S.IDLE: (
             forbid("the job has ended: read `outcome`", JobEnded, when=when.job_has_ended),
             go(S.BACKGROUNDED, do.fresh_start, when=when.in_background),
             go(S.RECONNECTING, do.fresh_start, do.hold, when=when.path_down),
-            go(S.CONNECTING, do.fresh_start, do.dial),
+            go(S.CONNECTING, do.fresh_start),
         ),
         S.CONNECTING: _FORGIVE,
         S.SYNCING: _FORGIVE,
@@ -147,12 +148,12 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.CANCELLED: _IS_CANCELLED,
     },
     T.RETRY: {
-        S.IDLE: (forbid("there is no attempt to retry: call connect() first"),),
+        S.IDLE: forbid("there is no attempt to retry: call connect() first"),
         S.CONNECTING: _FORGIVE,
         S.SYNCING: _FORGIVE,
         S.CONNECTED: _FORGIVE,
-        S.RECONNECTING: (go(S.CONNECTING, do.forgive, do.dial),),
-        S.BACKGROUNDED: (go(S.CONNECTING, do.forgive, do.dial),),
+        S.RECONNECTING: go(S.CONNECTING, do.forgive),
+        S.BACKGROUNDED: go(S.CONNECTING, do.forgive),
         S.EXHAUSTED: _START_AGAIN,
         S.CANCELLED: _IS_CANCELLED,
     },
@@ -169,7 +170,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
     T.SYNCED: {
         S.IDLE: NO_SYNC,
         S.CONNECTING: NO_SYNC,
-        S.SYNCING: (go(S.CONNECTED, do.join),),
+        S.SYNCING: go(S.CONNECTED),
         S.CONNECTED: NO_SYNC,
         S.RECONNECTING: NO_SYNC,
         S.BACKGROUNDED: NO_SYNC,
@@ -180,7 +181,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.IDLE: NO_STREAM,
         S.CONNECTING: NO_STREAM,
         S.SYNCING: (stay(do.refetch, when=when.refetch_left), *_LOST),
-        S.CONNECTED: (go(S.SYNCING, do.resync),),
+        S.CONNECTED: go(S.SYNCING, do.resync),
         S.RECONNECTING: NO_STREAM,
         S.BACKGROUNDED: NO_STREAM,
         S.EXHAUSTED: NO_STREAM,
@@ -237,7 +238,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.CONNECTED: _REFUSED_WITH_SOCKET,
         S.RECONNECTING: (_REFUSED[0], go(S.EXHAUSTED, do.give_up_as_refused)),
         S.BACKGROUNDED: NOTHING_ASKED,
-        S.EXHAUSTED: (_REFUSED[0], *ignore("the engine has given up; the first reason stays")),
+        S.EXHAUSTED: (_REFUSED[0], ignore("the engine has given up; the first reason stays")),
         S.CANCELLED: FINAL,
     },
     T.JOB_ENDED: {
@@ -269,7 +270,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.IDLE: NOT_LOOKED_INTO,
         S.CONNECTING: NOT_LOOKED_INTO,
         S.SYNCING: NOT_LOOKED_INTO,
-        S.CONNECTED: (go(S.CONNECTING, do.redial_after_silence, when=when.reconnect_may_help), stay()),
+        S.CONNECTED: (go(S.CONNECTING, do.note_redial, when=when.reconnect_may_help), stay()),
         S.RECONNECTING: NOT_LOOKED_INTO,
         S.BACKGROUNDED: NOT_LOOKED_INTO,
         S.EXHAUSTED: NOT_LOOKED_INTO,
@@ -279,7 +280,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.IDLE: NOTHING_HEARD,
         S.CONNECTING: NOTHING_HEARD,
         S.SYNCING: _NOTE_PAUSE,
-        S.CONNECTED: (stay(do.note_pause, do.await_end_of_pause),),
+        S.CONNECTED: stay(do.note_pause, do.await_end_of_pause),
         S.RECONNECTING: _NOTE_PAUSE,
         S.BACKGROUNDED: NOTHING_HEARD,
         S.EXHAUSTED: _NOTE_PAUSE,
@@ -289,7 +290,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.IDLE: NOTHING_HEARD,
         S.CONNECTING: NOTHING_HEARD,
         S.SYNCING: _FORGET_SILENCE,
-        S.CONNECTED: (stay(do.forget_silence, do.await_next_look),),
+        S.CONNECTED: stay(do.forget_silence, do.await_next_look),
         S.RECONNECTING: _FORGET_SILENCE,
         S.BACKGROUNDED: NOTHING_HEARD,
         S.EXHAUSTED: _FORGET_SILENCE,
@@ -309,7 +310,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.IDLE: _NOTE_RENEWAL,
         S.CONNECTING: _NOTE_RENEWAL,
         S.SYNCING: _NOTE_RENEWAL,
-        S.CONNECTED: (stay(do.note_renewal, do.await_renewal),),
+        S.CONNECTED: stay(do.note_renewal, do.await_renewal),
         S.RECONNECTING: _NOTE_RENEWAL,
         S.BACKGROUNDED: _NOTE_RENEWAL,
         S.EXHAUSTED: _NOTE_RENEWAL,
@@ -320,14 +321,14 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.CONNECTING: (go(S.RECONNECTING, do.use_free_restart, do.hold, when=when.free_restart_left), *_FAILED),
         S.SYNCING: _PROBE,
         S.CONNECTED: _PROBE,
-        S.RECONNECTING: (stay(do.hold),),
+        S.RECONNECTING: stay(do.hold),
         S.BACKGROUNDED: _KEEP,
         S.EXHAUSTED: _KEEP,
         S.CANCELLED: FINAL,
     },
     T.PATH_RESTORED: _PATH_IS_BACK,
     T.PATH_CHANGED: _PATH_IS_BACK,
-    T.WOKE: {**_PATH_IS_BACK, S.RECONNECTING: (stay(do.wait_a_moment),)},
+    T.WOKE: {**_PATH_IS_BACK, S.RECONNECTING: stay(do.wait_a_moment)},
     T.BACKGROUND: {
         S.IDLE: _KEEP,
         S.CONNECTING: _BEGIN_GRACE,
@@ -340,12 +341,12 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
     },
     T.FOREGROUND: {
         S.IDLE: _KEEP,
-        S.CONNECTING: (stay(do.end_grace),),
-        S.SYNCING: (stay(do.end_grace, do.probe),),
-        S.CONNECTED: (stay(do.end_grace, do.probe),),
-        S.RECONNECTING: (stay(do.end_grace, do.wait_a_moment),),
-        S.BACKGROUNDED: (go(S.RECONNECTING, do.hold, when=when.path_down), go(S.CONNECTING, do.dial)),
-        S.EXHAUSTED: (go(S.CONNECTING, do.fresh_budget, do.dial, when=when.spent_budget), stay()),
+        S.CONNECTING: stay(do.end_grace),
+        S.SYNCING: stay(do.end_grace, do.probe),
+        S.CONNECTED: stay(do.end_grace, do.probe),
+        S.RECONNECTING: stay(do.end_grace, do.wait_a_moment),
+        S.BACKGROUNDED: (go(S.RECONNECTING, do.hold, when=when.path_down), go(S.CONNECTING)),
+        S.EXHAUSTED: (go(S.CONNECTING, do.fresh_budget, when=when.spent_budget), stay()),
         S.CANCELLED: FINAL,
     },
     T.BACKOFF_ELAPSED: {
@@ -353,7 +354,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.CONNECTING: NO_BACKOFF,
         S.SYNCING: NO_BACKOFF,
         S.CONNECTED: NO_BACKOFF,
-        S.RECONNECTING: (go(S.BACKGROUNDED, when=when.in_background), go(S.CONNECTING, do.dial)),
+        S.RECONNECTING: (go(S.BACKGROUNDED, when=when.in_background), go(S.CONNECTING)),
         S.BACKGROUNDED: NO_BACKOFF,
         S.EXHAUSTED: NO_BACKOFF,
         S.CANCELLED: FINAL,
@@ -363,7 +364,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.CONNECTING: NO_OUTAGE,
         S.SYNCING: NO_OUTAGE,
         S.CONNECTED: NO_OUTAGE,
-        S.RECONNECTING: (go(S.EXHAUSTED, do.give_up_on_budget),),
+        S.RECONNECTING: go(S.EXHAUSTED, do.give_up_on_budget),
         S.BACKGROUNDED: NO_OUTAGE,
         S.EXHAUSTED: NO_OUTAGE,
         S.CANCELLED: FINAL,
@@ -372,7 +373,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.IDLE: NOT_CONNECTED,
         S.CONNECTING: NOT_CONNECTED,
         S.SYNCING: NOT_CONNECTED,
-        S.CONNECTED: (stay(do.settle),),
+        S.CONNECTED: stay(do.settle),
         S.RECONNECTING: NOT_CONNECTED,
         S.BACKGROUNDED: NOT_CONNECTED,
         S.EXHAUSTED: NOT_CONNECTED,
@@ -402,21 +403,21 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleCell]]] = {
         S.IDLE: NO_RENEWAL,
         S.CONNECTING: NO_RENEWAL,
         S.SYNCING: NO_RENEWAL,
-        S.CONNECTED: (stay(do.renew_token),),
+        S.CONNECTED: stay(do.renew_token),
         S.RECONNECTING: NO_RENEWAL,
         S.BACKGROUNDED: NO_RENEWAL,
         S.EXHAUSTED: NO_RENEWAL,
         S.CANCELLED: FINAL,
     },
     T.CANCEL: {
-        S.IDLE: (stay(when=when.job_has_ended, reason="the job ended first, so its outcome stays"), *_CANCEL),
+        S.IDLE: (stay(when=when.job_has_ended, reason="the job ended first, so its outcome stays"), _CANCEL),
         S.CONNECTING: _CANCEL,
         S.SYNCING: _CANCEL,
         S.CONNECTED: _CANCEL,
         S.RECONNECTING: _CANCEL,
         S.BACKGROUNDED: _CANCEL,
         S.EXHAUSTED: _CANCEL,
-        S.CANCELLED: (stay(reason="the connection is already cancelled"),),
+        S.CANCELLED: stay(reason="the connection is already cancelled"),
     },
     T.CLOSE: {
         S.IDLE: _KEEP,
@@ -448,6 +449,7 @@ LIFECYCLE: Final[Table[S, T, Draft, Timer]] = Table(
     final=frozenset({S.CANCELLED}),
     cells=CELLS,
     timers={timer: TimerRule(RUNS_IN[timer], expiry, after) for timer, (expiry, after) in _EXPIRY.items()},
+    enters={S.CONNECTING: (do.dial,), S.CONNECTED: (do.join,), S.EXHAUSTED: (do.report_giving_up,)},
     owns={state: tuple(sorted(resource.value for resource in OWNS[state])) for state in S},
     waits={
         S.IDLE: "waits for the user",

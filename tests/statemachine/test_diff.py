@@ -66,7 +66,7 @@ def head(**changes: Any) -> Description:
 
 
 CHANGES: dict[str, tuple[Description, list[tuple[str, str, bool]]]] = {
-    "retargeted": (with_cell("slam", "open", moved("welded")), [("retargeted", "slam in open", False)]),
+    "retargeted": (with_cell("slam", "open", moved("welded")), [("retargeted", "slam in open", True)]),
     "a guard more": (
         with_cell("push", "open", moved("shut", "has_key"), kept()),
         [("guards changed", "push in open", False)],
@@ -80,8 +80,12 @@ CHANGES: dict[str, tuple[Description, list[tuple[str, str, bool]]]] = {
         with_cell("slam", "shut", replace(IGNORED, reason="so")),
         [("reason changed", "slam in shut", False)],
     ),
-    "newly ignored": (with_cell("push", "open", IGNORED), [("newly ignored", "push in open", False)]),
+    "newly ignored": (with_cell("push", "open", IGNORED), [("newly ignored", "push in open", True)]),
     "newly forbidden": (with_cell("push", "open", FORBIDDEN), [("newly forbidden", "push in open", True)]),
+    "ignored in place of forbidden": (
+        with_cell("push", "welded", IGNORED),
+        [("newly ignored", "push in welded", False)],
+    ),
     "forbidden in place of ignored": (
         with_cell("slam", "shut", FORBIDDEN),
         [("newly forbidden", "slam in shut", False)],
@@ -120,7 +124,11 @@ CHANGES: dict[str, tuple[Description, list[tuple[str, str, bool]]]] = {
         head(timers=(replace(BASE.timers[0], runs_in=("open", "shut")),)),
         [("timer: runs_in changed", "spring", False)],
     ),
-    "a timer less": (head(timers=()), [("timer removed", "spring", False)]),
+    "a timer less": (head(timers=()), [("timer removed", "spring", True)]),
+    "an action of entering": (
+        head(states=(BASE.states[0], replace(BASE.states[1], enters=("swing",)), BASE.states[2])),
+        [("state: enters changed", "open", False)],
+    ),
     "what an action arms": (
         head(actions=(replace(BASE.actions[0], arms=()),)),
         [("action: arms changed", "swing", False)],

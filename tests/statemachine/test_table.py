@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import logging
+import pickle
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +16,21 @@ import pytest
 from transitions import Machine
 
 from towline._exceptions import Cancelled, ForbiddenRequest, TableError
-from towline.statemachine import LIFECYCLE, Action, Branch, Kind, Named, Table, TimerRule, forbid, go, ignore, stay
+from towline.statemachine import (
+    LIFECYCLE,
+    Action,
+    Branch,
+    Kind,
+    Named,
+    Table,
+    TimerRule,
+    action,
+    describe,
+    forbid,
+    go,
+    ignore,
+    stay,
+)
 from towline.statemachine._checks import machine_findings
 
 
@@ -30,6 +48,7 @@ class Ask(Named):
 
 class Spring(Named):
     PULL = "pull"
+    CREAK = "creak"
 
 
 class Visit:
@@ -59,6 +78,11 @@ def undocumented(visit: Visit) -> bool:
     return True
 
 
+async def waits_for_key(visit: Visit) -> bool:
+    """There will be a key."""
+    return True
+
+
 def swing(visit: Visit) -> None:
     """Let it swing."""
     visit.log.append("swing")
@@ -72,6 +96,12 @@ def stumble(visit: Visit) -> None:
 
 def unexplained(visit: Visit) -> None:
     visit.log.append("?")
+
+
+@action(arms=(Spring.PULL,))
+def swing_shut(visit: Visit) -> None:
+    """Let it swing shut."""
+    visit.log.append("swing shut")
 
 
 SWING: Action[Visit, Spring] = Action(swing, arms=(Spring.PULL,))
@@ -100,6 +130,9 @@ def rows() -> Rows:
             Gate.WELDED: ignore("it is welded"),
         },
     }
+
+
+ROWS = [*rows().items()]
 
 
 def gate(change: Callable[[Rows], object] = lambda rows: None, **options: Any) -> Table[Gate, Ask, Visit, Spring]:
@@ -156,7 +189,7 @@ FLAWS: dict[str, tuple[Callable[[Rows], object], tuple[str, ...]]] = {
     ),
     "an exit of a final state": (
         put(Ask.SLAM, Gate.WELDED, go(Gate.OPEN)),
-        ("slam in welded: welded is final but has an exit to open",),
+        ("slam in welded: welded is final but has an exit to open", "open waits without a timer (slam in welded"),
     ),
     "a guard on the last": (put(Ask.PUSH, Gate.OPEN, stay(when=has_key)), ("the last branch has a guard",)),
     "a branch never taken": (put(Ask.PUSH, Gate.OPEN, stay(), stay()), ("can never apply",)),
@@ -172,7 +205,7 @@ FLAWS: dict[str, tuple[Callable[[Rows], object], tuple[str, ...]]] = {
         put(Ask.PUSH, Gate.OPEN, stay(Action(unexplained))),
         ("the action unexplained has no docstring",),
     ),
-    "ignored without a reason": (put(Ask.SLAM, Gate.SHUT, *ignore("")), ("ignored without a reason",)),
+    "ignored without a reason": (put(Ask.SLAM, Gate.SHUT, ignore("")), ("ignored without a reason",)),
     "forbidden without a reason": (put(Ask.PUSH, Gate.WELDED, forbid("")), ("forbidden without a reason",)),
     "ignored with actions": (
         put(Ask.SLAM, Gate.SHUT, Branch(Kind.IGNORED, reason="so", actions=(SWING,))),
@@ -181,7 +214,7 @@ FLAWS: dict[str, tuple[Callable[[Rows], object], tuple[str, ...]]] = {
     "an unreachable final state": UNREACHED,
     "a trap": (
         lambda rows: (put(Ask.SLAM, Gate.OPEN, stay())(rows), put(Ask.WELD, Gate.OPEN, stay())(rows)),
-        ("open is a trap",),
+        ("open is a trap", "open waits without a timer (slam in open leaves no timer running there)"),
     ),
     "a timer armed where it may not run": (
         put(Ask.SLAM, Gate.OPEN, go(Gate.SHUT, SWING)),
@@ -189,28 +222,91 @@ FLAWS: dict[str, tuple[Callable[[Rows], object], tuple[str, ...]]] = {
     ),
     "a timer armed nowhere": (
         put(Ask.PUSH, Gate.SHUT, go(Gate.OPEN)),
-        ("no action arms the timer pull",),
+        ("no action arms the timer pull", "open waits without a timer (push in shut leaves no timer running there)"),
+    ),
+    "a target that is text": (put(Ask.SLAM, Gate.OPEN, go("shut")), ("slam in open: 'shut' is not a state",)),  # type: ignore[type-var]
+    "a cell that is none": (
+        lambda rows: rows[Ask.SLAM].update({Gate.OPEN: [go(Gate.SHUT)]}),
+        ("slam in open: [Branch", ),
+    ),
+    "an action that is none": (
+        put(Ask.SLAM, Gate.OPEN, go(Gate.SHUT, swing)),  # type: ignore[arg-type]
+        ("slam in open: <function swing",),
+    ),
+    "a coroutine function as a guard": (
+        put(Ask.PUSH, Gate.OPEN, stay(when=waits_for_key), stay()),  # type: ignore[arg-type]
+        ("push in open: the guard waits_for_key is a coroutine function",),
+    ),
+    "a coroutine function as an action": (
+        put(Ask.PUSH, Gate.OPEN, stay(Action(waits_for_key))),  # type: ignore[arg-type]
+        ("push in open: the action waits_for_key is a coroutine function",),
+    ),
+    "a guard without a name": (
+        put(Ask.PUSH, Gate.OPEN, stay(when=partial(has_key)), stay()),
+        ("push in open: the guard functools.partial",),
+    ),
+    "guards that share a name": (
+        put(Ask.PUSH, Gate.OPEN, stay(when=lambda visit: True), stay(when=lambda visit: False), stay()),
+        ("the guard <lambda> has no docstring",) * 2 + ("another guard is named <lambda>",),
+    ),
+    "actions that share a name": (
+        put(Ask.PUSH, Gate.OPEN, stay(Action(swing))),
+        ("push in open: another action is named swing",),
     ),
     "an expiry that is not handled": (
-        lambda rows: (put(Ask.SLAM, Gate.OPEN, *ignore("no"))(rows), put(Ask.PUSH, Gate.OPEN, go(Gate.SHUT))(rows)),
+        lambda rows: (put(Ask.SLAM, Gate.OPEN, ignore("no"))(rows), put(Ask.PUSH, Gate.OPEN, go(Gate.SHUT))(rows)),
         ("the timer pull may expire in open, which does not handle slam",),
     ),
 }  # fmt: skip
 
 OPTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "a state that waits for ever": ({"waits": {}}, ("shut waits without a timer; add one, or give the reason",)),
+    "a state that waits for ever": (
+        {"waits": {}},
+        ("shut waits without a timer (the machine starts there); arm one, or give the reason",),
+    ),
     "a timer without a rule": (
         {"timers": {}, "waits": dict.fromkeys(Gate, "so")},
         ("push in shut: swing touches the timer pull, which has no rule",),
     ),
-    "a final state of another kind": ({"final": frozenset({Other.THING})}, ("is named but is not a state",)),
+    "a final state of another kind": (
+        {"final": frozenset({Other.THING})},
+        ("is named but is not a state", "welded waits without a timer (no timer runs there)"),
+    ),
+    "states that are no enum": (
+        {"states": ("shut", "open"), "events": Enum},
+        ("states: ('shut', 'open') is not an enum with members", "events: <enum 'Enum'> is not an enum"),
+    ),
+    "what is no mapping": (
+        {"cells": [], "timers": None, "enters": ()},
+        ("cells is not a mapping", "enters is not a mapping", "timers is not a mapping"),
+    ),
+    "a timer that is none": (
+        {"timers": {"pull": TimerRule(frozenset({Gate.OPEN}), Ask.SLAM), Spring.PULL: Ask.SLAM}},
+        ("the timer 'pull' is not a member of an enum", "the timer <Spring.PULL: 'pull'> is not a member"),
+    ),
+    "timers that share an expiry": (
+        {"timers": {timer: TimerRule(frozenset({Gate.OPEN}), Ask.SLAM) for timer in Spring}},
+        ("the timers pull and creak share the expiry slam", "no action arms the timer creak"),
+    ),
+    "entering with what is no action": (
+        {"enters": {Gate.OPEN: SWING, Gate.SHUT: (swing,)}},
+        ("entering open: Action", "entering shut: <function swing"),
+    ),
+    "entering no state": ({"enters": {Other.THING: ()}}, ("<Other.THING: 'thing'> is named but is not a state",)),
+    "entering with a timer that may not run": (
+        {"enters": {Gate.SHUT: (SWING,)}},
+        ("entering shut: swing arms pull in shut, where it may not run",),
+    ),
     "a timer that raises no event": (
         {"timers": {Spring.PULL: TimerRule(frozenset({Gate.OPEN}), Other.THING)}},
         ("raises <Other.THING: 'thing'>, which is not an event",),
     ),
     "a timer that runs in no state": (
-        {"timers": {Spring.PULL: TimerRule(frozenset({Other.THING}), Ask.SLAM)}},
-        ("runs in <Other.THING: 'thing'>, which is not a state",),
+        {"timers": {Spring.PULL: TimerRule(frozenset({Other.THING}), Ask.SLAM)}, "waits": dict.fromkeys(Gate, "so")},
+        (
+            "runs in <Other.THING: 'thing'>, which is not a state",
+            "push in shut: swing arms pull in open, where it may not run",
+        ),
     ),
 }
 
@@ -249,6 +345,38 @@ def test_a_flaw_of_the_rest_is_found(flaw: str) -> None:
 
 def test_all_findings_are_told_at_once() -> None:
     assert len(findings(lambda rows: rows.clear())) == 3
+    found = findings(put(Ask.SLAM, Gate.OPEN), waits={}, initial=Other.THING, final=frozenset())
+    assert [sentence.split(" ")[0] for sentence in found] == ["<Other.THING:", "slam", "shut", "welded"]
+
+
+class Odd(Enum):
+    ONE = "one"
+    UNO = "one"  # noqa: PIE796 (the flaw)
+    TWO = 2
+
+
+def test_members_that_pictures_could_not_tell_apart_are_found() -> None:
+    cells = {Ask.PUSH: {Odd.ONE: go(Odd.TWO), Odd.TWO: go(Odd.ONE)}}
+    found = findings(states=Odd, initial=Odd.ONE, final=frozenset(), cells=cells, timers={}, waits={})
+    assert found[:2] == (
+        "states: UNO is another name of ONE; give it a value of its own",
+        "states: the value of TWO is 2, not a text",
+    )
+
+
+def test_a_way_into_a_waiting_state_that_leaves_no_timer_running_is_found() -> None:
+    assert findings(put(Ask.PUSH, Gate.SHUT, go(Gate.OPEN, SWING, when=has_key), go(Gate.OPEN))) == (
+        "open waits without a timer (push in shut leaves no timer running there); arm one, or give the reason in "
+        "`waits`",
+    )
+    # An expiry ends its own timer, and may leave another one running or arm it again.
+    assert findings(put(Ask.SLAM, Gate.OPEN, stay(when=has_key), go(Gate.SHUT))) == (
+        "open waits without a timer (slam in open leaves no timer running there); arm one, or give the reason in "
+        "`waits`",
+    )
+    assert gate(put(Ask.SLAM, Gate.OPEN, stay(SWING, when=has_key), go(Gate.SHUT)))
+    # The entry of the state counts for every way into it.
+    assert gate(put(Ask.PUSH, Gate.SHUT, go(Gate.OPEN)), enters={Gate.OPEN: (SWING,)})
 
 
 def test_a_table_without_final_states_has_no_traps() -> None:
@@ -282,6 +410,29 @@ def test_the_lifecycle_s_machine_is_its_table_and_has_nothing_more() -> None:
     assert not any(name.startswith("to_") for name in machine.events)
 
 
+def test_a_bare_branch_is_a_cell() -> None:
+    cells = {
+        event: {state: cell[0] if isinstance(cell, tuple) and len(cell) == 1 else cell for state, cell in row.items()}
+        for event, row in ROWS
+    }
+    table = gate(lambda rows: rows.update(cells))
+    assert table.cell(Ask.SLAM, Gate.SHUT) == (cells[Ask.SLAM][Gate.SHUT],)
+    assert describe(table) == describe(gate())
+
+
+def test_ignoring_may_have_a_guard() -> None:
+    table = gate(put(Ask.PUSH, Gate.OPEN, ignore("nobody is there", when=is_tipsy), stay()))
+    assert table.fire(Ask.PUSH, Visit(Gate.OPEN, tipsy=True)).kind is Kind.IGNORED
+
+
+def test_a_table_can_be_copied_and_pickled() -> None:
+    for table in (gate(enters={Gate.OPEN: (SWING,)}), LIFECYCLE):
+        assert copy.copy(table) is copy.deepcopy(table) is table
+        assert describe(pickle.loads(pickle.dumps(table))) == describe(table)
+    assert pickle.loads(pickle.dumps(swing_shut)) is swing_shut
+    assert describe(dataclasses.replace(gate(), name="door")).name == "door"
+
+
 # --- firing ------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +448,17 @@ def test_a_true_answer_of_any_kind_is_true() -> None:
     visit = Visit(Gate.SHUT, key=5)
     gate().fire(Ask.PUSH, visit)
     assert visit.state is Gate.OPEN
+
+
+def test_entering_a_state_follows_the_branch_s_own_actions() -> None:
+    cells = put(Ask.WELD, Gate.OPEN, go(Gate.OPEN))
+    table = gate(cells, enters={Gate.OPEN: (swing_shut,)})
+    visit = Visit(Gate.SHUT, key=True)
+    table.fire(Ask.PUSH, visit)
+    assert visit.log == ["leave shut for open", "swing", "swing shut"]
+    table.fire(Ask.PUSH, visit)  # stays, which is no entry
+    table.fire(Ask.WELD, visit)  # leaves and enters again
+    assert visit.log[3:] == ["leave open for open", "swing shut"]
 
 
 def test_staying_does_not_leave() -> None:

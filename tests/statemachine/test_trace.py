@@ -206,6 +206,12 @@ def test_a_changed_table_is_noticed() -> None:
     assert (found.place, found.target, found.verdict) == (0, "open", "moved")
 
 
+def test_names_that_the_table_does_not_have_are_refused() -> None:
+    passages = (passage("shove", "ajar", "shut", "moved"), *WAY.passages)
+    with pytest.raises(InvalidArgument, match="journey: the table door has no ajar, shove"):
+        retrace(door(), replace(WAY, passages=passages), scratch_for)
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"version": 9, "table": "x", "states": []}', b"[" * 100_000])
 def test_what_is_no_journey_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidArgument):
