@@ -6,11 +6,12 @@
 - `Policy` and `Backoff` hold every number.
 - `Recording` and `replay` turn a run into JSON and back into steps; `timeline` shows it.
 
-`Table` and its parts also work for other lifecycles, as do `describe`, the pictures of a description, `diff` and
-`retrace`. This package does no I/O, reads no clock and draws no random number.
+`Table` and its parts also work for other lifecycles, as do `advance`, the step of any table, `describe`, the pictures
+of a description, `diff` and `retrace`. This package does no I/O, reads no clock and draws no random number.
 """
 
-from ._cells import Action, Branch, Cell, Guard, Kind, Named, Scratch, TimerRule, action, forbid, go, ignore, stay
+from ._advance import Advance, Draft, TableSnapshot, advance, enter, restore, save
+from ._cells import Action, Branch, Cell, Guard, Kind, Named, Scratch, TimerRule, action, do, forbid, go, ignore, stay
 from ._chart import chart
 from ._description import Description, describe
 from ._diff import Change, diff, diff_dot, diff_markdown
@@ -94,6 +95,7 @@ __all__ = [
     "LIFECYCLE",
     "AbandonDial",
     "Action",
+    "Advance",
     "Advice",
     "AnyEffect",
     "AnyEvent",
@@ -120,6 +122,7 @@ __all__ = [
     "Dial",
     "Disarm",
     "Divergence",
+    "Draft",
     "Entry",
     "Expiry",
     "Facts",
@@ -172,6 +175,7 @@ __all__ = [
     "StopRenewal",
     "Synced",
     "Table",
+    "TableSnapshot",
     "Timer",
     "TimerRule",
     "TokenRejected",
@@ -181,6 +185,7 @@ __all__ = [
     "Verdict",
     "Woke",
     "action",
+    "advance",
     "cause_of",
     "chart",
     "classify",
@@ -190,7 +195,9 @@ __all__ = [
     "diff",
     "diff_dot",
     "diff_markdown",
+    "do",
     "dot",
+    "enter",
     "forbid",
     "go",
     "ignore",
@@ -199,7 +206,9 @@ __all__ = [
     "markdown",
     "mermaid",
     "replay",
+    "restore",
     "retrace",
+    "save",
     "stay",
     "step",
     "timeline",

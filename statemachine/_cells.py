@@ -72,6 +72,8 @@ class Action(Generic[D, T]):
         return one_line(self.run.__doc__)
 
     def __reduce__(self) -> tuple[object, ...]:
+        if isinstance(self.run, _Do):
+            return Action, (self.run, self.arms, self.disarms)
         # By the name of its function, which the action itself hides in its module if `action` decorates it.
         return _find_action, (self.run.__module__, getattr(self.run, "__qualname__", ""), self.arms, self.disarms)
 
@@ -86,6 +88,32 @@ def action(
 ) -> Callable[[Callable[[D], None]], Action[D, Any]]:
     """Make the decorated function an action that may arm or disarm these timers."""
     return lambda run: Action(run, arms=arms, disarms=disarms)
+
+
+class _Do:
+    """A request for an effect, as an action's function: it has the name and the description of the effect."""
+
+    def __init__(self, effect: Enum) -> None:
+        self._effect = effect
+        self.__name__ = effect.value
+        self.__doc__ = getattr(effect, "doc", "")
+
+    def __call__(self, draft: Any) -> None:
+        draft.do(self._effect)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Do) and other._effect is self._effect
+
+    def __hash__(self) -> int:
+        return hash(self._effect)
+
+
+def do(effect: Enum, *, arms: tuple[Any, ...] = (), disarms: tuple[Any, ...] = ()) -> Action[Any, Any]:
+    """Make an action that requests an effect, a member of a `Named`, and may arm or disarm timers.
+
+    Its scratch has the method `do`, as `Draft` has.
+    """
+    return Action(_Do(effect), arms=arms, disarms=disarms)
 
 
 def name_of(function: object) -> str:

@@ -148,11 +148,11 @@ class Tasks:
                     failure = await failure_of(error, name)
                     self.unforeseen(failure if isinstance(failure, UnexpectedFailure) else unexpected(error, name))
         except (KeyboardInterrupt, SystemExit) as error:
-            self._end_with(error)
+            self.end_with(error)
         except asyncio.CancelledError as error:
             if anyio.current_effective_deadline() != -math.inf and self._open:
                 # The program cancelled a task of ours, as a loop over `asyncio.all_tasks()` does.
-                self._end_with(unexpected(error, name))
+                self.end_with(unexpected(error, name))
             raise
         finally:
             self._scopes.discard(scope)
@@ -160,7 +160,8 @@ class Tasks:
             if not self._running and self._all_ended is not None:
                 self._all_ended.set()
 
-    def _end_with(self, error: BaseException) -> None:
+    def end_with(self, error: BaseException) -> None:
+        """Cancel the block; leaving it raises `error`."""
         self._ending = self._ending or error
         self._group.cancel_scope.cancel()
 

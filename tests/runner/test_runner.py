@@ -1,599 +1,503 @@
-"""The runner with a small lifecycle: the light of a staircase, which fades after a minute.
-
-DARK -Press-> LIT -(60 s)-> FADING -(10 s)-> DARK        Press while LIT or FADING: the minute starts again
-any state -Fuse-> BLOWN, where Press is forbidden        Close: DARK, except when BLOWN
-"""
+"""`Runner` with a table of one's own: an upload that is tried three times, with a pause between the requests."""
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
-from towline import ForbiddenRequest, UnexpectedFailure
-from towline._tasks import Tasks
-from towline.runner import Runner, Stepped, Steps, Taken
+from towline import ForbiddenRequest, InvalidArgument, StateUnreachable, TableError, UnexpectedFailure
+from towline.runner import Runner
+from towline.statemachine import (
+    Action,
+    Draft,
+    Named,
+    Table,
+    TableSnapshot,
+    TimerRule,
+    action,
+    forbid,
+    go,
+    ignore,
+    restore,
+    retrace,
+    save,
+    stay,
+    timeline,
+)
 
 pytestmark = pytest.mark.anyio
 
 
-class State(Enum):
-    DARK = "dark"
-    LIT = "lit"
-    FADING = "fading"
-    BLOWN = "blown"
+class State(Named):
+    READY = "ready"
+    SENDING = "sending"
+    WAITING = "waiting"
+    DONE = "done"
 
 
-class Press(NamedTuple):
-    """Somebody presses the button."""
+class Event(Named):
+    START = "start"
+    SENT = "sent"
+    FAILED = "failed"
+    PAUSE_OVER = "pause_over"
+    NOTE = "note"
+    GIVE_UP = "give_up"
 
 
-class Expired(NamedTuple):
-    """A timer has expired."""
-
-    timer: str
-    ticket: int
+class Timer(Named):
+    PAUSE = "pause"
 
 
-class Fuse(NamedTuple):
-    """The fuse has blown."""
-
-    why: str
-
-
-class Close(NamedTuple):
-    """The building is closed."""
+class Do(Enum):
+    SEND = "send"
+    LOG = "log"
 
 
-class Switch(NamedTuple):
-    """Switch the lamp; only the newest generation may."""
-
-    to: str
-
-
-class Release(NamedTuple):
-    """Release the button: always performed."""
-
-
-class Arm(NamedTuple):
-    timer: str
-    ticket: int
-    seconds: float
-
-
-class Disarm(NamedTuple):
-    """Always performed."""
-
-    timer: str
-
-
-Event: TypeAlias = Press | Expired | Fuse | Close
-Effect: TypeAlias = Switch | Release | Arm | Disarm
-
-
-class Snapshot(NamedTuple):
-    state: State = State.DARK
-    generation: int = 0
-    ticket: int = 0
+@dataclass(frozen=True)
+class Upload:
+    tries: int = 0
     why: str = ""
 
 
-class Levels(NamedTuple):
-    power: bool = True
-
-
-Step: TypeAlias = Stepped[Snapshot, Effect, Levels, str]
-
-
-def take(before: Snapshot, event: Event, levels: Levels) -> Taken[Snapshot, Effect, str]:
-    """One step of the light; the entry says what happened and where."""
-    state, generation, ticket, _ = before
-    entry = f"{type(event).__name__} in {state.value}"
-    match event:
-        case Press() if state is State.BLOWN:
-            return Taken(before, (), entry, ForbiddenRequest("press", state.value, "change the fuse"))
-        case Press() if levels.power:
-            after = Snapshot(State.LIT, generation + 1, ticket + 1)
-            return Taken(after, (Disarm("fade"), Switch("lit"), Release(), Arm("light", after.ticket, 60.0)), entry)
-        case Expired("light") if event.ticket == ticket:
-            after = Snapshot(State.FADING, generation, ticket + 1)
-            return Taken(after, (Switch("dim"), Arm("fade", after.ticket, 10.0)), entry)
-        case Expired("fade") if event.ticket == ticket:
-            return Taken(Snapshot(State.DARK, generation, ticket), (Switch("dark"),), entry)
-        case Fuse(why):
-            return Taken(
-                Snapshot(State.BLOWN, generation + 1, ticket + 1, why), (Disarm("light"), Disarm("fade")), entry
-            )
-        case Close() if state is not State.BLOWN:
-            after = Snapshot(State.DARK, generation + 1, ticket + 1)
-            return Taken(after, (Disarm("light"), Disarm("fade"), Switch("dark")), entry)
-    return Taken(before, (), entry)
-
-
-class Light:
-    """A light and its runner. `log` holds what happened, in order; `during` what else a performed effect does."""
-
-    def __init__(self, tasks: Tasks, levels: Levels | None = None) -> None:
-        self.log: list[str] = []
-        self.during: dict[Effect, Callable[[], object]] = {}
-        self.keeps_shining = False
-        self.runner: Runner[Snapshot, Event, Effect, Levels, str] = Runner(
-            Steps(Snapshot(), levels or Levels(), take),
-            tasks,
-            perform=self._perform,
-            always=(Release, Disarm),
-            took=lambda stepped: self.log.append(stepped.entry or "no event"),
-            changed=self._changed,
-            expired=self._expired,
-            broke=lambda failure: Fuse(str(failure)),
-        )
-
-    @property
-    def state(self) -> State:
-        return self.runner.snapshot.state
-
-    def _perform(self, effect: Effect) -> None:
-        match effect:
-            case Arm():
-                self.runner.arm(*effect)
-            case Disarm():
-                self.runner.disarm(effect.timer)
-            case Switch():
-                self.log.append(f"switched {effect.to}")
-            case Release():
-                self.log.append("released")
-        act = self.during.pop(effect, None)
-        if act is not None:
-            act()
-
-    def _changed(self, stepped: Step) -> None:
-        self.log.append(f"{stepped.before.state.value} -> {stepped.after.state.value}")
-        self.runner.note_change()
-
-    def _expired(self, timer: str, ticket: int) -> Event | None:
-        if self.keeps_shining and timer == "light":
-            self.runner.arm(timer, ticket, 60.0)
-            return None
-        if timer == "broken":
-            raise ZeroDivisionError
-        return Expired(timer, ticket)
-
-
-@asynccontextmanager
-async def staircase(levels: Levels | None = None) -> AsyncIterator[Light]:
-    """A light that is dark; after the block nothing runs."""
-    async with Tasks() as tasks:
-        light = Light(tasks, levels)
-        yield light
-    assert not tasks._running
-
-
-LIT = ["Press in dark", "switched lit", "released", "dark -> lit"]
-
-
-# --- run to completion -----------------------------------------------------------------------------------------------
-
-
-async def test_a_change_is_reported_after_its_step_was_recorded_and_its_effects_performed() -> None:
-    async with staircase() as light:
-        light.runner.post(Press())
-        assert light.log == LIT
-
+Step: TypeAlias = Draft[State, Upload]
+Snapshot: TypeAlias = TableSnapshot[State, Upload]
 
-async def test_a_step_that_stays_in_its_state_is_recorded_and_reports_no_change() -> None:
-    async with staircase() as light:
-        light.runner.post(Press())
-        light.runner.post(Press())
-        assert light.log == [*LIT, "Press in lit", "switched lit", "released"]
-        assert light.runner.visits == {State.LIT: 1}
-
-
-async def test_an_event_posted_while_an_effect_is_performed_is_processed_after_the_whole_step() -> None:
-    async with staircase() as light:
-        light.during[Switch("lit")] = lambda: (light.runner.post(Close()), light.log.append("posted"))
-        light.runner.post(Press())
-        assert light.log == [
-            "Press in dark",
-            "switched lit",
-            "posted",
-            "released",
-            "dark -> lit",
-            "Close in lit",
-            "switched dark",
-            "lit -> dark",
-        ]
-
-
-async def test_an_event_posted_by_the_report_of_a_change_is_not_nested() -> None:
-    async with staircase() as light:
-        light.during[Release()] = lambda: light.runner.post(Close())
-        light.runner.post(Press())
-        light.runner.post(Press())
-        assert [entry for entry in light.log if " in " in entry] == ["Press in dark", "Close in lit", "Press in dark"]
-
-
-async def test_calls_of_other_threads_are_made_on_the_loop_and_one_that_raises_breaks_the_light() -> None:
-    async with staircase() as light:
-        threads: list[threading.Thread] = []
-
-        def act() -> None:
-            threads.append(threading.current_thread())
-            light.runner.note_change()
-
-        def ask() -> None:
-            light.runner.soon(act)
-
-        other = threading.Thread(target=ask)
-        other.start()
-        other.join()
-        assert threads == []
-        await light.runner.wait_changed()
-        assert threads == [threading.current_thread()]
-        light.runner.soon(lambda: {}["nothing"])
-        await light.runner.wait_changed()
-        assert light.runner.snapshot.why == "the engine raised KeyError"
-
-
-# --- requests --------------------------------------------------------------------------------------------------------
-
-
-async def test_a_request_of_another_thread_has_changed_the_state_and_the_loop_performs_its_effects() -> None:
-    async with staircase() as light:
-        states: list[State] = []
-
-        def press() -> None:
-            light.runner.request(Press())
-            states.append(light.state)
-
-        other = threading.Thread(target=press)
-        other.start()
-        other.join()
-        assert states == [State.LIT]
-        assert light.log == [], "nothing but the state was touched"
-        await light.runner.wait_changed()
-        assert light.log == LIT
-
-
-async def test_a_request_inside_an_effect_steps_at_once_and_makes_the_older_effects_stale() -> None:
-    """What is left of the first step's effects belongs to an older generation: only what must always run does."""
-    async with staircase() as light:
-
-        def close() -> None:
-            light.runner.request(Close())
-            light.log.append(f"is {light.state.value}")
-
-        light.during[Disarm("fade")] = close
-        light.runner.post(Press())
-        assert light.log == [
-            "Press in dark",
-            "is dark",
-            "released",
-            "dark -> lit",
-            "Close in lit",
-            "switched dark",
-            "lit -> dark",
-        ]
-        await anyio.sleep(100)
-        assert light.state is State.DARK, "the skipped effect was to start the timer"
-
-
-async def test_requests_and_events_inside_a_turn_are_performed_after_it() -> None:
-    async with staircase() as light:
-        with light.runner.turn():
-            light.runner.request(Press())
-            assert light.state is State.LIT
-            with light.runner.turn():
-                light.runner.post(Close())
-            assert light.state is State.LIT, "an event waits for its place"
-            assert light.log == []
-        assert light.log == [*LIT, "Close in lit", "switched dark", "lit -> dark"]
-
-
-async def test_a_turn_while_an_effect_is_performed_does_not_nest_what_comes_of_it() -> None:
-    async with staircase() as light:
-
-        def turn() -> None:
-            with light.runner.turn():
-                light.runner.request(Press())
-            light.log.append("turned")
-
-        light.during[Switch("lit")] = turn
-        light.runner.post(Press())
-        assert light.log == [
-            "Press in dark",
-            "switched lit",
-            "turned",
-            "released",
-            "dark -> lit",
-            "Press in lit",
-            "switched lit",
-            "released",
-        ]
-
-
-async def test_a_turn_that_raises_leaves_the_runner_able_to_run() -> None:
-    async with staircase() as light:
-        with pytest.raises(KeyError), light.runner.turn():
-            light.runner.post(Press())
-            raise KeyError
-        light.runner.pump()
-        assert light.log == LIT
-
-
-async def test_a_forbidden_request_is_recorded_and_raised_by_each_way_in() -> None:
-    async with staircase() as light:
-        light.runner.post(Fuse("too many lamps"))
-        del light.log[:]
-        for press in (light.runner.request, light.runner.take):
-            with pytest.raises(ForbiddenRequest, match="change the fuse"):
-                press(Press())
-        await anyio.sleep(1)
-        assert light.log == ["Press in blown"] * 2
-        assert light.state is State.BLOWN
-
-
-async def test_a_change_of_the_levels_counts_for_the_events_after_it() -> None:
-    async with staircase(Levels(power=False)) as light:
-        light.runner.post(Press())
-        assert light.state is State.DARK
-        light.runner.change(lambda levels: (levels._replace(power=True), None))
-        assert light.runner.steps.last.levels.power
-        light.runner.change(lambda levels: (levels, Press()))
-        assert light.state is State.LIT
-        await light.runner.wait_changed()
-        assert light.log == ["Press in dark", *LIT]
-
-
-# --- the beginning ---------------------------------------------------------------------------------------------------
-
-
-async def test_a_stored_snapshot_is_the_beginning_and_no_step_of_the_lifecycle() -> None:
-    async with staircase() as light:
-        assert light.runner.begin_with(Snapshot(State.FADING, generation=7, ticket=3))
-        light.runner.pump()
-        assert light.log == []
-        assert light.runner.visits == {}
-        light.runner.post(Expired("fade", 3))
-        assert light.log == ["Expired in fading", "switched dark", "fading -> dark"]
-
-
-@pytest.mark.parametrize("performed", [False, True])
-async def test_a_request_that_came_first_keeps_a_stored_snapshot_away(performed: bool) -> None:
-    async with staircase() as light:
-        light.runner.request(Press())
-        if performed:
-            light.runner.pump()
-        assert not light.runner.begin_with(Snapshot(State.FADING))
-        assert light.state is State.LIT
-
-
-# --- timers ----------------------------------------------------------------------------------------------------------
-
-
-async def test_timers_lead_through_the_states_in_their_time() -> None:
-    async with staircase() as light:
-        light.runner.post(Press())
-        await anyio.sleep(59)
-        assert light.state is State.LIT
-        await anyio.sleep(2)
-        assert light.state is State.FADING
-        await anyio.sleep(10)
-        assert light.log == [
-            *LIT,
-            "Expired in lit",
-            "switched dim",
-            "lit -> fading",
-            "Expired in fading",
-            "switched dark",
-            "fading -> dark",
-        ]
-
-
-async def test_a_timer_that_is_armed_again_expires_once_with_its_new_ticket() -> None:
-    async with staircase() as light:
-        light.runner.post(Press())
-        await anyio.sleep(50)
-        light.runner.post(Press())
-        await anyio.sleep(50)
-        assert light.state is State.LIT
-        await anyio.sleep(11)
-        assert light.state is State.FADING
-        assert light.log.count("Expired in lit") == 1
-
-
-async def test_an_expiry_that_comes_after_a_newer_arming_is_stale() -> None:
-    async with staircase() as light:
-        light.runner.post(Press())
-        with light.runner.turn():
-            light.runner.post(Expired("light", 1))
-            light.runner.request(Press())
-        assert light.state is State.LIT
-        assert light.log[-1] == "Expired in lit", "recorded, and without a consequence"
-
-
-async def test_a_timer_whose_state_was_left_is_stopped() -> None:
-    async with staircase() as light:
-        light.runner.post(Press())
-        light.runner.post(Close())
-        await anyio.sleep(100)
-        assert light.log[len(LIT) :] == ["Close in lit", "switched dark", "lit -> dark"]
-
-
-async def test_an_expiry_may_be_handled_without_an_event_and_arm_its_timer_again() -> None:
-    async with staircase() as light:
-        light.keeps_shining = True
-        light.runner.post(Press())
-        await anyio.sleep(150)
-        assert light.log == LIT
-        light.keeps_shining = False
-        await anyio.sleep(31)
-        assert light.state is State.FADING, "the third minute is over"
-
-
-# --- failures --------------------------------------------------------------------------------------------------------
-
-
-async def test_an_effect_that_raises_becomes_an_event_after_the_effects_beside_it(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async with staircase() as light:
-        light.during[Switch("lit")] = lambda: 1 / 0
-        light.runner.post(Press())
-        assert light.log == [*LIT, "Fuse in lit", "lit -> blown"]
-        assert light.runner.snapshot.why == "the engine raised ZeroDivisionError"
-        await anyio.sleep(100)
-        assert light.state is State.BLOWN
-    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert record.exc_info is not None, "with its traceback"
-
-
-async def test_a_report_of_a_change_that_raises_becomes_an_event_too(caplog: pytest.LogCaptureFixture) -> None:
-    async with Tasks() as tasks:
-        changes: list[State] = []
-
-        def changed(stepped: Step) -> None:
-            changes.append(stepped.after.state)
-            if stepped.after.state is State.LIT:
-                raise OSError(5, "the display is gone")
-
-        runner: Runner[Snapshot, Event, Effect, Levels, str] = Runner(
-            Steps(Snapshot(), Levels(), take),
-            tasks,
-            perform=lambda effect: None,
-            always=(),
-            took=lambda stepped: None,
-            changed=changed,
-            expired=lambda timer, ticket: None,
-            broke=lambda failure: Fuse(str(failure)),
-        )
-        runner.post(Press())
-        assert changes == [State.LIT, State.BLOWN]
-        assert runner.snapshot.why == "the engine raised OSError (the display is gone)"
-    assert "the display is gone" in caplog.text
-
-
-async def test_a_task_that_fails_becomes_an_event_and_the_block_goes_on() -> None:
-    async with Tasks() as tasks:
-        light = Light(tasks)
-        light.runner.post(Press())
-
-        async def burn(error: Exception) -> None:
-            await anyio.sleep(1)
-            raise error
-
-        tasks.start_soon(burn, ValueError("a secret"), name="the lamp")
-        await anyio.sleep(2)
-        assert light.state is State.BLOWN
-        assert light.runner.snapshot.why == "the lamp raised ValueError"
-        tasks.start_soon(burn, UnexpectedFailure("the socket", "OSError"), name="the lamp")
-        await anyio.sleep(2)
-        assert light.runner.snapshot.why == "the socket raised OSError", "it has a name already"
-
-
-async def test_an_expiry_that_raises_becomes_an_event_and_the_other_timers_go_on() -> None:
-    async with staircase() as light:
-        light.runner.arm("broken", 0, 5.0)
-        light.runner.post(Press())
-        await anyio.sleep(6)
-        assert light.runner.snapshot.why == "the engine raised ZeroDivisionError"
-        light.runner.arm("broken", 0, 5.0)
-        light.runner.arm("other", 0, 10.0)
-        await anyio.sleep(11)
-        assert light.log[-1] == "Expired in blown"
-
-
-# --- waiting ---------------------------------------------------------------------------------------------------------
-
-
-async def test_visits_count_a_state_that_was_left_at_once() -> None:
-    async with staircase() as light:
-        light.during[Release()] = lambda: light.runner.request(Close())
-        light.runner.post(Press())
-        assert light.state is State.DARK
-        assert light.runner.visits == {State.LIT: 1, State.DARK: 1}
-
-
-async def test_every_task_that_waits_for_a_change_is_woken_and_must_ask_again() -> None:
-    async with staircase() as light:
-        woken: list[str] = []
-
-        async def watch(name: str) -> None:
-            while light.state is not State.FADING:
-                await light.runner.wait_changed()
-                woken.append(f"{name} saw {light.state.value}")
-
-        light.runner.note_change()  # without anyone who waits
-        async with anyio.create_task_group() as watching:
-            watching.start_soon(watch, "a")
-            watching.start_soon(watch, "b")
-            await anyio.sleep(1)
-            assert woken == []
-            light.runner.post(Press())
-        assert sorted(woken) == ["a saw fading", "a saw lit", "b saw fading", "b saw lit"]
-
-
-# --- stopping --------------------------------------------------------------------------------------------------------
-
-
-async def test_stopping_performs_its_effects_and_waits_until_everything_is_released() -> None:
-    async with staircase() as light:
-        light.runner.post(Press())
-
-        async def released() -> None:
-            light.log.append("releasing")
-            await anyio.sleep(2)
-            light.log.append("all released")
-
-        await light.runner.stop(Close(), released, seconds=5)
-        assert light.log[len(LIT) :] == ["Close in lit", "switched dark", "lit -> dark", "releasing", "all released"]
-        assert anyio.current_time() == pytest.approx(2)
-
-
-async def test_stopping_waits_no_longer_than_its_deadline() -> None:
-    async with staircase() as light:
-        await light.runner.stop(Close(), anyio.sleep_forever, seconds=5)
-        assert anyio.current_time() == pytest.approx(5)
-
-
-async def test_a_cancellation_of_the_caller_waits_until_everything_is_released() -> None:
-    async with staircase() as light:
-        light.runner.post(Press())
-        ended: list[float] = []
-
-        async def released() -> None:
-            await anyio.sleep(2)
-            ended.append(anyio.current_time())
-
-        with anyio.move_on_after(1) as leaving:
-            await light.runner.stop(Close(), released, seconds=5)
+
+def tries_left(step: Step) -> bool:
+    """Fewer than three requests were made."""
+    return step.data.tries < 3
+
+
+@action()
+def send(step: Step) -> None:
+    """Send a request."""
+    step.set(tries=step.data.tries + 1)
+    step.do(Do.SEND)
+
+
+@action(arms=(Timer.PAUSE,))
+def pause(step: Step) -> None:
+    """Wait a little longer each time."""
+
+
+@action()
+def keep_why(step: Step) -> None:
+    """Keep the reason."""
+    step.set(why=str(step.value))
+    step.do(Do.LOG)
+
+
+@action(disarms=(Timer.PAUSE,))
+def stop_pause(step: Step) -> None:
+    """Stop the pause."""
+
+
+def longer_each_time(snapshot: Snapshot) -> float:
+    """2, 4 s."""
+    return float(2**snapshot.data.tries)
+
+
+OVER = ignore("the upload is over")
+NO_REQUEST = ignore("no request is in progress")
+
+
+def upload(
+    note: Action[Any, Any] = keep_why, seconds: Any = longer_each_time, **options: Any
+) -> Table[State, Event, Step, Timer]:
+    given: dict[str, Any] = {
+        "name": "upload",
+        "states": State,
+        "events": Event,
+        "initial": State.READY,
+        "final": frozenset({State.DONE}),
+        "enters": {State.SENDING: (send,), State.WAITING: (pause,)},
+        "cells": {
+            Event.START: {
+                State.READY: go(State.SENDING),
+                State.SENDING: stay(),
+                State.WAITING: go(State.SENDING),
+                State.DONE: forbid("the upload is over: make a new one"),
+            },
+            Event.SENT: dict.fromkeys(State, NO_REQUEST) | {State.SENDING: go(State.DONE)},
+            Event.FAILED: dict.fromkeys(State, NO_REQUEST)
+            | {State.SENDING: (go(State.WAITING, keep_why, when=tries_left), go(State.DONE, keep_why))},
+            Event.PAUSE_OVER: dict.fromkeys(State, NO_REQUEST) | {State.WAITING: go(State.SENDING)},
+            Event.NOTE: dict.fromkeys(State, stay(note)) | {State.DONE: OVER},
+            Event.GIVE_UP: dict.fromkeys(State, go(State.DONE)) | {State.DONE: OVER},
+        },
+        "timers": {Timer.PAUSE: TimerRule(frozenset({State.WAITING}), Event.PAUSE_OVER, seconds=seconds)},
+        "waits": {State.READY: "waits for the user", State.SENDING: "a request has a deadline"},
+    }
+    return Table(**{**given, **options})
+
+
+UPLOAD = upload()
+Function: TypeAlias = Callable[[Upload], object]
+
+
+def runner(
+    send: Function, table: Table[State, Event, Step, Timer] = UPLOAD, log: Function = lambda data: None, **options: Any
+) -> Runner[State, Event, Upload]:
+    effects: Mapping[Do, Function] = {Do.SEND: send, Do.LOG: log}
+    return Runner(table, effects, **{"data": Upload(), "failed": Event.FAILED, **options})
+
+
+async def answer(data: Upload) -> Event:
+    await anyio.sleep(1)
+    return Event.SENT
+
+
+async def fail(data: Upload) -> Event:
+    await anyio.sleep(1)
+    raise OSError(f"no {data.tries}")
+
+
+async def never(data: Upload) -> None:
+    await anyio.sleep_forever()
+
+
+def way(run: Runner[State, Event, Upload]) -> list[tuple[str, str]]:
+    return [(passage.event, passage.target) for passage in run.journey().passages]
+
+
+# --- the run -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_result_is_an_event_and_the_run_is_recorded() -> None:
+    start = anyio.current_time()
+    async with runner(answer) as run:
+        assert run.snapshot.state is State.READY
+        run.request(Event.START)
+        assert run.snapshot.state is State.SENDING, "a request steps at once"
+        snapshot = await run.wait_for(State.DONE)
+    assert (snapshot.data, anyio.current_time() - start) == (Upload(1), 1)
+    assert timeline(run.journey()).splitlines()[-1].split() == ["1.000", "s", "sent", "sending", "→", "done"]
+    replayed = []
+
+    def scratch_for(passage: Any, state: State) -> Step:
+        replayed.append(passage.event)
+        return Draft(TableSnapshot(state, Upload()))
+
+    assert retrace(UPLOAD, run.journey(), scratch_for) is None
+    assert replayed == ["start", "sent"]
+
+
+async def test_failures_are_events_and_the_timer_follows_the_snapshot() -> None:
+    start = anyio.current_time()
+    async with runner(fail) as run:
+        run.request(Event.START)
+        snapshot = await run.wait_for(State.DONE)
+    assert snapshot.data == Upload(3, "no 3")
+    assert anyio.current_time() - start == 3 * 1 + 2 + 4
+    assert [event for event, _ in way(run)] == ["start", *["failed", "pause_over"] * 2, "failed"]
+
+
+async def test_a_plain_function_may_return_an_event_with_a_value_or_raise() -> None:
+    results: list[Any] = [(Event.FAILED, "busy"), OSError("broken"), Event.SENT]
+
+    def send(data: Upload) -> object:
+        result = results.pop(0)
+        if isinstance(result, OSError):
+            raise result
+        return result
+
+    whys = []
+    async with runner(send, log=lambda data: whys.append(data.why)) as run:
+        run.request(Event.START)
+        await run.wait_for(State.DONE)
+    assert whys == ["busy", "broken"]
+
+
+async def test_leaving_a_state_cancels_its_work_and_stops_its_timers() -> None:
+    ended = []
+
+    async def send(data: Upload) -> Event:
+        try:
+            if data.tries == 1:
+                return Event.FAILED
             await anyio.sleep_forever()
-        assert leaving.cancelled_caught
-        assert light.state is State.DARK
-        assert ended == [pytest.approx(2)]
-        assert anyio.current_time() == pytest.approx(2)
+        finally:
+            ended.append(data.tries)
+        raise AssertionError
+
+    async with runner(send) as run:
+        run.request(Event.START)
+        await run.wait_for(State.WAITING)
+        run.request(Event.START)  # before the pause is over
+        await anyio.sleep(60)
+        assert (run.snapshot.state, ended) == (State.SENDING, [1])
+        run.request(Event.GIVE_UP)
+        await anyio.lowlevel.checkpoint()
+        await run.wait_for(State.DONE)
+        await anyio.sleep(1)
+        assert ended == [1, 2]
+    assert "pause_over" not in dict(way(run))
 
 
-async def test_stopping_in_a_scope_that_is_cancelled_already_is_as_thorough() -> None:
-    async with staircase() as light:
-        light.runner.post(Press())
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await light.runner.stop(Close(), lambda: anyio.sleep(2), seconds=5)
-        assert light.state is State.DARK
-        assert anyio.current_time() == pytest.approx(2)
+async def test_a_result_that_comes_too_late_is_stale() -> None:
+    async def send(data: Upload) -> Event:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(5)
+        return Event.SENT
+
+    async with runner(send) as run:
+        run.request(Event.START)
+        await anyio.sleep(1)
+        run.request(Event.GIVE_UP)
+        await anyio.sleep(10)
+    assert [(passage.event, passage.verdict) for passage in run.journey().passages] == [
+        ("start", "moved"),
+        ("give_up", "moved"),
+        ("sent", "stale"),
+    ]
 
 
-async def test_after_its_block_a_runner_only_steps() -> None:
-    """A request of another thread may come late: it is answered, and nothing is started or raised."""
-    async with staircase() as light:
-        light.runner.post(Press())
-    light.runner.request(Close())
-    assert light.state is State.DARK
-    await anyio.sleep(100)
-    assert light.log == LIT
+async def test_an_action_may_stop_a_timer_and_an_old_expiry_does_nothing() -> None:
+    reasons = {State.WAITING: "may wait", State.READY: "so", State.SENDING: "so"}
+    async with runner(fail, upload(note=stop_pause, waits=reasons)) as run:
+        run.request(Event.START)
+        await run.wait_for(State.WAITING)
+        run.request(Event.NOTE)
+        assert run.snapshot.armed == ()
+        await anyio.sleep(60)
+        assert run.snapshot.state is State.WAITING
+
+
+async def test_an_expiry_of_an_earlier_arming_is_stale() -> None:
+    async with runner(lambda data: Event.FAILED) as run:
+        run.request(Event.START)
+        await run.wait_for(State.WAITING)
+        # As if another thread's request had armed the timer again just when it expired.
+        (timer, ticket), *_ = run.snapshot.armed
+        run._driver.post(run._expired_event(timer, ticket - 1))
+        assert run.snapshot.state is State.WAITING
+        assert run.journey().passages[-1].verdict == "stale"
+
+
+async def test_leaving_the_block_cancels_everything_and_forbids_requests() -> None:
+    async with runner(never) as run:
+        run.request(Event.START)
+        await anyio.sleep(1)
+    with pytest.raises(ForbiddenRequest, match="start is not possible while sending: the runner's block was left"):
+        run.request(Event.START)
+
+
+async def test_a_request_of_another_thread() -> None:
+    async with runner(answer) as run:
+        await anyio.to_thread.run_sync(run.request, Event.START)
+        await run.wait_for(State.DONE)
+        with pytest.raises(ForbiddenRequest, match="make a new one"):
+            await anyio.to_thread.run_sync(run.request, Event.START)
+        run.post(Event.START)
+    assert [passage.verdict for passage in run.journey().passages][-2:] == ["forbidden", "forbidden"]
+
+
+async def test_waiting_for_a_state() -> None:
+    seen = []
+    async with runner(fail) as run, anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            seen.append((await run.wait_for(State.WAITING)).state)
+
+        tasks.start_soon(watch)
+        await anyio.sleep(1)
+        run.request(Event.START)
+        await anyio.sleep(1.5)
+        run.request(Event.GIVE_UP)
+        with pytest.raises(StateUnreachable, match="cannot reach ready or waiting while done: the state is final"):
+            await run.wait_for(State.READY, State.WAITING)
+    assert seen == [State.WAITING]
+
+
+async def test_a_short_visit_is_not_missed() -> None:
+    async with runner(lambda data: Event.FAILED) as run, anyio.create_task_group() as tasks:
+
+        async def hurry() -> None:
+            run.post(Event.START)
+            run.post(Event.GIVE_UP)
+
+        tasks.start_soon(hurry)
+        assert (await run.wait_for(State.WAITING)).state is State.DONE
+
+
+async def test_many_runs_share_one_table_and_keep_a_bounded_history() -> None:
+    async with runner(answer, history=2) as one, runner(never) as other:
+        for run in (one, other):
+            run.request(Event.START)
+        one.request(Event.NOTE, "so")
+        await one.wait_for(State.DONE)
+        assert other.snapshot.state is State.SENDING
+    assert [event for event, _ in way(one)] == ["note", "sent"]
+    assert one.snapshot.data.why == "so"
+
+
+# --- saving ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_saved_run_enters_its_state_again() -> None:
+    files: list[bytes] = []
+    async with runner(fail, save=files.append) as run:
+        run.request(Event.START)
+        await run.wait_for(State.WAITING)
+        await anyio.sleep(1)
+    states = [restore(UPLOAD, saved, Upload) for saved in files]
+    assert [snapshot.state for snapshot in states] == [State.READY, State.SENDING, State.WAITING]
+    assert files[-1] == save(UPLOAD, run.snapshot)
+
+    sent = []
+    async with runner(lambda data: sent.append(data.tries), saved=files[1], data=Upload(9)) as run:
+        await anyio.sleep(0.1)
+        assert (run.snapshot.state, run.snapshot.data.tries, sent) == (State.SENDING, 2, [2])
+    start = anyio.current_time()
+    async with runner(answer, saved=files[2]) as run:
+        await run.wait_for(State.SENDING)
+        assert anyio.current_time() - start == pytest.approx(2), "the pause starts again"
+        await run.wait_for(State.DONE)
+
+
+async def test_a_run_in_a_file_goes_on_after_its_end_and_belongs_to_one_runner(tmp_path: Path) -> None:
+    file = tmp_path / "upload.json"
+    async with runner(never, file=file) as run:
+        run.request(Event.START)
+        await anyio.sleep(1)
+        with pytest.raises(InvalidArgument, match=r"file: another runner uses .*upload\.json"):
+            runner(never, file=file)
+    async with runner(answer, file=str(file)) as run:
+        snapshot = await run.wait_for(State.DONE)
+        assert snapshot.data.tries == 2
+    file.write_bytes(b"{")
+    for _ in range(2):
+        with pytest.raises(InvalidArgument, match="saved: "):
+            runner(never, file=file)
+    with pytest.raises(InvalidArgument, match="file: pass either file= or saved= and save="):
+        runner(never, file=file, saved=b"")
+    assert await anyio.Path(tmp_path, "upload.json.lock").read_bytes() == b""
+    assert not await anyio.Path(tmp_path, "upload.json.new").exists()
+
+
+@pytest.mark.parametrize(
+    ("saved", "problem"),
+    [
+        (b"", "saved: Input data was truncated"),
+        (b"[]", "saved: Expected `object`"),
+        (b'{"version":2,"table":"upload","state":"ready","data":{}}', "version 2 is unknown; use 1"),
+        (b'{"version":1,"table":"door","state":"ready","data":{}}', "belongs to the table door, not to upload"),
+        (b'{"version":1,"table":"upload","state":"ajar","data":{}}', "the table upload has no state ajar"),
+        (b'{"version":1,"table":"upload","state":"ready","data":{"tries":"x"}}', "Expected `int`, got `str`"),
+        (b'{"version":1,"table":"upload","state":"ready","data":' + b"[" * 9999, "saved: "),
+    ],
+)
+async def test_what_is_no_saved_snapshot_is_refused(saved: bytes, problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem):
+        runner(never, saved=saved)
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_table_or_its_effects_lack_is_named() -> None:
+    with pytest.raises(InvalidArgument, match="table: the timer pause has no seconds"):
+        runner(never, upload(seconds=None))
+    with pytest.raises(InvalidArgument, match="effects: Do has no function for LOG"):
+        Runner(UPLOAD, {Do.SEND: never}, data=Upload())
+
+
+@pytest.mark.parametrize("send", [fail, lambda data: 1 / 0])
+async def test_an_effect_that_raises_without_an_event_for_it_ends_the_block(send: Function) -> None:
+    with pytest.raises(UnexpectedFailure) as caught:
+        async with runner(send, failed=None) as run:
+            run.request(Event.START)
+            await anyio.sleep_forever()
+    assert isinstance(caught.value.__cause__, OSError | ZeroDivisionError)
+
+
+async def test_an_effect_that_no_function_performs_ends_the_block() -> None:
+    with pytest.raises(UnexpectedFailure):
+        async with Runner(UPLOAD, {}, data=Upload()) as run:
+            run.request(Event.START)
+            await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "soon", lambda snapshot: 1 / 0])
+async def test_a_timer_without_a_usable_time_ends_the_block(seconds: Any) -> None:
+    with pytest.raises(UnexpectedFailure, match="the runner of upload"):
+        async with runner(fail, upload(seconds=seconds if callable(seconds) else lambda snapshot: seconds)) as run:
+            run.request(Event.START)
+            await anyio.sleep_forever()
+
+
+async def test_a_snapshot_that_cannot_be_saved_ends_the_block() -> None:
+    def fail_to_save(saved: bytes) -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(UnexpectedFailure):
+        async with runner(never, save=fail_to_save):
+            await anyio.sleep_forever()
+
+
+@action()
+def break_down(step: Step) -> None:
+    """Fail."""
+    raise ZeroDivisionError
+
+
+async def test_an_action_that_raises_changes_nothing() -> None:
+    with pytest.raises(UnexpectedFailure, match="the table upload for note"):
+        async with runner(never, upload(note=break_down)) as run:
+            before = run.snapshot
+            with pytest.raises(UnexpectedFailure, match="the table upload for note"):
+                run.request(Event.NOTE)
+            assert run.snapshot is before
+            run.post(Event.NOTE)
+    assert run.snapshot is before
+    assert run.journey().passages == ()
+
+
+async def test_an_action_that_makes_requests_is_refused() -> None:
+    runs: list[Runner[State, Event, Upload]] = []
+
+    @action()
+    def nest(step: Step) -> None:
+        """Make a request inside the step."""
+        runs[0].request(Event.NOTE)
+
+    async with runner(never, upload(note=nest)) as run:
+        runs.append(run)
+        with pytest.raises(TableError, match="note: a guard or an action makes requests"):
+            run.request(Event.NOTE)
+        assert run.snapshot == TableSnapshot(State.READY, Upload(), generation=1)
+        run.request(Event.START)
+        assert run.snapshot.state is State.SENDING
+
+
+async def test_effects_that_post_without_end_leave_the_loop_its_turn() -> None:
+    turns = 0
+
+    def log(data: Upload) -> Event:
+        return Event.NOTE
+
+    async with runner(never, log=log) as run:
+        run.request(Event.NOTE)
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+    assert turns == 3
+    assert len(run.journey().passages) == 256
+
+
+async def test_a_partial_of_a_coroutine_function_is_awaited() -> None:
+    async def answer_with(event: Event, data: Upload) -> Event:
+        return event
+
+    async with runner(partial(answer_with, Event.SENT)) as run:
+        run.request(Event.START)
+        await run.wait_for(State.DONE)

@@ -26,6 +26,7 @@ from towline.statemachine import (
     TimerRule,
     action,
     describe,
+    do,
     forbid,
     go,
     ignore,
@@ -430,6 +431,12 @@ def test_a_table_can_be_copied_and_pickled() -> None:
         assert copy.copy(table) is copy.deepcopy(table) is table
         assert describe(pickle.loads(pickle.dumps(table))) == describe(table)
     assert pickle.loads(pickle.dumps(swing_shut)) is swing_shut
+    kick = pickle.loads(pickle.dumps(do(Ask.PUSH, arms=(Spring.PULL,))))
+    assert (kick.name, kick.doc, kick.arms) == ("push", "Somebody pushes.", (Spring.PULL,))
+    assert gate(put(Ask.PUSH, Gate.OPEN, stay(do(Ask.PUSH), do(Ask.PUSH))))
+    assert findings(put(Ask.PUSH, Gate.OPEN, stay(do(Ask.PUSH), do(Ask.PUSH, arms=(Spring.PULL,))))) == (
+        "push in open: another action is named push",
+    )
     assert describe(dataclasses.replace(gate(), name="door")).name == "door"
 
 

@@ -23,7 +23,7 @@ from .._facts import Position
 from .._tasks import Tasks, failure_of
 from .._text import escape
 from .._updates import OUTCOME_KINDS, Outcome
-from ..runner import Runner
+from ..runner import Driver
 from ..statemachine import (
     EXPIRIES,
     AbandonDial,
@@ -107,7 +107,7 @@ class Engine:
         self._lifecycle = lifecycle
         self._cursor = cursor
         self._renewal: anyio.CancelScope | None = None
-        self.runner: ConnectionRunner = Runner(
+        self.runner: ConnectionRunner = Driver(
             lifecycle.steps,
             tasks,
             perform=self._perform,

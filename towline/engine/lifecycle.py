@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from .._exceptions import ForbiddenRequest
-from ..runner import Runner, Stepped, Steps, Taken
+from ..runner import Driver, Stepped, Steps, Taken
 from ..statemachine import AnyEffect, AnyEvent, Entry, Facts, Policy, Snapshot, step
 
 
@@ -19,7 +19,7 @@ class Levels(NamedTuple):
 
 
 ConnectionStep: TypeAlias = Stepped[Snapshot, AnyEffect, Levels, Entry]
-ConnectionRunner: TypeAlias = Runner[Snapshot, AnyEvent, AnyEffect, Levels, Entry]
+ConnectionRunner: TypeAlias = Driver[Snapshot, AnyEvent, AnyEffect, Levels, Entry]
 
 
 class Lifecycle:

@@ -1,213 +1,300 @@
-"""Runs a lifecycle on the event loop: events in, effects out, in order.
-
-- Run to completion. An event raised while effects are performed or a function of the program runs is queued, never
-  nested.
-- A request may come between any two bytecodes of any thread. It steps at once, before it returns, and touches nothing
-  else; the loop is woken and performs its effects. Effects left by an older generation are then skipped, unless they
-  release something.
-- A timer's expiry carries the ticket of its arming, so that an expiry of an earlier arming is stale.
-"""
+"""Runs any table: `Runner`. It adds to the driver the table's step, its timers, and effects as functions."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Generic
+import inspect
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
 import anyio
 
-from .._exceptions import UnexpectedFailure
-from .._loop import Loop
+from .._exceptions import ForbiddenRequest, InvalidArgument, StateUnreachable, TableError, TowlineError
 from .._tasks import Tasks, unexpected
-from ._steps import E, F, L, N, S, Stepped, Steps
-from ._timers import Timers
+from ..statemachine import Advance, Journey, Kind, Passage, Table, TableSnapshot, advance, enter, restore, save
+from ._driver import Driver
+from ._file import SnapshotFile
+from ._steps import Stepped, Steps, Taken
+
+S = TypeVar("S", bound=Enum)
+E = TypeVar("E", bound=Enum)
+V = TypeVar("V")
 
 
-class Runner(Generic[S, E, F, L, N]):
-    """Runs the steps of one lifecycle until its block is left.
+#: Steps of one thread that may interrupt each other.
+_MOST_NESTED: Final = 8
 
-    - `perform` performs one effect. `always` are the types of effects that release something or report a fact: they are
-      performed even if the state has changed since.
-    - `took` gets every step with an event, in order, before its effects: to record and count it.
-    - `changed` gets every step that changed the state, after the step's own effects.
-    - `expired` turns the expiry of a timer into an event, or returns None if it handled it.
-    - `broke` turns a failure that no code expected into an event.
+
+class _Occurred(NamedTuple):
+    """An event with its value. A result carries the generation of its work, an expiry its timer and ticket."""
+
+    event: Any
+    value: object = None
+    generation: int | None = None
+    expired: tuple[Any, int] | None = None
+    is_request: bool = False
+
+
+class _Due(NamedTuple):
+    """An effect, and the data after the step that requested it."""
+
+    effect: Any
+    data: Any
+
+
+class Runner(Generic[S, E, V]):
+    """Runs one lifecycle of a table, on asyncio or trio: `async with Runner(table, effects, data=...) as run:`.
+
+    `data` is your initial data, a frozen dataclass. `effects` gives a function for each effect that actions request
+    with `draft.do(effect)`. It gets the data and returns None, an event, or an event with a value. A coroutine function
+    runs in a task. When the machine leaves the state in which the effect was requested, the task is cancelled, and a
+    result that comes too late is stale. An effect that raises becomes the event `failed` with the error as its value.
+
+    `saved` is a snapshot that `save` got earlier: its state is entered again. `save` gets the snapshot as JSON before
+    the effects of each step, so after a kill the entry of the last state is performed again. `file` does both with a
+    file, which one runner at a time may use. `history` is the number of events that `journey` shows.
+
+    Create it in the task that enters it. Raises `InvalidArgument` for a timer without `seconds`, an effect without a
+    function, an unusable `saved`, or a `file` that another runner uses. An error that is no event ends the block with
+    `UnexpectedFailure`: of an effect without `failed`, of `save`, of a guard or an action.
     """
 
     def __init__(
         self,
-        steps: Steps[S, E, F, L, N],
-        tasks: Tasks,
+        table: Table[S, E, Any, Any],
+        effects: Mapping[Any, Callable[[Any], object]],
         *,
-        perform: Callable[[F], object],
-        always: tuple[type, ...],
-        took: Callable[[Stepped[S, F, L, N]], object],
-        changed: Callable[[Stepped[S, F, L, N]], object],
-        expired: Callable[[Any, int], E | None],
-        broke: Callable[[UnexpectedFailure], E],
+        data: V,
+        failed: E | None = None,
+        saved: bytes | None = None,
+        save: Callable[[bytes], object] | None = None,
+        file: str | Path | None = None,
+        history: int = 256,
     ) -> None:
-        self.steps = steps
-        self.tasks = tasks
-        self.clock = Loop().time
-        #: How often each state was entered, so that a wait for one does not miss a short visit.
-        self.visits: Counter[Any] = Counter()
-        self._perform = perform
-        self._always = always
-        self._took = took
-        self._changed = changed
-        self._expired = expired
-        self._broke = broke
-        self._timers = Timers(tasks, self._expiry)
-        # The step that was processed last, the effects still to perform, and the events and calls waiting.
-        self._taken = steps.take_first()
-        self._effects: deque[tuple[int, F | Stepped[S, F, L, N]]] = deque()
-        self._events: deque[E] = deque()
-        self._calls: deque[Callable[[], object]] = deque()
-        self._pumping = False
-        # Created when a task waits for a change, and set at the next change.
-        self._change: anyio.Event | None = None
-        tasks.unforeseen = self.broke
+        for timer, rule in table.timers.items():
+            if rule.seconds is None:
+                raise InvalidArgument("table", f"the timer {timer.value} has no seconds")
+        for kind in {type(effect) for effect in effects if isinstance(effect, Enum)}:
+            if missing := [member.name for member in kind if member not in effects]:
+                raise InvalidArgument("effects", f"{kind.__name__} has no function for {', '.join(missing)}")
+        self._table: Final = table
+        self._functions: Final = dict(effects)
+        self._failed: Final = failed
+        self._passages: deque[Passage] = deque(maxlen=history)
+        self._work: set[anyio.CancelScope] = set()
+        self._left = False
+        self._nested = threading.local()
+        self._file: SnapshotFile | None = None
+        if file is not None:
+            if saved is not None or save is not None:
+                raise InvalidArgument("file", "pass either file= or saved= and save=, not both")
+            self._file = SnapshotFile(file)
+            saved, save = self._file.read(), self._file.write
+        self._save: Final = save
+        try:
+            start = TableSnapshot(table.initial, data) if saved is None else restore(table, saved, type(data))
+            self._start, effects_of_entry, _ = enter(table, start)
+        except BaseException:
+            self._close_file()
+            raise
+        self._tasks = Tasks()
+        self._driver: Driver[TableSnapshot[S, V], _Occurred, _Due, None, Passage] = Driver(
+            Steps(self._start, None, self._take),
+            self._tasks,
+            perform=self._perform,
+            always=(),
+            took=self._took_step,
+            changed=lambda _: self._driver.note_change(),
+            expired=self._expired_event,
+            broke=self._tasks.end_with,
+        )
+        self._driver.queue_effects(self._start.generation, self._due(effects_of_entry, self._start))
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._driver.soon(self._begin)
+        return self
+
+    def _begin(self) -> None:
+        self._save_snapshot(self._start)
+        self._arm_changes((), self._start)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        self._left = True
+        try:
+            return await self._tasks.__aexit__(kind, error, traceback)
+        finally:
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    # --- for the program -------------------------------------------------------------------------------------------
 
     @property
-    def snapshot(self) -> S:
-        """The current snapshot."""
-        return self.steps.snapshot
+    def snapshot(self) -> TableSnapshot[S, V]:
+        """The present state and data."""
+        return self._driver.snapshot
 
-    def begin_with(self, snapshot: S) -> bool:
-        """Start with a stored snapshot; returns False if an event has changed the snapshot before."""
-        return self.steps.begin_with(snapshot)
+    def request(self, event: E, value: object = None) -> None:
+        """Process an event at once: the state has changed when this returns, and its effects follow.
 
-    # --- events in -------------------------------------------------------------------------------------------------
-
-    def post(self, event: E) -> None:
-        """Queue an event and process it in order. For tasks of the block."""
-        self._events.append(event)
-        self.pump()
-
-    def take(self, event: E) -> None:
-        """Process a request at once, on the loop; raises `ForbiddenRequest` if the state does not allow it."""
-        try:
-            self.steps.add(event)
-        finally:
-            self.pump()
-
-    def request(self, event: E) -> None:
-        """Step at once for a request; its effects follow. Safe from any thread, signal handler or finalizer.
-
-        Raises `ForbiddenRequest` if the state does not allow it.
+        Safe from any thread, signal handler or finalizer. Raises `ForbiddenRequest` if the state forbids the event, or
+        if the block was left.
         """
-        self.change(lambda levels: (levels, event))
+        if self._left:
+            raise ForbiddenRequest(event.value, self.snapshot.state.value, "the runner's block was left")
+        self._driver.request(_Occurred(event, value, is_request=True))
 
-    def change(self, news: Callable[[L], tuple[L, E | None]]) -> None:
-        """Step at once for a change of the host's levels; otherwise like `request`."""
+    def post(self, event: E, value: object = None) -> None:
+        """Queue an event behind those that wait. For the loop's tasks; an event that is forbidden is only recorded."""
+        self._driver.post(_Occurred(event, value))
+
+    async def wait_for(self, *states: S) -> TableSnapshot[S, V]:
+        """Wait until the machine enters one of the states, or is in one; returns the present snapshot.
+
+        Raises `StateUnreachable` in a final state that is none of them.
+        """
+        driver = self._driver
+        driver.pump()
+        visits = {state: driver.visits[state] for state in states}
+        while True:
+            state = self.snapshot.state
+            if state in visits or any(driver.visits[one] > count for one, count in visits.items()):
+                return self.snapshot
+            if state in self._table.final:
+                raise StateUnreachable(" or ".join(one.value for one in visits), state.value, "the state is final")
+            await driver.wait_changed()
+
+    def journey(self) -> Journey:
+        """The recorded run, for `timeline`, `timeline_svg` and `retrace`."""
+        states = tuple(state.value for state in self._table.states)
+        return Journey(table=self._table.name, states=states, passages=tuple(self._passages))
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    def _take(
+        self, before: TableSnapshot[S, V], occurred: _Occurred, levels: None
+    ) -> Taken[TableSnapshot[S, V], _Due, Passage]:
+        event, source = occurred.event, before.state
+        after, forbidden, note = before, None, ""
+        due: tuple[_Due, ...] = ()
+        is_late = occurred.generation is not None and occurred.generation != before.generation
+        if is_late or (occurred.expired is not None and occurred.expired not in before.armed):
+            verdict = "stale"
+        else:
+            try:
+                after, effects, branch = self._advance(before, occurred)
+            except ForbiddenRequest as error:
+                verdict, forbidden = Kind.FORBIDDEN.value, error if occurred.is_request else None
+            else:
+                assert branch is not None, "only an entry has no branch"
+                verdict, due = branch.kind.value, self._due(effects, after)
+                note = ", ".join(action.name for action in self._table.performed(branch)) or branch.reason
+        passage = Passage(
+            at=self._driver.clock(),
+            event=event.value,
+            source=source.value,
+            target=after.state.value,
+            verdict=verdict,
+            note=note,
+        )
+        return Taken(after, due, passage, forbidden)
+
+    def _advance(self, before: TableSnapshot[S, V], occurred: _Occurred) -> Advance[S, V]:
+        event, nested = occurred.event, self._nested
+        nested.depth = getattr(nested, "depth", 0) + 1
         try:
-            self.steps.change(news)
-        finally:
-            self.tasks.call_soon(self.pump)
-
-    def soon(self, call: Callable[[], object]) -> None:
-        """Have the loop make a call soon. Safe from any thread, signal handler or finalizer."""
-        self._calls.append(call)
-        self.tasks.call_soon(self.pump)
-
-    def broke(self, failure: UnexpectedFailure) -> None:
-        """Post the event for a failure that no code expected."""
-        self.post(self._broke(failure))
-
-    # --- effects out -----------------------------------------------------------------------------------------------
-
-    def pump(self) -> None:
-        """Perform everything that is waiting: calls, effects of steps, events. Runs on the loop."""
-        if self._pumping:
-            return
-        self._pumping = True
-        try:
-            while True:
-                if self._calls:
-                    self._make(self._calls.popleft())
-                elif self._effects:
-                    generation, effect = self._effects.popleft()
-                    if isinstance(effect, Stepped):
-                        self._make(self._changed, effect)
-                    elif generation == self.snapshot.generation or isinstance(effect, self._always):
-                        self._make(self._perform, effect)
-                elif not self.process_steps():
-                    if not self._events:
-                        break
-                    self.steps.add(self._events.popleft())
-        finally:
-            self._pumping = False
-
-    def process_steps(self) -> bool:
-        """Report the steps added since, and queue their effects; returns False if there are none."""
-        before = self._taken
-        while (stepped := self._taken.following) is not None:
-            self._taken = stepped
-            if stepped.entry is None:
-                continue
-            self._took(stepped)
-            after = stepped.after
-            self._effects.extend((after.generation, effect) for effect in stepped.effects)
-            if after.state is not stepped.before.state:
-                self.visits[after.state] += 1
-                self._effects.append((after.generation, stepped))
-        return self._taken is not before
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Call the program's functions inside this block: their requests are performed after it."""
-        outer, self._pumping = self._pumping, True
-        try:
-            yield
-        finally:
-            self._pumping = outer
-        self.pump()
-
-    def _make(self, call: Callable[..., object], *args: object) -> None:
-        try:
-            call(*args)
+            # A request of a signal handler may interrupt a step. One of a guard or an action would begin it again.
+            if nested.depth > _MOST_NESTED:
+                raise TableError((f"{event.value}: a guard or an action makes requests; return them from an effect",))
+            return advance(self._table, before, event, occurred.value)
+        except TowlineError:
+            raise
         except Exception as error:
-            self.broke(unexpected(error, "the engine"))
+            raise unexpected(error, f"the table {self._table.name} for {event.value}") from error
+        finally:
+            nested.depth -= 1
 
-    # --- timers ----------------------------------------------------------------------------------------------------
+    def _due(self, effects: Iterable[Any], after: TableSnapshot[S, V]) -> tuple[_Due, ...]:
+        return tuple(_Due(effect, after.data) for effect in effects)
 
-    def arm(self, timer: Any, ticket: int, seconds: float) -> None:
-        """Start a timer, replacing one of the same name."""
-        self._timers.arm(timer, ticket, seconds)
+    def _took_step(self, stepped: Stepped[TableSnapshot[S, V], _Due, None, Passage]) -> None:
+        before, after = stepped.before, stepped.after
+        if stepped.entry is not None:
+            self._passages.append(stepped.entry)
+        if after.generation != before.generation:
+            for scope in self._work:
+                scope.cancel()
+        try:
+            self._arm_changes(before.armed, after)
+            if after is not before:
+                self._save_snapshot(after)
+        except Exception as error:
+            self._tasks.end_with(unexpected(error, f"the runner of {self._table.name}"))
 
-    def disarm(self, timer: Any) -> None:
-        """Stop a timer if it runs."""
-        self._timers.disarm(timer)
+    def _save_snapshot(self, snapshot: TableSnapshot[S, V]) -> None:
+        if self._save is not None:
+            self._save(save(self._table, snapshot))
 
-    def _expiry(self, timer: Any, ticket: int) -> None:
-        # A failure must not reach the timers, whose other deadlines still count.
-        self._make(self._process_expiry, timer, ticket)
+    def _arm_changes(self, before: tuple[tuple[Enum, int], ...], after: TableSnapshot[S, V]) -> None:
+        for timer, ticket in before:
+            if (timer, ticket) not in after.armed:
+                self._driver.disarm(timer)
+        for timer, ticket in after.armed:
+            if (timer, ticket) not in before:
+                seconds = self._table.timers[timer].seconds
+                drawn = seconds(after) if callable(seconds) else seconds
+                if drawn is None or not 0 <= drawn < math.inf:
+                    raise InvalidArgument("seconds", f"the timer {timer.value} gave {drawn!r}; use a number from 0")
+                self._driver.arm(timer, ticket, drawn)
 
-    def _process_expiry(self, timer: Any, ticket: int) -> None:
-        event = self._expired(timer, ticket)
+    def _expired_event(self, timer: Any, ticket: int) -> _Occurred:
+        return _Occurred(self._table.timers[timer].expiry, expired=(timer, ticket))
+
+    # --- effects ---------------------------------------------------------------------------------------------------
+
+    def _perform(self, due: _Due) -> None:
+        generation = self.snapshot.generation
+        call = self._functions[due.effect]
+        if inspect.iscoroutinefunction(call):
+            self._tasks.start_soon(self._perform_in_task, call, due, generation, name=f"effect {due.effect}")
+            return
+        try:
+            result = call(due.data)
+        except Exception as error:
+            self._effect_failed(error, generation)
+        else:
+            self._report(result, generation)
+
+    async def _perform_in_task(self, call: Callable[[Any], Any], due: _Due, generation: int) -> None:
+        if generation != self.snapshot.generation:
+            return
+        with anyio.CancelScope() as scope:
+            self._work.add(scope)
+            try:
+                result = await call(due.data)
+            except Exception as error:
+                self._effect_failed(error, generation)
+            else:
+                self._report(result, generation)
+            finally:
+                self._work.discard(scope)
+
+    def _effect_failed(self, error: Exception, generation: int) -> None:
+        if self._failed is None:
+            raise error
+        self._driver.post(_Occurred(self._failed, error, generation))
+
+    def _report(self, result: Any, generation: int) -> None:
+        event, value = result if isinstance(result, tuple) else (result, None)
         if event is not None:
-            self.post(event)
-
-    # --- waiting and stopping --------------------------------------------------------------------------------------
-
-    async def wait_changed(self) -> None:
-        """Wait until something has changed and conditions must be checked again."""
-        if self._change is None:
-            self._change = anyio.Event()
-        await self._change.wait()
-
-    def note_change(self) -> None:
-        """Wake the tasks that wait for a change."""
-        if self._change is not None:
-            self._change.set()
-            self._change = None
-
-    async def stop(self, event: E, released: Callable[[], Awaitable[object]], *, seconds: float) -> None:
-        """Process the request to stop, and wait until everything is released, for at most `seconds`.
-
-        A cancellation of the caller waits until then.
-        """
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + seconds):
-            self.take(event)
-            await released()
+            self._driver.post(_Occurred(event, value, generation))
