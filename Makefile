@@ -38,6 +38,7 @@ lint: install  ## ruff, plain English, mypy --strict on an installed copy, pictu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache -p towline
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache ../../tests/typing/api.py
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache ../../examples/firmware/firmware.py ../../examples/firmware/install.py ../../examples/firmware/device.py
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache/windows --platform win32 --follow-imports silent -p towline.storage -m towline.host._attach -m towline.host.sleep._windows -m towline.host.path._monitor -m towline.host.path._windows
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache/macos --platform darwin --follow-imports silent -m towline.host._attach -m towline.host.sleep._macos -m towline.host.path._monitor -m towline.host.path._macos
 	$(BIN)/towline diagram --check --out docs/machine

@@ -1,7 +1,11 @@
-"""Prints the lines of Python of the product by folder, and their sum: `python tests/size.py`. A report, no limit."""
+"""Prints the lines of Python of the product by folder, and their sum: `python tests/size.py`. A report, no limit.
+
+`python tests/size.py examples/firmware` prints those of a folder by file.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Final
@@ -12,11 +16,13 @@ NOT_PRODUCT: Final = frozenset({"benchmarks", "build", "docs", "examples", "fuzz
 
 
 def main() -> None:
+    folder = Path(sys.argv[1]) if sys.argv[1:] else None
     sizes: Counter[str] = Counter()
-    for path in ROOT.rglob("*.py"):
+    for path in (ROOT / (folder or ".")).rglob("*.py"):
         place = path.relative_to(ROOT)
-        if place.parts[0] not in NOT_PRODUCT and not any(part.startswith(".") for part in place.parts):
-            sizes[str(place.parent)] += len(path.read_text("utf-8").splitlines())
+        if folder is None and (place.parts[0] in NOT_PRODUCT or any(part.startswith(".") for part in place.parts)):
+            continue
+        sizes[str(place.parent if folder is None else place)] += len(path.read_text("utf-8").splitlines())
     for folder, size in sorted(sizes.items()):
         print(f"{size:7,}  {folder}")
     print(f"{sizes.total():7,}  in all")
