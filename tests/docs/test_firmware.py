@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def test_a_device_that_stays_busy_keeps_its_version(device: Any, update: Any, tm
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_version_that_does_not_work_is_rolled_back(device: Any, update: Any, tmp_path: Path, backend: str) -> None:
     (tmp_path / "image.bin").write_bytes(b"broken")
-    events = [line[0] for line in run(update, tmp_path, backend)]
+    # The first answer about its health ends a probation, however long.
+    events = [line[0] for line in run(replace(update, probation=1000.0), tmp_path, backend)]
     assert events[-2:] == ["unhealthy", "done"]
     assert device.running == b"old"
 
