@@ -173,6 +173,33 @@ MUTATIONS = (
         "_REFUSED_CLOSES: Final = frozenset({1000, 1002, ",
     ),
     Mutation(
+        "entering a state is not performed",
+        "statemachine/_cells.py",
+        "(*branch.actions, *self.enters.get(branch.target, ()))",
+        "branch.actions",
+    ),
+    Mutation(
+        "the work of a state goes on after it",
+        "towline/runner/_runner.py",
+        "                scope.cancel()\n",
+        "                pass\n",
+        ("tests/runner",),
+    ),
+    Mutation(
+        "a result that comes too late counts",
+        "towline/runner/_runner.py",
+        "if is_late or (",
+        "if (",
+        ("tests/runner",),
+    ),
+    Mutation(
+        "a request inside a step begins it again",
+        "towline/runner/_runner.py",
+        "if nested.depth > _MOST_NESTED:",
+        "if False:",
+        ("tests/runner",),
+    ),
+    Mutation(
         "a guard is not asked",
         "statemachine/_table.py",
         "if branch.when is not None and not branch.when(scratch):",

@@ -287,8 +287,9 @@ async def test_leaving_the_block_cancels_everything_and_forbids_requests() -> No
     async with runner(never) as run:
         run.request(Event.START)
         await anyio.sleep(1)
-    with pytest.raises(ForbiddenRequest, match="start is not possible while sending: the runner's block was left"):
-        run.request(Event.START)
+    for make in (run.request, run.post):
+        with pytest.raises(ForbiddenRequest, match="start is not possible while sending: the runner's block was left"):
+            make(Event.START)
 
 
 async def test_a_request_of_another_thread() -> None:
@@ -409,6 +410,9 @@ async def test_what_a_table_or_its_effects_lack_is_named() -> None:
         runner(never, upload(seconds=None))
     with pytest.raises(InvalidArgument, match="effects: Do has no function for LOG"):
         Runner(UPLOAD, {Do.SEND: never}, data=Upload())
+    async with runner(never) as run:
+        with pytest.raises(InvalidArgument, match="states: pass at least one state"):
+            await run.wait_for()
 
 
 @pytest.mark.parametrize("send", [fail, lambda data: 1 / 0])

@@ -11,6 +11,7 @@ import pytest
 
 import towline
 import towline.blocking
+import towline.runner
 import towline.statemachine
 import towline.storage
 import towline.testing
@@ -19,6 +20,7 @@ import towline.transport
 MODULES = [
     towline,
     towline.blocking,
+    towline.runner,
     towline.statemachine,
     towline.storage,
     towline.testing,

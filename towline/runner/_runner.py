@@ -150,19 +150,28 @@ class Runner(Generic[S, E, V]):
         Safe from any thread, signal handler or finalizer. Raises `ForbiddenRequest` if the state forbids the event, or
         if the block was left.
         """
-        if self._left:
-            raise ForbiddenRequest(event.value, self.snapshot.state.value, "the runner's block was left")
+        self._check_open(event)
         self._driver.request(_Occurred(event, value, is_request=True))
 
     def post(self, event: E, value: object = None) -> None:
-        """Queue an event behind those that wait. For the loop's tasks; an event that is forbidden is only recorded."""
+        """Queue an event behind those that wait. For tasks of the same loop.
+
+        An event that the state forbids is only recorded. Raises `ForbiddenRequest` if the block was left.
+        """
+        self._check_open(event)
         self._driver.post(_Occurred(event, value))
+
+    def _check_open(self, event: E) -> None:
+        if self._left:
+            raise ForbiddenRequest(event.value, self.snapshot.state.value, "the runner's block was left")
 
     async def wait_for(self, *states: S) -> TableSnapshot[S, V]:
         """Wait until the machine enters one of the states, or is in one; returns the present snapshot.
 
         Raises `StateUnreachable` in a final state that is none of them.
         """
+        if not states:
+            raise InvalidArgument("states", "pass at least one state")
         driver = self._driver
         driver.pump()
         visits = {state: driver.visits[state] for state in states}
