@@ -29,6 +29,7 @@ class Row:
     contestants: tuple[str, ...]
     targets: dict[str, float]
     unit: str = "cpu"  # or "wall"
+    tls: bool = False
     most: bool = False  # if true, the targets are upper bounds of our time divided by theirs
 
 
@@ -67,6 +68,24 @@ ROWS = (
         20_000,
         ("towline", "towline-trio", "websockets", "aiohttp", "picows"),
         {"websockets": 1.4},
+    ),
+    Row(
+        "tls: one message per round trip, 200 B",
+        "echo",
+        "/echo/200",
+        20_000,
+        ("towline", "towline-trio", "websockets", "aiohttp", "picows"),
+        {"websockets": 1.5},
+        tls=True,
+    ),
+    Row(
+        "tls: bulk receive, 200 B",
+        "receive",
+        "/bulk/200/{n}",
+        200_000,
+        ("towline", "towline-trio", "websockets", "aiohttp", "picows"),
+        {"websockets": 7},
+        tls=True,
     ),
     Row(
         "messages of 64 KiB",
@@ -142,7 +161,7 @@ def measure(contestant: str, row: Row, port: str) -> dict[str, float] | None:
     path = row.path.format(n=row.count)
     if row.work == "follow" and not contestant.startswith("towline"):
         path += "/plain"
-    url = f"ws://127.0.0.1:{port}{path}"
+    url = f"{'wss' if row.tls else 'ws'}://127.0.0.1:{port}{path}"
     command = [*pinned(os.cpu_count() - 1 if os.cpu_count() else 0), sys.executable, str(HERE / "clients.py")]
     count = row.count // 10 if contestant == "httpx-ws" else row.count
     arguments = [*command, contestant, row.work, url, str(count)]
@@ -208,7 +227,8 @@ def main() -> None:
     )
     assert server.stdout is not None
     assert server.stdin is not None
-    port = server.stdout.readline().strip()
+    port, tls_port, authority = server.stdout.readline().split()
+    os.environ["SSL_CERT_FILE"] = authority
     try:
         for row in ROWS:
             if options.only not in row.name:
@@ -216,7 +236,7 @@ def main() -> None:
             taken: dict[str, list[float]] = {name: [] for name in row.contestants}
             for _ in range(options.rounds):
                 for name in row.contestants:
-                    result = measure(name, row, port)
+                    result = measure(name, row, tls_port if row.tls else port)
                     if result is not None:
                         taken[name].append(result[row.unit])
             print_row(row, taken)

@@ -1,6 +1,7 @@
 """The server of the benchmarks: blocking sockets and prepared bytes, so that the result measures the client.
 
-It prints its port, then serves until its standard input ends. The path selects the workload::
+It prints its port, its port with TLS and the file of the authority's certificate, then serves until its standard input
+ends. The path selects the workload::
 
     /bulk/200/100000      100,000 text messages of 200 bytes, as fast as the client reads
     /deflate/200/100000   the same, compressed without context takeover
@@ -17,10 +18,15 @@ import hashlib
 import json
 import selectors
 import socket
+import ssl
 import struct
 import sys
+import tempfile
 import threading
 import zlib
+from pathlib import Path
+
+import trustme
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 CHUNK = 256 << 10
@@ -200,17 +206,37 @@ class Idle:
 IDLE = Idle()
 
 
-def main() -> None:
+def listen(tls: ssl.SSLContext | None) -> int:
+    """Serve on a free port; returns it."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    print(listener.getsockname()[1], flush=True)
+
+    def begin(connection: socket.socket) -> None:
+        if tls is not None:
+            try:
+                connection = tls.wrap_socket(connection, server_side=True)
+            except OSError:
+                return
+        serve(connection)
 
     def run() -> None:
         while True:
             connection, _ = listener.accept()
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+            threading.Thread(target=begin, args=(connection,), daemon=True).start()
 
     threading.Thread(target=run, daemon=True).start()
-    sys.stdin.read()
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def main() -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "authority.pem")
+        authority.cert_pem.write_to_path(file)
+        print(listen(None), listen(context), file, flush=True)
+        sys.stdin.read()
 
 
 if __name__ == "__main__":

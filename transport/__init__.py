@@ -43,7 +43,8 @@ from ._url import URL, Origin, check_headers, parse_origin, parse_url
 from .http._client import Download, HTTPClient, Response, Upload, request, stream_response
 from .http._event_stream import MAX_RETRY, EventParser, LineParser, StreamEvent, is_event_stream
 from .http._protocol import Head, HTTPExchange, parse_retry_after
-from .net._network import Endpoint, Network, default_tls, resume_sessions
+from .net._network import Endpoint, Network, default_tls
+from .net._tls import resume_sessions
 from .websocket._deflate import Deflate
 from .websocket._framing import Message
 from .websocket._handshake import Accepted, ClientHandshake, Refused

@@ -14,7 +14,6 @@ from typing import Any
 import anyio
 import pytest
 import trustme
-from anyio.streams.tls import TLSAttribute
 from websockets.sync.server import ServerConnection, serve
 
 from towline._exceptions import (
@@ -33,8 +32,8 @@ from towline.transport import (
     default_tls,
     open_websocket,
     parse_url,
-    resume_sessions,
 )
+from towline.transport.net._tls import resume_sessions
 
 pytestmark = pytest.mark.anyio
 
@@ -315,7 +314,7 @@ async def test_a_session_is_resumed(authority: trustme.CA) -> None:
         tls, reused = resume_sessions(trusting(authority)), []
         for _ in range(3):
             websocket = await connect_websocket(f"wss://127.0.0.1:{port}/", network=Network(tls=tls))
-            tls_object = websocket._stream.stream.extra(TLSAttribute.ssl_object)
+            tls_object = websocket._stream._tls.object
             reused.append((tls_object.version(), tls_object.session_reused))
             await websocket.aclose()
         assert reused == [("TLSv1.3", False), ("TLSv1.3", True), ("TLSv1.3", True)]

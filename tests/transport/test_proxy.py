@@ -13,7 +13,6 @@ from typing import Any
 import anyio
 import pytest
 import trustme
-from anyio.streams.tls import TLSAttribute
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.datastructures import Headers
@@ -470,7 +469,7 @@ async def test_a_session_is_resumed_through_a_proxy(authority: trustme.CA, hub: 
         reused = []
         for _ in range(3):
             websocket = await connect_websocket("wss://hub.example/", network=network)
-            reused.append(websocket._stream.stream.extra(TLSAttribute.ssl_object).session_reused)
+            reused.append(websocket._stream._tls.object.session_reused)
             await websocket.aclose_forcefully()
         assert reused == [False, True, True]
 

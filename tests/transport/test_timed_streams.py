@@ -5,17 +5,20 @@ import errno
 import gc
 import os
 import socket
+import ssl
 import struct
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import anyio
 import pytest
 import trio
+import trustme
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 
@@ -24,10 +27,11 @@ from towline.transport import WebSocket
 from towline.transport.net._asyncio_stream import AsyncioSocketStream, is_supported
 from towline.transport.net._socket_stream import SocketStream
 from towline.transport.net._timed_stream import ScopedStream, TimedStream
+from towline.transport.net._tls import TLS
 
 pytestmark = pytest.mark.anyio
 
-KINDS = ("generic", "own", "scoped")
+KINDS = ("generic", "own", "scoped", "generic-tls", "own-tls")
 SHORT = 0.02  # seconds that pass while nothing comes
 
 
@@ -44,19 +48,38 @@ def peer_and_socket() -> tuple[socket.socket, socket.socket]:
     return peer, mine
 
 
+@pytest.fixture(scope="module")
+def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The client's, and the server's."""
+    authority = trustme.CA()
+    ours = ssl.create_default_context()
+    authority.configure_trust(ours)
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("peer.example").configure_cert(theirs)
+    return ours, theirs
+
+
 @pytest.fixture(params=KINDS)
 async def pair(
-    request: pytest.FixtureRequest, peer_and_socket: tuple[socket.socket, socket.socket]
+    request: pytest.FixtureRequest,
+    peer_and_socket: tuple[socket.socket, socket.socket],
+    tls_contexts: tuple[ssl.SSLContext, ssl.SSLContext],
 ) -> AsyncIterator[tuple[socket.socket, TimedStream]]:
     peer, mine = peer_and_socket
     stream: TimedStream
-    if request.param == "own":
+    if request.param.startswith("own"):
         # What dialling gives: asyncio's own where it can be.
         stream = AsyncioSocketStream(mine) if is_supported() else SocketStream(mine)
     else:
         stream = SocketStream(mine)
         if request.param == "scoped":
             stream = ScopedStream(stream)
+    if request.param.endswith("tls"):
+        assert isinstance(stream, SocketStream)
+        ours, theirs = tls_contexts
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.start_tls, TLS(ours, "peer.example", 443))
+            peer = await anyio.to_thread.run_sync(partial(theirs.wrap_socket, peer, server_side=True))
     yield peer, stream
     await stream.aclose()
     peer.close()
@@ -404,14 +427,15 @@ async def test_nobody_reads_so_the_peer_is_held_back(pair: Pair) -> None:
     assert await stream.receive_before(never(stream), 10) == b"x"
     peer.setblocking(False)
     sent = 0
-    with pytest.raises(BlockingIOError):
+    with pytest.raises((BlockingIOError, ssl.SSLWantWriteError)):
         for _ in range(10_000):
             sent += peer.send(b"x" * 65536)
             await checkpoint()
     got = 0
     while got < sent:
         got += len(await stream.receive_before(never(stream), 1 << 20))
-    assert got == sent
+    # OpenSSL does not count a record that the kernel took in part; nobody else can hold one back.
+    assert sent <= got <= sent + 65536
 
 
 async def test_a_websocket_survives_a_cancellation_while_others_have_their_turn(

@@ -38,8 +38,6 @@ class AsyncioSocketStream(SocketStream):
         self.time = self._loop.time
         self._descriptor = connected.fileno()
         self._waiter: asyncio.Future[None] | None = None
-        # The result for the waiting task, kept if that task was cancelled at the same moment.
-        self._came: bytes | Exception | None = None
         self._max_bytes = 0
         self._registered = False
         self._deadline = inf
@@ -69,26 +67,12 @@ class AsyncioSocketStream(SocketStream):
                 await waiter
         finally:
             self._waiter = None
-        came, self._came = self._came, None
-        if isinstance(came, bytes):
-            if len(came) > max_bytes:
-                # A cancelled receiver with a larger `max_bytes` left more than this one may take.
-                came, self._came = came[:max_bytes], came[max_bytes:]
-            return came
-        assert came is not None, "a waiter is woken only with a result"
-        try:
-            raise came
-        finally:
-            # Break the cycle: the traceback refers to this frame, and the frame to the exception.
-            del came
+        # If this task was cancelled at the same moment, the result waits in `_came` for the next receiver.
+        return self._hand_over(max_bytes)
 
     def wake(self) -> None:
         """See `TimedStream.wake`."""
         self._deliver(b"")
-
-    def is_quiet(self) -> bool:
-        """See `SocketStream.is_quiet`."""
-        return self._came is None and super().is_quiet()
 
     def _deliver(self, came: bytes | Exception) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import anyio
 from anyio.abc import ByteStream
@@ -33,6 +33,7 @@ from ._dialling import dial_address, dial_name, dial_unix, literal
 from ._proxy import Proxy, open_tunnel, parse_proxy, proxy_from_environment
 from ._socket_stream import SocketStream
 from ._timed_stream import TimedStream
+from ._tls import TLS, resume_sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +143,18 @@ class Network:
 
 
 async def start_tls(stream: ByteStream, endpoint: Endpoint) -> ByteStream:
-    """Wrap a stream with TLS as the endpoint asks; closes it on failure."""
+    """Add TLS to a stream as the endpoint asks; closes it on failure. Returns the stream to use from then on."""
+    assert endpoint.tls is not None, "only an endpoint with TLS gets it"
+    name = endpoint.server_name or endpoint.host
     try:
         with _renamed_tls_errors(endpoint):
+            if isinstance(stream, SocketStream) and not stream.has_tls:
+                await stream.start_tls(TLS(endpoint.tls, name, endpoint.port))
+                return stream
             return await TLSStream.wrap(
                 stream,
                 server_side=False,
-                hostname=endpoint.server_name or endpoint.host,
+                hostname=name,
                 ssl_context=endpoint.tls,
                 # WebSocket and HTTP mark their own end (RFC 8446 section 6.1 leaves it to them).
                 standard_compatible=False,
@@ -196,38 +202,6 @@ def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-def resume_sessions(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Make a client's context resume TLS sessions (RFC 8446 section 2.2), so that reconnecting costs less. Returns it.
-
-    It keeps the newest session of each host name, for at most 64 names, and uses each session once.
-    """
-    sessions: dict[str, ssl.SSLSession] = {}
-
-    class ResumingObject(ssl.SSLObject):
-        _offered = False
-        _remembered = False
-
-        def do_handshake(self) -> None:
-            if not self._offered and self.server_hostname is not None:
-                self._offered = True
-                if (session := sessions.pop(self.server_hostname, None)) is not None:
-                    self.session = session
-            super().do_handshake()
-
-        def read(self, *arguments: Any, **options: Any) -> Any:
-            data = super().read(*arguments, **options)
-            # In TLS 1.3 the ticket arrives after the handshake, before the server's first data.
-            if not self._remembered and self.server_hostname is not None and self.session is not None:
-                self._remembered = True
-                while len(sessions) >= _MAX_SESSIONS:
-                    sessions.pop(next(iter(sessions)), None)  # loops in several threads may share the context
-                sessions[self.server_hostname] = self.session
-            return data
-
-    context.sslobject_class = ResumingObject
-    return context
-
-
 def endpoint_of(url: URL, tls: ssl.SSLContext | None) -> Endpoint:
     """The endpoint of a URL. A plain URL never gets a TLS context; a secure one always has one."""
     origin = url.origin
@@ -257,8 +231,6 @@ def is_quiet(stream: ByteStream) -> bool:
         stream = stream.transport_stream
     return stream.is_quiet() if isinstance(stream, SocketStream) else True
 
-
-_MAX_SESSIONS: Final = 64
 
 # --- names of errors -------------------------------------------------------------------------------------------
 

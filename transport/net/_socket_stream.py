@@ -1,13 +1,15 @@
 """A connected socket as a byte stream, on any backend.
 
 It waits with `anyio.wait_readable` and `anyio.wait_writable` and moves the bytes itself. No transport, queue or extra
-turn of the loop lies between the kernel and the caller.
+turn of the loop lies between the kernel and the caller, with TLS or without.
 """
 
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from typing import Final
 
@@ -15,8 +17,16 @@ import anyio
 from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
 
+from ._tls import TLS
+
 # A sender whose peer reads fast would keep the loop to itself: after this many sends, other tasks run.
 _SENDS_A_TURN: Final = 16
+
+# Bytes to encrypt at once, so that a large message does not lie in memory twice while the peer is slow.
+_SEALED_AT_ONCE: Final = 64 << 10
+
+# Bytes to read at once in the TLS handshake: a server's certificates are a few KiB.
+_HANDSHAKE_READ: Final = 16 << 10
 
 
 class SocketStream(ByteStream):
@@ -28,8 +38,38 @@ class SocketStream(ByteStream):
         self._sending = False
         self._sends = 0
         self._waiting: anyio.CancelScope | None = None
+        self._tls: TLS | None = None
+        # What the next receiver gets without reading: bytes, or the end that followed the last bytes.
+        self._came: bytes | Exception | None = None
+        # Bytes for the kernel that it has not taken, and bytes of ours behind them that are not encrypted yet.
+        self._unsent: bytes | memoryview = b""
+        self._unsealed: bytes | memoryview = b""
         #: See `TimedStream`.
         self.time: Callable[[], float] = anyio.current_time
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the bytes are encrypted."""
+        return self._tls is not None
+
+    async def start_tls(self, tls: TLS) -> None:
+        """Make the TLS handshake; from then on, all bytes are encrypted. Close the stream if it fails.
+
+        Raises `ssl.SSLError`, and as `receive` and `send`.
+        """
+        try:
+            while not tls.shake_hands():
+                await self.send(tls.data_to_send())
+                tls.feed(await self.receive(_HANDSHAKE_READ))
+        except ssl.SSLError:
+            # Tell the server why: the alert names the problem.
+            with suppress(anyio.BrokenResourceError):
+                self.send_nowait(tls.data_to_send())
+            raise
+        await self.send(tls.data_to_send())
+        self._tls = tls
+        # The server's first bytes may have come with the end of its handshake.
+        self._came = tls.open(b"") or tls.end
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
         """See `TimedStream.receive_before`. Always waits, even if bytes are already there."""
@@ -38,14 +78,31 @@ class SocketStream(ByteStream):
         self._check_open()
         try:
             with anyio.CancelScope(deadline=deadline) as self._waiting:
-                data = None
-                while data is None:
+                if self._came is not None:
+                    await checkpoint()
+                while self._came is None:
                     await anyio.wait_readable(self._socket)
-                    data = self._take(max_bytes)
-                return data
+                    self._came = self._take(max_bytes)
+                return self._hand_over(max_bytes)
         finally:
             self._waiting = None
         return b""
+
+    def _hand_over(self, max_bytes: int) -> bytes:
+        """Return at most `max_bytes` of what came, or raise it if it is an error."""
+        came, self._came = self._came, None
+        if isinstance(came, bytes) and len(came) > max_bytes:
+            came, self._came = came[:max_bytes], came[max_bytes:]
+        elif self._tls is not None:
+            self._came = self._tls.end
+        if isinstance(came, bytes):
+            return came
+        assert came is not None, "a receiver returns only with a result"
+        try:
+            raise came.with_traceback(None)
+        finally:
+            # Break the cycle: the traceback refers to this frame, and the frame to the exception.
+            del came
 
     def wake(self) -> None:
         """See `TimedStream.wake`."""
@@ -64,7 +121,7 @@ class SocketStream(ByteStream):
         return data
 
     def _take(self, max_bytes: int) -> bytes | None:
-        """The bytes the kernel has, None if there are none yet."""
+        """The bytes the kernel has, decrypted, None if there are none yet. With TLS they may be more than asked for."""
         self._sends = 0
         try:
             data = self._socket.recv(max_bytes)
@@ -75,7 +132,19 @@ class SocketStream(ByteStream):
             raise anyio.BrokenResourceError from error
         if not data:
             raise anyio.EndOfStream
-        return data
+        return data if self._tls is None else self._open(self._tls, data)
+
+    def _open(self, tls: TLS, data: bytes) -> bytes | None:
+        opened = tls.open(data)
+        if tls.wants_to_send or self._unsealed:
+            # An alert, or a part of a new handshake. If the kernel is full, the next send takes it along.
+            self._unsent = bytes(self._unsent) + tls.data_to_send()
+            with suppress(anyio.BrokenResourceError):
+                self._push()
+        if not opened and tls.end is not None:
+            self._came = tls.end  # it stays, even if TCP goes on
+            raise tls.end.with_traceback(None)
+        return opened or None
 
     async def send(self, item: bytes) -> None:
         """Pass all bytes to the kernel. Waits, and can be cancelled, when its buffer is full and after many sends.
@@ -90,17 +159,19 @@ class SocketStream(ByteStream):
         await self.let_others_run()
         if self._sending:
             raise anyio.BusyResourceError("writing to")
-        sent = self.send_nowait(data)
-        if sent == len(data):
-            return
+        if not self.send_nowait(data):
+            await self.send_rest_before(deadline)
+
+    async def send_rest_before(self, deadline: float) -> None:
+        """Send what `send_nowait` has left. Raises as `send_before`."""
         self._sending = True
         try:
             with anyio.CancelScope(deadline=deadline) as scope:
-                rest = memoryview(data)[sent:]
-                while rest:
+                pushed = False
+                while not pushed:
                     await anyio.wait_writable(self._socket)
                     self._sends = 0
-                    rest = rest[self.send_nowait(rest) :]
+                    pushed = self._push()
         finally:
             self._sending = False
         if scope.cancelled_caught:
@@ -117,24 +188,50 @@ class SocketStream(ByteStream):
         """Whether `send_nowait` is allowed: no other task is sending, and other tasks have had their turn."""
         return not self._sending and self._sends < _SENDS_A_TURN
 
-    def send_nowait(self, data: bytes | memoryview) -> int:
-        """Send the bytes that the kernel takes at once, and return how many.
+    def send_nowait(self, data: bytes) -> bool:
+        """Send as much as the kernel takes at once; returns whether that is everything.
 
-        The rest must follow with `send_before`, ahead of anything else. Raises `BrokenResourceError`,
+        The stream keeps the rest: call `send_rest_before`, ahead of any other send. Raises `BrokenResourceError`,
         `ClosedResourceError`.
         """
         self._sends += 1
+        if self._tls is None:
+            self._unsent = data
+        else:
+            self._unsealed = bytes(self._unsealed) + data if self._unsealed else data
+        return self._push()
+
+    def _push(self) -> bool:
+        """Pass waiting bytes to the kernel while it takes them; returns whether it took everything."""
         try:
-            return self._socket.send(data)
+            while True:
+                if self._unsent:
+                    sent = self._socket.send(self._unsent)
+                    if sent < len(self._unsent):
+                        self._unsent = memoryview(self._unsent)[sent:]
+                        return False
+                    self._unsent = b""
+                if not self._unsealed:
+                    return True
+                assert self._tls is not None, "only TLS leaves bytes to encrypt"
+                if len(self._unsealed) <= _SEALED_AT_ONCE:
+                    self._unsent = self._tls.seal(self._unsealed)
+                    self._unsealed = b""
+                else:
+                    rest = memoryview(self._unsealed)
+                    self._unsent = self._tls.seal(rest[:_SEALED_AT_ONCE])
+                    self._unsealed = rest[_SEALED_AT_ONCE:]
+        except ssl.SSLWantReadError:
+            return True  # TLS 1.2 negotiates new keys: the bytes follow when the receiver has read the peer's part
         except (BlockingIOError, InterruptedError):
-            return 0
+            return False
         except OSError as error:
             self._check_open()
             raise anyio.BrokenResourceError from error
 
     def is_quiet(self) -> bool:
         """Whether the connection is open and no byte waits to be received. Takes nothing."""
-        if self._closed:
+        if self._closed or self._came is not None:
             return False
         try:
             self._socket.recv(1, socket.MSG_PEEK)
@@ -147,6 +244,7 @@ class SocketStream(ByteStream):
     async def send_eof(self) -> None:
         """Signal the end of our bytes to the peer. Raises `BrokenResourceError`, `ClosedResourceError`."""
         try:
+            self._say_farewell()
             self._socket.shutdown(socket.SHUT_WR)
         except OSError as error:
             self._check_open()
@@ -157,12 +255,22 @@ class SocketStream(ByteStream):
         self.close()
 
     def close(self) -> None:
-        """Close at once; tasks waiting for this socket get `ClosedResourceError`."""
+        """Close at once; tasks waiting for this socket get `ClosedResourceError`.
+
+        With TLS, sends close_notify if the kernel takes it at once, and never waits for the peer's.
+        """
         if not self._closed:
+            self._say_farewell()
             self._closed = True
             if self._sending or self._waiting is not None:
                 anyio.notify_closing(self._socket)
             self._socket.close()
+
+    def _say_farewell(self) -> None:
+        # Nothing may stand between the close_notify and a record that was sent in part.
+        if self._tls is not None and not self._unsent and not isinstance(self._tls.end, anyio.BrokenResourceError):
+            with suppress(OSError):
+                self._socket.send(self._tls.farewell())
 
     def _check_open(self) -> None:
         if self._closed:

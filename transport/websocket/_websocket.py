@@ -278,22 +278,22 @@ class WebSocket:
             # If the kernel takes the complete frame, no lock is needed: no other task runs meanwhile.
             data = self._protocol.send_message(message)
             try:
-                sent = socket.send_nowait(data)
+                if socket.send_nowait(data):
+                    return
             except STREAM_ERRORS as error:
                 self._protocol.send_failed()
                 raise broken(error) from error
-            if sent == len(data):
-                return
             self._send_lock.acquire_nowait()
-            data = data[sent:]
+            begun = True
         else:
             await self._send_lock.acquire()
-            data = b""
+            begun = False
         try:
-            if not data:
+            if begun:
+                await self._write(None)
+            else:
                 await self._let_others_run()
-                data = self._protocol.send_message(message)
-            await self._write(data)
+                await self._write(self._protocol.send_message(message))
             if self._protocol.wants_to_send:
                 await self._drain()
         finally:
@@ -335,11 +335,18 @@ class WebSocket:
         if self._socket is not None:
             await self._socket.let_others_run()
 
-    async def _write(self, data: bytes, deadline: float = inf) -> None:
-        """Write bytes to the stream. If that fails half-way, nothing is ever sent again. The caller holds the lock."""
+    async def _write(self, data: bytes | None, deadline: float = inf) -> None:
+        """Write bytes to the stream, None for what `send_nowait` has left. The caller holds the lock.
+
+        If that fails half-way, nothing is ever sent again.
+        """
         protocol = self._protocol
         try:
-            await self._stream.send_before(deadline, data)
+            if data is None:
+                assert self._socket is not None, "only a socket keeps a rest"
+                await self._socket.send_rest_before(deadline)
+            else:
+                await self._stream.send_before(deadline, data)
             return
         except TimeoutError:
             protocol.send_failed()
