@@ -1,8 +1,9 @@
 """The clients to compare. `python clients.py CONTESTANT WORK URL N` runs one workload and prints one JSON line.
 
-Workloads: `receive` (N messages in a row), `echo` (N round trips), `drops` (N times from the end of a connection to the
-first message on the next), `idle` (N connections without traffic for some seconds), `idle-connections` (the same with
-whole `Connection`s), `follow` (a job of N events), `parse` (N events of an event stream, from memory).
+Workloads: `receive` (N messages in a row), `send` (N messages, until the server has them all), `echo` (N round trips),
+`drops` (N times from the end of a connection to the first message on the next), `idle` (N connections without traffic
+for some seconds), `idle-connections` (the same with whole `Connection`s), `follow` (a job of N events), `parse`
+(N events of an event stream, from memory).
 `cpu` is this process's CPU time in seconds from the first message to the last, `wall` is the real time.
 """
 
@@ -33,6 +34,11 @@ class Watch:
 
 
 WATCH = Watch()
+
+
+def size_of(url: str) -> int:
+    """The size in `/sink/SIZE/COUNT`."""
+    return int(url.rsplit("/", 2)[1])
 
 
 def memory() -> int:
@@ -90,6 +96,15 @@ def towline(backend: str, **backend_options: Any) -> Any:
                     WATCH.start()
                 await socket.send(message)
                 await socket.receive_batch()
+            WATCH.stop()
+
+    async def send(url: str, count: int) -> None:
+        message = "x" * size_of(url)
+        async with open_websocket(url) as socket:
+            WATCH.start()
+            for _ in range(count):
+                await socket.send(message)
+            await socket.receive_batch()
             WATCH.stop()
 
     async def drops(url: str, count: int) -> None:
@@ -161,6 +176,7 @@ def towline(backend: str, **backend_options: Any) -> Any:
     def run(work: str, url: str, count: int) -> None:
         works: dict[str, Callable[[str, int], Awaitable[None]]] = {
             "receive": receive,
+            "send": send,
             "echo": echo,
             "drops": drops,
             "idle": idle,
@@ -204,6 +220,14 @@ def websockets_asyncio(work: str, url: str, count: int) -> None:
                         WATCH.start()
                     await socket.send(message)
                     await socket.recv()
+                WATCH.stop()
+        if work == "send":
+            message = "x" * size_of(url)
+            async with connect(url, compression=None) as socket:
+                WATCH.start()
+                for _ in range(count):
+                    await socket.send(message)
+                await socket.recv()
                 WATCH.stop()
         if work == "drops":
             for number in range(count + 20):
@@ -286,6 +310,14 @@ def aiohttp(work: str, url: str, count: int) -> None:
                             WATCH.start()
                         await socket.send_str(text)
                         await socket.receive()
+                    WATCH.stop()
+            if work == "send":
+                text = "x" * size_of(url)
+                async with session.ws_connect(url) as socket:
+                    WATCH.start()
+                    for _ in range(count):
+                        await socket.send_str(text)
+                    await socket.receive()
                     WATCH.stop()
             if work == "drops":
                 for number in range(count + 20):

@@ -6,6 +6,7 @@ ends. The path selects the workload::
     /bulk/200/100000      100,000 text messages of 200 bytes, as fast as the client reads
     /deflate/200/100000   the same, compressed without context takeover
     /echo/200             the server answers each message with one of the same size
+    /sink/200/100000      the client sends 100,000 messages of 200 bytes; the server answers once, after the last
     /drop/rst             one message, then the end by RST (or by FIN: /drop/fin)
     /job/100000           a job's log: started, 99,998 progress messages, complete (job j, sequence checked)
     /idle                 nothing; pings are answered
@@ -97,6 +98,18 @@ def echo(connection: socket.socket, size: int) -> None:
         connection.sendall(answer)
 
 
+def sink(connection: socket.socket, size: int, count: int) -> None:
+    left = (len(frame(b"x" * size)) + 4) * count
+    while left > 0:
+        data = connection.recv(1 << 20)
+        if not data:
+            return
+        left -= len(data)
+    connection.sendall(frame(b"done"))
+    while connection.recv(65536):
+        pass
+
+
 def drop(connection: socket.socket, ending: str) -> None:
     connection.sendall(frame(text(200)))
     if ending == "rst":
@@ -164,6 +177,8 @@ def serve(connection: socket.socket) -> None:
             blast(connection, frame(compressed(text(int(arguments[0]))), 0xC1), int(arguments[1]))
         elif work == "echo":
             echo(connection, int(arguments[0]))
+        elif work == "sink":
+            sink(connection, int(arguments[0]), int(arguments[1]))
         elif work == "drop":
             drop(connection, arguments[0])
         elif work == "job":

@@ -15,12 +15,14 @@ import json
 import sys
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
+from anyio.abc import ByteStream
 
 from towline import TowlineError
-from towline.transport import Deflate, Limits, WebSocket, connect_websocket
+from towline.transport import Deflate, Endpoint, Limits, SystemNetwork, WebSocket, connect_websocket
 
 # Cases 9.* send up to 16 MiB, in frames of 64 bytes some of them.
 LIMITS = Limits(max_message=32 << 20, max_fragments=1 << 20)
@@ -28,9 +30,23 @@ GOOD = {"OK", "INFORMATIONAL"}
 SECONDS_A_CASE = 300
 
 
+class Network(SystemNetwork):
+    """Connects to another port than the URL's, which the server checks, if `tls_front.py` listens there."""
+
+    def __init__(self, port: int | None) -> None:
+        super().__init__()
+        self.port = port
+
+    async def connect(self, endpoint: Endpoint) -> ByteStream:
+        return await super().connect(endpoint if self.port is None else replace(endpoint, port=self.port))
+
+
+NETWORK = Network(None)
+
+
 async def ask(base: str, path: str) -> object:
     """What the server says on a connection of its own."""
-    socket = await connect_websocket(f"{base}/{path}", limits=LIMITS)
+    socket = await connect_websocket(f"{base}/{path}", limits=LIMITS, network=NETWORK)
     try:
         message = (await socket.receive_batch())[0]
     finally:
@@ -49,7 +65,7 @@ async def run_case(base: str, number: int, agent: str, deflate: Deflate | None) 
     path = f"runCase?case={number}&agent={agent}"
     try:
         with anyio.fail_after(SECONDS_A_CASE):
-            socket = await connect_websocket(f"{base}/{path}", limits=LIMITS, deflate=deflate)
+            socket = await connect_websocket(f"{base}/{path}", limits=LIMITS, deflate=deflate, network=NETWORK)
             try:
                 await echo(socket)
             finally:
@@ -107,8 +123,11 @@ if __name__ == "__main__":
     parser.add_argument("--deflate", choices=["off", "per-message", "takeover"], default="off")
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     parser.add_argument("--reports", type=Path, default=Path("build/autobahn"), help="the server's outdir")
+    parser.add_argument("--port", type=int, help="connect here instead of the URL's port")
     options = parser.parse_args()
-    agent = f"towline-{options.backend}-deflate-{options.deflate}"
+    NETWORK.port = options.port
+    scheme = options.base.partition(":")[0]
+    agent = f"towline-{scheme}-{options.backend}-deflate-{options.deflate}"
     offer = None if options.deflate == "off" else Deflate(context_takeover=options.deflate == "takeover")
     fine = anyio.run(run, options.base, agent, offer, options.reports, backend=options.backend)
     sys.exit(0 if fine else 1)

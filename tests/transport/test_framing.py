@@ -369,3 +369,57 @@ def test_our_frames_of_each_length_form(size: int) -> None:
     server = Connection(ConnectionType.SERVER)
     server.receive_data(wire)
     assert b"".join(bytes(event.data) for event in server.events() if isinstance(event, BytesMessage)) == payload
+
+
+# --- large frames: stored while they arrive, decoded once -----------------------------------------------------------
+
+LARGE = Limits(max_message=4 << 20)
+
+
+@pytest.mark.parametrize("size", [8191, 65_535, 65_536, 65_537, 1 << 20])
+@pytest.mark.parametrize("piece", [4096, 65_536, 262_144, 3 << 20])
+def test_large_frames_however_they_are_cut(size: int, piece: int) -> None:
+    """The store that one message leaves behind never shows in the next."""
+    text = ("aé€😀" * size)[: size // 3]
+    wanted: list[Message] = [text, bytes(range(256)) * (size // 256), "short", text[::-1], text[: size // 9]]
+    wire = b"".join(
+        frame(TEXT, item.encode()) if isinstance(item, str) else frame(BINARY, item)
+        for item in wanted
+        for _ in range(2)
+    )
+    reader = FrameReader(LARGE)
+    got: list[Message] = []
+    for start in range(0, len(wire), piece):
+        got += drain(reader, wire[start : start + piece])
+        reader.release()
+    assert got == [item for item in wanted for _ in range(2)]
+    assert all(type(item) in {str, bytes} for item in got)
+
+
+@pytest.mark.parametrize("size", [60_000, 70_000, 1 << 20])
+@pytest.mark.parametrize("whole", [True, False])
+def test_invalid_text_in_a_large_frame(size: int, whole: bool) -> None:
+    wire = frame(TEXT, b"x" * (size - 2) + b"\xc3\x28")
+    reader = FrameReader(LARGE)
+    for start in [0] if whole else range(0, len(wire), 1000):
+        assert drain(reader, wire if whole else wire[start : start + 1000]) == []
+    assert reader.failure is not None
+    assert reader.failure.close_code == 1007
+    assert isinstance(reader.failure.error, ProtocolViolation)
+
+
+def test_short_text_is_refused_where_it_becomes_invalid() -> None:
+    reader = FrameReader(LARGE)
+    wire = frame(TEXT, b"x" * 1000 + b"\xc3\x28" + b"x" * 1000)
+    assert reader.receive(wire[:1010]) == []
+    assert reader.failure is not None
+
+
+def test_memory_follows_what_came_and_not_what_is_announced() -> None:
+    reader = FrameReader(LARGE)
+    wire = frame(BINARY, bytes(4 << 20))
+    assert reader.receive(wire[:1000]) == []
+    assert len(reader._store) < 2000
+    assert drain(reader, wire[1000:]) == [bytes(4 << 20)]
+    reader.release()
+    assert len(reader._store) == 0

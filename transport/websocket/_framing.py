@@ -39,9 +39,16 @@ _ALL_HEADS: Final = (_FIN_TEXT, _FIN_BINARY, _FIN_TEXT | 0x40, _FIN_BINARY | 0x4
 _PLAIN_HEADS: Final = (_FIN_TEXT, _FIN_BINARY, _NEVER, _NEVER)
 _NO_HEADS: Final = (_NEVER, _NEVER, _NEVER, _NEVER)
 
-# How many pieces of one message are kept before they are joined, so that a peer that sends single bytes does not cost
-# an object for each.
+# How many fragments of one message are kept before they are joined, so that a peer that sends single bytes does not
+# cost an object for each.
 _PIECES: Final = 4096
+
+# From this size on, a frame in the buffer is decoded in place: the view costs less than a copy of the bytes.
+_IN_PLACE: Final = (1 << 16) - 1
+
+# Text up to this size is checked while it arrives, so that invalid UTF-8 is refused at once. More text is decoded once,
+# when it is complete.
+_CHECKED_EARLY: Final = 64 << 10
 
 # Pings waiting for their pong: beyond this, only the newest are answered, as section 5.5.3 allows.
 _PENDING_PINGS: Final = 16
@@ -83,15 +90,17 @@ class FrameReader:
         self._buffer = b""
         # A length byte up to this is the complete length, unmasked and within the limit.
         self._short = min(125, limits.max_message)
-        self._medium = min(65535, limits.max_message)
+        self._medium = min(_IN_PLACE, limits.max_message)
         self._deflate = deflate
         # The heads that may take the fast path; none may inside a fragmented message.
         self._all_heads = _PLAIN_HEADS if deflate is None else _ALL_HEADS
         self._heads = self._all_heads
-        # A frame of the fast path that continues past the buffer: its pieces, and the bytes still missing.
-        self._pieces: list[str] | list[bytes] = []
-        self._decode: Callable[[bytes, bool], str] | None = None
-        self._missing = 0
+        # A frame of the fast path that continues past the buffer: its head, length, early check, what there is of it,
+        # and the bytes still missing. The store is used again: fresh pages for each large message cost more than all
+        # copies of it.
+        self._head = self._length = self._missing = 0
+        self._check: Callable[[bytes], str] | None = None
+        self._store = bytearray()
         # The payload bytes still missing of a frame that wsproto handles.
         self._rest = 0
         # The current fragmented message.
@@ -211,7 +220,10 @@ class FrameReader:
                     self._fail_size()
                     return 0
                 start = position + size
-                self._begin(head, buffer[start : start + available], length, messages)
+                if available == length:
+                    self._finish(head, memoryview(buffer)[start : start + length], messages)
+                else:
+                    self._begin(head, buffer[start:end], length)
                 return size + available
             self._fragments += 1
             self._message_size += length
@@ -242,8 +254,10 @@ class FrameReader:
             self._feed(buffer[:taken], messages)
             return taken
         taken = min(self._missing, len(buffer))
-        self._missing -= taken
-        self._collect(buffer[:taken], messages)
+        self._collect(buffer[:taken])
+        if self._missing == 0 and not self._over():
+            with memoryview(self._store) as store:
+                self._finish(self._head, store[: self._length], messages)
         return taken
 
     def _inflate(self, deflate: DeflateExtension, head: int, payload: bytes, messages: list[Message]) -> bool:
@@ -259,32 +273,34 @@ class FrameReader:
             return False
         return True
 
-    # --- a frame of the fast path that continues past the buffer: collected in pieces, joined once --------------
+    # --- a frame of the fast path that is large or continues past the buffer ------------------------------------
 
-    def _begin(self, head: int, payload: bytes, length: int, messages: list[Message]) -> None:
-        # Text is decoded as it arrives, so that invalid UTF-8 is refused at once.
-        self._decode = _utf8().decode if head == _FIN_TEXT else None
-        self._pieces = []
-        self._missing = length - len(payload)
-        self._collect(payload, messages)
+    def _finish(self, head: int, payload: memoryview, messages: list[Message]) -> None:
+        try:
+            messages.append(str(payload, "utf-8") if head == _FIN_TEXT else bytes(payload))
+        except UnicodeDecodeError:
+            self._fail_text()
 
-    def _collect(self, payload: bytes, messages: list[Message]) -> None:
-        last = self._missing == 0
-        pieces = self._pieces
-        if self._decode is not None:
+    def _begin(self, head: int, payload: bytes, length: int) -> None:
+        self._head, self._length, self._missing = head, length, length
+        self._check = _utf8().decode if head == _FIN_TEXT and length <= _CHECKED_EARLY else None
+        self._collect(payload)
+
+    def _collect(self, payload: bytes) -> None:
+        start = self._length - self._missing
+        # The store grows with what has come, never with what a header only announces.
+        self._store[start : start + len(payload)] = payload
+        self._missing -= len(payload)
+        if self._check is not None:
             try:
-                pieces.append(self._decode(payload, last))  # type: ignore[arg-type]
+                self._check(payload)
             except UnicodeDecodeError:
                 self._fail_text()
-                return
-        else:
-            pieces.append(payload)  # type: ignore[arg-type]
-        if last:
-            messages.append(_joined(pieces))
-            self._pieces = []
-            self._decode = None
-        elif len(pieces) >= _PIECES:
-            self._pieces = [_joined(pieces)]  # type: ignore[assignment]
+
+    def release(self) -> None:
+        """Free the memory kept for large frames, if none is under way."""
+        if not self._missing:
+            self._store = bytearray()
 
     # --- without the fast path ----------------------------------------------------------------------------------
 

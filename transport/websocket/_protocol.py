@@ -83,6 +83,10 @@ class WebSocketProtocol:
             else:
                 self.end = error
 
+    def release(self) -> None:
+        """Free the memory kept for large messages; call it when little data arrives."""
+        self._reader.release()
+
     @property
     def has_more(self) -> bool:
         """Whether the buffer has more frames; one turn handles only so many."""

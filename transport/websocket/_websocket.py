@@ -195,8 +195,9 @@ class WebSocket:
                 self.last_received = self._time()
                 if len(data) >= self._small_read:
                     self._read_size = self._large_read
-                elif len(data) < _LITTLE:
+                elif len(data) < _LITTLE and self._read_size != self._small_read:
                     self._read_size = self._small_read
+                    protocol.release()
                 self._pinged_at = self._overdue_since = self._probe = None
                 self._ping_wanted = False
                 self._ready = protocol.receive_data(data)
