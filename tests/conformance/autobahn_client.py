@@ -22,7 +22,7 @@ import anyio
 from anyio.abc import ByteStream
 
 from towline import TowlineError
-from towline.transport import Deflate, Endpoint, Limits, SystemNetwork, WebSocket, connect_websocket
+from towline.transport import Deflate, Endpoint, Limits, Network, WebSocket, connect_websocket
 
 # Cases 9.* send up to 16 MiB, in frames of 64 bytes some of them.
 LIMITS = Limits(max_message=32 << 20, max_fragments=1 << 20)
@@ -30,7 +30,7 @@ GOOD = {"OK", "INFORMATIONAL"}
 SECONDS_A_CASE = 300
 
 
-class Network(SystemNetwork):
+class OtherPort(Network):
     """Connects to another port than the URL's, which the server checks, if `tls_front.py` listens there."""
 
     def __init__(self, port: int | None) -> None:
@@ -41,7 +41,7 @@ class Network(SystemNetwork):
         return await super().connect(endpoint if self.port is None else replace(endpoint, port=self.port))
 
 
-NETWORK = Network(None)
+NETWORK = OtherPort(None)
 
 
 async def ask(base: str, path: str) -> object:
