@@ -4,7 +4,7 @@
 - `step` applies one event: a frozen snapshot in, a frozen snapshot and effects out.
 - `classify` turns an error into an event.
 - `Policy` and `Backoff` hold every number.
-- `Recording` and `replay` turn a run into JSON and back into steps; `timeline` shows it.
+- `History` and `replay` turn a run into JSON and back into steps; `timeline` shows it.
 
 `Table` and its parts also work for other lifecycles, as do `advance`, the step of any table, `describe`, the pictures
 of a description, `diff` and `retrace`. This package does no I/O, reads no clock and draws no random number.
@@ -83,10 +83,10 @@ from .lifecycle._events import (
     Trigger,
     Woke,
 )
+from .lifecycle._history import Divergence, Entry, History, Recorder, coverage, replay
 from .lifecycle._journey import journey
 from .lifecycle._lifecycle import LIFECYCLE
 from .lifecycle._policy import Advice, Backoff, Delay, Policy
-from .lifecycle._recording import Divergence, Entry, Recorder, Recording, coverage, replay
 from .lifecycle._snapshot import Snapshot
 from .lifecycle._step import StateChange, Step, Verdict, is_stale, step
 
@@ -132,6 +132,7 @@ __all__ = [
     "GraceElapsed",
     "Greet",
     "Guard",
+    "History",
     "JobEnded",
     "JobPaused",
     "JobSpoke",
@@ -151,7 +152,6 @@ __all__ = [
     "Purpose",
     "Reason",
     "Recorder",
-    "Recording",
     "Refused",
     "ReleaseBuffer",
     "RenewToken",

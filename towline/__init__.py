@@ -65,7 +65,7 @@ from ._updates import (
     Stalled,
     Update,
 )
-from .statemachine import Backoff, Cause, Policy, Recording, State, StateChange
+from .statemachine import Backoff, Cause, History, Policy, State, StateChange
 from .storage import MemoryTokenStore, Store, TokenStore
 from .transport import Limits, Network, WebSocket, open_websocket
 
@@ -87,6 +87,7 @@ __all__ = [
     "Exhausted",
     "ForbiddenRequest",
     "HandshakeRefused",
+    "History",
     "InvalidArgument",
     "JobCancelled",
     "JobComplete",
@@ -112,7 +113,6 @@ __all__ = [
     "ProxyFailed",
     "ReadFailed",
     "RecordMismatch",
-    "Recording",
     "RemoteError",
     "Resynced",
     "Secret",

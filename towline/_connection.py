@@ -55,12 +55,12 @@ from .statemachine import (
     Cause,
     Connect,
     Foreground,
+    History,
     PathChanged,
     PathLost,
     PathRestored,
     Policy,
     Reason,
-    Recording,
     Retry,
     State,
     StateChange,
@@ -527,11 +527,11 @@ class Connection(AsyncContextManagerMixin):
             store_problem=engine.journal.problem,
         )
 
-    def history(self) -> Recording:
+    def history(self) -> History:
         """Return the latest events and their results: `to_json()` gives JSON, which can be replayed. Holds no token."""
         engine = self._engine_of("history")
         engine.runner.process_steps()
-        return engine.recorder.recording()
+        return engine.recorder.history()
 
 
 def _checked_token(given: str | Secret | Token) -> Token:

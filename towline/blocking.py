@@ -45,7 +45,7 @@ from ._updates import AnyUpdate, Outcome
 from .host import Host
 from .host import attach as attach_async
 from .protocols._recording import Observer
-from .statemachine import Recording, State
+from .statemachine import History, State
 
 __all__ = ["Connection", "Updates", "attach"]
 
@@ -297,7 +297,7 @@ class Connection:
         """Return the connection's current state and counts."""
         return self._line._on_loop(self._line.statistics)
 
-    def history(self) -> Recording:
+    def history(self) -> History:
         """Return the latest events and their results. See `towline.Connection.history`."""
         return self._line._on_loop(self._line.history)
 

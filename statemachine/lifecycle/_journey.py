@@ -1,4 +1,4 @@
-"""The journey of a connection: its recording, with the causes and delays in words."""
+"""The journey of a connection: its history, with the causes and delays in words."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from .._cells import Kind
 from .._trace import Journey, Passage
 from ._effects import Arm, Dial
 from ._events import Expiry, GapFound, JobEnded, Lost, Refused, State, Timer, TokenRejected
+from ._history import History
 from ._policy import Delay
-from ._recording import Recording
 from ._step import step
 
 
-def journey(recording: Recording) -> Journey:
-    """Turn a connection's recording into a journey, with causes and the delays that the machine requested."""
-    snapshot, passages = recording.start, []
-    for entry in recording.entries:
+def journey(history: History) -> Journey:
+    """Turn a connection's history into a journey, with causes and the delays that the machine requested."""
+    snapshot, passages = history.start, []
+    for entry in history.entries:
         notes = [_cause(entry.event)]
         try:
-            taken = step(snapshot, entry.event, entry.facts, recording.policy)
+            taken = step(snapshot, entry.event, entry.facts, history.policy)
         except ForbiddenRequest as error:
             notes.append(error.why)
         else:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from towline import Connection
 from towline.cli._trace import trace
-from towline.statemachine import Connect, Entry, Opened, Policy, Recorder, Recording, State
+from towline.statemachine import Connect, Entry, History, Opened, Policy, Recorder, State
 from towline.testing import ScriptedServer, run_virtual, virtual_time_backends
 
 
@@ -22,7 +22,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def recorded() -> Recording:
+def recorded() -> History:
     driven, recorder = DryRun(), Recorder(Policy())
     for event in (Connect(), Opened(generation=1)):
         before = driven.snapshot
@@ -37,10 +37,10 @@ def recorded() -> Recording:
                 verdict=taken.verdict,
             ),
         )
-    return recorder.recording()
+    return recorder.history()
 
 
-def test_a_recording_is_shown_and_replays(tmp_path: Path) -> None:
+def test_a_history_is_shown_and_replays(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(recorded().to_json())
     told = run(tmp_path / "run.json", "--svg", tmp_path / "run.svg")
     assert told.exit_code == 0
@@ -58,7 +58,7 @@ def test_the_history_of_a_real_connection_replays(tmp_path: Path, backend: str) 
     assert "connected → idle" in told.output
 
 
-async def followed() -> Recording:
+async def followed() -> History:
     """A job that was cut off twice, and ended."""
     async with ScriptedServer() as server:
         job = server.job("j1", token="t1")
@@ -75,16 +75,16 @@ async def followed() -> Recording:
 
 
 def test_a_divergence_is_shown_and_fails(tmp_path: Path) -> None:
-    recording = recorded()
-    entries = (recording.entries[0], replace(recording.entries[1], target=State.CONNECTED))
-    (tmp_path / "run.json").write_bytes(replace(recording, entries=entries).to_json())
+    history = recorded()
+    entries = (history.entries[0], replace(history.entries[1], target=State.CONNECTED))
+    (tmp_path / "run.json").write_bytes(replace(history, entries=entries).to_json())
     told = run(tmp_path / "run.json")
     assert told.exit_code == 1
     assert "event 2 (opened) goes another way: recorded connecting → connected (moved), now" in told.output
     assert "\n! " in told.output
 
 
-def test_what_is_no_recording_is_told(tmp_path: Path) -> None:
+def test_what_is_no_history_is_told(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     for path in (tmp_path / "run.json", tmp_path / "nothing.json"):
         told = run(path)

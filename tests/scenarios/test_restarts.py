@@ -7,7 +7,7 @@ import pytest
 from job_server import JobServer
 from scenario import LONG, check, fractions, run
 
-from towline import Connection, JobComplete, MemoryTokenStore, Recording, State
+from towline import Connection, History, JobComplete, MemoryTokenStore, State
 from towline._updates import Paused
 from towline.statemachine import replay
 
@@ -216,4 +216,4 @@ async def test_a_recording_of_all_this_replays(server: JobServer) -> None:
     check(server, told)
     written = connection.history().to_json()
     assert b'"job_paused"' in written
-    assert replay(Recording.from_json(written)) is None
+    assert replay(History.from_json(written)) is None

@@ -21,6 +21,7 @@ from towline.statemachine import (
     Connect,
     Departure,
     Entry,
+    History,
     Journey,
     LinkStable,
     Lost,
@@ -28,7 +29,6 @@ from towline.statemachine import (
     Passage,
     Policy,
     Recorder,
-    Recording,
     Retry,
     Synced,
     Table,
@@ -47,7 +47,7 @@ HOSTILE = "\x1b]0;owned\x07 <img onerror=alert(1)>\u202e"
 CAUSE = Cause(code="close 1011", text=HOSTILE, advice=Advice(retry_after=20.0))
 
 
-def recorded() -> Recording:
+def recorded() -> History:
     run = DryRun()
     recorder = Recorder(Policy())
 
@@ -70,7 +70,7 @@ def recorded() -> Recording:
     take(Lost(cause=CAUSE, generation=0), 1)
     take(Opened(generation=1), 0)
     take(Cancel(), 0)
-    return recorder.recording()
+    return recorder.history()
 
 
 def test_the_timeline_is_readable() -> None:
@@ -116,7 +116,7 @@ def test_the_picture_has_a_lane_for_each_state_and_a_dot_for_each_event() -> Non
 
 
 def test_an_empty_journey() -> None:
-    empty = journey(Recorder(Policy()).recording())
+    empty = journey(Recorder(Policy()).history())
     assert timeline(empty) == "nothing was recorded\n"
     assert ET.fromstring(timeline_svg(empty)) is not None
 

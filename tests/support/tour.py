@@ -306,10 +306,10 @@ class _Visit:
             await self._check_open_links()
         return recorded, self.findings
 
-    def _target(self) -> str | _Varied:
+    def _target(self) -> Towline | _Varied:
         url, setting = "ws://hub/ws/progress", self.setting
         if setting.sources == 1 and setting.in_step == "state":
-            return url
+            return Towline(url, "j1", events_path=None)
         return _Varied(Towline(url, "j1"), ("websocket",) * setting.sources, setting.in_step)
 
     async def _give_token(self) -> Token:

@@ -8,7 +8,7 @@ import towline
 from towline import AnyUpdate, Connection, JobComplete, JobFailed, Outcome, Progress, Resynced, State, Subscription
 from towline._facts import Position
 from towline.blocking import Connection as BlockingConnection
-from towline.statemachine import Recording
+from towline.statemachine import History
 
 
 async def provider() -> towline.Token:
@@ -66,7 +66,7 @@ async def follow() -> None:
         line.retry()
         line.report_network(True, "eth0")
         assert_type(line.statistics().cursor, Position | None)
-        assert_type(line.history(), Recording)
+        assert_type(line.history(), History)
         await line.aclose()
 
 

@@ -28,7 +28,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from .._exceptions import InvalidArgument
 from .._text import escape
 from .._updates import AnyUpdate, JobComplete, JobFailed, Progress, Resynced
-from ..statemachine import Recording, State, StateChange, replay
+from ..statemachine import History, State, StateChange, replay
 from ._exit import ExitCode, fail
 from ._follow import Backend, BackendOption
 from ._sample import SAMPLE_FILE
@@ -309,7 +309,7 @@ def _check_histories(folder: Path) -> list[str]:
     findings = [] if len(files) == 2 else [f"there are {len(files)} histories, not 2"]
     for file in files:
         try:
-            divergence = replay(Recording.from_json(file.read_bytes()))
+            divergence = replay(History.from_json(file.read_bytes()))
         except InvalidArgument as error:  # the client was killed before it wrote anything
             findings.append(f"{file.name} cannot be read: {error}")
             continue

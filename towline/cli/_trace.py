@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .._exceptions import InvalidArgument
-from ..statemachine import Recording, journey, replay, timeline, timeline_svg
+from ..statemachine import History, journey, replay, timeline, timeline_svg
 
 
 def trace(
@@ -17,14 +17,14 @@ def trace(
 ) -> None:
     """`towline trace`."""
     try:
-        recording = Recording.from_json(file.read_bytes())
+        history = History.from_json(file.read_bytes())
     except OSError as error:
         typer.echo(f"towline: {file}: {error.strerror or error}", err=True)
         raise typer.Exit(2) from error
     except InvalidArgument as error:
         typer.echo(f"towline: {file}: {error}", err=True)
         raise typer.Exit(2) from error
-    taken, divergence = journey(recording), replay(recording)
+    taken, divergence = journey(history), replay(history)
     place = None if divergence is None else divergence.place
     typer.echo(timeline(taken, place), nl=False)
     if svg is not None:

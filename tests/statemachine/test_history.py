@@ -19,6 +19,7 @@ from towline.statemachine import (
     Cause,
     Connect,
     Entry,
+    History,
     JobEnded,
     Lost,
     Opened,
@@ -26,7 +27,6 @@ from towline.statemachine import (
     PathRestored,
     Policy,
     Recorder,
-    Recording,
     State,
     Synced,
     Verdict,
@@ -48,7 +48,7 @@ STORY: list[AnyEvent] = [
 ]
 
 
-def record(limit: int = 256, policy: Policy | None = None) -> Recording:
+def record(limit: int = 256, policy: Policy | None = None) -> History:
     run = DryRun(policy)
     recorder = Recorder(run.policy, limit)
     for event in STORY:
@@ -59,14 +59,14 @@ def record(limit: int = 256, policy: Policy | None = None) -> Recording:
         entry = Entry(event=event, facts=run.facts, source=before.state, target=run.snapshot.state, verdict=verdict)
         recorder.record(before, entry)
         run.world(now=run.now + 1.0)
-    return recorder.recording()
+    return recorder.history()
 
 
 @pytest.mark.parametrize("policy", [Policy(), Policy(backoff=Backoff.original(), grace=0.0)], ids=["default", "own"])
 def test_round_trip_and_replay(policy: Policy) -> None:
-    recording = record(policy=policy)
-    again = Recording.from_json(recording.to_json())
-    assert again == recording
+    history = record(policy=policy)
+    again = History.from_json(history.to_json())
+    assert again == history
     assert again.policy == policy
     assert [entry.verdict for entry in again.entries][-3:] == [Verdict.MOVED, None, Verdict.KEPT]
     assert replay(again) is None
@@ -77,32 +77,32 @@ def test_no_job_data_is_kept() -> None:
 
 
 def test_the_oldest_entries_are_forgotten_and_the_rest_still_replays() -> None:
-    recording = record(limit=4)
-    assert len(recording.entries) == 4
-    assert recording.start.state is State.RECONNECTING
-    assert replay(Recording.from_json(recording.to_json())) is None
+    history = record(limit=4)
+    assert len(history.entries) == 4
+    assert history.start.state is State.RECONNECTING
+    assert replay(History.from_json(history.to_json())) is None
 
 
-def test_an_empty_recording() -> None:
-    assert replay(Recorder(Policy()).recording()) is None
+def test_an_empty_history() -> None:
+    assert replay(Recorder(Policy()).history()) is None
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [("target", State.EXHAUSTED), ("verdict", Verdict.STALE), ("source", State.CANCELLED)]
 )
 def test_the_first_divergence_is_shown(field: str, value: Any) -> None:
-    recording = record()
-    entries = list(recording.entries)
+    history = record()
+    entries = list(history.entries)
     entries[3] = replace(entries[3], **{field: value})
-    found = replay(replace(recording, entries=tuple(entries)))
+    found = replay(replace(history, entries=tuple(entries)))
     assert found is not None
     assert (found.place, found.entry) == (3, entries[3])
     assert (found.source, found.target, found.verdict) == (State.CONNECTED, State.RECONNECTING, Verdict.MOVED)
 
 
 def test_another_policy_diverges() -> None:
-    recording = record()
-    stingy = replace(recording, policy=Policy(backoff=Backoff(attempts=0)))
+    history = record()
+    stingy = replace(history, policy=Policy(backoff=Backoff(attempts=0)))
     found = replay(stingy)
     assert found is not None
     assert (found.place, found.target) == (3, State.EXHAUSTED)
@@ -121,13 +121,13 @@ def test_another_policy_diverges() -> None:
         b"[" * 100_000,
     ],
 )
-def test_damaged_recordings_are_refused(data: bytes) -> None:
+def test_damaged_histories_are_refused(data: bytes) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        Recording.from_json(data)
-    assert caught.value.name == "recording"
+        History.from_json(data)
+    assert caught.value.name == "history"
 
 
-def test_a_recording_is_plain_json() -> None:
+def test_a_history_is_plain_json() -> None:
     tree = msgspec.json.decode(record().to_json())
     assert tree["version"] == 1
     assert tree["entries"][3]["event"]["event"] == "lost"

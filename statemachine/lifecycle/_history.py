@@ -1,6 +1,6 @@
 """A recorded run of the machine, as versioned JSON that can be replayed.
 
-A recording starts with the snapshot before its first entry, so it replays exactly although earlier entries were
+A history starts with the snapshot before its first entry, so it replays exactly although earlier entries were
 dropped. It holds no token and no job data: of a job's end it keeps only the kind.
 """
 
@@ -35,7 +35,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     verdict: Verdict | None
 
 
-class Recording(Struct, frozen=True, kw_only=True):
+class History(Struct, frozen=True, kw_only=True):
     """Entries in order, with everything needed to replay them."""
 
     version: int = VERSION
@@ -44,19 +44,19 @@ class Recording(Struct, frozen=True, kw_only=True):
     entries: tuple[Entry, ...] = ()
 
     def to_json(self) -> bytes:
-        """The recording as JSON."""
+        """The history as JSON."""
         return msgspec.json.encode(self)
 
     @classmethod
-    def from_json(cls, data: bytes | str) -> Recording:
-        """Read a recording; raise `InvalidArgument` if it is damaged or of another version."""
+    def from_json(cls, data: bytes | str) -> History:
+        """Read a history; raise `InvalidArgument` if it is damaged or of another version."""
         try:
-            recording = msgspec.json.decode(data, type=cls)
+            history = msgspec.json.decode(data, type=cls)
         except (msgspec.DecodeError, RecursionError) as error:
-            raise InvalidArgument("recording", str(error)) from error
-        if recording.version != VERSION:
-            raise InvalidArgument("recording", f"version {recording.version} is unknown; use {VERSION}")
-        return recording
+            raise InvalidArgument("history", str(error)) from error
+        if history.version != VERSION:
+            raise InvalidArgument("history", f"version {history.version} is unknown; use {VERSION}")
+        return history
 
 
 class Recorder:
@@ -72,14 +72,14 @@ class Recorder:
             entry = msgspec.structs.replace(entry, event=msgspec.structs.replace(entry.event, update=None))
         self._entries.append((before, entry))
 
-    def recording(self) -> Recording:
-        """The recording of the entries kept now."""
+    def history(self) -> History:
+        """The history of the entries kept now."""
         start = self._entries[0][0] if self._entries else Snapshot()
-        return Recording(policy=self._policy, start=start, entries=tuple(entry for _, entry in self._entries))
+        return History(policy=self._policy, start=start, entries=tuple(entry for _, entry in self._entries))
 
 
 class Divergence(NamedTuple):
-    """The first entry whose replay differs from the recording: its place, and the result of the replay."""
+    """The first entry whose replay differs from the history: its place, and the result of the replay."""
 
     place: int
     entry: Entry
@@ -88,14 +88,14 @@ class Divergence(NamedTuple):
     verdict: Verdict | None
 
 
-def replay(recording: Recording) -> Divergence | None:
-    """Run the recording through the present machine; None if every step matches."""
-    snapshot = recording.start
-    for place, entry in enumerate(recording.entries):
+def replay(history: History) -> Divergence | None:
+    """Run the history through the present machine; None if every step matches."""
+    snapshot = history.start
+    for place, entry in enumerate(history.entries):
         verdict: Verdict | None
         source = snapshot.state
         try:
-            snapshot, _, verdict = step(snapshot, entry.event, entry.facts, recording.policy)
+            snapshot, _, verdict = step(snapshot, entry.event, entry.facts, history.policy)
         except ForbiddenRequest:
             verdict = None
         if (source, snapshot.state, verdict) != (entry.source, entry.target, entry.verdict):
@@ -103,16 +103,16 @@ def replay(recording: Recording) -> Divergence | None:
     return None
 
 
-def coverage(recording: Recording) -> set[tuple[str, str, int]]:
-    """The branches of the table that a recording took: event, state, place of the branch in its cell."""
-    snapshot, taken = recording.start, set()
-    for entry in recording.entries:
+def coverage(history: History) -> set[tuple[str, str, int]]:
+    """The branches of the table that a history took: event, state, place of the branch in its cell."""
+    snapshot, taken = history.start, set()
+    for entry in history.entries:
         if not is_stale(snapshot, entry.event):
             event, state = entry.event.trigger, snapshot.state
-            branch = LIFECYCLE.choose(event, Draft(snapshot, entry.event, entry.facts, recording.policy))
+            branch = LIFECYCLE.choose(event, Draft(snapshot, entry.event, entry.facts, history.policy))
             taken.add((event.value, state.value, LIFECYCLE.cell(event, state).index(branch)))
         with suppress(ForbiddenRequest):
-            snapshot = step(snapshot, entry.event, entry.facts, recording.policy).snapshot
+            snapshot = step(snapshot, entry.event, entry.facts, history.policy).snapshot
     return taken
 
 
