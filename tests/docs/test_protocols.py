@@ -1,4 +1,4 @@
-"""The programs of docs/protocols.md, each on the server in examples, on asyncio and trio."""
+"""The programs of docs/own-server.md, each on the server in examples, on asyncio and trio; the table of protocols.md."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from towline.protocols._recording import dump_line, load_lines
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
+OWN = (ROOT / "docs" / "own-server.md").read_text(encoding="utf-8")
 NAMES = ("messages", "events", "polling")
 
 
@@ -66,7 +67,7 @@ async def test_a_program_follows_the_job_to_its_end(
 
 
 def test_the_page_shows_the_programs() -> None:
-    shown = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    shown = re.findall(r"^```python\n(.*?)^```$", OWN, re.MULTILINE | re.DOTALL)
     for name, block in zip(NAMES, shown, strict=True):
         source = (ROOT / "examples" / f"own_{name}.py").read_text(encoding="utf-8")
         assert source.partition("\n\nif __name__")[0].rstrip() == block.rstrip()

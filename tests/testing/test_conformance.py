@@ -41,7 +41,7 @@ HUB = "ws://127.0.0.1:8472/ws/progress"
 
 
 def each(message: Any) -> Any:
-    """The function of docs/protocols.md."""
+    """The function of docs/own-server.md."""
     match message:
         case {"event": "progress", "percent": percent}:
             return Progress(fraction=percent / 100)
