@@ -300,11 +300,11 @@ class _Runs:
 
     async def _run(self, done: str, plan: Plan, *, may_give_up: bool = False) -> None:
         self._report.runs += 1
-        told: list[Update] = []
+        seen: list[Update] = []
         problem = "no end came within 2 hours"
         try:
             with anyio.move_on_after(_ENDLESS):
-                await self._follow(plan, told, done)
+                await self._follow(plan, seen, done)
                 problem = ""
         except Exhausted as error:
             if may_give_up:
@@ -313,11 +313,11 @@ class _Runs:
             problem = f"the engine gave up: {error}{cause}"
         except TowlineError as error:
             problem = f"{type(error).__name__}: {error}"
-        self._check_end(told, done, problem)
+        self._check_end(seen, done, problem)
         if not may_give_up:
-            self._check_updates(told, done, plan)
+            self._check_updates(seen, done, plan)
 
-    async def _follow(self, plan: Plan, told: list[Update], done: str) -> None:
+    async def _follow(self, plan: Plan, seen: list[Update], done: str) -> None:
         store, numbering = MemoryTokenStore(), Numbering(self._protocol)
         target: Any = numbering
         server = PlayedServer(self._story, plan, numbering, keeps_log=self._protocol.promise == "exact")
@@ -328,7 +328,7 @@ class _Runs:
                     with anyio.CancelScope() as scope:
                         server.leave = scope.cancel
                         async for update in connection:
-                            told.append(update)  # noqa: PERF401 - what came before an error counts
+                            seen.append(update)  # noqa: PERF401 - what came before an error counts
                 if not scope.cancelled_caught:
                     return
                 for key in await store.jobs():
@@ -342,18 +342,18 @@ class _Runs:
 
     # --- what must hold ----------------------------------------------------------------------------------------------
 
-    def _check_end(self, told: list[Update], done: str, problem: str) -> None:
-        ends = [update for update in told if isinstance(update, _OUTCOMES)]
+    def _check_end(self, seen: list[Update], done: str, problem: str) -> None:
+        ends = [update for update in seen if isinstance(update, _OUTCOMES)]
         expected = "the job's end, once and last"
         if not ends:
             self._report.note(done, expected, problem or "there was none")
-        elif len(ends) > 1 or told[-1] is not ends[0]:
-            self._report.note(done, expected, f"{len(ends)} ends came, and {_short(told[-1])} was last")
+        elif len(ends) > 1 or seen[-1] is not ends[0]:
+            self._report.note(done, expected, f"{len(ends)} ends came, and {_short(seen[-1])} was last")
         elif _content(ends[0]) not in self._ends:
             self._report.note(done, "the end that was recorded", f"it was {_short(ends[0])}")
 
-    def _check_updates(self, told: list[Update], done: str, plan: Plan) -> None:
-        kept = [update for update in told if not isinstance(update, (Resynced, Stalled, *_OUTCOMES))]
+    def _check_updates(self, seen: list[Update], done: str, plan: Plan) -> None:
+        kept = [update for update in seen if not isinstance(update, (Resynced, Stalled, *_OUTCOMES))]
         exact = self._protocol.promise == "exact"
         # A state may show anything that states show; it is checked only where there is nothing else.
         loose = self._states if self._story.has_stream else []
@@ -364,7 +364,7 @@ class _Runs:
             order = "every update at most once and in order"
             self._report.note(done, order, f"{_short(extra)} came again, too late, or was never sent")
         lost = _first_extra(wanted, shown)
-        reports = [one for one in told if isinstance(one, Resynced) and one.missed != 0]
+        reports = [one for one in seen if isinstance(one, Resynced) and one.missed != 0]
         gaps = [one for one in reports if not one.first]
         if lost is not None and (exact or (plan == Plan() and self._story.has_stream)):
             why = "the promise is exact" if exact else "nothing went wrong"
