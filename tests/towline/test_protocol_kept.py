@@ -24,7 +24,7 @@ from towline._facts import (
     ServerEvent,
     Want,
 )
-from towline.protocols import Bookstrack, EventStream, Messages, Polling, Towline
+from towline.protocols import A2ATask, Bookstrack, EventStream, Messages, Polling, Towline
 from towline.protocols._kept import kept_of, protocol_of
 from towline.protocols._names import CLASSES, protocol_class
 from towline.protocols._recording import Observed, dump_line, load_lines
@@ -196,3 +196,10 @@ def test_an_observed_protocol_is_the_same_protocol() -> None:
     assert (protocol.name, protocol.url, protocol.job) == (inner.name, inner.url, inner.job)
     assert (protocol.sources, protocol.promise) == (inner.sources, inner.promise)
     assert protocol.ask(FOLLOW, None) == inner.ask(FOLLOW, None)
+
+
+def test_an_observed_protocol_keeps_what_only_some_protocols_have() -> None:
+    protocol, _ = observed(A2ATask("https://h/a2a", "j1"))
+    assert protocol.replays_end is True
+    with pytest.raises(AttributeError, match="stall_limit"):
+        _ = protocol.stall_limit

@@ -84,6 +84,10 @@ class Observed:
     def promise(self) -> Promise:
         return self._protocol.promise
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the protocol says of itself, such as `replays_end`."""
+        return getattr(self._protocol, name)
+
     def ask(self, want: Want, token: Secret | None) -> Request | None:
         """Return the protocol's request."""
         if token is not None:
