@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import anyio
 import pytest
 from job_server import JobServer, Reply, each
+from msgspec.structs import replace
 from scenario import LONG, fractions, gaps, run
 
 from towline import Connection, Exhausted, JobComplete, Progress
-from towline._facts import Answer, Ask, Ended, Follow, GetResult, GetState, Means, Request, ServerEvent
+from towline._facts import Answer, Ask, Ended, Follow, GetResult, GetState, InStepAt, Line, Means, Request, ServerEvent
 from towline.protocols import EventStream
 
 pytestmark = pytest.mark.anyio
@@ -153,6 +154,55 @@ async def test_a_stream_that_says_that_the_job_has_ended_needs_no_proof() -> Non
         _, told = await run(server, story, protocol=followed())
         assert [type(update) for update in told] == [Progress, JobComplete]
         assert len([asked for asked in server.requests if asked.path == "/events"]) == 1
+
+
+@dataclass(frozen=True)
+class Live(EventStream):
+    """Its stream begins with what comes next, and says that the job has ended but not how."""
+
+    in_step: InStepAt = "first_fact"
+    replays_end: bool = False
+
+    def ask(self, want: Any, token: Any) -> Request | None:
+        asked = super().ask(want, token)
+        return replace(asked, in_step=self.in_step) if isinstance(want, Follow) and asked is not None else asked
+
+    def read(self, want: Any, received: Any) -> Any:
+        if isinstance(want, Follow) and isinstance(received, Line) and "end" in received.text:
+            return (Means("ended"),)
+        return super().read(want, received)
+
+
+class Terse(JobServer):
+    """A stream that begins after the end is empty."""
+
+    def _first_of(self, asked: Any) -> int:
+        return len(self.log)
+
+
+@pytest.mark.parametrize("replays_end", [False, True])
+@pytest.mark.parametrize("in_step", ["open", "first_fact", "state"])
+async def test_a_new_stream_that_says_only_that_the_job_has_ended_leaves_a_gap(
+    in_step: InStepAt, replays_end: bool
+) -> None:
+    async with Terse("lines") as server:
+
+        async def story(connection: Connection) -> None:
+            await server.wait_requests(1, "/lines")
+            await anyio.sleep(1)
+            server.progress(1)
+            await anyio.sleep(LONG)
+            server.cut()
+            server.progress(2)
+            await server.wait_requests(2, "/lines")
+            await anyio.sleep(1)
+            server.end()
+
+        protocol = Live("http://hub/lines", each, via="lines", state="/state", in_step=in_step, replays_end=replays_end)
+        _, told = await run(server, story, protocol=protocol, first=False)
+        assert fractions(told) == ([0.1, 0.2] if in_step == "state" else [0.1])
+        assert [gap.missed for gap in gaps(told)] == [None]
+        assert isinstance(told[-1], JobComplete)
 
 
 async def test_a_stream_that_has_ended_of_a_job_that_the_state_does_not_know_is_gone() -> None:

@@ -164,7 +164,8 @@ class Sequencer:
         awaited = self._awaited
         if awaited is None or not awaited.is_linked or awaited.after != self.applied or awaited.state.ended is None:
             return None
-        return self._end(awaited.state.ended, awaited.state.snapshot)
+        # An empty stream proves that nothing is missing only if it was asked to go on where the last one ended.
+        return self._end(awaited.state.ended, awaited.state.snapshot, is_fetched=not self._replays)
 
     def _must_wait(self, state: State) -> bool:
         """Whether an end waits for a link to show what came before it."""
@@ -486,8 +487,10 @@ class Sequencer:
     def look(self, facts: Iterable[Fact], *, is_complete: bool = False) -> Finding:
         """Process a state fetched because the link was silent. If the job has advanced, `take()` returns updates.
 
-        `is_complete`: the link has shown everything before the end, and said that it has come.
+        `is_complete`: the link has said that the end has come, so it has shown everything before.
         """
+        # A new link that says nothing else does not show what came while there was none.
+        is_complete = is_complete and (self.phase not in _WAITING or self._replays or not self.outlet.has_shown)
         state = state_of(facts)
         if state is not None and state.ended is not None:
             if not is_complete and self._must_wait(state):
