@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from wheels import build_wheel
 
-from towline.protocols._names import CLASSES
+from towline.protocols._shared.names import CLASSES
 
 ROOT = Path(__file__).parent.parent
 

@@ -131,8 +131,8 @@ def test_it_is_revealed_in_few_places() -> None:
         "towline/engine/tokens.py",  # what a provider gave, looked at before it is used
         "towline/sources/access.py",  # writes it into a request's URL, headers or body
         "towline/sources/job_calls.py",  # asks for its successor
-        "towline/protocols/_recording.py",  # masks each one before a line is written
-        "towline/protocols/_requests.py",  # places it in the header, the query or the subprotocol
+        "towline/protocols/_shared/recording.py",  # masks each one before a line is written
+        "towline/protocols/_shared/requests.py",  # places it in the header, the query or the subprotocol
         "towline/protocols/towline.py",  # asks for its successor
         "transport/http/_client.py",  # writes a header or a body
         "transport/net/_proxy.py",  # the proxy's own password

@@ -45,8 +45,8 @@ from .engine.settings import Settings
 from .engine.tokens import Token as Token
 from .engine.tokens import TokenProvider as TokenProvider
 from .engine.tokens import as_token
-from .protocols._kept import kept_of
-from .protocols._recording import Observed, Observer
+from .protocols._shared.kept import kept_of
+from .protocols._shared.recording import Observed, Observer
 from .sources import Access
 from .statemachine import (
     AnyEvent,

@@ -6,8 +6,8 @@ from typing import Final
 
 from ._exceptions import AmbiguousJob, InvalidArgument, RecordMismatch, TokenRefused
 from ._facts import Protocol
-from .protocols._kept import protocol_of
-from .protocols._requests import path_segment
+from .protocols._shared.kept import protocol_of
+from .protocols._shared.requests import path_segment
 from .protocols.towline import Towline
 from .protocols.wire import NAME
 from .storage import Record, RecordKey, Store

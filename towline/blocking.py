@@ -44,7 +44,7 @@ from ._secret import Secret
 from ._updates import AnyUpdate, Outcome
 from .host import Host
 from .host import attach as attach_async
-from .protocols._recording import Observer
+from .protocols._shared.recording import Observer
 from .statemachine import History, State
 
 __all__ = ["Connection", "Updates", "attach"]

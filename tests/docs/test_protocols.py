@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from towline.protocols import LangGraphRun
-from towline.protocols._names import protocol_class
-from towline.protocols._recording import dump_line, load_lines
+from towline.protocols._shared.names import protocol_class
+from towline.protocols._shared.recording import dump_line, load_lines
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")

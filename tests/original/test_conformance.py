@@ -10,7 +10,7 @@ from recordings import JOB, STATE_PATH, Recording
 
 from towline._facts import Answer, Closed, Follow, GetState, Message
 from towline.protocols import Bookstrack
-from towline.protocols._recording import dump_line
+from towline.protocols._shared.recording import dump_line
 from towline.testing import check_protocol, virtual_time_backends
 
 #: The recordings with the end of the job, as messages.

@@ -13,7 +13,7 @@ from stand_in import URL, StandIn
 from towline import Connection, JobComplete, MemoryTokenStore, Policy, Progress, Secret
 from towline._facts import Received, Want
 from towline.protocols import Bookstrack
-from towline.protocols._recording import dump_line, load_lines
+from towline.protocols._shared.recording import dump_line, load_lines
 from towline.storage import RecordKey
 
 pytestmark = pytest.mark.anyio

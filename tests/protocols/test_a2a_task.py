@@ -28,7 +28,7 @@ from towline._facts import (
     Via,
 )
 from towline.protocols import A2ATask
-from towline.protocols._kept import kept_of, protocol_of
+from towline.protocols._shared.kept import kept_of, protocol_of
 
 TASK = A2ATask("https://h/a2a", "t1")
 STREAM, POLL, STATE, CANCEL = Follow("events"), Follow("poll"), GetState(), CancelJob("k")

@@ -29,7 +29,7 @@ from towline._facts import (
     Value,
 )
 from towline.protocols import LangGraphRun
-from towline.protocols._kept import kept_of, protocol_of
+from towline.protocols._shared.kept import kept_of, protocol_of
 
 RUN = LangGraphRun("https://h/api/", "thread 1", "run1")
 STREAM, STATE, CANCEL = Follow("events"), GetState(), CancelJob("k")

@@ -39,7 +39,7 @@ from towline._facts import (
     Wait,
 )
 from towline.protocols import OpenAIResponse
-from towline.protocols._kept import kept_of, protocol_of
+from towline.protocols._shared.kept import kept_of, protocol_of
 
 RESPONSE = OpenAIResponse("resp_1")
 STREAM, POLL = Follow("events"), Follow("poll")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from towline import InvalidArgument, Secret
 from towline._headers import check_subprotocols, header_pairs
-from towline.protocols._requests import check_path, path_segment
+from towline.protocols._shared.requests import check_path, path_segment
 from towline.transport import check_headers
 
 

@@ -10,7 +10,7 @@ from towline import TowlineError
 from towline._exceptions import InvalidArgument
 from towline._facts import Request, Via
 from towline._secret import Secret
-from towline.protocols._requests import bearer
+from towline.protocols._shared.requests import bearer
 from towline.sources import Source, call, open_source
 from towline.sources.access import body_of
 from towline.transport import parse_url

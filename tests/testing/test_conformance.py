@@ -41,7 +41,7 @@ from towline.protocols import (
     Polling,
     Towline,
 )
-from towline.protocols._recording import dump_line
+from towline.protocols._shared.recording import dump_line
 from towline.testing import ProtocolReport, check_protocol, virtual_time_backends
 
 RECORDED = Path(__file__).parent / "recorded"

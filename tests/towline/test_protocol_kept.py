@@ -25,9 +25,9 @@ from towline._facts import (
     Want,
 )
 from towline.protocols import A2ATask, Bookstrack, EventStream, Messages, Polling, Towline
-from towline.protocols._kept import kept_of, protocol_of
-from towline.protocols._names import CLASSES, protocol_class
-from towline.protocols._recording import Observed, dump_line, load_lines
+from towline.protocols._shared.kept import kept_of, protocol_of
+from towline.protocols._shared.names import CLASSES, protocol_class
+from towline.protocols._shared.recording import Observed, dump_line, load_lines
 
 URL = "wss://api.example/ws/progress"
 

@@ -9,7 +9,7 @@ import pytest
 from towline import AmbiguousJob, InvalidArgument, MemoryTokenStore, Progress, RecordMismatch, Secret, TokenRefused
 from towline._target import Target
 from towline.protocols import Bookstrack, Messages, Polling, Towline
-from towline.protocols._kept import kept_of
+from towline.protocols._shared.kept import kept_of
 from towline.storage import Record, RecordKey
 from towline.transport import parse_url
 

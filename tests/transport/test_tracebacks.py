@@ -11,7 +11,7 @@ from anyio.abc import ByteStream
 import towline.transport
 from towline import TowlineError
 from towline._secret import Secret
-from towline.protocols._requests import bearer
+from towline.protocols._shared.requests import bearer
 from towline.testing import MemoryLink
 from towline.transport import Endpoint, Network, connect_websocket, request
 from towline.transport.net._proxy import open_tunnel, parse_proxy

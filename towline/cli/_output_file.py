@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .._facts import Received, Want
-from ..protocols._recording import Observer, dump_line
+from ..protocols._shared.recording import Observer, dump_line
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import typer
 
 from .._exceptions import InvalidArgument
 from .._facts import Protocol
-from ..protocols._names import CLASSES, protocol_class
+from ..protocols._shared.names import CLASSES, protocol_class
 
 ProtocolOption = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._names import CLASSES, protocol_class
+from ._shared.names import CLASSES, protocol_class
 
 if TYPE_CHECKING:
     from .a2a_task import A2ATask

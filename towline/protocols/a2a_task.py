@@ -13,8 +13,8 @@ from .._exceptions import InvalidArgument
 from .._facts import Answer, Fact, Follow, Mark, Meaning, Means, Promise, Received, Request, ServerEvent, Via, Want
 from .._secret import Secret
 from .._updates import JobCancelled, JobComplete, JobFailed, Outcome, Output, Paused, Progress
-from ._generic import HTTPServer, object_of, objects_of, parsed_object
-from ._requests import JSON
+from ._shared.generic import HTTPServer, object_of, objects_of, parsed_object
+from ._shared.requests import JSON
 from .wire.lenient import as_text
 
 #: The methods to subscribe, to get the task, and to cancel it (A2A 1.0 section 9.4, 0.3 section 7).

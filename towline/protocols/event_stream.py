@@ -23,7 +23,7 @@ from .._facts import (
     Want,
 )
 from .._secret import Secret
-from ._generic import HTTPServer, OwnServer, parsed
+from ._shared.generic import HTTPServer, OwnServer, parsed
 
 #: Statuses by which servers refuse a `Last-Event-ID` that they no longer know.
 _CURSOR_REFUSED: Final = frozenset({400, 410, 412, 416})

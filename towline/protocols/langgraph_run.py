@@ -11,8 +11,8 @@ from .._exceptions import MalformedMessage
 from .._facts import Answer, Fact, Follow, Mark, Promise, Received, Request, ServerEvent, Via, Want
 from .._secret import Secret
 from .._updates import JobCancelled, JobComplete, JobFailed, Outcome, Output, Progress
-from ._generic import HTTPServer, object_of, parsed, parsed_object
-from ._requests import ACCEPT_JSON, path_segment, with_query
+from ._shared.generic import HTTPServer, object_of, parsed, parsed_object
+from ._shared.requests import ACCEPT_JSON, path_segment, with_query
 from .wire.lenient import as_text
 
 #: `langgraph dev` 0.16 sends a comment every 5 seconds. A busy server may be late.

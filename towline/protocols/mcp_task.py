@@ -13,8 +13,8 @@ from .. import _facts as f
 from .._facts import Answer, Fact, Follow, Meaning, Promise, Received, Request, Via, Want
 from .._secret import Secret
 from .._updates import JobCancelled, JobComplete, Outcome, Paused, Progress
-from ._generic import Fault, HTTPServer, object_of, objects_of, parsed_object
-from ._requests import JSON
+from ._shared.generic import Fault, HTTPServer, object_of, objects_of, parsed_object
+from ._shared.requests import JSON
 from .wire.lenient import build
 
 _VERSION: Final = "2026-07-28"

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from .._facts import Answer, Fact, Follow, GetState, Message, Promise, Received, Request, Text, Via, Want
 from .._secret import Secret
-from ._generic import OwnServer, parsed
+from ._shared.generic import OwnServer, parsed
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from .. import _facts as f
 from .._facts import Answer, Fact, Follow, Promise, Received, Request, ServerEvent, Via, Want
 from .._secret import Secret
 from .._updates import JobCancelled, JobComplete, Outcome, Output, Progress
-from ._generic import Fault, HTTPServer, object_of, objects_of, parsed_object
-from ._requests import ACCEPT_JSON, path_segment, with_query
+from ._shared.generic import Fault, HTTPServer, object_of, objects_of, parsed_object
+from ._shared.requests import ACCEPT_JSON, path_segment, with_query
 from .wire.lenient import Count, build
 
 _ENDS: Final = ("completed", "incomplete", "failed", "cancelled")

@@ -27,8 +27,8 @@ from .._facts import (
 )
 from .._secret import Secret
 from .._updates import JobComplete
-from ._generic import Each, HTTPServer, OwnServer, parsed
-from ._requests import ACCEPT_JSON, resolved
+from ._shared.generic import Each, HTTPServer, OwnServer, parsed
+from ._shared.requests import ACCEPT_JSON, resolved
 
 _WORKING: Final = (200, 202)
 

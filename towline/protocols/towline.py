@@ -46,7 +46,7 @@ from .._facts import (
 from .._headers import check_subprotocols, header_pairs
 from .._secret import Secret
 from .._updates import JobCancelled, JobComplete, JobFailed, JobStarted, Outcome, Progress
-from ._requests import (
+from ._shared.requests import (
     ACCEPT_JSON,
     JSON,
     Headers,

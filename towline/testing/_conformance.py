@@ -22,7 +22,7 @@ from .._exceptions import Exhausted, InvalidArgument, MalformedMessage, TowlineE
 from .._facts import Fact, Follow, GetState, Protocol, Received, Want, is_resumed
 from .._secret import Secret
 from .._updates import JobComplete, Outcome, Progress, Resynced, Stalled, Update
-from ..protocols._recording import load_lines
+from ..protocols._shared.recording import load_lines
 from ..storage import MemoryTokenStore
 from ..transport import Origin, parse_url
 from ._clocks import run_virtual

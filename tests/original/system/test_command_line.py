@@ -23,7 +23,7 @@ from recordings import JOB
 from stand_in import Socket, StandIn
 
 from towline.protocols import Bookstrack
-from towline.protocols._recording import load_lines
+from towline.protocols._shared.recording import load_lines
 from towline.transport import Endpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills with a signal")

@@ -30,7 +30,7 @@ from interop.process import Process
 
 import towline
 from towline._updates import AnyUpdate
-from towline.protocols._kept import kept_of
+from towline.protocols._shared.kept import kept_of
 from towline.statemachine import Backoff, Policy
 from towline.testing import FaultProxy
 

@@ -6,8 +6,8 @@ import re
 from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import quote, urljoin, urlsplit
 
-from .._exceptions import InvalidArgument, MalformedMessage
-from .._secret import Secret, Text
+from ..._exceptions import InvalidArgument, MalformedMessage
+from ..._secret import Secret, Text
 
 Headers: TypeAlias = tuple[tuple[str, Text], ...]
 

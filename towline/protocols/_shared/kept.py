@@ -12,10 +12,10 @@ from dataclasses import MISSING, Field, fields
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from .._exceptions import InvalidArgument
-from .._facts import Protocol
-from .._secret import Secret
-from ._names import CLASSES, protocol_class
+from ..._exceptions import InvalidArgument
+from ..._facts import Protocol
+from ..._secret import Secret
+from .names import CLASSES, protocol_class
 
 Parameter: TypeAlias = str | int | float | bool
 

@@ -9,13 +9,13 @@ from typing import Any, Final, TypeAlias, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .._exceptions import InvalidArgument, MalformedMessage
-from .._facts import Answer, Ended, Fact, GetResult, GetState, Item, Position, Request, Snapshot, Text, Value, Want
-from .._headers import header_pairs
-from .._secret import Secret
-from .._updates import JobCancelled, JobComplete, JobFailed, Update
-from ._requests import ACCEPT_JSON, Headers, Placed, check_token_place, path_and_query, placed, resolved
-from .wire.lenient import build, load
+from ..._exceptions import InvalidArgument, MalformedMessage
+from ..._facts import Answer, Ended, Fact, GetResult, GetState, Item, Position, Request, Snapshot, Text, Value, Want
+from ..._headers import header_pairs
+from ..._secret import Secret
+from ..._updates import JobCancelled, JobComplete, JobFailed, Update
+from ..wire.lenient import build, load
+from .requests import ACCEPT_JSON, Headers, Placed, check_token_place, path_and_query, placed, resolved
 
 #: What `each` may return for one JSON value.
 Meant: TypeAlias = Update | Fact | None

@@ -15,8 +15,8 @@ from urllib.parse import quote
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .._exceptions import InvalidArgument
-from .._facts import (
+from ..._exceptions import InvalidArgument
+from ..._facts import (
     Answer,
     CancelJob,
     Closed,
@@ -40,8 +40,8 @@ from .._facts import (
     Via,
     Want,
 )
-from .._secret import Secret
-from .._updates import JobComplete, dump_outcome, load_outcome
+from ..._secret import Secret
+from ..._updates import JobComplete, dump_outcome, load_outcome
 
 #: Called with each want and what the server said to it.
 Observer: TypeAlias = Callable[[Want, Received], None]
