@@ -134,6 +134,7 @@ def test_it_is_revealed_in_few_places() -> None:
         "towline/protocols/_shared/recording.py",  # masks each one before a line is written
         "towline/protocols/_shared/requests.py",  # places it in the header, the query or the subprotocol
         "towline/protocols/towline.py",  # asks for its successor
+        "towline/testing/_conformance.py",  # looks for it in a URL
         "transport/http/_client.py",  # writes a header or a body
         "transport/net/_proxy.py",  # the proxy's own password
         "transport/_url.py",  # the Authorization header
