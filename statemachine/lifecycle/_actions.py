@@ -78,12 +78,12 @@ def use_free_restart(draft: Draft) -> None:
 
 @action()
 def dial(draft: Draft) -> None:
-    """Start an attempt, spaced from the earlier ones; after a rejected token at once, with a fresh one."""
+    """Start an attempt, spaced from the earlier ones; at once with a fresh token or from the next source."""
     rejected = isinstance(draft.event, TokenRejected)
     now, policy = draft.facts.now, draft.policy
     dials = tuple(opened for opened in draft.after.dials if opened > now - policy.dial_window)
     not_before = now
-    if dials and not rejected:
+    if dials and not isinstance(draft.event, TokenRejected | SourceRefused):
         not_before = max(not_before, dials[-1] + policy.dial_spacing)
     if len(dials) >= policy.dials_per_window:
         not_before = max(not_before, dials[-policy.dials_per_window] + policy.dial_window)

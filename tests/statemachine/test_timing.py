@@ -824,6 +824,7 @@ def test_a_source_that_is_refused_gives_way_to_the_next_and_never_comes_back() -
     for source in (1, 2):
         run.take(SourceRefused(cause=CAUSE, generation=run.snapshot.generation))
         assert (state(run), run.snapshot.source, run.snapshot.retries) == (State.CONNECTING, source, 0)
+        assert run.effects(Dial)[-1].not_before == run.now, "it waits for nothing"
     run.take(Opened(by_state=False))
     run.take(Synced())
     run.take(Lost(cause=CAUSE))
