@@ -13,7 +13,8 @@ import pytest
 from towline import InvalidArgument
 from towline.cli._follow import resume_command
 from towline.cli._protocol import chosen_protocol
-from towline.protocols import Bookstrack, EventStream, Messages, Polling, Towline
+from towline.protocols import Bookstrack, EventStream, Polling, Towline
+from towline.protocols._shared.names import CLASSES, protocol_class
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 URL = "wss://api.example/ws/progress"
@@ -137,8 +138,11 @@ def test_the_protocols_are_listed(run: Run) -> None:
     assert answer.returncode == 0
     lines = answer.stdout.splitlines()
     assert lines[0].split()[:3] == ["name", "sources", "promise"]
-    for kind in (Towline, Bookstrack, Messages, EventStream, Polling):
+    for kind in map(protocol_class, CLASSES):
         (line,) = [line for line in lines if line.startswith(f"{kind.name} ")]
         assert line.endswith(str(kind.__doc__).splitlines()[0])
     assert "what arrives; with state: end exact" in answer.stdout
+    assert "exact; not resumable: end exact" in answer.stdout
+    (place,) = [number for number, line in enumerate(lines) if line.startswith("mcp_task ")]
+    assert lines[place + 1] == "  may be lost: status messages between two polls"
     assert "fields: url (needed), each (needed), token_in, " in answer.stdout

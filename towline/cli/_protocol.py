@@ -16,7 +16,7 @@ import typer
 
 from .._exceptions import InvalidArgument
 from .._facts import Protocol
-from ..protocols._shared.names import CLASSES, protocol_class
+from ..protocols._shared.names import CLASSES, MAY_LOSE, protocol_class
 
 ProtocolOption = Annotated[
     str | None,
@@ -160,6 +160,7 @@ def protocols() -> None:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         typer.echo("  ".join([*cells, row[3]]).rstrip())
         if name:
+            typer.echo(f"  may be lost: {MAY_LOSE.get(name, 'nothing')}")
             typer.echo(f"  fields: {', '.join(_fields(protocol_class(name)))}")
 
 
@@ -169,6 +170,8 @@ def _row(name: str) -> tuple[str, str, str, str]:
     promise = str(plain.promise)
     if "state" in kind.__dataclass_fields__ and (other := _example(kind, state="/state").promise) != promise:
         promise += f"; with state: {other}"
+    if "resumable" in kind.__dataclass_fields__:
+        promise += f"; not resumable: {_example(kind, resumable=False).promise}"
     return name, ", ".join(plain.sources), promise, (kind.__doc__ or "").partition("\n")[0]
 
 

@@ -21,6 +21,18 @@ CLASSES: Final[Mapping[str, str]] = {
     "langgraph_run": "LangGraphRun",
 }
 
+#: What may be lost within the promise of each protocol that is not exact throughout.
+MAY_LOSE: Final[Mapping[str, str]] = {
+    "bookstrack": "updates while the link is down",
+    "messages": "updates while the link is down; without a state call, also the end",
+    "event_stream": "updates without ids while the link is down; without ids and a state call, also the end",
+    "polling": "what was true only between two polls",
+    "openai_response": "after the stream expired: text deltas, which the whole text replaces (the end stays exact)",
+    "mcp_task": "status messages between two polls",
+    "a2a_task": "status messages that the agent's history does not hold; a chunk may come twice after a subscription",
+    "langgraph_run": "if not resumable: updates in a gap, which is reported",
+}
+
 
 def protocol_class(name: str) -> Any:
     """Return the class of a built-in protocol, and load it. Raises `InvalidArgument` that lists the names."""
