@@ -120,6 +120,12 @@ def use_next_source(draft: Draft) -> None:
 
 
 @action()
+def use_first_source(draft: Draft) -> None:
+    """Begin again with the preferred way, because none is left."""
+    draft.set(source=0)
+
+
+@action()
 def revive(draft: Draft) -> None:
     """Start again after giving up, with a new budget, and note the time."""
     now, policy = draft.facts.now, draft.policy

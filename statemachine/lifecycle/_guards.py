@@ -58,6 +58,11 @@ def another_source_left(draft: Draft) -> bool:
     return draft.before.source + 1 < draft.facts.sources
 
 
+def peer_is_unknown(draft: Draft) -> bool:
+    """No link with this server was ever in step."""
+    return not draft.before.peer_known
+
+
 def job_is_paused(draft: Draft) -> bool:
     """The job waits for a person."""
     return draft.before.paused

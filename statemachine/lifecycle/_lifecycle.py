@@ -72,9 +72,17 @@ _REOPEN: Final[LifecycleCell] = (
     go(S.CONNECTING, do.use_free_restart, when=when.free_restart_left),
     *_FAILED,
 )
-_SOURCE_REFUSED: Final[LifecycleCell] = (
+_SOURCE_REFUSED_IN_STEP: Final[LifecycleCell] = (
     go(S.CONNECTING, do.use_next_source, when=when.another_source_left),
-    go(S.EXHAUSTED, do.give_up_on_protocol),
+    # A proxy that answers for a known server: the ways to it may work again.
+    go(S.BACKGROUNDED, do.use_first_source, do.note_loss, when=when.in_background),
+    go(S.RECONNECTING, do.use_first_source, do.back_off, when=when.budget_left),
+    go(S.EXHAUSTED, do.give_up_on_budget),
+)
+_SOURCE_REFUSED: Final[LifecycleCell] = (
+    _SOURCE_REFUSED_IN_STEP[0],
+    go(S.EXHAUSTED, do.give_up_on_protocol, when=when.peer_is_unknown),
+    *_SOURCE_REFUSED_IN_STEP[1:],
 )
 _TOKEN_REJECTED: Final[LifecycleCell] = (
     go(S.CONNECTING, do.count_rejection, when=when.first_rejection),
@@ -201,7 +209,7 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleBranch | LifecycleCell]]] = {
         S.IDLE: NO_ATTEMPT,
         S.CONNECTING: _SOURCE_REFUSED,
         S.SYNCING: _SOURCE_REFUSED,
-        S.CONNECTED: _SOURCE_REFUSED,
+        S.CONNECTED: _SOURCE_REFUSED_IN_STEP,
         S.RECONNECTING: NO_ATTEMPT,
         S.BACKGROUNDED: NO_ATTEMPT,
         S.EXHAUSTED: NO_ATTEMPT,

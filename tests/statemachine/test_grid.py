@@ -96,7 +96,13 @@ LOST_LINK = (
     "[B] reconnecting charged backoff status; exhausted reason-budget status"
 )
 REOPEN = "[fewer than 3 free restarts] connecting uncharged one-restart dial; " + FAILED
-NEXT_SOURCE = "[another source] connecting uncharged next-source dial; exhausted reason-protocol status"
+FIRST_SOURCE = (
+    "[in background] backgrounded uncharged first-source; [B] reconnecting charged backoff status first-source; "
+    "exhausted reason-budget status"
+)
+NEXT_SOURCE = "[another source] connecting uncharged next-source dial; "
+NEXT_SOURCE_IN_STEP = NEXT_SOURCE + FIRST_SOURCE
+NEXT_SOURCE += "[unknown peer] exhausted reason-protocol status; " + FIRST_SOURCE
 ASSUMED = "[cancel confirmed] idle assumed; "
 REFUSED = ASSUMED + "[for good] exhausted reason-given status; " + FAILED
 REFUSED_WITH_SOCKET = (
@@ -127,7 +133,7 @@ TABLE: dict[str, list[str]] = {
     "gap_found": [
         "-", "-", "[fewer than 3 refetches] = refetch-later; " + LOST, "syncing fetch same-socket", "-", "-", "-", "-"],
     "reopen": ["-", REOPEN, REOPEN, REOPEN, "-", "-", "-", "-"],
-    "source_refused": ["-", NEXT_SOURCE, NEXT_SOURCE, NEXT_SOURCE, "-", "-", "-", "-"],
+    "source_refused": ["-", NEXT_SOURCE, NEXT_SOURCE, NEXT_SOURCE_IN_STEP, "-", "-", "-", "-"],
     "lost": ["-", LOST, LOST_LINK, LOST_LINK, "-", "-", "-", "-"],
     "token_rejected": [
         "-",
@@ -337,6 +343,10 @@ GUARDS: dict[str, tuple[list[Change], list[Change]]] = {
     "another source": (
         [lambda s: s.world(sources=2), lambda s: s.snapshot(source=1).world(sources=3)],
         [lambda s: s, lambda s: s.snapshot(source=1).world(sources=2)],
+    ),
+    "unknown peer": (
+        [lambda s: s.snapshot(peer_known=False)],
+        [lambda s: s.snapshot(peer_known=True)],
     ),
     "paused": (
         [lambda s: s.snapshot(paused=True)],
@@ -628,6 +638,7 @@ WORDS: dict[str, Callable[[Situation, Step], bool]] = {
     "pause-wait": lambda s, t: arms(t, Timer.BACKOFF, Delay(15, 60)) and t.snapshot.ticket(Timer.OUTAGE) is None,
     "one-restart": lambda s, t: t.snapshot.free_restarts == s.before.free_restarts + 1,
     "next-source": lambda s, t: the_dial(t).source == t.snapshot.source == s.before.source + 1,
+    "first-source": lambda s, t: t.snapshot.source == 0,
     "backoff": lambda s, t: arms(t, Timer.BACKOFF, Delay(0.25, min(30, 2**s.before.retries))) and arms(t, Timer.OUTAGE),
     "one-second-window": lambda s, t: arms(t, Timer.BACKOFF, Delay(0.25, 1.0)) and t.snapshot.retries == 4,
     "within-250-ms": lambda s, t: arms(t, Timer.BACKOFF, Delay(0.0, 0.25)) and t.snapshot.retries == 4,

@@ -225,9 +225,14 @@ class World(RuleBasedStateMachine):
         elif what == "source":
             self.take(SourceRefused(cause=cause, generation=at))
             left = self.run.facts.sources - 1 - before.source
-            assert self.snapshot.state is (State.CONNECTING if left else State.EXHAUSTED)
-            assert self.snapshot.source == before.source + (left > 0)
-            assert self.snapshot.retries == before.retries
+            if left:
+                assert self.snapshot.state is State.CONNECTING
+                assert (self.snapshot.source, self.snapshot.retries) == (before.source + 1, before.retries)
+            elif not before.peer_known:
+                assert (self.snapshot.state, self.snapshot.reason) == (State.EXHAUSTED, "protocol")
+            elif self.snapshot.state is not State.EXHAUSTED:
+                assert self.snapshot.state in (State.RECONNECTING, State.BACKGROUNDED)
+                assert self.snapshot.source == 0
         elif what == "rejected":
             self.take(TokenRejected(cause=cause, generation=at, by_fetch=fetched))
         else:

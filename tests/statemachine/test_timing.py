@@ -832,8 +832,20 @@ def test_a_source_that_is_refused_gives_way_to_the_next_and_never_comes_back() -
     run.take(Close())
     run.take(Connect())
     assert run.effects(Dial)[-1].source == 2
-    run.take(SourceRefused(cause=CAUSE, generation=run.snapshot.generation))
-    assert (state(run), run.snapshot.reason) == (State.EXHAUSTED, "protocol")
+
+
+def test_where_no_source_is_left_a_known_server_is_tried_again_from_the_first() -> None:
+    run = DryRun()
+    run.world(sources=2)
+    run.take(Connect())
+    for _ in range(2):
+        run.take(SourceRefused(cause=CAUSE, generation=run.snapshot.generation))
+    assert (state(run), run.snapshot.reason) == (State.EXHAUSTED, "protocol"), "an unknown one is not"
+    run = run_to(State.CONNECTED)
+    run.world(sources=2)
+    for _ in range(2):
+        run.take(SourceRefused(cause=CAUSE, generation=run.snapshot.generation))
+    assert (state(run), run.snapshot.source, run.snapshot.retries) == (State.RECONNECTING, 0, 1)
 
 
 def test_three_links_an_outage_are_reopened_without_charge() -> None:

@@ -235,6 +235,8 @@ _GUARDS: Final[dict[tuple[str, bool], Callable[[_Setting], None]]] = {
     ("state_decides", False): _set(in_step="open"),
     ("another_source_left", True): _set(sources=2),
     ("another_source_left", False): _NOTHING,
+    ("peer_is_unknown", True): _NOTHING,
+    ("peer_is_unknown", False): _set(known=True),
     ("job_is_paused", True): _set(paused=True),
     ("job_is_paused", False): _NOTHING,
     ("silence_is_short", True): _set(spoke=True),

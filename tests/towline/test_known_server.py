@@ -117,7 +117,6 @@ async def test_a_required_state_that_never_comes_is_a_lost_link(follow: Follow) 
 
 REFUSALS: list[Any] = [
     Answer(400),
-    Answer(426),
     Answer(200, b"<html>Welcome to our Wi-Fi"),
     Answer(302, headers={"Location": "https://elsewhere"}),
 ]
@@ -133,6 +132,19 @@ async def test_a_refused_upgrade_of_a_known_server_is_a_lost_attempt(follow: Fol
             await line.wait_for(State.RECONNECTING)
             await line.wait_for(State.CONNECTED, timeout=60)
             assert (line.statistics().dials, line.statistics().retries) == (4, 3)
+            job.complete(RESULT)
+            assert isinstance(await line.result(), JobComplete)
+
+
+async def test_a_proxy_without_websockets_before_a_known_server_is_a_lost_attempt(follow: Follow) -> None:
+    """The server has no event stream either, so the WebSocket is tried again."""
+    async with scripted() as (server, job):
+        async with follow(server) as line:
+            await line.wait_for(State.CONNECTED)
+            server.script("upgrade", Answer(426), Answer(426))
+            server.socket.cut("rst")
+            await line.wait_for(State.RECONNECTING)
+            await line.wait_for(State.CONNECTED, timeout=60)
             job.complete(RESULT)
             assert isinstance(await line.result(), JobComplete)
 
