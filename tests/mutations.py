@@ -151,7 +151,7 @@ MUTATIONS = (
     Mutation(
         "dials are not spaced",
         "statemachine/lifecycle/_actions.py",
-        "    if dials and not rejected:\n",
+        "    if dials and not isinstance(draft.event, TokenRejected | SourceRefused):\n",
         "    if False:\n",
     ),
     Mutation(
