@@ -113,7 +113,8 @@ async def test_following_uvicorn(tls: trustme.CA | None) -> None:
     app = App()
     with uvicorn_serving(app, tls) as port:
         url = f"http{'s' if tls else ''}://127.0.0.1:{port}"
-        options: dict[str, Any] = {"body": b"hello", "max_body": None, "silence": None, "network": Network(tls=trusting(tls))}
+        network = Network(tls=trusting(tls))
+        options: dict[str, Any] = {"body": b"hello", "max_body": None, "silence": None, "network": network}
         with anyio.fail_after(PATIENCE):
             async with stream_response("POST", f"{url}/events", **options) as response:
                 assert is_event_stream(response.headers.header(b"content-type"))
