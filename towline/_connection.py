@@ -117,7 +117,8 @@ class Connection(AsyncContextManagerMixin):
     - `token`: text, a `Secret`, a `Token` (which may have an expiry), or an async function that returns one of them.
       Without it, the store's is used.
     - `store`: keeps the progress for another process, and the token if it belongs to the job. With a token, nothing is
-      stored unless you pass a store. Without a token, the user's default `TokenStore` is opened.
+      stored unless you pass a store. Without a target, or without a token that belongs to the job, the user's default
+      `TokenStore` is opened.
     - `store_token`: also store a token that is of an account and not of the job, in the `store` or the default one.
     - `policy`: all timeouts, delays and retry limits. `limits`: limits on what the server may cost.
     - `network`: how the server is reached: proxy, TLS, and whether unencrypted connections are allowed.
@@ -251,7 +252,8 @@ class Connection(AsyncContextManagerMixin):
             exchanges_tokens=reader.ask(RefreshToken(), Secret("any")) is not None,
             require_state=getattr(protocol, "require_state", False),
             token_required=token_of_job,
-            token_stored=token_of_job or self._store_token,
+            # A key that is on record stays there.
+            token_stored=token_of_job or self._store_token or (self._token is None and record is not None),
             store=store,
             record_key=RecordKey(protocol.name, url.address, self._job),
             parameters=kept.parameters,
@@ -327,6 +329,9 @@ class Connection(AsyncContextManagerMixin):
     def updates(self, *, wait: bool = False) -> Subscription:
         """Iterate over the updates. Each of several iterators gets all updates from its start on.
 
+        An iterator that is kept but not read lets at most `Limits.max_waiting` bytes of output or 256 updates wait;
+        then nothing more is read from the server until it is read or dropped.
+
         Ends after the job's end, and on `cancel()` and `aclose()`. Raises `Exhausted` when the engine gives up; with
         `wait` it waits until the connection is revived. If it starts after the end, it yields the end.
         """
@@ -348,7 +353,10 @@ class Connection(AsyncContextManagerMixin):
         return None if self._engine is None else self._engine.outcome
 
     async def result(self) -> Outcome:
-        """Wait for the job's end and return it: completed, failed or canceled.
+        """Wait for the job's end and return it: completed, failed or cancelled.
+
+        Read every iterator that you keep: one that nobody reads stops the reading (`updates`), and the end too. For the
+        same reason a coroutine function that is `on_update` must not wait for the end.
 
         Raises `Exhausted` when the engine gives up, `Cancelled` after `cancel()`, `StateUnreachable` after `aclose()`.
         """

@@ -56,6 +56,7 @@ def fresh_start(draft: Draft) -> None:
     """Start again for the user: new budget, no silence; the server has not yet accepted a new token."""
     fresh_budget.run(draft)
     forget_silence.run(draft)
+    _forget_refusals(draft)
     if isinstance(draft.event, Connect) and draft.event.new_token:
         draft.set(token_accepted=False)
 
@@ -132,6 +133,13 @@ def revive(draft: Draft) -> None:
     revivals = tuple(at for at in draft.after.revivals if at > now - policy.revival_window)
     draft.set(revivals=(*revivals, now))
     fresh_budget.run(draft)
+    _forget_refusals(draft)
+
+
+def _forget_refusals(draft: Draft) -> None:
+    """Begin with the preferred source again, if none has worked yet: the refusals may come from another network."""
+    if not draft.after.peer_known:
+        draft.set(source=0)
 
 
 @action(arms=(Timer.REVIVAL,))

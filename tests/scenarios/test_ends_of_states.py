@@ -12,7 +12,20 @@ from msgspec.structs import replace
 from scenario import LONG, fractions, gaps, run
 
 from towline import Connection, Exhausted, JobComplete, Progress
-from towline._facts import Answer, Ask, Ended, Follow, GetResult, GetState, InStepAt, Line, Means, Request, ServerEvent
+from towline._facts import (
+    Answer,
+    Ask,
+    Ended,
+    Follow,
+    GetResult,
+    GetState,
+    InStepAt,
+    Item,
+    Line,
+    Means,
+    Request,
+    ServerEvent,
+)
 from towline.protocols import EventStream
 
 pytestmark = pytest.mark.anyio
@@ -135,6 +148,47 @@ async def test_an_end_does_not_wait_for_a_stream_that_is_refused_again_and_again
         assert fractions(told) == [0.1]
         assert [(gap.kind, gap.missed) for gap in gaps(told)] == [("end", None)]
         assert isinstance(told[-1], JobComplete)
+
+
+async def test_an_end_instead_of_a_stream_costs_that_attempt() -> None:
+    """The answer to the request for a stream says that the job has ended: each time, as the stream is over."""
+
+    class Answered(Run):
+        def read(self, want: Any, received: Any) -> Any:
+            if isinstance(want, Follow) and isinstance(received, Answer):
+                return (Ended(JobComplete(result="said at once")),)
+            facts = super().read(want, received)
+            return [replace(fact, at=None) if isinstance(fact, Item) else fact for fact in facts]  # it has no ids
+
+    async with Server() as server:
+
+        async def story(connection: Connection) -> None:
+            server.progress(1)
+            await anyio.sleep(LONG)
+            server.refusal = lambda asked: Reply(200, {"end": True}) if asked.path == "/events" else Reply(503)
+            server.cut()
+
+        _, told = await run(server, story, protocol=followed(Answered))
+        assert [(gap.kind, gap.missed) for gap in gaps(told)] == [("end", None)]
+        assert told[-1].result == "said at once"
+
+
+async def test_giving_up_takes_the_end_that_the_state_says() -> None:
+    """No other link comes then, so the end does not wait for one."""
+    async with Server() as server:
+
+        async def story(connection: Connection) -> None:
+            server.progress(1)
+            await anyio.sleep(LONG)
+            answer = server.answer
+            server.refusal = lambda asked: Reply(403) if asked.path == "/events" else answer(asked)
+            server.cut()
+            server.end()
+
+        _, told = await run(server, story, protocol=followed())
+        assert fractions(told) == [0.1]
+        assert [(gap.kind, gap.missed) for gap in gaps(told)] == [("end", None)]
+        assert told[-1].result == "42"
 
 
 async def test_a_stream_that_says_that_the_job_has_ended_needs_no_proof() -> None:

@@ -834,6 +834,16 @@ def test_a_source_that_is_refused_gives_way_to_the_next_and_never_comes_back() -
     assert run.effects(Dial)[-1].source == 2
 
 
+def test_connect_begins_with_the_first_source_if_none_has_worked_yet() -> None:
+    run = DryRun()
+    run.world(sources=2)
+    run.take(Connect())
+    for _ in range(2):
+        run.take(SourceRefused(cause=CAUSE, generation=run.snapshot.generation))
+    run.take(Connect())
+    assert (state(run), run.effects(Dial)[-1].source) == (State.CONNECTING, 0)
+
+
 def test_where_no_source_is_left_a_known_server_is_tried_again_from_the_first() -> None:
     run = DryRun()
     run.world(sources=2)

@@ -40,6 +40,18 @@ async def test_with_store_token_another_connection_has_it(server: ScriptedServer
         await connection.wait_for(State.CONNECTED, timeout=5)
 
 
+async def test_a_stored_token_stays_when_a_parameter_changes(server: ScriptedServer) -> None:
+    store = MemoryTokenStore()
+    async with Connection(ACCOUNT, token="t1", store=store, store_token=True, network=server.network) as connection:
+        await connection.wait_for(State.CONNECTED)
+    changed = OfAnAccount("ws://hub/ws/progress?x=1", "j1")
+    for _ in range(2):
+        async with Connection(changed, store=store, network=server.network) as connection:
+            await connection.wait_for(State.CONNECTED, timeout=5)
+    (record,) = await store.find("j1")
+    assert record.token == Secret("t1")
+
+
 async def test_without_a_store_it_goes_to_the_users_own(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,10 +124,15 @@ class Failures:
             self._act(held, generation)
             return
         facts = self._read(error, place)
+        said: Meaning | None
         if any(isinstance(fact, Ended) for fact in facts):
-            self._act(self._end_of(facts), generation)
-            return
-        said = next((fact.what for fact in facts if isinstance(fact, Means)), None)
+            found = self._end_of(facts)
+            if isinstance(found, End) or place not in (Place.UPGRADE, Place.SOCKET):
+                self._act(found, generation)
+                return
+            said = "lost"  # the end waits for a link that shows what came before, so this attempt is over
+        else:
+            said = next((fact.what for fact in facts if isinstance(fact, Means)), None)
         cause = self._advised(cause_of(error, place, path_up=self._path_up()), place)
         await self._decide(error, said, cause, place, generation, fetch)
 

@@ -184,7 +184,9 @@ class Looks:
         elif not isinstance(state, TowlineError):
             self._intake.note_state(state, effect.generation, moved=self._sequencer.is_ahead(state))
             if has_ended(state):
-                self._act(self._sequencer.look(state), effect.generation)
+                # After giving up there is no link that could show what came before.
+                is_last = self._snapshot().state is State.EXHAUSTED
+                self._act(self._sequencer.look(state, may_wait=not is_last), effect.generation)
 
     def _look_into_silence(self, answer: StateFacts | TowlineError, effect: FetchState) -> None:
         """Process the state call's answer after a silence of the job; report the silence if it continues."""

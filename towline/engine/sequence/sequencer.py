@@ -414,7 +414,7 @@ class Sequencer:
             if self.phase is Phase.REPLAYING or replay_may_come:
                 self._held_end = state
                 return None
-            return self._end(state.ended, state.snapshot)
+            return self._end(state.ended, state.snapshot, is_fetched=not self.order.by_state)
         return self._state(state) if self.phase in _WAITING else None
 
     def _state(self, state: State) -> Finding:
@@ -484,16 +484,17 @@ class Sequencer:
         if first is not None and first.epoch is not None and not self._joins(first):
             self._move_to(Numbered(first.first - 1, first.epoch))
 
-    def look(self, facts: Iterable[Fact], *, is_complete: bool = False) -> Finding:
+    def look(self, facts: Iterable[Fact], *, is_complete: bool = False, may_wait: bool = True) -> Finding:
         """Process a state fetched because the link was silent. If the job has advanced, `take()` returns updates.
 
-        `is_complete`: the link has said that the end has come, so it has shown everything before.
+        `is_complete`: the link has said that the end has come, so it has shown everything before. `may_wait`: another
+        link may follow, for which the end can wait.
         """
         # A new link that says nothing else does not show what came while there was none.
         is_complete = is_complete and (self.phase not in _WAITING or self._replays or not self.outlet.has_shown)
         state = state_of(facts)
         if state is not None and state.ended is not None:
-            if not is_complete and self._must_wait(state):
+            if not is_complete and may_wait and self._must_wait(state):
                 return Gap("the job has ended, and a new link shows what came before")
             return self._end(state.ended, state.snapshot, is_fetched=not is_complete)
         if state is None or self.phase is not Phase.LIVE:

@@ -60,7 +60,8 @@ class Observed:
         self._protocol = protocol
         self._observe = observe
         self._masks: dict[str, None] = {}
-        for _, value in getattr(protocol, "headers", ()):
+        headers: Any = getattr(protocol, "headers", ())
+        for _, value in headers.items() if isinstance(headers, Mapping) else headers:
             self._learn(value)
 
     @property
