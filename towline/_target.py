@@ -85,7 +85,7 @@ class Target:
             return protocol_of(record.key.protocol, self.job, parameters, record.secrets)
         if self.url is not None:
             return Towline(self.parse(self.url).whole, self.job)
-        raise TokenRefused(f"no record of job {self.job!r}: pass its URL or a protocol, and token=")
+        raise TokenRefused(f"no record of job {self.job!r}: name its URL or its protocol, and pass its token")
 
 
 def _job_of(given: Protocol | None, job: str | None) -> str:
