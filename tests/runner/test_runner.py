@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -290,6 +291,74 @@ async def test_leaving_the_block_cancels_everything_and_forbids_requests() -> No
     for make in (run.request, run.post):
         with pytest.raises(ForbiddenRequest, match="start is not possible while sending: the runner's block was left"):
             make(Event.START)
+
+
+async def leave_by_an_error(run: Runner[State, Event, Upload]) -> None:
+    raise OSError
+
+
+async def fail_a_save(run: Runner[State, Event, Upload]) -> None:
+    run.request(Event.NOTE, "unsaved")
+    await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("leave", [anyio.sleep, leave_by_an_error, fail_a_save])
+async def test_a_wait_outside_the_block_ends_when_the_block_is_left(leave: Callable[[Any], Any]) -> None:
+    problems = []
+
+    def keep(saved: bytes) -> None:
+        if b"unsaved" in saved:
+            raise OSError
+
+    async def watch(run: Runner[State, Event, Upload]) -> None:
+        for _ in range(2):
+            with pytest.raises(StateUnreachable) as caught:
+                await run.wait_for(State.DONE)
+            problems.append(str(caught.value))
+        assert (await run.wait_for(State.SENDING)).state is State.SENDING
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            with suppress(OSError, UnexpectedFailure):
+                async with runner(never, save=keep) as run:
+                    run.request(Event.START)
+                    tasks.start_soon(watch, run)
+                    await anyio.sleep(1)
+                    await leave(1 if leave is anyio.sleep else run)
+    assert problems == ["cannot reach done while sending: the runner's block was left"] * 2
+
+
+async def test_an_effect_that_waits_for_a_state_does_not_keep_the_block_open() -> None:
+    async def send(data: Upload) -> None:
+        with anyio.CancelScope(shield=True):
+            await runs[0].wait_for(State.DONE)
+
+    runs: list[Runner[State, Event, Upload]] = []
+    with anyio.fail_after(60):
+        async with runner(send) as run:
+            runs.append(run)
+            run.request(Event.START)
+            await anyio.sleep(1)
+    assert way(run) == [("start", "sending"), ("failed", "waiting")]
+
+
+async def test_what_comes_before_the_block_waits_for_it() -> None:
+    performed = []
+    start = anyio.current_time()
+
+    def send(data: Upload) -> Event:
+        performed.append(data.tries)
+        return Event.FAILED
+
+    run = runner(send)
+    run.post(Event.START)
+    with pytest.raises(ForbiddenRequest, match="waiting is not possible while not entered: use `async with`"):
+        await run.wait_for(State.DONE)
+    assert (run.snapshot.state, performed) == (State.READY, [])
+    async with run:
+        assert (await run.wait_for(State.DONE)).data.tries == 3
+    assert performed == [1, 2, 3]
+    assert anyio.current_time() - start == 2 + 4, "the timers ran"
 
 
 async def test_a_request_of_another_thread() -> None:

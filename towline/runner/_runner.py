@@ -87,6 +87,7 @@ class Runner(Generic[S, E, V]):
         self._failed: Final = failed
         self._passages: deque[Passage] = deque(maxlen=history)
         self._work: set[anyio.CancelScope] = set()
+        self._entered = False
         self._left = False
         self._nested = threading.local()
         self._file: SnapshotFile | None = None
@@ -117,6 +118,7 @@ class Runner(Generic[S, E, V]):
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
+        self._entered = True
         self._driver.soon(self._begin)
         return self
 
@@ -128,6 +130,7 @@ class Runner(Generic[S, E, V]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         self._left = True
+        self._driver.note_change()
         try:
             return await self._tasks.__aexit__(kind, error, traceback)
         finally:
@@ -156,10 +159,15 @@ class Runner(Generic[S, E, V]):
     def post(self, event: E, value: object = None) -> None:
         """Queue an event behind those that wait. For tasks of the same loop.
 
-        An event that the state forbids is only recorded. Raises `ForbiddenRequest` if the block was left.
+        Before the block is entered it waits for that. An event that the state forbids is only recorded. Raises
+        `ForbiddenRequest` if the block was left.
         """
         self._check_open(event)
-        self._driver.post(_Occurred(event, value))
+        occurred = _Occurred(event, value)
+        if self._entered:
+            self._driver.post(occurred)
+        else:
+            self._driver.soon(lambda: self._driver.post(occurred))
 
     def _check_open(self, event: E) -> None:
         if self._left:
@@ -168,19 +176,24 @@ class Runner(Generic[S, E, V]):
     async def wait_for(self, *states: S) -> TableSnapshot[S, V]:
         """Wait until the machine enters one of the states, or is in one; returns the present snapshot.
 
-        Raises `StateUnreachable` in a final state that is none of them.
+        Raises `StateUnreachable` in a final state that is none of them, or when the block is left, and
+        `ForbiddenRequest` before it is entered.
         """
         if not states:
             raise InvalidArgument("states", "pass at least one state")
+        if not self._entered:
+            raise ForbiddenRequest("waiting", "not entered", "use `async with` first, and wait inside the block")
         driver = self._driver
-        driver.pump()
+        if not self._left:
+            driver.pump()
         visits = {state: driver.visits[state] for state in states}
         while True:
             state = self.snapshot.state
             if state in visits or any(driver.visits[one] > count for one, count in visits.items()):
                 return self.snapshot
-            if state in self._table.final:
-                raise StateUnreachable(" or ".join(one.value for one in visits), state.value, "the state is final")
+            if state in self._table.final or self._left:
+                hint = "the state is final" if state in self._table.final else "the runner's block was left"
+                raise StateUnreachable(" or ".join(one.value for one in visits), state.value, hint)
             await driver.wait_changed()
 
     def journey(self) -> Journey:
