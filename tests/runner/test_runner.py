@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import stat
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +21,7 @@ import pytest
 
 from towline import ForbiddenRequest, InvalidArgument, StateUnreachable, TableError, UnexpectedFailure
 from towline.runner import Runner
+from towline.runner._file import SnapshotFile
 from towline.statemachine import (
     Action,
     Draft,
@@ -574,3 +579,57 @@ async def test_a_partial_of_a_coroutine_function_is_awaited() -> None:
     async with runner(partial(answer_with, Event.SENT)) as run:
         run.request(Event.START)
         await run.wait_for(State.DONE)
+
+
+async def test_an_awaitable_that_a_plain_callable_returns_is_awaited() -> None:
+    async with runner(lambda data: answer(data)) as run:
+        run.request(Event.START)
+        await run.wait_for(State.DONE)
+
+
+@pytest.mark.parametrize("result", [True, (Event.SENT, 1, 2), "sent"])
+async def test_an_effect_that_returns_no_event_ends_the_block(result: object) -> None:
+    with pytest.raises(UnexpectedFailure, match=r"effect Do\.SEND") as caught:
+        async with runner(lambda data: result) as run:
+            run.request(Event.START)
+            await anyio.sleep_forever()
+    assert "return None, an event" in str(caught.value.__cause__)
+
+
+async def test_a_foreign_cancellation_is_a_failure_of_the_effect() -> None:
+    async def send(data: Upload) -> None:
+        raise asyncio.CancelledError
+
+    with anyio.fail_after(60):
+        async with runner(send) as run:
+            run.request(Event.START)
+            assert (await run.wait_for(State.DONE)).data.tries == 3
+
+
+async def test_effects_of_a_step_that_was_not_saved_are_not_performed() -> None:
+    performed = []
+
+    def keep(saved: bytes) -> None:
+        if b"sending" in saved:
+            raise OSError
+
+    with pytest.raises(UnexpectedFailure, match="the runner of upload"):
+        async with runner(lambda data: performed.append(data), save=keep) as run:
+            run.request(Event.START)
+            await anyio.sleep_forever()
+    assert performed == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot force a folder's entries")
+async def test_a_write_forces_the_file_and_then_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced, force = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        forced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        force(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    file = SnapshotFile(tmp_path / "upload.json")
+    file.write(b"{}")
+    file.close()
+    assert forced == [False, True]

@@ -51,6 +51,13 @@ class SnapshotFile:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._path)
+        # Windows has no way to force a folder's entries; its file systems keep them in a journal.
+        if sys.platform != "win32":
+            folder = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     def close(self) -> None:
         """Release the lock; its empty file stays, because another runner may have opened it already."""

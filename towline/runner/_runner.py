@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 import anyio
 
 from .._exceptions import ForbiddenRequest, InvalidArgument, StateUnreachable, TableError, TowlineError
-from .._tasks import Tasks, unexpected
+from .._tasks import Tasks, failure_of, is_failure, unexpected
 from ..statemachine import Advance, Journey, Kind, Passage, Table, TableSnapshot, advance, enter, restore, save
 from ._driver import Driver
 from ._file import SnapshotFile
@@ -41,10 +41,11 @@ class _Occurred(NamedTuple):
 
 
 class _Due(NamedTuple):
-    """An effect, and the data after the step that requested it."""
+    """An effect, and the data and the generation after the step that requested it."""
 
     effect: Any
     data: Any
+    generation: int
 
 
 class Runner(Generic[S, E, V]):
@@ -89,6 +90,7 @@ class Runner(Generic[S, E, V]):
         self._work: set[anyio.CancelScope] = set()
         self._entered = False
         self._left = False
+        self._unsaved = False
         self._nested = threading.local()
         self._file: SnapshotFile | None = None
         if file is not None:
@@ -123,8 +125,7 @@ class Runner(Generic[S, E, V]):
         return self
 
     def _begin(self) -> None:
-        self._save_snapshot(self._start)
-        self._arm_changes((), self._start)
+        self._keep((), self._start)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -247,7 +248,7 @@ class Runner(Generic[S, E, V]):
             nested.depth -= 1
 
     def _due(self, effects: Iterable[Any], after: TableSnapshot[S, V]) -> tuple[_Due, ...]:
-        return tuple(_Due(effect, after.data) for effect in effects)
+        return tuple(_Due(effect, after.data, after.generation) for effect in effects)
 
     def _took_step(self, stepped: Stepped[TableSnapshot[S, V], _Due, None, Passage]) -> None:
         before, after = stepped.before, stepped.after
@@ -256,16 +257,20 @@ class Runner(Generic[S, E, V]):
         if after.generation != before.generation:
             for scope in self._work:
                 scope.cancel()
-        try:
-            self._arm_changes(before.armed, after)
-            if after is not before:
-                self._save_snapshot(after)
-        except Exception as error:
-            self._tasks.end_with(unexpected(error, f"the runner of {self._table.name}"))
+        if after is not before:
+            self._keep(before.armed, after)
 
-    def _save_snapshot(self, snapshot: TableSnapshot[S, V]) -> None:
-        if self._save is not None:
-            self._save(save(self._table, snapshot))
+    def _keep(self, armed: tuple[tuple[Enum, int], ...], after: TableSnapshot[S, V]) -> None:
+        """Arm the timers of a snapshot and save it. If that fails, the block ends and no effect follows."""
+        if self._unsaved:
+            return
+        try:
+            self._arm_changes(armed, after)
+            if self._save is not None:
+                self._save(save(self._table, after))
+        except Exception as error:
+            self._unsaved = True
+            self._tasks.end_with(unexpected(error, f"the runner of {self._table.name}"))
 
     def _arm_changes(self, before: tuple[tuple[Enum, int], ...], after: TableSnapshot[S, V]) -> None:
         for timer, ticket in before:
@@ -285,38 +290,52 @@ class Runner(Generic[S, E, V]):
     # --- effects ---------------------------------------------------------------------------------------------------
 
     def _perform(self, due: _Due) -> None:
-        generation = self.snapshot.generation
+        if self._unsaved:
+            return
         call = self._functions[due.effect]
         if inspect.iscoroutinefunction(call):
-            self._tasks.start_soon(self._perform_in_task, call, due, generation, name=f"effect {due.effect}")
+            self._tasks.start_soon(self._perform_in_task, call, due, None, name=f"effect {due.effect}")
             return
         try:
             result = call(due.data)
-        except Exception as error:
-            self._effect_failed(error, generation)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            self._effect_failed(error, due)
+            return
+        if inspect.isawaitable(result):
+            # Only its return value shows that the callable is asynchronous.
+            self._tasks.start_soon(self._perform_in_task, call, due, result, name=f"effect {due.effect}")
         else:
-            self._report(result, generation)
+            self._report(result, due)
 
-    async def _perform_in_task(self, call: Callable[[Any], Any], due: _Due, generation: int) -> None:
-        if generation != self.snapshot.generation:
+    async def _perform_in_task(self, call: Callable[[Any], Any], due: _Due, begun: Any) -> None:
+        if due.generation != self.snapshot.generation:
+            if inspect.iscoroutine(begun):
+                begun.close()
             return
         with anyio.CancelScope() as scope:
             self._work.add(scope)
             try:
-                result = await call(due.data)
-            except Exception as error:
-                self._effect_failed(error, generation)
+                result = await (call(due.data) if begun is None else begun)
+            except BaseException as error:
+                failure = await failure_of(error, f"effect {due.effect}", log=False)
+                self._effect_failed(error if isinstance(error, Exception) else failure, due)
             else:
-                self._report(result, generation)
+                self._report(result, due)
             finally:
                 self._work.discard(scope)
 
-    def _effect_failed(self, error: Exception, generation: int) -> None:
+    def _effect_failed(self, error: BaseException, due: _Due) -> None:
         if self._failed is None:
-            raise error
-        self._driver.post(_Occurred(self._failed, error, generation))
+            self._tasks.end_with(unexpected(error, f"effect {due.effect}"))
+        else:
+            self._driver.post(_Occurred(self._failed, error, due.generation))
 
-    def _report(self, result: Any, generation: int) -> None:
-        event, value = result if isinstance(result, tuple) else (result, None)
-        if event is not None:
-            self._driver.post(_Occurred(event, value, generation))
+    def _report(self, result: Any, due: _Due) -> None:
+        event, value = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        if isinstance(event, self._table.events):
+            self._driver.post(_Occurred(event, value, due.generation))
+        elif event is not None:
+            problem = f"{due.effect} returned a {type(event).__name__}; return None, an event, or an event with a value"
+            self._tasks.end_with(unexpected(InvalidArgument("effects", problem), f"effect {due.effect}"))
