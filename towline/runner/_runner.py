@@ -53,8 +53,9 @@ class Runner(Generic[S, E, V]):
 
     `data` is your initial data, a frozen dataclass. `effects` gives a function for each effect that actions request
     with `draft.do(effect)`. It gets the data and returns None, an event, or an event with a value. A coroutine function
-    runs in a task. When the machine leaves the state in which the effect was requested, the task is cancelled, and a
-    result that comes too late is stale. An effect that raises becomes the event `failed` with the error as its value.
+    or a returned awaitable runs in a task. When the machine leaves the state in which the effect was requested, the
+    task is cancelled, and a result that comes too late is stale. An effect that raises becomes the event `failed` with
+    the error as its value.
 
     `saved` is a snapshot that `save` got earlier: its state is entered again. `save` gets the snapshot as JSON before
     the effects of each step, so after a kill the entry of the last state is performed again. `file` does both with a
@@ -62,7 +63,7 @@ class Runner(Generic[S, E, V]):
 
     Create it in the task that enters it. Raises `InvalidArgument` for a timer without `seconds`, an effect without a
     function, an unusable `saved`, or a `file` that another runner uses. An error that is no event ends the block with
-    `UnexpectedFailure`: of an effect without `failed`, of `save`, of a guard or an action.
+    `UnexpectedFailure`: of an effect without `failed` or with another result, of `save`, of a guard or an action.
     """
 
     def __init__(
