@@ -57,18 +57,22 @@ async def test_the_job_is_followed_across_a_restart_of_nginx(hub: Hub, tmp_path:
         (tmp_path / "nginx.conf").write_text(config)
         nginx = Process(["nginx", "-p", str(tmp_path), "-e", "stderr", "-c", "nginx.conf"], port, tmp_path, {})
         nginx.start()
-        await anyio.to_thread.run_sync(lambda: client.start(b"x", "/start", content_type="application/octet-stream"))
-        updates = []
-        line = towline.Connection(Towline(f"ws://127.0.0.1:{port}/ws/progress", client.job), token=client.token)
-        async with line:
-            async for update in line:
-                updates.append(update)
-                if isinstance(update, towline.Progress) and update.processed_count == STEPS // 2:
-                    await anyio.to_thread.run_sync(nginx.end)
-                    await anyio.to_thread.run_sync(nginx.start)
-                    await line.wait_for(towline.State.CONNECTED, timeout=30)
-                    (hub.directory(client.job) / "on").touch()
-        nginx.end()
+        try:
+            await anyio.to_thread.run_sync(
+                lambda: client.start(b"x", "/start", content_type="application/octet-stream")
+            )
+            updates = []
+            line = towline.Connection(Towline(f"ws://127.0.0.1:{port}/ws/progress", client.job), token=client.token)
+            async with line:
+                async for update in line:
+                    updates.append(update)
+                    if isinstance(update, towline.Progress) and update.processed_count == STEPS // 2:
+                        await anyio.to_thread.run_sync(nginx.end)
+                        await anyio.to_thread.run_sync(nginx.start)
+                        await line.wait_for(towline.State.CONNECTED, timeout=30)
+                        (hub.directory(client.job) / "on").touch()
+        finally:
+            nginx.end()
     assert isinstance(line.outcome, towline.JobComplete)
     assert audit_updates(updates) == []
     assert (hub.statistics().sockets_opened, hub.statistics().streams_opened) == (0, 2)
