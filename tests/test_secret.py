@@ -117,9 +117,14 @@ def test_it_compares_as_its_text_does() -> None:
 
 def test_it_is_revealed_in_few_places() -> None:
     """Where a token goes onto the wire, into the sealed record, or to a person who asked: a new place is a decision."""
+
+    def reveals(path: Path) -> bool:
+        text = path.read_text()
+        return "reveal()" in text or "revealed(" in text
+
     root = Path(__file__).parents[1]
     folders = ("statemachine", "storage", "towline", "transport")
-    files = {path for folder in folders for path in (root / folder).rglob("*.py") if "reveal()" in path.read_text()}
+    files = {path for folder in folders for path in (root / folder).rglob("*.py") if reveals(path)}
     assert {path.relative_to(root).as_posix() for path in files} <= {
         "towline/server/web/_routes.py",  # gives a new token out, once
         "towline/server/_tokens.py",  # digests the one presented
@@ -127,15 +132,16 @@ def test_it_is_revealed_in_few_places() -> None:
         "storage/_record.py",  # checks it
         "storage/_sealed.py",  # seals it
         "towline/_secret.py",
+        "towline/_headers.py",  # checks a header's value and a subprotocol
         "towline/cli/_tokens.py",  # show --reveal
         "towline/engine/tokens.py",  # what a provider gave, looked at before it is used
         "towline/sources/access.py",  # writes it into a request's URL, headers or body
-        "towline/sources/job_calls.py",  # asks for its successor
         "towline/protocols/_shared/recording.py",  # masks each one before a line is written
         "towline/protocols/_shared/requests.py",  # places it in the header, the query or the subprotocol
         "towline/protocols/towline.py",  # asks for its successor
         "towline/testing/_conformance.py",  # looks for it in a URL
         "transport/http/_client.py",  # writes a header or a body
         "transport/net/_proxy.py",  # the proxy's own password
-        "transport/_url.py",  # the Authorization header
+        "transport/_url.py",  # encodes a header's value
+        "transport/websocket/_protocol.py",  # writes a message
     }

@@ -21,13 +21,18 @@ _ID_VALUE: Final = re.compile(
 )
 
 
+def as_pairs(headers: Headers) -> tuple[tuple[str, Text], ...]:
+    """Headers as pairs, unchecked."""
+    return tuple(headers.items() if isinstance(headers, Mapping) else headers)
+
+
 def header_pairs(headers: Headers, *, reserved: frozenset[str] = frozenset()) -> tuple[tuple[str, Text], ...]:
     """Check headers and return them as pairs; names in `reserved` (lower case) are refused.
 
     A value is printable ASCII on one line; that of `Last-Event-ID` may hold other characters too. Raises
     `InvalidArgument` with the header's name, never its value.
     """
-    pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+    pairs = as_pairs(headers)
     for name, value in pairs:
         if not isinstance(name, str) or not TOKEN.fullmatch(name):
             raise InvalidArgument("headers", "a name is not a token (RFC 9110 section 5.6.2)")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .._exceptions import UnexpectedResponse
+from .._headers import as_pairs
 from .._secret import Secret
 from ..protocols.wire import Codec
-from ..transport import URL, Headers, Network, Upload, parse_url, request
+from ..transport import URL, Headers, Network, Upload, request
 
 #: What hubs answer when a job was started.
 _STARTED = frozenset({200, 201, 202})
@@ -34,13 +35,10 @@ async def start_job(
     `deadline` (seconds) restarts with each piece sent. Raises `UnexpectedResponse` for any status but 200, 201 and 202,
     `MalformedMessage` for an answer without token or id, and as `transport.request`.
     """
-    if not isinstance(url, URL):
-        url = parse_url(url, schemes=("https", "http"), allow_insecure=network is not None and network.allow_insecure)
-    pairs = headers.items() if hasattr(headers, "items") else headers
     response = await request(
         "POST",
         url,
-        headers=[("Content-Type", content_type), ("Accept", "application/json"), *pairs],
+        headers=[("Content-Type", content_type), ("Accept", "application/json"), *as_pairs(headers)],
         body=body,
         deadline=deadline,
         max_body=1 << 20,

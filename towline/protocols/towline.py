@@ -178,7 +178,7 @@ class Towline:
 
     def _follow(self, want: Follow, token: Secret | None) -> Request:
         sent = placed(token, self.token_in, with_query(self.url, "jobId", self.job))
-        after = want.after if isinstance(want.after, Numbered) and want.after.seq > 0 else None
+        after = _place_in_log(want)
         ready = Ready(
             epoch=None if after is None else after.epoch,
             seq=None if after is None else after.seq,
@@ -197,7 +197,7 @@ class Towline:
     def _follow_events(self, want: Follow, token: Secret | None) -> Request | None:
         if self.events_path is None:
             return None
-        after = want.after if isinstance(want.after, Numbered) and want.after.seq > 0 else None
+        after = _place_in_log(want)
         last = () if after is None else (("Last-Event-ID", f"{after.epoch}:{after.seq}"),)
         return Request(
             via="events",
@@ -406,6 +406,11 @@ def _failed(common: _Common, error: ErrorPayload) -> JobFailed:
         retryable=error.retryable,
         problem=None if error.code or error.message or error.details else "the server gave no reason",
     )
+
+
+def _place_in_log(want: Follow) -> Numbered | None:
+    """Where to go on. Position 0 is before the first event, so it asks for nothing else than no position does."""
+    return want.after if isinstance(want.after, Numbered) and want.after.seq > 0 else None
 
 
 def _position(seq: int | None, epoch: str | None) -> Numbered | None:

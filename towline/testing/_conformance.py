@@ -20,7 +20,7 @@ from .. import _facts as f
 from .._connection import Connection
 from .._exceptions import Exhausted, InvalidArgument, MalformedMessage, TowlineError
 from .._facts import Fact, Follow, GetState, Protocol, Received, Want, is_resumed
-from .._secret import Secret
+from .._secret import Secret, revealed
 from .._updates import JobComplete, Outcome, Progress, Resynced, Stalled, Update
 from ..protocols._shared.recording import load_lines
 from ..storage import MemoryTokenStore
@@ -231,7 +231,7 @@ def _check_request(
         if asked is not None or (isinstance(want, Follow) and want.after is None and token is not None):
             report.note(done, "a `Request`, or None for a call that the server lacks", f"`ask` returned {asked!r}")
         return False
-    url = _revealed(asked.url)
+    url = revealed(asked.url)
     if _origin_of(url) not in origins:
         expected = "a request to the protocol's own origin, the only one that the token may go to"
         report.note(done, expected, f"it goes to {_origin_of(url) or 'no URL'}")
@@ -251,10 +251,6 @@ def _origin_of(url: str) -> Origin | None:
         return parse_url(url, schemes=_SCHEMES, allow_insecure=True).origin
     except InvalidArgument:
         return None
-
-
-def _revealed(text: f.Text) -> str:
-    return text.reveal() if isinstance(text, Secret) else text
 
 
 # --- following -----------------------------------------------------------------------------------------------------

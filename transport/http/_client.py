@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -17,7 +17,7 @@ import h11
 from anyio.abc import ByteStream
 
 from ..._exceptions import ConnectionBroken, DeadlineExceeded, InvalidArgument, MessageTooBig, UnexpectedResponse
-from ..._headers import Headers
+from ..._headers import Headers, as_pairs
 from ..._secret import Secret
 from .._url import URL, check_headers, check_method, parse_url
 from ..net._network import STREAM_ERRORS, Network, broken, close_now, endpoint_of, is_quiet
@@ -227,7 +227,7 @@ class HTTPClient:
         url = _checked_url(url, self._network)
         if url.origin != self._url.origin:
             raise InvalidArgument("url", f"this client calls only {self._url.origin}")
-        headers = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+        headers = as_pairs(headers)
         exchange = _new_exchange(method, url, headers, body, keep_alive=self._keep_alive)
         with self._guard:
             if self._closed:

@@ -53,14 +53,13 @@ class _Lost:
 
     def reported_before(self, end: Outcome) -> list[AnyUpdate]:
         """The report of lost updates when the end leaves no time for a re-sync."""
-        last = None if self.last is None else self.last
-        missed = None if self.first is None or last is None else last - self.first + 1
+        missed = None if self.first is None or self.last is None else self.last - self.first + 1
         report = Resynced(
             job=end.job,
             epoch=self.epoch,
             kind="end",
             from_seq=self.first,
-            to_seq=last,
+            to_seq=self.last,
             missed=missed,
         )
         return [report, *self._newest_progress(self.epoch)]

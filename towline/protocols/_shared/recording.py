@@ -40,7 +40,8 @@ from ..._facts import (
     Via,
     Want,
 )
-from ..._secret import Secret
+from ..._headers import as_pairs
+from ..._secret import Secret, revealed
 from ..._updates import JobComplete, dump_outcome, load_outcome
 
 #: Called with each want and what the server said to it.
@@ -60,8 +61,7 @@ class Observed:
         self._protocol = protocol
         self._observe = observe
         self._masks: dict[str, None] = {}
-        headers: Any = getattr(protocol, "headers", ())
-        for _, value in headers.items() if isinstance(headers, Mapping) else headers:
+        for _, value in as_pairs(getattr(protocol, "headers", ())):
             self._learn(value)
 
     @property
@@ -111,8 +111,7 @@ class Observed:
         return facts
 
     def _learn(self, text: Text) -> None:
-        value = text.reveal() if isinstance(text, Secret) else text
-        value = value.removeprefix("Bearer ")
+        value = revealed(text).removeprefix("Bearer ")
         if value and value not in self._masks:
             in_json = json.dumps(value)[1:-1]
             # As it stands in a URL, and in JSON with and without escaped slashes; the longest first.

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import quote, urljoin, urlsplit
 
 from ..._exceptions import InvalidArgument, MalformedMessage
+from ..._headers import TOKEN
 from ..._secret import Secret, Text
 
 Headers: TypeAlias = tuple[tuple[str, Text], ...]
@@ -14,7 +15,7 @@ Headers: TypeAlias = tuple[tuple[str, Text], ...]
 JSON: Final[tuple[str, str]] = ("Content-Type", "application/json")
 ACCEPT_JSON: Final[tuple[str, str]] = ("Accept", "application/json")
 
-_PLACE: Final = re.compile(r"(header|query)(?::[A-Za-z0-9!#$%&'*+.^_`|~-]+)?|subprotocol:[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_PLACE: Final = re.compile(rf"(header|query)(:{TOKEN.pattern})?|subprotocol:{TOKEN.pattern}")
 _PATH: Final = re.compile(r"[!\"$-~]+")  # printable ASCII, without the # of a fragment
 
 
