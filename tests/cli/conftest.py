@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -89,15 +90,25 @@ class Terminal:
         os.close(theirs)
         self.shown = self.raw = ""
         self._pieces: Queue[str | None] = Queue()
+        self._hung_up = threading.Event()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
+        """Read until the command ends or the terminal is hung up; only this thread closes its side.
+
+        A descriptor that is closed while a thread reads from it stays open until the read returns, so it never blocks.
+        """
         try:
-            while data := os.read(self._ours, 65_536):
+            while not self._hung_up.is_set():
+                if not select.select([self._ours], [], [], 0.05)[0]:
+                    continue
+                if not (data := os.read(self._ours, 65_536)):
+                    break
                 self._pieces.put(data.decode(errors="replace"))
         except OSError:
             pass  # how Linux tells that the other side is closed
+        os.close(self._ours)
         self._pieces.put(None)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
@@ -133,14 +144,13 @@ class Terminal:
 
     def hang_up(self) -> None:
         """Close the terminal's window, of which the command learns by SIGHUP."""
-        os.close(self._ours)
+        self._hung_up.set()
+        self._reader.join()
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
         self._reader.join()
-        with suppress(OSError):  # it was hung up
-            os.close(self._ours)
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ class Counted(Detour):
 
     def lead(self, proxy: FaultProxy) -> None:
         """Dial another proxy from now on."""
-        self._proxy = proxy
+        self.via = proxy
 
     async def connect(self, endpoint: Endpoint) -> ByteStream:
         self.attempts.append(anyio.current_time())

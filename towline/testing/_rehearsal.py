@@ -54,16 +54,19 @@ class Rehearsal(Struct, kw_only=True):
 
 
 class Detour(Network):
-    """A `Network` that connects to the proxy instead of the server; names and certificates stay the server's."""
+    """A `Network` that connects to the proxy instead of the server; names and certificates stay the server's.
+
+    `via` is the proxy of the next connection. It may be replaced at any time.
+    """
 
     def __init__(self, proxy: FaultProxy, *, allow_insecure: bool = False) -> None:
         super().__init__(allow_insecure=allow_insecure)
-        self._via = proxy
+        self.via = proxy
 
     async def connect(self, endpoint: Endpoint) -> ByteStream:
         """Open a stream to the proxy."""
         name = endpoint.server_name or endpoint.host
-        there = replace(endpoint, host=self._via.host, port=self._via.port, zone=None, server_name=name)
+        there = replace(endpoint, host=self.via.host, port=self.via.port, zone=None, server_name=name)
         return await super().connect(there)
 
 

@@ -24,5 +24,5 @@ def test_the_demo_runs_in_an_empty_folder_and_finds_nothing_wrong(tmp_path: Path
 def test_a_history_that_a_killed_client_did_not_write_is_a_finding(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"history-{number}.json").touch()
-    unread = "cannot be read: recording: Input data was truncated"
+    unread = "cannot be read: history: Input data was truncated"
     assert _demo._check_histories(tmp_path) == [f"history-1.json {unread}", f"history-2.json {unread}"]
