@@ -330,7 +330,7 @@ class Connection(AsyncContextManagerMixin):
         """Iterate over the updates. Each of several iterators gets all updates from its start on.
 
         An iterator that is kept but not read lets at most `Limits.max_waiting` bytes of output or 256 updates wait;
-        then nothing more is read from the server until it is read or dropped.
+        then nothing more is read from the server until it is read or dropped, or its reader calls `result`.
 
         Ends after the job's end, and on `cancel()` and `aclose()`. Raises `Exhausted` when the engine gives up; with
         `wait` it waits until the connection is revived. If it starts after the end, it yields the end.
@@ -355,16 +355,18 @@ class Connection(AsyncContextManagerMixin):
     async def result(self) -> Outcome:
         """Wait for the job's end and return it: completed, failed or cancelled.
 
-        Read every iterator that you keep: one that nobody reads stops the reading (`updates`), and the end too. For the
-        same reason a coroutine function that is `on_update` must not wait for the end.
+        Meanwhile an iterator that this task has read, or none yet, does not stop the reading: of what it has not read,
+        too much is dropped, and a `Resynced` reports that. One that another task reads is waited for (`updates`), and a
+        coroutine function that is `on_update` too, so that one must not wait for the end.
 
         Raises `Exhausted` when the engine gives up, `Cancelled` after `cancel()`, `StateUnreachable` after `aclose()`.
         """
         engine = self._engine_of("result")
         engine.runner.pump()
-        while engine.outcome is None:
-            self._raise_if_unreachable(engine, "the job's end")
-            await engine.runner.wait_changed()
+        with engine.delivery.end_awaited():
+            while engine.outcome is None:
+                self._raise_if_unreachable(engine, "the job's end")
+                await engine.runner.wait_changed()
         engine.journal.ended(engine.outcome)
         return engine.outcome
 

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Final, Self, TypeVarTuple
 
@@ -30,6 +31,15 @@ _LOG: Final = logging.getLogger("towline")
 
 #: Seconds that a block left in the wrong task waits for its tasks to end.
 _ENDING: Final = 5.0
+
+
+#: Whom this task serves, if it lasts for one call only; see `caller`.
+CALLER: Final[ContextVar[object]] = ContextVar("towline_caller", default=None)
+
+
+def caller() -> object:
+    """Identifies who runs this code: the current task, or the thread that waits for it (`towline.blocking`)."""
+    return CALLER.get() or anyio.get_current_task().id
 
 
 def is_failure(error: BaseException) -> bool:

@@ -41,6 +41,7 @@ from ._connection import Connection as AsyncConnection
 from ._exceptions import DeadlineExceeded, ForbiddenRequest
 from ._facts import CancelWord, Protocol
 from ._secret import Secret
+from ._tasks import CALLER
 from ._updates import AnyUpdate, Outcome
 from .host import Host
 from .host import attach as attach_async
@@ -196,7 +197,13 @@ class Connection:
         self._raise_if_forked()
         if self._portal is None:
             raise ForbiddenRequest("waiting", "not entered", "use `with Connection(...)`, and wait inside the block")
-        future = self._portal.start_task_soon(call)
+        thread = threading.current_thread()
+
+        async def run() -> T:
+            CALLER.set(thread)
+            return await call()
+
+        future = self._portal.start_task_soon(run)
         try:
             return future.result()
         except BaseException:

@@ -241,6 +241,42 @@ async def test_the_end_arrives_in_an_inbox_that_overflowed_and_says_what_is_miss
     assert end is END
 
 
+async def test_who_waits_for_the_end_holds_up_no_one_by_what_only_it_reads() -> None:
+    delivery = Deliveries()
+    unread, mine, other = (delivery.subscribe(wait=False) for _ in range(3))
+    assert await read_by_another_task(delivery, other) == started(1)
+    assert await anext(mine) == started(1)
+    assert not delivery.give(*map(started, range(2, INBOX_LIMIT + 3)))
+    with delivery.end_awaited():
+        assert delivery.room() is not None, "the other task reads its own"
+        assert await read_by_another_task(delivery, other) == started(2)
+        assert delivery.room() is None
+    assert delivery.overflows == 0
+    for subscription in (unread, mine):
+        with anyio.move_on_after(1):
+            await anext(subscription)
+    assert delivery.overflows == 2, "each asks for a re-sync when it is read again"
+    delivery.give(resynced(INBOX_LIMIT + 3, missed=1), progress(INBOX_LIMIT + 4))
+    for subscription, last in (unread, 0), (mine, 1):
+        report = await anext(subscription)
+        assert isinstance(report, Resynced)
+        assert (report.from_seq, report.missed) == (last + 1, INBOX_LIMIT + 3 - last)
+        assert await anext(subscription) == progress(INBOX_LIMIT + 4)
+
+
+async def read_by_another_task(delivery: Deliveries, subscription: Subscription) -> AnyUpdate:
+    read: list[AnyUpdate] = []
+
+    async def run() -> None:
+        read.append(await anext(subscription))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        if not delivery.applied:
+            delivery.give(started(1))
+    return read[0]
+
+
 async def test_an_unclaimed_inbox_that_overflowed_says_so_when_it_is_claimed() -> None:
     delivery = Deliveries()
     for seq in range(1, INBOX_LIMIT + 3):

@@ -9,7 +9,7 @@ import pytest
 from job_server import JobServer
 from scenario import check, fractions, gaps
 
-from towline import Connection, JobComplete, Limits, Output, Paused, Stalled, State
+from towline import Connection, JobComplete, Limits, Output, Paused, Resynced, Stalled, State
 
 pytestmark = pytest.mark.anyio
 
@@ -120,3 +120,67 @@ async def test_a_consumer_that_is_dropped_without_a_word_stops_no_other(server: 
         del forgotten
         seen += [update async for update in told]
     assert text(seen) == "".join(f"line {number}\n" for number in range(LINES))
+
+
+async def publish(server: JobServer) -> None:
+    for number in range(LINES):
+        server.publish(log=f"line {number}\n")
+        await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("server", ["websocket", "events", "lines"], indirect=True)
+@pytest.mark.parametrize("is_read", [False, True])
+async def test_an_iterator_that_its_own_task_keeps_does_not_stop_a_wait_for_the_end(
+    server: JobServer, is_read: bool
+) -> None:
+    async with server.follow(limits=LIMITS) as connection:
+        await connection.wait_for(State.CONNECTED)
+        kept = connection.updates()
+        if is_read:
+            server.publish(log="first\n")
+            assert isinstance(await anext(kept), Output)
+        await publish(server)
+        server.end()
+        with anyio.move_on_after(3600) as waiting:
+            await anyio.sleep(1)
+            assert connection.outcome is None, "the iterator stops the reading until someone waits for the end"
+            outcome = await connection.result()
+        assert not waiting.cancelled_caught
+        assert isinstance(outcome, JobComplete)
+        lost, end = [update async for update in kept][-2:]
+        assert isinstance(lost, Resynced)
+        assert end == outcome
+    assert connection.statistics().retries == 0
+
+
+@pytest.mark.parametrize("server", ["websocket+state", "events"], indirect=True)
+async def test_an_iterator_goes_on_after_a_wait_for_the_end_that_was_given_up(server: JobServer) -> None:
+    async with server.follow(limits=LIMITS) as connection:
+        await connection.wait_for(State.CONNECTED)
+        kept = connection.updates()
+        await publish(server)
+        with anyio.move_on_after(60) as waiting:
+            await connection.result()
+        assert waiting.cancelled_caught
+        server.progress(7)
+        told: list[Any] = []
+        async for update in kept:
+            told.append(update)
+            if isinstance(update, Resynced):
+                server.end()
+    assert len(gaps(told)) == 1, "one report of what was dropped, and it came before the end"
+    assert 0.7 in fractions(told)
+    assert isinstance(told[-1], JobComplete)
+
+
+@pytest.mark.parametrize("server", ["websocket", "events"], indirect=True)
+async def test_a_wait_for_the_end_drops_nothing_of_a_slow_consumer_in_another_task(server: JobServer) -> None:
+    slow: list[Any] = []
+    async with server.follow(limits=LIMITS) as connection, anyio.create_task_group() as tasks:
+        await connection.wait_for(State.CONNECTED)
+        tasks.start_soon(collect, connection, slow, 30.0)
+        tasks.start_soon(connection.result)
+        await publish(server)
+        server.end()
+        assert isinstance(await connection.result(), JobComplete)
+    assert text(slow) == "".join(f"line {number}\n" for number in range(LINES))

@@ -15,6 +15,7 @@ import pytest
 
 from towline import Cancelled, DeadlineExceeded, ForbiddenRequest, InvalidArgument, JobComplete, Policy, State
 from towline.blocking import Connection, attach
+from towline.engine.delivery.inbox import INBOX_LIMIT
 from towline.protocols import Polling
 from towline.testing import MemoryLink, ScriptedJob, ScriptedServer
 
@@ -92,6 +93,22 @@ def test_a_job_is_followed_from_a_plain_thread(backend: str) -> None:
         assert line.cancel() is False
     assert len(asked) == 1
     assert asked[0] != threading.get_ident()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_an_iterator_that_a_thread_keeps_does_not_stop_its_wait_for_the_end(backend: str) -> None:
+    with served(backend) as (url, job, portal):
+        with Connection(url, job="j1", token="t1", backend=backend) as line:
+            line.wait_for(State.CONNECTED, timeout=5)
+            kept = line.updates()
+            portal.call(job.start)
+            assert next(kept).seq == 1
+            for _ in range(2 * INBOX_LIMIT):
+                portal.call(job.start)
+            portal.call(lambda: job.complete(RESULT))
+            outcome = line.result(timeout=30)
+            assert isinstance(outcome, JobComplete)
+            assert list(kept)[-1] == outcome
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -182,6 +199,7 @@ FORKED = """
 import os, signal, sys, warnings
 from towline import ForbiddenRequest
 from towline.blocking import Connection, attach
+from towline.engine.delivery.inbox import INBOX_LIMIT
 
 # From Python 3.12 such a fork brings a warning. This test is about programs that fork all the same.
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)

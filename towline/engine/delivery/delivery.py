@@ -6,21 +6,25 @@ dropped: the engine stops reading until every consumer has room again. So the sl
 others are never more than the bound ahead of it. What is read at once, one batch of the source, always goes in.
 
 While there is no consumer, one inbox waits for the next. So no update is lost before the first iteration or between two
+While there is no consumer, one inbox waits for the next. So no update is lost before the first iteration or between two
 iterations. It never stops the reading, because there may never be a consumer: a program can wait for the end alone. If
 too much waits in it, its updates are dropped, and a `Resynced` tells the next consumer what it missed. The final update
-always arrives.
+always arrives. A task that waits for the end reads nothing, so the same then holds for the inboxes that it read last,
+and for those that nobody has read yet.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 
 import anyio
 
 from ..._exceptions import Exhausted
 from ..._facts import Numbered, Position
+from ..._tasks import caller
 from ..._updates import AnyUpdate, Outcome
 from .inbox import Inbox
 
@@ -57,7 +61,8 @@ class Subscription(AsyncIterator[AnyUpdate]):
             self._delivery.catch_up()
             inbox = self._inbox
         update = inbox.in_hand = inbox.waiting.popleft()
-        if inbox.size or inbox.is_full:
+        if inbox.size or inbox.is_full or inbox.reader is None:
+            inbox.reader = caller()
             self._delivery.taken(inbox, update)
         if update is self._delivery.outcome:
             self.end()
@@ -71,6 +76,8 @@ class Subscription(AsyncIterator[AnyUpdate]):
         if given_up is not None and not self._wait:
             self.end()
             raise given_up()
+        inbox.reader = caller()
+        self._delivery.report_loss(inbox)
         if inbox.wake is None:
             inbox.wake = anyio.Event()
         await inbox.wake.wait()
@@ -129,6 +136,8 @@ class Delivery:
         self._handlers_full = handlers_full
         # Set when a consumer that was full may have room again; None while nothing waits for that.
         self._room: anyio.Event | None = None
+        # Who waits for the end.
+        self._awaiting_end: list[object] = []
         # The inbox that waits for the next consumer, and those that have one.
         self._unclaimed: Inbox | None = None
         self._claimed: dict[Inbox, weakref.ref[Subscription]] = {}
@@ -157,11 +166,35 @@ class Delivery:
             inbox = Inbox(self.applied, self._max_waiting)
             if self.outcome is not None:
                 inbox.put_end(self.outcome)
+        inbox.reader = None
         subscription = Subscription(self, inbox, wait=wait)
         self._claimed[inbox] = weakref.ref(subscription, lambda _: self._forget(inbox))
-        if inbox.lost is not None:
-            self._overflowed()
+        self.report_loss(inbox)
         return subscription
+
+    def report_loss(self, inbox: Inbox) -> None:
+        """Ask for a re-sync, once, if an inbox has dropped updates: its consumer wants to know what it missed."""
+        if inbox.lost is not None and not inbox.lost.resync_requested:
+            inbox.lost.resync_requested = True
+            self._overflowed()
+
+    @contextmanager
+    def end_awaited(self) -> Iterator[None]:
+        """While the block lasts the caller waits for the end, so its own iterators are not read."""
+        reader = caller()
+        self._awaiting_end.append(reader)
+        self._drop_unread()
+        try:
+            yield
+        finally:
+            self._awaiting_end.remove(reader)
+
+    def _drop_unread(self) -> None:
+        """Drop what is too much for consumers that do not read now."""
+        for inbox in self._claimed:
+            if inbox.is_full and (inbox.reader is None or inbox.reader in self._awaiting_end):
+                inbox.drop()
+                self.look_for_room()
 
     def leave(self, inbox: Inbox) -> None:
         """Remove a consumer. If it was the last, its remaining updates wait for the next, with the one in hand."""
@@ -205,6 +238,8 @@ class Delivery:
                 self._unclaimed.drop()
         for inbox in self._claimed:
             inbox.put(updates)
+        if self._awaiting_end:
+            self._drop_unread()
         self.moved()
 
     def room(self) -> anyio.Event | None:

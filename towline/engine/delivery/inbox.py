@@ -19,9 +19,11 @@ INBOX_LIMIT: Final = 256
 class _Lost:
     """The range of updates that an inbox has dropped since an overflow, until a `Resynced` reports it."""
 
-    __slots__ = ("epoch", "first", "last", "progress")
+    __slots__ = ("epoch", "first", "last", "progress", "resync_requested")
 
     def __init__(self) -> None:
+        #: Whether a re-sync was requested, which reports it.
+        self.resync_requested = False
         self.epoch: str | None = None
         self.first: int | None = None
         self.last: int | None = None
@@ -85,6 +87,8 @@ class Inbox:
         self.in_hand: AnyUpdate | None = None
         self.done: AnyUpdate | Position | None = done
         self.lost: _Lost | None = None
+        #: Who read it last, as `caller` says; None before the first read.
+        self.reader: object = None
         self.wake: anyio.Event | None = None
         self._max_waiting = max_waiting
 
