@@ -104,7 +104,7 @@ def _looks(settings: Settings, reader: Reader, tokens: TokenSource) -> Looks:
         publish=unused,
         act=unused,
         is_current=unused,
-        room=unused,
+        no_room=unused,
     )
     return Looks(
         settings,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final, Protocol
 
 import anyio
@@ -74,6 +75,7 @@ class Link:
         self.closing = False
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Attempts:
     """Performs the effects on attempts and sources.
 
@@ -83,67 +85,33 @@ class Attempts:
     - `failed` gets the error that ended an attempt, `meant` what a message said about the link.
     """
 
-    __slots__ = (
-        "_client",
-        "_dialled",
-        "_failed",
-        "_leaving",
-        "_links",
-        "_meant",
-        "_one_left",
-        "_opened",
-        "_position",
-        "_reader",
-        "_received",
-        "_refused",
-        "_room",
-        "_settings",
-        "_tasks",
-        "_token",
-        "current",
-    )
-
-    def __init__(
-        self,
-        settings: Settings,
-        tasks: Tasks,
-        reader: Reader,
-        *,
-        token: GetToken,
-        position: Callable[[], Position | None],
-        dialled: Callable[[], object],
-        opened: Callable[[Link], object],
-        received: Callable[[Link, Sequence[Received]], object],
-        room: Callable[[], Awaitable[object] | None],
-        failed: Callable[[TowlineError, Place, int], Awaitable[object]],
-        meant: Callable[[Meaning, Link], Awaitable[object]],
-    ) -> None:
-        self._settings = settings
-        self._tasks = tasks
-        self._reader = reader
-        self._token = token
-        self._position = position
-        self._dialled = dialled
-        self._opened = opened
-        self._received = received
-        self._room = room
-        self._failed = failed
-        self._meant = meant
-        #: The current attempt or open source.
-        self.current: Link | None = None
-        # Attempts that were given up and sources that are being closed, until they are gone.
-        self._leaving: set[Link] = set()
-        self._one_left: anyio.Event | None = None
-        # With these a server recognizes the links of this connection, and the newest of them.
-        self._client = secrets.token_hex(8)
-        self._links = 0
-        # The position from which the server refused to go on.
-        self._refused: Position | None = None
+    settings: Settings
+    tasks: Tasks
+    reader: Reader
+    _: KW_ONLY
+    token: GetToken
+    position: Callable[[], Position | None]
+    dialled: Callable[[], object]
+    opened: Callable[[Link], object]
+    received: Callable[[Link, Sequence[Received]], object]
+    room: Callable[[], Awaitable[object] | None]
+    failed: Callable[[TowlineError, Place, int], Awaitable[object]]
+    meant: Callable[[Meaning, Link], Awaitable[object]]
+    #: The current attempt or open source.
+    current: Link | None = field(default=None, init=False)
+    # Attempts that were given up and sources that are being closed, until they are gone.
+    _leaving: set[Link] = field(default_factory=set, init=False)
+    _one_left: anyio.Event | None = field(default=None, init=False)
+    # With these a server recognizes the links of this connection, and the newest of them.
+    _client: str = field(default_factory=lambda: secrets.token_hex(8), init=False)
+    _links: int = field(default=0, init=False)
+    # The position from which the server refused to go on.
+    _refused: Position | None = field(default=None, init=False)
 
     def dial(self, effect: Dial) -> None:
         """Start an attempt."""
         self.current = Link(effect.generation)
-        self._tasks.start_soon(self._run, self.current, effect, name="towline link")
+        self.tasks.start_soon(self._run, self.current, effect, name="towline link")
 
     def abandon_dial(self, effect: AbandonDial) -> None:
         """Give up the current attempt."""
@@ -154,7 +122,7 @@ class Attempts:
     def probe(self, effect: Probe) -> None:
         """Check the link now; if nothing comes in time, it is lost."""
         if self.current is not None and self.current.source is not None:
-            self.current.source.probe(self._settings.policy.probe)
+            self.current.source.probe(self.settings.policy.probe)
 
     def close_socket(self, effect: CloseSocket) -> None:
         """Close the source; a background task waits for the server's answer."""
@@ -164,7 +132,7 @@ class Attempts:
         self._release(link)
         if link.source is not None:
             link.closing = True
-            self._tasks.start_soon(self._close, link, link.source, effect, name="towline close")
+            self.tasks.start_soon(self._close, link, link.source, effect, name="towline close")
 
     async def all_gone(self) -> None:
         """Wait until all attempts that were given up, and all sources being closed, are gone."""
@@ -221,36 +189,36 @@ class Attempts:
         """Run one attempt and its source until it ends."""
         place = Place.TOKEN
         try:
-            policy = self._settings.policy
+            policy = self.settings.policy
             with anyio.move_on_after(policy.close_wait + CLOSE_MARGIN):
                 await self.all_gone()
             await anyio.sleep_until(dial.not_before)
-            token = await self._token(fresh=dial.fresh_token)
+            token = await self.token(fresh=dial.fresh_token)
             place = Place.UPGRADE
-            self._dialled()
+            self.dialled()
             self._links += 1
-            asked = self._ask(link, self._settings.protocol.sources[dial.source], token)
-            link.after = link.want.after if is_resumed(self._settings.protocol, link.want, token, asked) else None
-            link.source = await open_source(asked, self._settings.access, lambda: self._ask_again(link))
+            asked = self._ask(link, self.settings.protocol.sources[dial.source], token)
+            link.after = link.want.after if is_resumed(self.settings.protocol, link.want, token, asked) else None
+            link.source = await open_source(asked, self.settings.access, lambda: self._ask_again(link))
             place = Place.SOCKET
             link.in_step = asked.in_step
             link.may_be_silent = asked.via in ("events", "lines") and asked.silence is None
-            self._opened(link)
+            self.opened(link)
             await link.source.start(asked.opening)
             while link.meant is None:
-                self._received(link, await link.source.receive())
+                self.received(link, await link.source.receive())
                 while link.to_send:
                     await link.source.send(link.to_send.pop(0))
-                if (room := self._room()) is not None:
+                if (room := self.room()) is not None:
                     await room
-            await self._meant(link.meant, link)
+            await self.meant(link.meant, link)
         except BaseException as error:
             failure = await failure_of(error, _WORK[place])
-            await self._failed(failure, place, link.generation)
+            await self.failed(failure, place, link.generation)
 
     def forget_cursor(self) -> None:
         """Begin without the present position: the server refuses to go on from there."""
-        self._refused = self._position()
+        self._refused = self.position()
 
     def resumes_at(self, position: Position | None) -> bool:
         """Whether a request after this position goes on there."""
@@ -258,17 +226,17 @@ class Attempts:
         if link is None or position is None:
             return False
         want = Follow(link.want.via, position, self._client, self._links)
-        asked = self._reader.ask(want, None)
-        return asked is not None and is_resumed(self._settings.protocol, want, None, asked)
+        asked = self.reader.ask(want, None)
+        return asked is not None and is_resumed(self.settings.protocol, want, None, asked)
 
     def _ask(self, link: Link, via: Via, token: Secret | None) -> Request:
-        position = self._position()
+        position = self.position()
         after = None if position == self._refused else position
         link.want = Follow(via, after, self._client, self._links)
-        asked = self._reader.ask(link.want, token)
+        asked = self.reader.ask(link.want, token)
         if asked is None:
-            raise InvalidArgument("protocol", f"{self._settings.protocol.name} has no request to follow by {via}")
+            raise InvalidArgument("protocol", f"{self.settings.protocol.name} has no request to follow by {via}")
         return asked
 
     async def _ask_again(self, link: Link) -> Request:
-        return self._ask(link, link.want.via, await self._token())
+        return self._ask(link, link.want.via, await self.token())

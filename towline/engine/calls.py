@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -32,6 +33,7 @@ _RESULT_DEADLINE: Final = 30.0
 _MAX_ANSWER: Final = 1 << 20
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class RequestedCalls:
     """Makes the calls, and repeats one with a fresh token if the server rejects the current one.
 
@@ -39,41 +41,17 @@ class RequestedCalls:
     that has ended.
     """
 
-    __slots__ = (
-        "_cancel_key",
-        "_ended",
-        "_fetch_state",
-        "_outcome",
-        "_post",
-        "_reader",
-        "_running",
-        "_settings",
-        "_snapshot",
-        "_tokens",
-    )
-
-    def __init__(
-        self,
-        settings: Settings,
-        reader: Reader,
-        tokens: TokenSource,
-        *,
-        fetch_state: Callable[[Secret | None, float], Awaitable[StateFacts]],
-        snapshot: Callable[[], Snapshot],
-        outcome: Callable[[], Outcome | None],
-        post: Callable[[AnyEvent], object],
-        ended: Callable[[StateFacts], object],
-    ) -> None:
-        self._settings = settings
-        self._reader = reader
-        self._tokens = tokens
-        self._fetch_state = fetch_state
-        self._snapshot = snapshot
-        self._outcome = outcome
-        self._post = post
-        self._ended = ended
-        self._running: set[anyio.CancelScope] = set()
-        self._cancel_key: str | None = None
+    settings: Settings
+    reader: Reader
+    tokens: TokenSource
+    _: KW_ONLY
+    fetch_state: Callable[[Secret | None, float], Awaitable[StateFacts]]
+    snapshot: Callable[[], Snapshot]
+    outcome: Callable[[], Outcome | None]
+    post: Callable[[AnyEvent], object]
+    ended: Callable[[StateFacts], object]
+    _running: set[anyio.CancelScope] = field(default_factory=set, init=False)
+    _cancel_key: str | None = field(default=None, init=False)
 
     def give_up(self) -> None:
         """Cancel the running requests to cancel the job: the connection was cancelled."""
@@ -82,7 +60,7 @@ class RequestedCalls:
 
     async def fetch_result(self, max_bytes: int) -> Any:
         """Return the job's result, from the outcome or from the server."""
-        outcome, state = self._outcome(), self._snapshot().state.value
+        outcome, state = self.outcome(), self.snapshot().state.value
         if outcome is None:
             raise StateUnreachable(_RESULT, state, "wait for `result()` first")
         if not isinstance(outcome, JobComplete):
@@ -119,7 +97,7 @@ class RequestedCalls:
         raise AssertionError("only cancel() ends a call")
 
     def _raise_if_cancelled(self, request: str) -> None:
-        if self._snapshot().state is State.CANCELLED:
+        if self.snapshot().state is State.CANCELLED:
             raise Cancelled(request, State.CANCELLED.value, "it was cancelled, which is final: make a new Connection")
 
     async def _request_cancel(self) -> CancelWord:
@@ -128,14 +106,14 @@ class RequestedCalls:
         answer = await self._with_token(lambda token: self._cancel(CancelJob(key), token))
         self._cancel_key = None
         if answer == "accepted":
-            self._post(CancelAccepted())
+            self.post(CancelAccepted())
         elif answer == "too_late":
             # The job has ended already: its state says how, in any state of the link.
             with suppress(TowlineError):
-                deadline = self._settings.policy.fetch_deadline
-                state = await self._with_token(lambda token: self._fetch_state(token, deadline))
-                if has_ended(state) and self._outcome() is None and self._snapshot().state is not State.IDLE:
-                    self._ended(state)
+                deadline = self.settings.policy.fetch_deadline
+                state = await self._with_token(lambda token: self.fetch_state(token, deadline))
+                if has_ended(state) and self.outcome() is None and self.snapshot().state is not State.IDLE:
+                    self.ended(state)
         return answer
 
     async def _cancel(self, want: CancelJob, token: Secret | None) -> CancelWord:
@@ -149,18 +127,18 @@ class RequestedCalls:
         self, want: Want, token: Secret | None, deadline: float, max_body: int
     ) -> tuple[tuple[Fact, ...], Callable[[str], UnexpectedResponse]]:
         """The facts of a call's answer, and what makes the error if they are not the ones expected."""
-        asked = self._reader.ask(want, token)
+        asked = self.reader.ask(want, token)
         if asked is None:
-            state = self._snapshot().state.value
+            state = self.snapshot().state.value
             raise StateUnreachable("an answer of the server", state, "its protocol has no such call")
         answer, retry_after = await call(
             asked,
-            self._settings.access,
+            self.settings.access,
             deadline=deadline,
             max_body=max_body,
             whole=not isinstance(want, GetResult),
         )
-        facts = self._reader.read(want, answer)
+        facts = self.reader.read(want, answer)
         return facts, lambda problem: UnusableAnswer(answer, problem, retry_after=retry_after)
 
     async def _with_token(self, make: Callable[[Secret | None], Awaitable[T]]) -> T:
@@ -172,8 +150,8 @@ class RequestedCalls:
 
     async def _with_fresh_token(self, make: Callable[[Secret | None], Awaitable[T]]) -> T:
         try:
-            return await make(await self._tokens.get())
+            return await make(await self.tokens.get())
         except UnexpectedResponse as error:
-            if error.status != 401 or not self._tokens.renewable:
+            if error.status != 401 or not self.tokens.renewable:
                 raise
-        return await make(await self._tokens.get(fresh=True))
+        return await make(await self.tokens.get(fresh=True))

@@ -145,7 +145,6 @@ class Engine:
             required=settings.token_required,
             deadline=settings.policy.token_deadline,
             changed=self.journal.token_changed,
-            wall_time=settings.access.wall_time,
         )
         self.publisher = Publisher(
             self.sequencer,
@@ -168,7 +167,7 @@ class Engine:
             publish=self.publisher.publish,
             act=self.publisher.act,
             is_current=lambda link: self.attempts.current is link,
-            room=self.delivery.room,
+            no_room=self.delivery.room,
         )
         self.looks = Looks(
             settings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final
 
 from msgspec.structs import replace
@@ -34,6 +35,7 @@ from .settings import Settings
 _GONE: Final = (404, 410)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Failures:
     """Lets the protocol say what an error means, and otherwise classifies it.
 
@@ -46,99 +48,60 @@ class Failures:
     - `ask_state` decides by the job's state; `act` turns a finding into an event; `skip_state` syncs without a state.
     """
 
-    __slots__ = (
-        "_act",
-        "_answered",
-        "_ask_state",
-        "_awaited_end",
-        "_end_of",
-        "_forget_cursor",
-        "_held_end",
-        "_path_up",
-        "_post",
-        "_reader",
-        "_renewable",
-        "_retry",
-        "_settings",
-        "_skip_state",
-        "_snapshot",
-        "_want",
-        "last",
-    )
-
-    def __init__(
-        self,
-        settings: Settings,
-        reader: Reader,
-        *,
-        want: Callable[[], Follow | None],
-        snapshot: Callable[[], Snapshot],
-        path_up: Callable[[], bool],
-        renewable: Callable[[], bool],
-        answered: Callable[[], bool],
-        held_end: Callable[[], End | None],
-        awaited_end: Callable[[], End | None],
-        end_of: Callable[[tuple[Fact, ...]], Finding],
-        ask_state: Callable[[AskState], Awaitable[Lost | Refused | End]],
-        act: Callable[[Finding, int], object],
-        skip_state: Callable[[], object],
-        post: Callable[[AnyEvent], object],
-        retry: Callable[[], float | None],
-        forget_cursor: Callable[[], object],
-    ) -> None:
-        self._settings = settings
-        self._reader = reader
-        self._want = want
-        self._snapshot = snapshot
-        self._path_up = path_up
-        self._renewable = renewable
-        self._answered = answered
-        self._held_end = held_end
-        self._awaited_end = awaited_end
-        self._end_of = end_of
-        self._ask_state = ask_state
-        self._act = act
-        self._skip_state = skip_state
-        self._post = post
-        self._retry = retry
-        self._forget_cursor = forget_cursor
-        #: The latest error of an attempt, a source or a sync.
-        self.last: BaseException | None = None
+    settings: Settings
+    reader: Reader
+    _: KW_ONLY
+    want: Callable[[], Follow | None]
+    snapshot: Callable[[], Snapshot]
+    path_up: Callable[[], bool]
+    renewable: Callable[[], bool]
+    answered: Callable[[], bool]
+    held_end: Callable[[], End | None]
+    awaited_end: Callable[[], End | None]
+    end_of: Callable[[tuple[Fact, ...]], Finding]
+    ask_state: Callable[[AskState], Awaitable[Lost | Refused | End]]
+    act: Callable[[Finding, int], object]
+    skip_state: Callable[[], object]
+    post: Callable[[AnyEvent], object]
+    retry: Callable[[], float | None]
+    forget_cursor: Callable[[], object]
+    #: The latest error of an attempt, a source or a sync.
+    last: BaseException | None = field(default=None, init=False)
 
     def unexpected(self, failure: UnexpectedFailure) -> Refused:
         """The event that gives up after a failure that no part of the engine expected."""
         self.last = failure
         cause = Cause(code="unexpected", text=str(failure))
-        return Refused(generation=self._snapshot().generation, reason="protocol", cause=cause)
+        return Refused(generation=self.snapshot().generation, reason="protocol", cause=cause)
 
     async def failed(self, error: TowlineError, place: Place, generation: int, fetch: int | None = None) -> None:
         """Turn an error into the event that it means."""
         if place is not Place.STATUS:
             # Without its traceback, which would keep the attempt's objects alive.
             self.last = error.with_traceback(None)
-        held = self._held_end() if place is Place.SOCKET else None
+        held = self.held_end() if place is Place.SOCKET else None
         if held is None and place is Place.SOCKET and isinstance(error, ResponseEnded):
-            held = self._awaited_end()
+            held = self.awaited_end()
         if held is not None:
             # A state had reported the end already: the replay broke off, or a stream showed that nothing is missing.
-            self._act(held, generation)
+            self.act(held, generation)
             return
         facts = self._read(error, place)
         said: Meaning | None
         if any(isinstance(fact, Ended) for fact in facts):
-            found = self._end_of(facts)
+            found = self.end_of(facts)
             if isinstance(found, End) or place not in (Place.UPGRADE, Place.SOCKET):
-                self._act(found, generation)
+                self.act(found, generation)
                 return
             said = "lost"  # the end waits for a link that shows what came before, so this attempt is over
         else:
             said = next((fact.what for fact in facts if isinstance(fact, Means)), None)
-        cause = self._advised(cause_of(error, place, path_up=self._path_up()), place)
+        cause = self._advised(cause_of(error, place, path_up=self.path_up()), place)
         await self._decide(error, said, cause, place, generation, fetch)
 
     def _advised(self, cause: Cause, place: Place) -> Cause:
         """The cause with the wait that the server asked for on this link, if the error brought no advice."""
-        retry = self._retry() if place is Place.SOCKET and cause.advice is None else None
+        retry = self.retry() if place is Place.SOCKET and cause.advice is None else None
         return cause if retry is None else replace(cause, advice=Advice(retry_after=retry))
 
     async def meant(self, said: Meaning, link: Link) -> None:
@@ -149,11 +112,11 @@ class Failures:
     def _read(self, error: TowlineError, place: Place) -> tuple[Fact, ...]:
         """What the protocol reads from an error; nothing if the server said nothing, or the protocol fails."""
         received = received_of(error)
-        want: Want | None = self._want() if place in (Place.UPGRADE, Place.SOCKET) else GetState()
+        want: Want | None = self.want() if place in (Place.UPGRADE, Place.SOCKET) else GetState()
         if received is None or want is None or place is Place.TOKEN:
             return ()
         try:
-            return self._reader.read(want, received)
+            return self.reader.read(want, received)
         except TowlineError as failure:
             if isinstance(failure, ProtocolFailed):
                 self.last = failure
@@ -171,11 +134,11 @@ class Failures:
         by_fetch = place in (Place.SYNC, Place.STATUS)
         meaning: Lost | TokenRejected | Refused | AskState | Unavailable | None
         if said == "source":
-            self._post(SourceRefused(generation=generation, cause=cause))
+            self.post(SourceRefused(generation=generation, cause=cause))
             return
         if said == "cursor":
-            self._forget_cursor()
-            self._post(Reopen(generation=generation, cause=cause))
+            self.forget_cursor()
+            self.post(Reopen(generation=generation, cause=cause))
             return
         match said:
             case "lost":
@@ -194,7 +157,7 @@ class Failures:
                 meaning = AskState(otherwise=Lost(cause=cause))
             case None if place is Place.SOCKET and isinstance(error, UnusableAnswer) and error.status in _GONE:
                 # A poll. Once one has worked, the job was there; before, it may not have been stored yet.
-                known = self._snapshot().peer_known
+                known = self.snapshot().peer_known
                 meaning = Refused(reason="gone", cause=cause) if known else Lost(cause=cause)
             case _ if error is None:
                 meaning = Lost(cause=cause)
@@ -202,19 +165,19 @@ class Failures:
                 meaning = classify(
                     error,
                     place,
-                    path_up=self._path_up(),
-                    renewable=self._renewable(),
-                    strict_sync=self._settings.require_state,
-                    cancel_accepted=self._snapshot().cancel_accepted,
-                    state_answered=self._answered(),
+                    path_up=self.path_up(),
+                    renewable=self.renewable(),
+                    strict_sync=self.settings.require_state,
+                    cancel_accepted=self.snapshot().cancel_accepted,
+                    state_answered=self.answered(),
                 )
         if isinstance(meaning, AskState):
-            answer = await self._ask_state(meaning)
+            answer = await self.ask_state(meaning)
             if isinstance(answer, End):
-                self._act(answer, generation)
+                self.act(answer, generation)
                 return
             meaning = answer
         if isinstance(meaning, Unavailable):
-            self._skip_state()
+            self.skip_state()
         elif isinstance(meaning, Lost | Refused | TokenRejected):
-            self._post(replace(meaning, generation=generation, fetch=fetch, cause=cause))
+            self.post(replace(meaning, generation=generation, fetch=fetch, cause=cause))

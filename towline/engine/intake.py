@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final
 
 import anyio
@@ -27,73 +28,43 @@ from .sequence.sequencer import Sequencer
 _LOG: Final = logging.getLogger("towline")
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Intake:
     """Processes what the current link receives.
 
     `publish` delivers updates, `act` turns a finding into an event, `is_current` says whether a link is still used.
-    `room` returns None while all consumers have room, else an event to wait for.
+    `no_room` returns None while all consumers have room, else an event to wait for.
     """
 
-    __slots__ = (
-        "_act",
-        "_batch_came",
-        "_counts",
-        "_is_current",
-        "_job",
-        "_last_sign",
-        "_last_state",
-        "_post",
-        "_publish",
-        "_reader",
-        "_room",
-        "_sequencer",
-        "_snapshot",
-        "_spoke",
-        "is_paused",
-    )
-
-    def __init__(
-        self,
-        job: str,
-        reader: Reader,
-        sequencer: Sequencer,
-        *,
-        counts: Counter[str],
-        snapshot: Callable[[], Snapshot],
-        post: Callable[[AnyEvent], object],
-        publish: Callable[[list[AnyUpdate]], object],
-        act: Callable[[Finding, int], object],
-        is_current: Callable[[Link], bool],
-        room: Callable[[], anyio.Event | None],
-    ) -> None:
-        self._job = job
-        self._reader = reader
-        self._sequencer = sequencer
-        self._counts = counts
-        self._snapshot = snapshot
-        self._post = post
-        self._publish = publish
-        self._act = act
-        self._is_current = is_current
-        self._room = room
-        # Set at each batch, for a fetch that waits for the link's messages.
-        self._batch_came: anyio.Event | None = None
-        self._last_sign: float | None = None
-        # Whether the last batch was a sign of the job.
-        self._spoke = False
-        #: Whether reading waits for a slow consumer.
-        self.is_paused = False
-        # What the last state said, since the last message: a different one is a sign of the job.
-        self._last_state: object = None
+    job: str
+    reader: Reader
+    sequencer: Sequencer
+    _: KW_ONLY
+    counts: Counter[str]
+    snapshot: Callable[[], Snapshot]
+    post: Callable[[AnyEvent], object]
+    publish: Callable[[list[AnyUpdate]], object]
+    act: Callable[[Finding, int], object]
+    is_current: Callable[[Link], bool]
+    no_room: Callable[[], anyio.Event | None]
+    # Set at each batch, for a fetch that waits for the link's messages.
+    _batch_came: anyio.Event | None = field(default=None, init=False)
+    _last_sign: float | None = field(default=None, init=False)
+    # Whether the last batch was a sign of the job.
+    _spoke: bool = field(default=False, init=False)
+    #: Whether reading waits for a slow consumer.
+    is_paused: bool = field(default=False, init=False)
+    # What the last state said, since the last message: a different one is a sign of the job.
+    _last_state: object = field(default=None, init=False)
 
     def take_in(self, link: Link, batch: Sequence[Received]) -> None:
         """Process and deliver what one read brought. The hot path: no await, lock or task switch per message.
 
         Raises `UnusableAnswer` for an answer to a poll from which the protocol reads nothing.
         """
-        reader, want, take_next = self._reader, link.want, self._sequencer.take_next
+        reader, want, take_next = self.reader, link.want, self.sequencer.take_next
         read = reader.protocol.read
-        self._counts["messages"] += len(batch)
+        self.counts["messages"] += len(batch)
         spoke = False
         pause: bool | None = None
         for received in batch:
@@ -107,7 +78,7 @@ class Intake:
                 facts = reader.checked(found)
             except MalformedMessage as error:
                 self._note_malformed(error)
-                if error.job_id not in ("", self._job):
+                if error.job_id not in ("", self.job):
                     continue
                 spoke = True
                 if error.seq is None or error.epoch is None:
@@ -123,18 +94,18 @@ class Intake:
             else:
                 spoke = self._note(link, received, facts) or spoke
                 pause = pause_in(facts, pause)
-            finding = self._sequencer.follow(facts)
+            finding = self.sequencer.follow(facts)
             if finding is not None:
-                self._act(finding, link.generation)
-                if not self._is_current(link):
+                self.act(finding, link.generation)
+                if not self.is_current(link):
                     break
         self._spoke = spoke
         if spoke:
             self._last_state = None
             self._job_spoke(link.generation, None if link.source is None else link.source.last_received)
         if pause:
-            self._post(JobPaused(generation=link.generation))
-        self._publish(self._sequencer.take())
+            self.post(JobPaused(generation=link.generation))
+        self.publish(self.sequencer.take())
         if self._batch_came is not None:
             self._batch_came.set()
             self._batch_came = None
@@ -154,7 +125,7 @@ class Intake:
                 raise UnusableAnswer(received, "the job's state was expected", retry_after=advice)
             return self.note_state(facts, link.generation, moved=False)
         if not facts:
-            self._counts["unread_messages"] += 1
+            self.counts["unread_messages"] += 1
         return has_sign(facts)
 
     @property
@@ -168,14 +139,14 @@ class Intake:
         Meanwhile the source is not read, so the network slows the server down. During a sync reading goes on: nothing
         is delivered, and the sync must not wait for a consumer.
         """
-        if self._room() is None or self._sequencer.phase not in (Phase.LIVE, Phase.REPLAYING):
+        if self.no_room() is None or self.sequencer.phase not in (Phase.LIVE, Phase.REPLAYING):
             return None
         return self._wait_for_room()
 
     async def _wait_for_room(self) -> None:
         self.is_paused = True
         try:
-            while (room := self._room()) is not None:
+            while (room := self.no_room()) is not None:
                 await room.wait()
         finally:
             self._last_sign = self.last_sign
@@ -194,17 +165,17 @@ class Intake:
         if is_sign:
             self._job_spoke(generation)
         if pause_in(facts):
-            self._post(JobPaused(generation=generation))
+            self.post(JobPaused(generation=generation))
         return is_sign
 
     def _job_spoke(self, generation: int, at: float | None = None) -> None:
         self._last_sign = anyio.current_time() if at is None else at
-        snapshot = self._snapshot()
+        snapshot = self.snapshot()
         if snapshot.stalls or snapshot.silence or snapshot.paused:
-            self._post(JobSpoke(generation=generation))
+            self.post(JobSpoke(generation=generation))
 
     def _note_malformed(self, error: MalformedMessage) -> None:
-        self._counts["malformed_messages"] += 1
+        self.counts["malformed_messages"] += 1
         # A server that sends one usually sends more, so only the first is logged as a warning.
-        level = logging.WARNING if self._counts["malformed_messages"] == 1 else logging.DEBUG
+        level = logging.WARNING if self.counts["malformed_messages"] == 1 else logging.DEBUG
         _LOG.log(level, "skipped: %s", escape(str(error)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final, TypeAlias
 
 import anyio
@@ -39,6 +40,7 @@ _INCOMPLETE: Final = 4
 StateFacts: TypeAlias = tuple[Fact, ...]
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Looks:
     """Runs one state fetch at a time and combines its answer with what the link brings.
 
@@ -46,59 +48,24 @@ class Looks:
     called when no fetch is running any more.
     """
 
-    __slots__ = (
-        "_act",
-        "_current",
-        "_facts",
-        "_failed",
-        "_finished",
-        "_incomplete",
-        "_intake",
-        "_post",
-        "_publish",
-        "_reader",
-        "_sequencer",
-        "_settings",
-        "_snapshot",
-        "_tasks",
-        "_tokens",
-        "answered",
-    )
-
-    def __init__(
-        self,
-        settings: Settings,
-        tasks: Tasks,
-        reader: Reader,
-        tokens: TokenSource,
-        sequencer: Sequencer,
-        intake: Intake,
-        *,
-        snapshot: Callable[[], Snapshot],
-        facts: Callable[[], Facts],
-        post: Callable[[AnyEvent], object],
-        publish: Callable[[list[AnyUpdate]], object],
-        act: Callable[[Finding, int], object],
-        failed: Callable[[TowlineError, Place, int, int], Awaitable[object]],
-        finished: Callable[[], object],
-    ) -> None:
-        self._settings = settings
-        self._tasks = tasks
-        self._reader = reader
-        self._tokens = tokens
-        self._sequencer = sequencer
-        self._intake = intake
-        self._snapshot = snapshot
-        self._facts = facts
-        self._post = post
-        self._publish = publish
-        self._act = act
-        self._failed = failed
-        self._finished = finished
-        self._current: anyio.CancelScope | None = None
-        self._incomplete = 0
-        #: Whether the state call has worked once.
-        self.answered = False
+    settings: Settings
+    tasks: Tasks
+    reader: Reader
+    tokens: TokenSource
+    sequencer: Sequencer
+    intake: Intake
+    _: KW_ONLY
+    snapshot: Callable[[], Snapshot]
+    facts: Callable[[], Facts]
+    post: Callable[[AnyEvent], object]
+    publish: Callable[[list[AnyUpdate]], object]
+    act: Callable[[Finding, int], object]
+    failed: Callable[[TowlineError, Place, int, int], Awaitable[object]]
+    finished: Callable[[], object]
+    _current: anyio.CancelScope | None = field(default=None, init=False)
+    _incomplete: int = field(default=0, init=False)
+    #: Whether the state call has worked once.
+    answered: bool = field(default=False, init=False)
 
     @property
     def running(self) -> bool:
@@ -110,8 +77,8 @@ class Looks:
         self.cancel_fetch()
         self._current = anyio.CancelScope()
         if effect.purpose is Purpose.SYNC:
-            self._sequencer.resync()
-        self._tasks.start_soon(self._run, effect, self._current, name="towline fetch")
+            self.sequencer.resync()
+        self.tasks.start_soon(self._run, effect, self._current, name="towline fetch")
 
     def cancel_fetch(self) -> None:
         """Give up the current fetch."""
@@ -122,7 +89,7 @@ class Looks:
     async def ask_state(self, meaning: AskState) -> Lost | Refused | End:
         """Fetch the state once to decide what a failure means."""
         try:
-            facts = await self.fetch(await self._tokens.get(), self._settings.policy.fetch_deadline)
+            facts = await self.fetch(await self.tokens.get(), self.settings.policy.fetch_deadline)
         except UnexpectedResponse as error:
             return meaning.gone if meaning.gone is not None and error.status in (404, 410) else meaning.otherwise
         except BaseException as error:
@@ -130,7 +97,7 @@ class Looks:
             return meaning.otherwise
         if not has_ended(facts):
             return meaning.otherwise
-        finding = self._sequencer.look(facts, is_complete=meaning.is_complete)
+        finding = self.sequencer.look(facts, is_complete=meaning.is_complete)
         return finding if isinstance(finding, End) else meaning.otherwise
 
     async def fetch(self, token: Secret | None, deadline: float) -> StateFacts:
@@ -152,11 +119,11 @@ class Looks:
             return facts
 
     async def _read_answer(self, want: GetState | GetResult, token: Secret | None, deadline: float) -> StateFacts:
-        asked = self._reader.ask(want, token)
+        asked = self.reader.ask(want, token)
         if asked is None:
             raise StateUnreachable("the job's state", "from a server without a state call")
-        answer, retry_after = await call(asked, self._settings.access, deadline=deadline, max_body=MAX_STATE)
-        facts = self._reader.read(want, answer)
+        answer, retry_after = await call(asked, self.settings.access, deadline=deadline, max_body=MAX_STATE)
+        facts = self.reader.read(want, answer)
         if state_of(facts) is None:
             raise UnusableAnswer(answer, "the job's state was not sent", retry_after=retry_after)
         return facts
@@ -173,47 +140,47 @@ class Looks:
         finally:
             if self._current is scope:
                 self._current = None
-                self._finished()
+                self.finished()
 
     async def _look(self, effect: FetchState, state: StateFacts | TowlineError) -> None:
         """React to a clear answer only: the end, a sign of the job, or that the job is gone."""
         if isinstance(state, TowlineError):
-            await self._failed(state, Place.STATUS, effect.generation, effect.fetch)
+            await self.failed(state, Place.STATUS, effect.generation, effect.fetch)
         if effect.purpose is Purpose.STALL:
             self._look_into_silence(state, effect)
         elif not isinstance(state, TowlineError):
-            self._intake.note_state(state, effect.generation, moved=self._sequencer.is_ahead(state))
+            self.intake.note_state(state, effect.generation, moved=self.sequencer.is_ahead(state))
             if has_ended(state):
                 # After giving up there is no link that could show what came before.
-                is_last = self._snapshot().state is State.EXHAUSTED
-                self._act(self._sequencer.look(state, may_wait=not is_last), effect.generation)
+                is_last = self.snapshot().state is State.EXHAUSTED
+                self.act(self.sequencer.look(state, may_wait=not is_last), effect.generation)
 
     def _look_into_silence(self, answer: StateFacts | TowlineError, effect: FetchState) -> None:
         """Process the state call's answer after a silence of the job; report the silence if it continues."""
         if not isinstance(answer, TowlineError):
-            finding = self._sequencer.look(answer)
-            updates = self._sequencer.take()
+            finding = self.sequencer.look(answer)
+            updates = self.sequencer.take()
             moved = finding is not None or bool(updates)
-            if self._intake.note_state(answer, effect.generation, moved=moved):
-                self._publish(updates)
-                self._act(finding, effect.generation)
+            if self.intake.note_state(answer, effect.generation, moved=moved):
+                self.publish(updates)
+                self.act(finding, effect.generation)
                 return
-        snapshot = self._snapshot()
+        snapshot = self.snapshot()
         if snapshot.state is not State.CONNECTED:
             return
-        silence = snapshot.silent_seconds(self._facts())
-        self._publish([Stalled(job=self._settings.job, seconds=round(silence, 3))])
-        self._post(StillSilentEvent(generation=effect.generation, fetch=effect.fetch))
+        silence = snapshot.silent_seconds(self.facts())
+        self.publish([Stalled(job=self.settings.job, seconds=round(silence, 3))])
+        self.post(StillSilentEvent(generation=effect.generation, fetch=effect.fetch))
 
     async def _fetched(self, effect: FetchState) -> StateFacts | TowlineError:
         patient = effect.purpose is Purpose.SYNC
         try:
             if patient:
-                return await self._fetched_patiently(await self._tokens.get(fresh=effect.fresh_token))
-            token = self._tokens.held
-            if token is None and (self._settings.token_required or self._settings.provider is not None):
+                return await self._fetched_patiently(await self.tokens.get(fresh=effect.fresh_token))
+            token = self.tokens.held
+            if token is None and (self.settings.token_required or self.settings.provider is not None):
                 return StateUnreachable("the job's state", "without a token")
-            return await self.fetch(token, self._settings.policy.status_deadline)
+            return await self.fetch(token, self.settings.policy.status_deadline)
         except BaseException as error:
             return await failure_of(error, "a state call")
 
@@ -223,7 +190,7 @@ class Looks:
         5xx, 408, 425, 429, timeouts and errors of the network are retried. Advice beyond the deadline of a try ends
         the tries.
         """
-        policy = self._settings.policy
+        policy = self.settings.policy
         for wait in policy.fetch_waits:
             advice = 0.0
             try:
@@ -237,38 +204,38 @@ class Looks:
 
     async def _sync(self, effect: FetchState, state: StateFacts | TowlineError) -> None:
         """Combine the state with what the link brings."""
-        sequencer, generation = self._sequencer, effect.generation
+        sequencer, generation = self.sequencer, effect.generation
         ended = False
         if not isinstance(state, TowlineError):
             ended = has_ended(state)
-            self._intake.note_state(state, generation, moved=sequencer.is_ahead(state))
+            self.intake.note_state(state, generation, moved=sequencer.is_ahead(state))
             if ended:
                 finding = sequencer.state(state)
                 if finding is not None:
-                    self._act(finding, generation)
+                    self.act(finding, generation)
                     return
         if isinstance(state, TowlineError) or is_numbered(state):
             # A replay is better than a snapshot, and may still come.
             with anyio.move_on_after(ACK_WAIT):
                 while sequencer.awaiting_ack:
-                    await self._intake.next_batch()
+                    await self.intake.next_batch()
         if not isinstance(state, TowlineError) and not sequencer.replaying:
-            self._act(sequencer.held_end() if ended else sequencer.state(state), generation)
+            self.act(sequencer.held_end() if ended else sequencer.state(state), generation)
         while sequencer.replaying:
-            with anyio.move_on_after(self._settings.policy.fetch_deadline) as waiting:
-                await self._intake.next_batch()
-            if waiting.cancelled_caught and not self._intake.is_paused:
+            with anyio.move_on_after(self.settings.policy.fetch_deadline) as waiting:
+                await self.intake.next_batch()
+            if waiting.cancelled_caught and not self.intake.is_paused:
                 self._give_up_replay(effect, state)
         if isinstance(state, TowlineError) and sequencer.phase is Phase.HOLDING:
-            await self._failed(state, Place.SYNC, generation, effect.fetch)
+            await self.failed(state, Place.SYNC, generation, effect.fetch)
 
     def _give_up_replay(self, effect: FetchState, state: StateFacts | TowlineError) -> None:
-        held = self._sequencer.held_end()
-        self._sequencer.give_up_replay()
+        held = self.sequencer.held_end()
+        self.sequencer.give_up_replay()
         if held is not None:
-            self._act(held, effect.generation)
+            self.act(held, effect.generation)
         elif not isinstance(state, TowlineError):
-            self._act(self._sequencer.state(state), effect.generation)
+            self.act(self.sequencer.state(state), effect.generation)
 
 
 def is_temporary(error: TowlineError) -> bool:

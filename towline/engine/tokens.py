@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 import anyio
@@ -70,6 +69,7 @@ class _Given(NamedTuple):
     number: int
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class TokenSource:
     """Provides the token to use now. Concurrent callers share one renewal.
 
@@ -78,33 +78,20 @@ class TokenSource:
     protocol `exchanges` tokens.
     """
 
-    def __init__(
-        self,
-        job: str,
-        reader: Reader,
-        access: Access,
-        *,
-        provider: TokenProvider | None,
-        exchanges: bool,
-        required: bool,
-        deadline: float,
-        changed: Callable[[Token], None],
-        wall_time: Callable[[], float] = time.time,
-    ) -> None:
-        self._job = job
-        self._reader = reader
-        self._access = access
-        self._provider = provider
-        self._exchanges = exchanges
-        self._required = required
-        self._deadline = deadline
-        self._changed = changed
-        self._wall_time = wall_time
-        # Created for the first renewal: one caller renews, the others wait for the result.
-        self._renewing: anyio.Lock | None = None
-        self._given = _Given(None, 0)
-        # The given token and its renewed replacement; a token given later replaces both.
-        self._renewed: tuple[_Given, Token] | None = None
+    job: str
+    reader: Reader
+    access: Access
+    _: KW_ONLY
+    provider: TokenProvider | None
+    exchanges: bool
+    required: bool
+    deadline: float
+    changed: Callable[[Token], None]
+    # Created for the first renewal: one caller renews, the others wait for the result.
+    _renewing: anyio.Lock | None = field(default=None, init=False)
+    _given: _Given = field(default=_Given(None, 0), init=False)
+    # The given token and its renewed replacement; a token given later replaces both.
+    _renewed: tuple[_Given, Token] | None = field(default=None, init=False)
 
     def give(self, token: Token | None) -> None:
         """Use this token from now on. Safe from any thread, signal handler or finalizer."""
@@ -129,10 +116,10 @@ class TokenSource:
     @property
     def renewable(self) -> bool:
         """Whether a rejected token can be replaced by a fresh one."""
-        return self._provider is not None or self._can_exchange(self._token)
+        return self.provider is not None or self._can_exchange(self._token)
 
     def _can_exchange(self, token: Token | None) -> bool:
-        return self._exchanges and token is not None and token.refresh
+        return self.exchanges and token is not None and token.refresh
 
     @property
     def renew_in(self) -> float | None:
@@ -140,7 +127,7 @@ class TokenSource:
         token = self._token
         if token is None or token.expires is None or not self.renewable:
             return None
-        left = token.expires - self._wall_time()
+        left = token.expires - self.access.wall_time()
         return max(left - RENEW_BEFORE + 1, _RENEWAL_SPACING) if left > 0 else None
 
     async def get(self, *, fresh: bool = False) -> Secret | None:
@@ -150,7 +137,7 @@ class TokenSource:
         provider or of the refresh call.
         """
         held = self._token
-        if held is None and not fresh and not self._required and self._provider is None:
+        if held is None and not fresh and not self.required and self.provider is None:
             return None
         renewing = self._renewing is not None and self._renewing.locked()
         if held is not None and not fresh and not renewing and not self._needs_renewal(held):
@@ -165,7 +152,7 @@ class TokenSource:
 
     def _needs_renewal(self, token: Token) -> bool:
         expires = token.expires
-        return self.renewable and expires is not None and expires - self._wall_time() < RENEW_BEFORE
+        return self.renewable and expires is not None and expires - self.access.wall_time() < RENEW_BEFORE
 
     async def _renew(self, old: Token | None, *, demanded: bool) -> Token:
         given = self._given
@@ -180,28 +167,28 @@ class TokenSource:
         if given is not self._given and self._given.token is not None:
             # The user gave another token meanwhile, which takes precedence.
             return self._given.token
-        self._changed(token)
+        self.changed(token)
         return token
 
     async def _ask(self, old: Token | None) -> Token:
-        if self._provider is not None:
-            return await self._provided(self._provider)
+        if self.provider is not None:
+            return await self._provided(self.provider)
         if old is None:
-            raise TokenRefused(f"there is no token for job {self._job!r}, neither given nor stored: pass token=")
+            raise TokenRefused(f"there is no token for job {self.job!r}, neither given nor stored: pass token=")
         want = RefreshToken()
-        asked = self._reader.ask(want, old.secret) if self._can_exchange(old) else None
+        asked = self.reader.ask(want, old.secret) if self._can_exchange(old) else None
         if asked is None:
-            hint = " or Token(..., refresh=True)" if self._exchanges else ""
+            hint = " or Token(..., refresh=True)" if self.exchanges else ""
             raise TokenRefused(f"the token was rejected and cannot be renewed: pass a token provider{hint}")
-        answer, retry_after = await call(asked, self._access, deadline=_REFRESH_DEADLINE, max_body=_MAX_ANSWER)
-        for fact in self._reader.read(want, answer):
+        answer, retry_after = await call(asked, self.access, deadline=_REFRESH_DEADLINE, max_body=_MAX_ANSWER)
+        for fact in self.reader.read(want, answer):
             if isinstance(fact, NewToken):
-                expires = None if fact.expires_in is None else self._wall_time() + fact.expires_in
+                expires = None if fact.expires_in is None else self.access.wall_time() + fact.expires_in
                 return Token(fact.token, expires=expires, refresh=True)
         raise UnusableAnswer(answer, "no new token was sent", retry_after=retry_after)
 
     async def _provided(self, provider: TokenProvider) -> Token:
-        with anyio.move_on_after(self._deadline):
+        with anyio.move_on_after(self.deadline):
             try:
                 answer: object = provider()
                 if not isinstance(answer, Awaitable):
@@ -214,4 +201,4 @@ class TokenSource:
                     raise
                 raise TokenProviderFailed(f"raised {type(error).__name__}") from error
             return as_token(given)
-        raise DeadlineExceeded("an answer from the token provider", self._deadline)
+        raise DeadlineExceeded("an answer from the token provider", self.deadline)

@@ -6,7 +6,6 @@ dropped: the engine stops reading until every consumer has room again. So the sl
 others are never more than the bound ahead of it. What is read at once, one batch of the source, always goes in.
 
 While there is no consumer, one inbox waits for the next. So no update is lost before the first iteration or between two
-While there is no consumer, one inbox waits for the next. So no update is lost before the first iteration or between two
 iterations. It never stops the reading, because there may never be a consumer: a program can wait for the end alone. If
 too much waits in it, its updates are dropped, and a `Resynced` tells the next consumer what it missed. The final update
 always arrives. A task that waits for the end reads nothing, so the same then holds for the inboxes that it read last,
@@ -19,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import anyio
 
@@ -98,6 +98,7 @@ class Subscription(AsyncIterator[AnyUpdate]):
             inbox.look()
 
 
+@dataclass(slots=True, eq=False, repr=False, kw_only=True)
 class Delivery:
     """All subscribers of one connection.
 
@@ -108,48 +109,36 @@ class Delivery:
     for a slow handler. `max_waiting` bounds the output that waits for one consumer, in bytes.
     """
 
-    def __init__(
-        self,
-        *,
-        catch_up: Callable[[], None],
-        moved: Callable[[], None] = lambda: None,
-        end_taken: Callable[[], None],
-        overflowed: Callable[[], None],
-        soon: Callable[[Callable[[], None]], object],
-        max_waiting: int,
-        handled: bool = False,
-        handlers_full: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.catch_up = catch_up
-        self.moved = moved
-        self.end_taken = end_taken
-        self.outcome: Outcome | None = None
-        #: Iterations end: the connection was cancelled or closed.
-        self.stopped = False
-        #: Makes the error that iterations raise: the engine has given up, and the last status fetch has finished.
-        self.given_up: Callable[[], Exhausted] | None = None
-        self.applied: Position | None = None
-        self._overflowed = overflowed
-        self._soon = soon
-        self._max_waiting = max_waiting
-        self._handled = handled
-        self._handlers_full = handlers_full
-        # Set when a consumer that was full may have room again; None while nothing waits for that.
-        self._room: anyio.Event | None = None
-        # Who waits for the end.
-        self._awaiting_end: list[object] = []
-        # The inbox that waits for the next consumer, and those that have one.
-        self._unclaimed: Inbox | None = None
-        self._claimed: dict[Inbox, weakref.ref[Subscription]] = {}
-        # The inboxes of garbage-collected consumers; the callback may run at any moment and in any thread.
-        self._dropped: deque[Inbox] = deque()
+    catch_up: Callable[[], None]
+    moved: Callable[[], None] = lambda: None
+    end_taken: Callable[[], None]
+    overflowed: Callable[[], None]
+    soon: Callable[[Callable[[], None]], object]
+    max_waiting: int
+    handled: bool = False
+    handlers_full: Callable[[], bool] = lambda: False
+    outcome: Outcome | None = field(default=None, init=False)
+    #: Iterations end: the connection was cancelled or closed.
+    stopped: bool = field(default=False, init=False)
+    #: Makes the error that iterations raise: the engine has given up, and the last status fetch has finished.
+    given_up: Callable[[], Exhausted] | None = field(default=None, init=False)
+    applied: Position | None = field(default=None, init=False)
+    # Set when a consumer that was full may have room again; None while nothing waits for that.
+    _room: anyio.Event | None = field(default=None, init=False)
+    # Who waits for the end.
+    _awaiting_end: list[object] = field(default_factory=list, init=False)
+    # The inbox that waits for the next consumer, and those that have one.
+    _unclaimed: Inbox | None = field(default=None, init=False)
+    _claimed: dict[Inbox, weakref.ref[Subscription]] = field(default_factory=dict, init=False)
+    # The inboxes of garbage-collected consumers; the callback may run at any moment and in any thread.
+    _dropped: deque[Inbox] = field(default_factory=deque, init=False)
 
     # --- consumers -------------------------------------------------------------------------------------------------
 
     def begin(self, cursor: Position | None) -> None:
         """Start collecting updates for the first consumer."""
         self.applied = cursor
-        self._unclaimed = Inbox(cursor, self._max_waiting)
+        self._unclaimed = Inbox(cursor, self.max_waiting)
 
     def subscribe(self, *, wait: bool) -> Subscription:
         """Subscribe to the waiting updates if there are any, otherwise to the updates from now on.
@@ -161,9 +150,9 @@ class Delivery:
         if self.stopped:
             return Subscription(self, None, wait=wait)
         inbox, self._unclaimed = self._unclaimed, None
-        self._handled = False
+        self.handled = False
         if inbox is None:
-            inbox = Inbox(self.applied, self._max_waiting)
+            inbox = Inbox(self.applied, self.max_waiting)
             if self.outcome is not None:
                 inbox.put_end(self.outcome)
         inbox.reader = None
@@ -176,7 +165,7 @@ class Delivery:
         """Ask for a re-sync, once, if an inbox has dropped updates: its consumer wants to know what it missed."""
         if inbox.lost is not None and not inbox.lost.resync_requested:
             inbox.lost.resync_requested = True
-            self._overflowed()
+            self.overflowed()
 
     @contextmanager
     def end_awaited(self) -> Iterator[None]:
@@ -207,7 +196,7 @@ class Delivery:
     def _forget(self, inbox: Inbox) -> None:
         self._dropped.append(inbox)
         # The engine may be waiting for this very consumer.
-        self._soon(self._sweep)
+        self.soon(self._sweep)
 
     def _sweep(self) -> None:
         while self._dropped:
@@ -248,7 +237,7 @@ class Delivery:
             if inbox.is_full:
                 break
         else:
-            if not self._handlers_full():
+            if not self.handlers_full():
                 return None
         if self._room is None:
             self._room = anyio.Event()
@@ -279,7 +268,7 @@ class Delivery:
         self._sweep()
         applied = self.applied
         inboxes = list(self._claimed)
-        if self._unclaimed is not None and not self._handled:
+        if self._unclaimed is not None and not self.handled:
             inboxes.append(self._unclaimed)
         # Marks have no order, so the consumer with the most updates to come counts as the furthest behind.
         behind = [inbox for inbox in inboxes if inbox.position(applied) != applied]
