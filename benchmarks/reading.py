@@ -17,7 +17,7 @@ from towline import Progress
 from towline._facts import Follow, Message, Numbered, Snapshot
 from towline.engine.sequence.sequencer import Sequencer
 from towline.protocols.towline import Towline
-from towline.protocols.wire import Codec
+from towline.protocols.wire.codec import Codec
 
 COUNT = 20_000
 BATCH = 50

@@ -4,7 +4,7 @@
 import contextlib
 
 from towline._exceptions import ConnectionBroken, MalformedMessage, ProtocolViolation
-from towline.protocols.wire import Codec
+from towline.protocols.wire.codec import Codec
 from towline.transport import HTTPExchange, parse_retry_after, parse_url
 
 URL = parse_url("https://api.example/x", schemes=("https",))

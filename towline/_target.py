@@ -9,7 +9,7 @@ from ._facts import Protocol
 from .protocols._shared.kept import protocol_of
 from .protocols._shared.requests import path_segment
 from .protocols.towline import Towline
-from .protocols.wire import NAME
+from .protocols.wire.messages import NAME
 from .storage import Record, RecordKey, Store
 from .transport import URL, Origin, parse_origin, parse_url
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from towline._exceptions import MalformedMessage
 from towline._updates import dump_outcome
 from towline.protocols.towline import outcome_of_frame, outcome_of_state
-from towline.protocols.wire import Codec, Result
+from towline.protocols.wire.codec import Codec, Result
 from towline.protocols.wire.messages import (
     CanceledPayload,
     ErrorFrame,

@@ -2,7 +2,7 @@
 
 import json
 
-from towline.protocols.wire import Codec
+from towline.protocols.wire.codec import Codec
 from towline.protocols.wire.messages import (
     CanceledPayload,
     ErrorFrame,

@@ -15,7 +15,7 @@ import anyio
 from towline._connection import Connection
 from towline._exceptions import Exhausted, TowlineError
 from towline._updates import AnyUpdate
-from towline.protocols.wire import JobState
+from towline.protocols.wire.messages import JobState
 from towline.statemachine import State
 from towline.testing import (
     Accept,

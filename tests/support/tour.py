@@ -25,7 +25,7 @@ from towline._facts import Fact, GetState, InStepAt, Promise, Received, Request,
 from towline._secret import Secret
 from towline.engine.tokens import Token
 from towline.protocols.towline import Towline
-from towline.protocols.wire import encode
+from towline.protocols.wire.messages import encode
 from towline.statemachine import (
     LIFECYCLE,
     AnyEvent,

@@ -22,7 +22,7 @@ from .._text import escape
 from ..host._attach import attach
 from ..host._interrupts import WINDOW, Interruption, watch_interrupts
 from ..protocols.towline import PROGRESS_PATH
-from ..protocols.wire import NAME
+from ..protocols.wire.messages import NAME
 from ..statemachine import Policy
 from ..storage import RecordKey, TokenStore
 from ..transport import Network, Upload, parse_url

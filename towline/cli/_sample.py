@@ -9,7 +9,7 @@ from typing import Final
 import typer
 
 from ..protocols.towline import PROGRESS_PATH
-from ..protocols.wire import NAME
+from ..protocols.wire.messages import NAME
 from ..storage import RecordKey, TokenStore
 from ..transport import parse_url
 from ._follow import resume_command

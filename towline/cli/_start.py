@@ -7,7 +7,7 @@ from typing import NamedTuple
 from .._exceptions import UnexpectedResponse
 from .._headers import as_pairs
 from .._secret import Secret
-from ..protocols.wire import Codec
+from ..protocols.wire.codec import Codec
 from ..transport import URL, Headers, Network, Upload, request
 
 #: What hubs answer when a job was started.

@@ -14,7 +14,7 @@ import typer
 
 from .. import _exceptions as errors
 from .._text import escape
-from ..protocols.wire import NAME
+from ..protocols.wire.messages import NAME
 from ..storage import KeyFile, PassphraseKey, Record, RecordKey, TokenStore, Verification
 from ..storage._record import check_cursor
 from ..transport import parse_url

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import anyio
 
 from .._exceptions import Cancelled, TowlineError
-from ..protocols.wire import CancelAnswer
+from .._facts import CancelWord
 
 if TYPE_CHECKING:
     from .._connection import Connection
@@ -19,7 +19,7 @@ WINDOW: Final = 3.0
 
 #: The result of a signal: following stopped, by Ctrl-C ("stopped") or by SIGTERM or SIGHUP ("terminated"), the answer
 #: to the cancel request, or the error of that request.
-Interruption: TypeAlias = Literal["stopped", "terminated"] | CancelAnswer | TowlineError
+Interruption: TypeAlias = Literal["stopped", "terminated"] | CancelWord | TowlineError
 
 
 def heeded(*numbers: signal.Signals) -> list[signal.Signals]:

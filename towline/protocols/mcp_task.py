@@ -97,7 +97,7 @@ class MCPTask(HTTPServer):
 
 
 def _read_task(want: Want, fields: dict[str, Any]) -> tuple[Fact, ...]:
-    task = build(_Task, fields, [])
+    task = build(_Task, fields)
     if isinstance(want, f.GetResult):
         return (f.Value(fields.get("result")),) if task.status == "completed" else ()
     if (outcome := _outcome(task, fields)) is not None:

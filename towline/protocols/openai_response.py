@@ -101,12 +101,12 @@ def _read_response(want: Want, response: dict[str, Any], headers: Mapping[str, s
     # Next to a stream, the text of a state has no place among the deltas. Only a poll shows it.
     texts = _texts(response) if isinstance(want, Follow) else ()
     shown = f.Snapshot((Progress(fraction=None, status=status), *texts))
-    advice = build(_Fields, headers, []).poll_after
+    advice = build(_Fields, headers).poll_after
     return (shown,) if advice is None else (shown, f.Wait(advice / 1000))
 
 
 def _read_event(fields: dict[str, Any]) -> tuple[Fact, ...]:
-    event = build(_Fields, fields, [])
+    event = build(_Fields, fields)
     at = None if event.sequence_number is None else f.Numbered(event.sequence_number)
     kind, key = event.type.removeprefix("response."), f"{event.output_index or 0}.{event.content_index or 0}"
     response = object_of(fields.get("response"))

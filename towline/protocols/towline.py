@@ -58,9 +58,9 @@ from ._shared.requests import (
     placed,
     with_query,
 )
-from .wire import (
-    UNFIT,
-    Codec,
+from .wire.codec import Codec, decode_known
+from .wire.lenient import UNFIT
+from .wire.messages import (
     ErrorFrame,
     ErrorPayload,
     Frame,
@@ -74,7 +74,6 @@ from .wire import (
     Ready,
     ReadyAckFrame,
     TerminalFrame,
-    decode_known,
     encode,
 )
 

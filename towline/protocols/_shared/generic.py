@@ -33,7 +33,7 @@ class Fault(Struct):
     @classmethod
     def of(cls, value: Any) -> Fault:
         """Read a JSON value leniently."""
-        return build(cls, object_of(value), [])
+        return build(cls, object_of(value))
 
     def failed(self, details: Any = None) -> JobFailed:
         """The end of the job."""
@@ -136,7 +136,7 @@ class OwnServer(Server):
 def parsed(text: str | bytes, what: str) -> Any:
     """Parse JSON. Raises `MalformedMessage` that names `what` was read."""
     try:
-        return load(text, [])
+        return load(text)
     except ValueError as error:
         raise MalformedMessage(what, "$", "it is not JSON") from error
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import asdict
 
 from ..._exceptions import MalformedMessage
+from ..._facts import CancelWord
 from .lenient import UNFIT, as_text, build, load, unwrapped
 from .messages import (
     CanceledPayload,
@@ -43,9 +44,6 @@ from .messages import (
 )
 
 T = TypeVar("T", bound=Struct)
-
-#: The answer to a cancel request: the job will stop, it had ended already, or the server does not say.
-CancelAnswer: TypeAlias = Literal["accepted", "too_late", "unknown"]
 
 #: The words for an end, in message types and in a state's status. Case, separators and a leading "job" do not matter.
 _END_WORDS: Final[Mapping[str, Status]] = {
@@ -109,7 +107,7 @@ class Codec:
     def decode_unfit(self, data: str | bytes, error: Exception) -> Frame:
         """Read a frame that `decode_known` refused with `error`; otherwise as `decode`."""
         try:
-            fields = load(data, [])
+            fields = load(data)
         except ValueError:
             raise MalformedMessage(None, "$", "it is not JSON") from error
         type_ = fields.get("type") if isinstance(fields, dict) else None
@@ -146,7 +144,6 @@ class Codec:
         return build(
             JobState,
             fields,
-            [],
             status=_end_of(word) or "running",
             results=UNSET if results is None and "results" not in fields else Raw(_encode(results)),
             error=UNSET if failure is None else Raw(_encode(failure)),
@@ -157,12 +154,12 @@ class Codec:
 
         The error has no cause, because a decoder's text may quote the token.
         """
-        answer = build(TokenAnswer, self._load_answer("token", data, "token"), [])
+        answer = build(TokenAnswer, self._load_answer("token", data, "token"))
         if not answer.token:
             raise MalformedMessage("token", "$.token", "the answer has no token")
         return answer
 
-    def decode_cancel(self, data: bytes) -> CancelAnswer:
+    def decode_cancel(self, data: bytes) -> CancelWord:
         """Read the body of a successful answer to a cancel request.
 
         `result` decides if present, otherwise `status`. A body without both, or without JSON, counts as accepted.
@@ -171,7 +168,7 @@ class Codec:
         if data.lstrip().startswith(b"<"):
             raise MalformedMessage("cancel", "$", "it is an HTML page: check the protocol's cancel_path")
         try:
-            value = unwrapped(load(data, []), "result", "status")
+            value = unwrapped(load(data), "result", "status")
         except ValueError:
             return "accepted"
         fields = value if isinstance(value, dict) else {}
@@ -185,7 +182,7 @@ class Codec:
     def _load_answer(self, kind: str, data: bytes, deciding: str, error: Exception | None = None) -> Mapping[str, Any]:
         value: Any = None
         with suppress(ValueError):
-            value = unwrapped(load(data, []), deciding)
+            value = unwrapped(load(data), deciding)
         if not isinstance(value, dict):
             path, problem = (
                 ("$", f"it is not an answer with a {deciding}") if error is None else _path_and_problem(error)
@@ -205,7 +202,7 @@ class Codec:
         with suppress(*UNFIT):
             url = _reference(asdict(msgspec.json.decode(payload, type=_References)))
             if url is not None:
-                plain = _without_type(load(payload, []))
+                plain = _without_type(load(payload))
                 beside = {name: value for name, value in plain.items() if name not in (*_REFERENCES, "pipeline")}
                 return Result(beside or None, url=url)
         return self._typed(pipeline, payload)
@@ -228,7 +225,7 @@ class Codec:
             msgspec.json.decode(data, type=Raw)
         except UNFIT:
             try:
-                return _encode(load(data, []))
+                return _encode(load(data))
             except ValueError as error:
                 raise MalformedMessage("job_complete", "$", "it is not JSON") from error
         return data
@@ -241,7 +238,7 @@ class Codec:
                 value = decode(data)
                 if not isinstance(value, dict):
                     return Result(value)
-        plain = _without_type(load(data, []))
+        plain = _without_type(load(data))
         if decode is None:
             return Result(plain)
         try:
@@ -253,7 +250,7 @@ class Codec:
     def decode_error(self, payload: Raw | bytes) -> ErrorPayload:
         """Read how a job failed, from a payload of any shape."""
         try:
-            return _failure(load(payload, []))
+            return _failure(load(payload))
         except ValueError:
             return ErrorPayload(code="", message=bytes(payload).decode("utf-8", "replace"))
 
@@ -271,29 +268,29 @@ def _frame(type_: str, fields: Mapping[str, Any]) -> Frame:
     match _end_of(type_):
         case "complete":
             absent = payload is None and "payload" not in fields
-            return build(JobCompleteFrame, fields, [], payload=UNSET if absent else Raw(_encode(payload)))
+            return build(JobCompleteFrame, fields, payload=UNSET if absent else Raw(_encode(payload)))
         case "failed":
-            return build(ErrorFrame, fields, [], payload=_failure(payload))
+            return build(ErrorFrame, fields, payload=_failure(payload))
         case "canceled":
             if payload is not inner:
                 inner = {"reason": as_text(payload) or None}
-            return build(JobCanceledFrame, fields, [], payload=build(CanceledPayload, inner, []))
+            return build(JobCanceledFrame, fields, payload=build(CanceledPayload, inner))
     match type_:
         case "job_started":
-            return build(JobStartedFrame, fields, [], payload=build(StartedPayload, inner, []))
+            return build(JobStartedFrame, fields, payload=build(StartedPayload, inner))
         case "job_progress":
-            return _progress(fields, build(ProgressPayload, inner, []))
+            return _progress(fields, build(ProgressPayload, inner))
         case "ready_ack":
-            return build(ReadyAckFrame, fields, [])
+            return build(ReadyAckFrame, fields)
         case "ping":
-            return build(PingFrame, fields, [])
+            return build(PingFrame, fields)
         case "pong":
-            return build(PongFrame, fields, [])
-    return build(UnknownFrame, fields, [], type=type_)
+            return build(PongFrame, fields)
+    return build(UnknownFrame, fields, type=type_)
 
 
 def _progress(fields: Mapping[str, Any], payload: ProgressPayload) -> JobProgressFrame:
-    frame = build(JobProgressFrame, fields, [], payload=payload)
+    frame = build(JobProgressFrame, fields, payload=payload)
     if payload == _NOTHING:
         raise MalformedMessage(
             "job_progress",
@@ -323,7 +320,7 @@ def _failure(value: Any) -> ErrorPayload:
     if fields.keys().isdisjoint(("code", "message", "details")):
         # No field is known: show all of them, if there are any.
         message = {name: each for name, each in fields.items() if name != "type"} or None
-    return build(ErrorPayload, fields, [], message=as_text(message))
+    return build(ErrorPayload, fields, message=as_text(message))
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -353,14 +350,14 @@ def _end_of(word: str) -> Status | None:
     return _END_WORDS.get(_plain_word(word).removeprefix("job"))
 
 
-_CANCEL_RESULTS: Final[Mapping[str, CancelAnswer]] = {
+_CANCEL_RESULTS: Final[Mapping[str, CancelWord]] = {
     "accepted": "accepted",
     "canceled": "accepted",
     "cancelled": "accepted",
     "toolate": "too_late",
 }
 # "success" may mean this call and not the job: here it is not an end.
-_CANCEL_STATUS: Final[Mapping[str, CancelAnswer]] = {
+_CANCEL_STATUS: Final[Mapping[str, CancelWord]] = {
     "complete": "too_late",
     "completed": "too_late",
     "toolate": "too_late",

@@ -44,22 +44,19 @@ UNFIT: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 # --- text to plain values ----------------------------------------------------------------------------------------
 
 
-def load(data: str | bytes | Raw, unfit: list[str]) -> Any:
+def load(data: str | bytes | Raw) -> Any:
     """Parse JSON into plain values. Raises `ValueError` for text that is not JSON.
 
     A byte order mark is skipped. NaN, infinite numbers and values nested deeper than `MAX_DEPTH` become None; lone
-    surrogates become U+FFFD. Then `unfit` gets the entry `$`.
+    surrogates become U+FFFD.
     """
     text = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
     text = text.removeprefix("\ufeff")
-    if text.count("[") + text.count("{") > MAX_DEPTH and (pruned := _pruned(text)) != text:
-        unfit.append("$")
-        text = pruned
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        text = _pruned(text)
     with suppress(*UNFIT):
         return msgspec.json.decode(text)
-    loaded = _cleaned(json.loads(text, strict=False, parse_int=_parsed_int))
-    unfit.append("$")
-    return loaded
+    return _cleaned(json.loads(text, strict=False, parse_int=_parsed_int))
 
 
 _STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
@@ -195,24 +192,18 @@ def _plan(struct: type[Struct]) -> tuple[tuple[str, str, Callable[[Any], Any], A
     return tuple(plan)
 
 
-def build(struct: type[T], fields: Mapping[str, Any], unfit: list[str], **given: Any) -> T:
+def build(struct: type[T], fields: Mapping[str, Any], **given: Any) -> T:
     """Build a struct from the fields that fit; `given` are fields that are known already.
 
     Null counts as absent. An absent or unusable field gets its default, otherwise "" for text and None for the rest.
-    `unfit` collects the names of unusable fields.
     """
     values = given
     for name, key, convert, absent in _plan(struct):
         if name in given:
             continue
         value = fields.get(key)
-        if value is None:
-            values[name] = absent
-        elif (converted := convert(value)) is None:
-            unfit.append(key)
-            values[name] = absent
-        else:
-            values[name] = converted
+        converted = None if value is None else convert(value)
+        values[name] = absent if converted is None else converted
     return struct(**values)
 
 
