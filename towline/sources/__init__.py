@@ -6,47 +6,17 @@ ended is a typed error.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 from .._exceptions import InvalidArgument
-from .._facts import Received, Request, Text
+from .._facts import Request
 from .access import Access
 from .answers import ResponseEnded, UnusableAnswer, received_of
 from .call import Called, call
 from .event_stream import EventStreamSource
 from .poll import PollSource
+from .source import Source
 from .websocket import WebSocketSource
-
-
-class Source(Protocol):
-    """One open attempt. Let one task receive."""
-
-    @property
-    def last_received(self) -> float:
-        """When bytes last arrived, on the loop's clock."""
-
-    @property
-    def retry(self) -> float | None:
-        """The least wait before the next request that the server asked for, in seconds."""
-
-    async def start(self, opening: Sequence[Text]) -> None:
-        """Send the opening messages."""
-
-    async def receive(self) -> Sequence[Received]:
-        """Return what came next, perhaps nothing; raises how the attempt ended."""
-
-    async def send(self, text: Text) -> None:
-        """Send a message."""
-
-    def advise(self, seconds: float) -> None:
-        """Take the server's advice when to ask again."""
-
-    def probe(self, within: float) -> None:
-        """Check the link now: `receive` raises if nothing comes within so many seconds."""
-
-    async def leave(self, code: int, *, wait: float = 0.0) -> None:
-        """Close, and wait so many seconds for the server's answer; 0: do not wait."""
 
 
 async def open_source(asked: Request, access: Access, again: Callable[[], Awaitable[Request]]) -> Source:

@@ -16,11 +16,12 @@ from .._exceptions import (
     TowlineError,
     UnexpectedResponse,
 )
-from .._facts import Line, Received, Request, ServerEvent, Text, Via
+from .._facts import Line, Received, Request, ServerEvent, Via
 from .._text import escape
 from ..transport import Download, EventParser, LineParser, is_event_stream, stream_response
 from .access import Access, body_of
 from .answers import ResponseEnded, UnusableAnswer, answer_of
+from .source import Source
 
 #: A promised keep-alive may be late by its own interval before the link counts as lost.
 _LATE: Final = 2.0
@@ -39,11 +40,10 @@ _ACCEPT: Final = {
 _HTML: Final = frozenset({"text/html", "application/xhtml+xml"})
 
 
-class EventStreamSource:
+class EventStreamSource(Source):
     """An open response of events or lines."""
 
     def __init__(self, download: Download, asked: Request, opened: AsyncExitStack, limit: int) -> None:
-        #: When bytes last arrived, on the loop's clock.
         self.last_received = anyio.current_time()
         self._download = download
         self._opened = opened
@@ -90,16 +90,6 @@ class EventStreamSource:
             await opened.aclose()
             raise
         return cls(download, asked, opened, access.limits.max_message)
-
-    @property
-    def retry(self) -> float | None:
-        """The least wait before a reconnect that the server asked for, in seconds."""
-        return None if self._events is None else self._events.retry
-
-    async def start(self, opening: Sequence[Text]) -> None:
-        """Nothing can be sent on a response: raises `InvalidArgument` for an opening message."""
-        if opening:
-            raise InvalidArgument("opening", "only a WebSocket has opening messages")
 
     async def receive(self) -> Sequence[Received]:
         """Return what came next; empty for bytes that complete nothing.
@@ -148,18 +138,12 @@ class EventStreamSource:
                         received.append(Line(line))  # noqa: PERF401
         except MessageTooBig as error:
             self._end = error
+        self.retry = None if self._events is None else self._events.retry
         return received
 
     def _finish(self) -> list[Received]:
         self._end = ResponseEnded("the server ended the response")
         return [] if self._lines is None else [Line(line) for line in self._lines.finish() if line]
-
-    async def send(self, text: Text) -> None:
-        """Nothing can be sent on a response: raises `InvalidArgument`."""
-        raise InvalidArgument("send", "only a WebSocket takes messages")
-
-    def advise(self, seconds: float) -> None:
-        """A stream needs no advice when to ask again."""
 
     def probe(self, within: float) -> None:
         """Check the link: wait for the next promised keep-alive and `within` seconds.

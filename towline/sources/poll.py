@@ -9,11 +9,12 @@ from typing import Final
 
 import anyio
 
-from .._exceptions import ConnectionBroken, DeadlineExceeded, InvalidArgument
-from .._facts import Received, Request, Text
+from .._exceptions import ConnectionBroken, DeadlineExceeded
+from .._facts import Received, Request
 from ..transport import URL, HTTPClient, Response
 from .access import Access, body_of
 from .answers import answer_of
+from .source import Source
 
 #: Without the server's advice the waits grow from the first to the last, in seconds.
 FIRST_WAIT: Final = 0.25
@@ -36,11 +37,10 @@ _NOT_MODIFIED: Final = 304
 _ETAG: Final = re.compile(r"[!-~]{1,256}")
 
 
-class PollSource:
+class PollSource(Source):
     """Polls until it is left. `again` returns the next request, because the position may be part of it."""
 
     def __init__(self, url: URL, access: Access, again: Callable[[], Awaitable[Request]]) -> None:
-        #: When an answer last arrived, on the loop's clock.
         self.last_received = anyio.current_time()
         self._access = access
         self._again = again
@@ -48,7 +48,6 @@ class PollSource:
         self._ready: list[Received] = []
         self._wait = FIRST_WAIT
         self._advice: float | None = None
-        self._retry: float | None = None
         # What the next `If-None-Match` says, and the URL that it belongs to.
         self._etag: str | None = None
         self._etag_url: URL | None = None
@@ -65,16 +64,6 @@ class PollSource:
         # If it fails, the client has closed its connection.
         source._ready = await source._poll(asked)
         return source
-
-    @property
-    def retry(self) -> float | None:
-        """The `Retry-After` of the last answer, in seconds: the least wait before the next request."""
-        return self._retry
-
-    async def start(self, opening: Sequence[Text]) -> None:
-        """Nothing is sent before a poll: raises `InvalidArgument` for an opening message."""
-        if opening:
-            raise InvalidArgument("opening", "only a WebSocket has opening messages")
 
     async def receive(self) -> Sequence[Received]:
         """Wait for the next poll and return its answer with any status; empty if nothing has changed (304).
@@ -98,7 +87,7 @@ class PollSource:
             self._wake = None
 
     def _next_wait(self) -> float:
-        advice = [seconds for seconds in (self._retry, self._advice) if seconds is not None]
+        advice = [seconds for seconds in (self.retry, self._advice) if seconds is not None]
         # Jitter keeps many followers from asking in the same moment.
         drawn = self._access.random()
         if advice:
@@ -142,7 +131,7 @@ class PollSource:
     def _take(self, response: Response, url: URL, method: str) -> list[Received]:
         self.last_received = anyio.current_time()
         self._probe = None
-        self._retry = None if response.retry_after is None else _bounded(response.retry_after)
+        self.retry = None if response.retry_after is None else _bounded(response.retry_after)
         if response.status == _NOT_MODIFIED:
             return []  # nothing is new, so the advice that came with the content holds too
         self._advice = None
@@ -155,10 +144,6 @@ class PollSource:
     def _new_client(self, url: URL) -> HTTPClient:
         access = self._access
         return HTTPClient(url, network=access.network, wall_time=access.wall_time)
-
-    async def send(self, text: Text) -> None:
-        """Nothing can be sent on a poll: raises `InvalidArgument`."""
-        raise InvalidArgument("send", "only a WebSocket takes messages")
 
     def advise(self, seconds: float) -> None:
         """Wait so many seconds before the next poll, within bounds, but never less than `Retry-After` says."""

@@ -12,13 +12,14 @@ from .._exceptions import DeadlineExceeded, NetworkError, RemoteError
 from .._facts import Message, Received, Request, Text
 from ..transport import WebSocket, connect_websocket
 from .access import Access
+from .source import Source
 
 #: Seconds within which the opening messages must be taken.
 _OPENING: Final = 5.0
 
 
-class WebSocketSource:
-    """An open WebSocket."""
+class WebSocketSource(Source):
+    """An open WebSocket. Its server gives its advice when to reconnect in the reason of the close."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
@@ -40,14 +41,9 @@ class WebSocketSource:
         )
 
     @property
-    def last_received(self) -> float:
+    def last_received(self) -> float:  # type: ignore[override] # read only
         """When bytes last arrived, on the loop's clock."""
         return self._websocket.last_received
-
-    @property
-    def retry(self) -> float | None:
-        """A WebSocket gives its advice in the reason of its close."""
-        return None
 
     async def start(self, opening: Sequence[Text]) -> None:
         """Send the opening messages.
@@ -69,9 +65,6 @@ class WebSocketSource:
     async def send(self, text: Text) -> None:
         """Send a message; raises as `WebSocket.send`."""
         await self._websocket.send(text)
-
-    def advise(self, seconds: float) -> None:
-        """A WebSocket needs no advice when to ask again."""
 
     def probe(self, within: float) -> None:
         """Ping now; without an answer within so many seconds, `receive` raises."""
