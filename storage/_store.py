@@ -87,7 +87,50 @@ class Store(ABC):
         """Remove all records, readable or not."""
 
 
-class TokenStore(Store):
+class _EditedStore(Store):
+    """A store that applies a pure change to one record at a time."""
+
+    _now: Callable[[], float]
+
+    async def save(
+        self,
+        key: RecordKey,
+        token: Secret | str | None,
+        expires: float | None = None,
+        *,
+        parameters: Mapping[str, Parameter] | None = None,
+        secrets: Mapping[str, Secret | str] | None = None,
+    ) -> None:
+        """See `Store.save`."""
+        # Hide both first: a traceback with locals must not show them.
+        token = None if token is None else _hidden(token)
+        secrets = hidden = None if secrets is None else {name: _hidden(text) for name, text in secrets.items()}
+
+        def edit(old: Record | None) -> Record:
+            return with_token(
+                old, key, token=token, expires=expires, parameters=parameters, secrets=hidden, now=self._now()
+            )
+
+        await self._change(key, edit, begin=True)
+
+    async def save_cursor(self, key: RecordKey, cursor: bytes | str) -> bool:
+        """See `Store.save_cursor`."""
+        text = _as_text(cursor)
+        return await self._change(key, lambda old: old and with_cursor(old, text, now=self._now())) is not None
+
+    async def mark_ended(self, key: RecordKey, outcome: bytes | str) -> bool:
+        """See `Store.mark_ended`."""
+        text = _as_text(outcome)
+        return await self._change(key, lambda old: old and with_end(old, text, now=self._now())) is not None
+
+    @abstractmethod
+    async def _change(
+        self, key: RecordKey, edit: Callable[[Record | None], Record | None], *, begin: bool = False
+    ) -> Record | None:
+        """Save what `edit` makes of the record; `begin`: also if there is no store yet. Returns the present record."""
+
+
+class TokenStore(_EditedStore):
     """An encrypted store in a private folder; docs/format.md describes the files.
 
     Several stores, threads and processes may use one folder. The change of a call that has returned survives a power
@@ -119,27 +162,6 @@ class TokenStore(Store):
         """The folder of the records."""
         return self._vault.folder
 
-    async def save(
-        self,
-        key: RecordKey,
-        token: Secret | str | None,
-        expires: float | None = None,
-        *,
-        parameters: Mapping[str, Parameter] | None = None,
-        secrets: Mapping[str, Secret | str] | None = None,
-    ) -> None:
-        """See `Store.save`."""
-        # Hide both first: a traceback with locals must not show them.
-        token = _hidden(token)
-        secrets = hidden = _all_hidden(secrets)
-
-        def edit(old: Record | None) -> Record:
-            return with_token(
-                old, key, token=token, expires=expires, parameters=parameters, secrets=hidden, now=self._now()
-            )
-
-        await _in_thread(partial(self._vault.change, key, edit, begin=True, tick=_tick))
-
     async def read(self, key: RecordKey) -> Record | None:
         """See `Store.read`."""
         return await _in_thread(partial(self._vault.read, key, tick=_tick))
@@ -147,16 +169,6 @@ class TokenStore(Store):
     async def find(self, job: str) -> list[Record]:
         """See `Store.find`. It opens no other job's files."""
         return await _in_thread(partial(self._vault.find, check_job(job), tick=_tick))
-
-    async def save_cursor(self, key: RecordKey, cursor: bytes | str) -> bool:
-        """See `Store.save_cursor`."""
-        text = _as_text(cursor)
-        return await self._amend(key, lambda old: with_cursor(old, text, now=self._now()))
-
-    async def mark_ended(self, key: RecordKey, outcome: bytes | str) -> bool:
-        """See `Store.mark_ended`."""
-        text = _as_text(outcome)
-        return await self._amend(key, lambda old: with_end(old, text, now=self._now()))
 
     async def delete(self, key: RecordKey) -> None:
         """See `Store.delete`. It also removes an unreadable record."""
@@ -195,12 +207,13 @@ class TokenStore(Store):
         """Read everything, change nothing, and report damaged records."""
         return await _in_thread(partial(self._vault.verify, tick=_tick))
 
-    async def _amend(self, key: RecordKey, edit: Callable[[Record], Record]) -> bool:
-        change = partial(self._vault.change, key, lambda old: old and edit(old), begin=False, tick=_tick)
-        return await _in_thread(change) is not None
+    async def _change(
+        self, key: RecordKey, edit: Callable[[Record | None], Record | None], *, begin: bool = False
+    ) -> Record | None:
+        return await _in_thread(partial(self._vault.change, key, edit, begin=begin, tick=_tick))
 
 
-class MemoryTokenStore(Store):
+class MemoryTokenStore(_EditedStore):
     """A store in memory with the same behaviour: for tests under virtual time and programs that save no tokens."""
 
     def __init__(self, *, now: Callable[[], float] = time.time) -> None:
@@ -209,23 +222,6 @@ class MemoryTokenStore(Store):
 
     def __repr__(self) -> str:
         return f"<MemoryTokenStore of {len(self._records)} jobs>"
-
-    async def save(
-        self,
-        key: RecordKey,
-        token: Secret | str | None,
-        expires: float | None = None,
-        *,
-        parameters: Mapping[str, Parameter] | None = None,
-        secrets: Mapping[str, Secret | str] | None = None,
-    ) -> None:
-        """See `Store.save`."""
-        token = _hidden(token)
-        secrets = _all_hidden(secrets)
-        old = await self.read(key)
-        self._records[key] = with_token(
-            old, key, token=token, expires=expires, parameters=parameters, secrets=secrets, now=self._now()
-        )
 
     async def read(self, key: RecordKey) -> Record | None:
         """See `Store.read`."""
@@ -241,19 +237,13 @@ class MemoryTokenStore(Store):
         found = [await self.read(key) for key in sorted(self._records) if key.job == job]
         return [record for record in found if record is not None]
 
-    async def save_cursor(self, key: RecordKey, cursor: bytes | str) -> bool:
-        """See `Store.save_cursor`."""
-        old = await self.read(key)
-        if old is not None:
-            self._records[key] = with_cursor(old, _as_text(cursor), now=self._now())
-        return old is not None
-
-    async def mark_ended(self, key: RecordKey, outcome: bytes | str) -> bool:
-        """See `Store.mark_ended`."""
-        old = await self.read(key)
-        if old is not None:
-            self._records[key] = with_end(old, _as_text(outcome), now=self._now())
-        return old is not None
+    async def _change(
+        self, key: RecordKey, edit: Callable[[Record | None], Record | None], *, begin: bool = False
+    ) -> Record | None:
+        new = edit(await self.read(key))
+        if new is not None:
+            self._records[key] = new
+        return new
 
     async def delete(self, key: RecordKey) -> None:
         """See `Store.delete`."""
@@ -281,14 +271,8 @@ def default_folder(app: str) -> Path:
     return folder / "tokens"
 
 
-def _hidden(token: Secret | str | None) -> Secret | None:
-    return Secret(token) if isinstance(token, str) else token
-
-
-def _all_hidden(secrets: Mapping[str, Secret | str] | None) -> dict[str, Secret] | None:
-    if secrets is None:
-        return None
-    return {name: Secret(text) if isinstance(text, str) else text for name, text in secrets.items()}
+def _hidden(text: Secret | str) -> Secret:
+    return Secret(text) if isinstance(text, str) else text
 
 
 def _as_text(given: bytes | str) -> str:
