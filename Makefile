@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all soak bench bench-hub fuzz test-system lint check clean mutations
+.PHONY: help install demo test test-all soak bench bench-hub docs fuzz test-system lint check clean mutations
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,6 +52,10 @@ test-system: install  ## what takes long, and other servers, Redis, nginx: what 
 	$(BIN)/python -m pytest $$(find tests -type d -name system) $(ARGS)
 
 check: lint test  ## what CI runs
+
+docs: install  ## the documentation as a site, in build/docs; a warning is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
 
 bench: install  ## Towline beside its peers, as ratios
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt

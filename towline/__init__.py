@@ -1,4 +1,4 @@
-"""Towline: follow a long-running job over a WebSocket to its true end.
+"""Towline: follow a long-running job over a WebSocket, an event stream or polling to its true end::
 
     async with towline.Connection("wss://api.example/ws/progress", job="j1", token=token) as line:
         async for update in line:

@@ -1,4 +1,4 @@
-"""`Connection` for scripts and GUI threads: the same names, without `await`.
+"""`Connection` for scripts and GUI threads: the same names, without `await`::
 
     from towline.blocking import Connection
 
