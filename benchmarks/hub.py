@@ -1,6 +1,7 @@
 """Measure the hub: events per second from jobs to followers, and their age on arrival, by number of hubs and storage.
 
-    python benchmarks/hub.py            # prints a Markdown table; about two minutes
+    python benchmarks/hub.py            # prints two Markdown tables; about three minutes
+    python benchmarks/hub.py ages       # only the second one: ages next to a fan-out without replay
 
 Jobs, hubs, Redis and followers share this machine. Each hub is one process, and the followers are split over two, so
 the result is for the whole system instead of a single hub. SQLite writes with `synchronous=FULL`, Redis with
@@ -17,6 +18,7 @@ import asyncio
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,13 +36,17 @@ EVENTS = 600  # of each job, at full speed
 PACE = 200.0  # events per second of all jobs, at the measured pace
 SECONDS = 6.0
 CLIENT_PROCESSES = 2
+AGES = [(1, 200), (20, 10)]  # jobs, followers of each
+AGES_PACE = 50.0  # events per second of each job
+ROUNDS = 3
 HUB = """
 import sys, time
 from pathlib import Path
 import anyio
 from towline.server import Hub, HubLimits, serve
 
-hub = Hub(sys.argv[1], files=Path(sys.argv[2]), limits=HubLimits(running_jobs=64, calls=100_000))
+limits = HubLimits(running_jobs=64, calls=100_000, watchers=1000, behind=600)
+hub = Hub(sys.argv[1], files=Path(sys.argv[2]), limits=limits)
 
 @hub.job("count", path="/start")
 async def count(context, upload):
@@ -207,9 +213,53 @@ def run(case: Case) -> str:
     )
 
 
+def cpu_seconds(process: subprocess.Popen[str]) -> float:
+    """The processor time of a process so far (proc(5): fields 14 and 15 of `stat`)."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def compare(kind: str, jobs: int, watchers: int) -> dict[str, float]:
+    """Measure the ages at a hub, or at the fan-out, and the server's processor time for each frame in µs."""
+    with tempfile.TemporaryDirectory(prefix="towline") as name:
+        files = Path(name) / "files"
+        program = ["-c", HUB, str(Path(name) / "hub.db"), str(files)]
+        if kind == "fan-out":
+            program = [str(Path(__file__).with_name("fan_out.py")), str(files)]
+        server = subprocess.Popen([sys.executable, *program], stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split()[-1]
+            before = cpu_seconds(server)
+            events = round(AGES_PACE * SECONDS)
+            measured = measure([url], files, Case(kind, 1, jobs, watchers), events, 1 / AGES_PACE)
+            used = cpu_seconds(server) - before
+        finally:
+            server.kill()
+            server.wait()
+    return {"p50": measured["p50"], "p99": measured["p99"], "cpu": used * 1e6 / (events * jobs * watchers)}
+
+
+def print_ages() -> None:
+    """Print the ages at both, measured in turns; each figure is the median of the rounds."""
+    print("| jobs | followers of each | server | age p50, ms | age p99, ms | processor time per frame, µs |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for jobs, watchers in AGES:
+        rounds = [{kind: compare(kind, jobs, watchers) for kind in ("fan-out", "hub")} for _ in range(ROUNDS)]
+        for kind in ("fan-out", "hub"):
+            figures = [statistics.median(one[kind][name] for one in rounds) for name in ("p50", "p99", "cpu")]
+            row = f"{figures[0]:.1f} | {figures[1]:.1f} | {figures[2]:.0f}"
+            print(f"| {jobs} | {watchers} | {kind} | {row} |", flush=True)
+        ratios = ", ".join(f"{one['hub']['p99'] / one['fan-out']['p99']:.1f}" for one in rounds)
+        print(f"p99 of the hub, in p99s of the fan-out, by round: {ratios}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     if sys.argv[1:] == ["watch"]:
         asyncio.run(watch_all(json.load(sys.stdin)))
+        return
+    if sys.argv[1:] == ["ages"]:
+        print_ages()
         return
     print("| storage | hubs | jobs | followers of each | events/s | frames/s | age p50, ms | age p99, ms |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
@@ -217,6 +267,8 @@ def main() -> None:
         if case.storage == "Redis" and shutil.which("redis-server") is None:
             sys.exit("redis-server is not installed: apt-get install redis-server")
         print(run(case), flush=True)
+    print()
+    print_ages()
     print(f"\n{os.cpu_count()} cores; load before: {os.getloadavg()[2]:.1f} (15 min)")
 
 

@@ -27,7 +27,8 @@ import sys
 from towline.server import Hub, HubLimits, csv_import, serve
 ample = 10**9
 limits = HubLimits(
-    running_jobs=1000, starts=ample, calls=ample, jobs_of_owner=ample, watchers=ample, idle_attempts=1000
+    running_jobs=1000, starts=ample, calls=ample, jobs_of_owner=ample, watchers=ample, idle_attempts=1000,
+    behind=ample
 )
 hub = Hub(sys.argv[2], limits=limits, accept_rate=20)
 hub.job("csv_import", path="/api/imports/csv", media_types=("text/csv",))(csv_import(row_delay=float(sys.argv[3])))

@@ -16,8 +16,8 @@ from websockets.asyncio.client import connect
 EVENTS = 2000
 HUB = f"""
 import sys, time
-from towline.server import Hub, serve
-hub = Hub(sys.argv[1])
+from towline.server import Hub, HubLimits, serve
+hub = Hub(sys.argv[1], limits=HubLimits(behind=600))
 @hub.job("count", path="/start")
 async def count(context, upload):
     await context.start({EVENTS})

@@ -24,7 +24,7 @@ ROWS = 200
 HUB = """
 import sys
 from towline.server import Hub, HubLimits, csv_import, serve
-hub = Hub(sys.argv[2], limits=HubLimits(running_jobs=100, idle_attempts=1000), accept_rate=200)
+hub = Hub(sys.argv[2], limits=HubLimits(running_jobs=100, idle_attempts=1000, behind=600), accept_rate=200)
 hub.job("csv_import", path="/api/imports/csv", media_types=("text/csv",))(csv_import(row_delay=float(sys.argv[3])))
 serve(port=int(sys.argv[1]), hub=hub)
 """

@@ -397,3 +397,16 @@ def test_the_original_backend_differs_only_in_its_parameters() -> None:
     state = revealed(server.ask(GetState(), TOKEN))
     assert state["request"] == "GET https://h/api/job-state/j1"
     assert state["headers"]["Authorization"] == "Bearer t1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "first"),
+    [({"firstSeq": 4}, 4), ({"firstSeq": "4"}, 4), ({}, 9), ({"firstSeq": 10}, 9), ({"firstSeq": -1}, 9)],
+)
+def test_merged_progress_says_what_it_stands_for(fields: dict[str, Any], first: int) -> None:
+    frame = {"type": "job_progress", "jobId": "j1", "seq": 9, "epoch": "e", "payload": {"progress": 0.5}, **fields}
+    [fact] = SERVER.read(FOLLOW, Message(json.dumps(frame)))
+    assert isinstance(fact, Item)
+    assert isinstance(fact.update, Progress)
+    assert fact.at == Numbered(9, "e")
+    assert (fact.update.first_seq, fact.update.seq, fact.update.merged) == (first, 9, 10 - first)

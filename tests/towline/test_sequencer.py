@@ -104,6 +104,37 @@ def joined(seq: int = 3) -> Follower:
 # --- servers that keep a log --------------------------------------------------------------------------------------
 
 
+def merged(first: int, last: int) -> Facts:
+    """Progress that the server has merged, because this follower was behind."""
+    update = Progress(fraction=0.5, seq=last, epoch="e1", first_seq=first, merged=last - first + 1)
+    return (Item(update, place(last)),)
+
+
+def test_progress_that_the_server_merged_is_no_gap() -> None:
+    follower = joined(3)
+    assert follower.take(merged(4, 9), progress(10)) == []
+    assert [(update.first_seq, update.seq) for update in follower.updates] == [(4, 9), (10, 10)]
+    assert follower.sequencer.duplicates == 0
+
+
+@pytest.mark.parametrize("last", [4, 9])
+def test_merged_progress_shows_nothing_that_was_delivered(last: int) -> None:
+    follower = joined(1)
+    assert follower.take(progress(2), progress(3), merged(2, last), progress(last + 1)) == []
+    assert [(update.first_seq, update.seq) for update in follower.updates[2:]] == [(4, last), (last + 1, last + 1)]
+    assert follower.updates[2].merged == last - 3
+    assert follower.take(merged(2, last)) == []
+    assert follower.sequencer.duplicates == 1
+
+
+def test_a_gap_before_merged_progress_is_a_gap() -> None:
+    follower = joined(3)
+    [gap] = follower.take(merged(5, 9))
+    assert isinstance(gap, Gap)
+    follower.join(state(5, 5))
+    assert [(update.first_seq, update.seq) for update in follower.updates if isinstance(update, Progress)][-1] == (6, 9)
+
+
 def test_a_replay_is_handed_on_whole_and_only_then_it_is_synced() -> None:
     follower = Follower(Numbered(2, "e1"))
     assert follower.take(ack(3, 5)) == []

@@ -258,6 +258,9 @@ class Towline:
                 at = None if seq is None or epoch is None else Numbered(seq, epoch)
                 if payload.keep_alive:
                     return (Item(None, at, False),)
+                first = frame.first_seq
+                if first is None or seq is None or first > seq:
+                    first = seq
                 update = Progress(
                     job=self.job,
                     pipeline=frame.pipeline,
@@ -268,7 +271,8 @@ class Towline:
                     status=payload.status,
                     processed_count=payload.processed_count,
                     current_item=payload.current_item,
-                    first_seq=seq,
+                    first_seq=first,
+                    merged=1 if seq is None or first is None else seq - first + 1,
                 )
                 return (Item(update, at),)
             return self._read_frame(frame)

@@ -48,7 +48,7 @@ from .log._sqlite import SqliteLog
 from .web._access import Authorize, loopback_only
 from .web._answers import Refusal
 from .web._rates import Rate, whole_seconds
-from .web._watcher import NO_LONGER_KEPT, Advice, Watcher
+from .web._watcher import NO_LONGER_KEPT, Advice, Watcher, sweep
 
 logger: Final = logging.getLogger("towline.server")
 
@@ -245,6 +245,7 @@ class HubWork(AsyncContextManagerMixin):
             await self._runner.resume(tasks)
             tasks.start_soon(self._keep_house, name="hub")
             tasks.start_soon(self._take_up_orphans, tasks, name="hub")
+            tasks.start_soon(sweep, self._watchers, self.limits, name="hub")
             self._tasks = tasks
             try:
                 yield self

@@ -33,6 +33,7 @@ class HubLimits:
     watchers: int = 64  #: sockets and event streams of one job
     client_message: int = 4096
     client_messages: int = 100  #: messages of one socket, besides its first `ready`
+    behind: float = 5  #: how long a socket or event stream may be behind before its progress is merged
     send_wait: float = 30  #: how long a socket or event stream may not take what is sent before it is let go
     heartbeat: float = 20  #: how long a socket is silent before a `ping` is sent
     comment_every: float = 15  #: how long an event stream is silent before a comment is sent

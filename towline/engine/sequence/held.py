@@ -38,6 +38,14 @@ class Held(NamedTuple):
         return self.update.processed_count if isinstance(self.update, Progress) else None
 
 
+def first_of(update: AnyUpdate | None, at: Position | None) -> int:
+    """The first number that an update at a position covers: a server may have merged progress. 0 without numbers."""
+    if not isinstance(at, Numbered):
+        return 0
+    merged_from = update.first_seq if isinstance(update, Progress) and update.seq == at.seq else None
+    return at.seq if merged_from is None else min(merged_from, at.seq)
+
+
 def is_covered(item: Held, floor: int | None) -> bool:
     """Whether a snapshot with the count `floor` already includes the item."""
     return floor is not None and item.shown_count is not None and item.shown_count <= floor

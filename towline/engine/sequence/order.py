@@ -104,6 +104,10 @@ class Order:
             return text != "" and text in self._marks and not isinstance(item.update, Snapshot)
         return self.is_same_log(item.at) and item.last <= self.seq
 
+    def reaches_into(self, item: Held) -> bool:
+        """Whether only the first part of a merged item was delivered before."""
+        return item.first <= self.seq < item.last and self.is_same_log(item.at)
+
     def joins(self, item: Held, *, is_live: bool) -> bool:
         """Whether an item is the next to be delivered."""
         if isinstance(item.update, Snapshot) or not isinstance(item.at, Numbered):

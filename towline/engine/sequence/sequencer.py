@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from ..._facts import Ended, Fact, InStep, InStepAt, Item, Mark, Numbered, Position, Replaying, Snapshot
 from ..._updates import AnyUpdate, JobCancelled, Outcome, Progress, Resynced
 from .findings import End, Finding, Gap, Phase, Synced
-from .held import Held, compacted, continuing, join_state, uncovered
+from .held import Held, compacted, continuing, first_of, join_state, uncovered, without
 from .order import Order
 from .outlet import Outlet
 from .placing import State, missed_before_end, placed_at, placed_last, positioned, state_of, without_number
@@ -209,6 +209,7 @@ class Sequencer:
             and at.seq != self._replay_to
             and type(update) is Progress
             and update.seq is not None
+            and update.merged == 1
             and update.job
         ):
             self._next_seq += 1
@@ -255,7 +256,9 @@ class Sequencer:
             return synced
         match fact:
             case Item(update):
-                return self._item(Held(update, at, at.seq if isinstance(at, Numbered) else 0, more))
+                item = Held(update, at, first_of(update, at), more)
+                # Of what the server has merged, the first part may have been delivered.
+                return self._item(without(item, self.order.seq) if self.order.reaches_into(item) else item)
             case Ended(outcome):
                 return self._end(Ended(outcome, at))
             case Snapshot(updates):

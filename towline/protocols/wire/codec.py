@@ -60,7 +60,9 @@ _END_WORDS: Final[Mapping[str, Status]] = {
 _CALL_WORDS: Final = frozenset({"success", "error"})
 _SEPARATORS: Final = re.compile(r"[\s_.:-]+")
 
-_ENVELOPE: Final = frozenset({"type", "jobId", "pipeline", "timestamp", "version", "seq", "epoch", "payload"})
+_ENVELOPE: Final = frozenset(
+    {"type", "jobId", "pipeline", "timestamp", "version", "seq", "epoch", "payload", "firstSeq"}
+)
 
 #: Reads the usual messages; raises one of `UNFIT` for others.
 decode_known: Final[Callable[[str | bytes], KnownFrame]] = msgspec.json.Decoder(KnownFrame).decode

@@ -96,9 +96,13 @@ class JobStartedFrame(_Frame, frozen=True, tag="job_started"):
 
 
 class JobProgressFrame(_Frame, frozen=True, gc=False, tag="job_progress"):
-    """The job has progressed, or (`payload.keep_alive`) is still alive."""
+    """The job has progressed, or (`payload.keep_alive`) is still alive.
+
+    With `first_seq` it stands for the progress from there to `seq`, merged by the server.
+    """
 
     payload: ProgressPayload
+    first_seq: Sequence | None = None
 
 
 class JobCompleteFrame(_Frame, frozen=True, tag="job_complete"):

@@ -35,10 +35,13 @@ Status: TypeAlias = Literal["running", "complete", "failed", "canceled"]
 #: How a terminal event ends the state.
 ENDS: Final[dict[str, Status]] = {"job_complete": "complete", "error": "failed", "job_canceled": "canceled"}
 
+#: The type of the events that may be merged for a watcher that is behind.
+PROGRESS: Final = "job_progress"
+
 # The payload is written whole before it is framed, so the frame types are used without their payload's type.
 _FRAMES: Final[dict[str, Any]] = {
     "job_started": JobStartedFrame,
-    "job_progress": JobProgressFrame,
+    PROGRESS: JobProgressFrame,
     "job_complete": JobCompleteFrame,
     "error": ErrorFrame,
     "job_canceled": JobCanceledFrame,
@@ -72,6 +75,13 @@ class Event:
     @cached_property
     def text(self) -> str:
         """The text frame, made once however many sockets it goes to."""
+        return self._encode()
+
+    def text_from(self, first: int) -> str:
+        """The text frame of a progress that also stands for the progress from `first` on."""
+        return self.text if first == self.seq else self._encode(first_seq=first)
+
+    def _encode(self, **fields: Any) -> str:
         return encode(
             _FRAMES[self.type](
                 job_id=self.job_id,
@@ -81,6 +91,7 @@ class Event:
                 seq=self.seq,
                 epoch=self.epoch,
                 payload=Raw(self.payload),
+                **fields,
             )
         ).decode()
 

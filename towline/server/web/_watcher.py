@@ -1,8 +1,11 @@
 """One watcher of one job: it reads the job's log from its cursor on, and sends what it reads.
 
-There is no queue to overflow and no difference between replay and live events: each watcher is a reader of the log with
-its own place, woken when there is more. A slow one falls behind and nothing waits for it; one that takes nothing for
-too long is let go, and finds everything in the log when it comes back.
+There is no queue to overflow: each watcher is a reader of the log with its own place, woken when there is more. A slow
+one falls behind and nothing waits for it. After a while it gets each run of progress merged into one message until it
+has caught up, except in a replay that was promised to it. One that takes nothing for too long is let go, and finds
+everything in the log when it comes back.
+
+No watcher has timers: one sweep looks at all of them again and again and counts how long each has been where it is.
 
 How a watcher is connected, by a socket or an event stream, is not known here: a subclass for each reads and writes.
 """
@@ -13,7 +16,7 @@ import json
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import anyio
@@ -22,13 +25,16 @@ from ..._exceptions import HubStorageError
 from ...protocols.wire.messages import VERSION, Ready, ReadyAckFrame, encode
 from .._settings import HubLimits
 from .._statistics import Counters
-from ..log._base import Bell, Event, EventLog, Job
+from ..log._base import PROGRESS, Bell, Event, EventLog, Job
 
 logger: Final = logging.getLogger("towline.server")
 
 NO_LONGER_KEPT: Final = "the job is no longer kept"
 
 _BATCH: Final = 64
+_MERGED_BATCH: Final = 1024  # events read at once to merge their progress
+_SWEEP_EVERY: Final = 1.0  # seconds, at most
+_SWEEPS: Final = 5  # in each of the times that a watcher may have
 
 
 class Advice(NamedTuple):
@@ -75,17 +81,48 @@ class Watcher(ABC):
         self._counters = counters
         self._now = now
         self._silence = silence
+        self._bell: Bell
         self._scope = anyio.CancelScope()
         self._ending: Ending | None = None
         self._ready: Ready | None = None
         self._acknowledged = False
         self._sent = 0
+        self._exact_to = job.seq  # the last event of the replay, in which nothing is merged
+        self._merging = False
+        self._sign_due = False
+        # Where it is, for the sweep: in which write, in which wait for more.
+        self._writing = False
+        self._writes = 0
+        self._waiting = True
+        self._waits = 0
+        self._last_look = (False, 0, False, 0)
+        self._stuck_for = self._behind_for = self._quiet_for = 0.0
 
     def close(self, code: int, reason: str | Advice = "") -> None:
         """End the connection for this reason; the first call counts."""
         if self._ending is None:
             self._ending = Ending(code, reason)
         self._scope.cancel()
+
+    def look(self, seconds: float) -> None:
+        """Act on how long the watcher has been where it is; the last look was `seconds` ago."""
+        now = (self._writing, self._writes, self._waiting, self._waits)
+        was, self._last_look = self._last_look, now
+        self._stuck_for = self._stuck_for + seconds if self._writing and was[:2] == now[:2] else 0
+        same_wait = was[3] == now[3]
+        self._quiet_for = self._quiet_for + seconds if self._waiting and was[2] and same_wait else 0
+        is_behind = not self._waiting and not was[2] and same_wait and self._sent >= self._exact_to
+        self._behind_for = self._behind_for + seconds if is_behind else 0
+        if self._stuck_for >= self._limits.send_wait:
+            logger.info("job %s: a watcher took nothing for %g s", self._job.id, self._limits.send_wait)
+            self.close(1013, "too slow; what was missed is kept")
+        elif self._behind_for >= self._limits.behind and not self._merging:
+            logger.info("job %s: a watcher is behind and gets merged progress", self._job.id)
+            self._merging = True
+        elif self._quiet_for >= self._silence:
+            self._quiet_for = 0
+            self._sign_due = True
+            self._bell.ring()
 
     # --- what a kind of connection does ------------------------------------------------------------------------
 
@@ -110,6 +147,7 @@ class Watcher(ABC):
     async def _serve(self) -> None:
         """Deliver up to the end, which `_ending` then names; it is None if the client has gone."""
         with self._scope, self._log.subscribe(self._job.id) as bell:
+            self._bell = bell
             try:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._listen, bell)
@@ -123,12 +161,14 @@ class Watcher(ABC):
                 self.close(1013, _LOG_DOWN)
 
     async def _deliver(self, bell: Bell) -> None:
+        self._waiting = False
         while True:
             if (ready := self._take_ready()) is not None:
                 await self._acknowledge(ready)
-            events = await self._log.read(self._job.id, self._sent, _BATCH)
-            for event in events:
-                await self._send(self._write(event.text, event))
+            merging = self._merging and self._sent >= self._exact_to
+            events = await self._log.read(self._job.id, self._sent, _MERGED_BATCH if merging else _BATCH)
+            for first, event in _runs(events) if merging else ((event.seq, event) for event in events):
+                await self._send(self._write(event.text_from(first), event))
                 self._sent = event.seq
                 if event.terminal:
                     self.close(1000, "the job has ended")
@@ -136,10 +176,14 @@ class Watcher(ABC):
                 if self._ready is not None:
                     break
             if not events and self._ready is None:
-                with anyio.move_on_after(self._silence) as silence:
-                    await bell.wait_ring()
-                if silence.cancelled_caught:
+                self._merging = False
+                self._waits += 1
+                self._waiting = True
+                await bell.wait_ring()
+                self._waiting = False
+                if self._sign_due:
                     # Not every server pings by itself: only what is sent finds out that a peer is gone.
+                    self._sign_due = False
                     await self._send(self._write_sign())
 
     def _take_ready(self) -> Ready | None:
@@ -160,6 +204,7 @@ class Watcher(ABC):
         cursor = ready.seq if known and ready.seq is not None else 0
         self._sent = cursor if self._acknowledged else max(cursor, self._sent)
         self._acknowledged = True
+        self._exact_to = job.seq
         acknowledgement = ReadyAckFrame(
             job_id=job.id,
             pipeline=job.pipeline,
@@ -174,10 +219,33 @@ class Watcher(ABC):
             self.close(1000, "the job has ended")
 
     async def _send(self, writing: Awaitable[None]) -> None:
-        with anyio.move_on_after(self._limits.send_wait) as waiting:
-            await writing
-            self._counters.frames_sent += 1
-        if waiting.cancelled_caught:
-            logger.info("job %s: a watcher took nothing for %g s", self._job.id, self._limits.send_wait)
-            self.close(1013, "too slow; what was missed is kept")
-            await anyio.sleep_forever()
+        self._writing = True
+        await writing
+        self._writing = False
+        self._writes += 1
+        self._counters.frames_sent += 1
+
+
+def _runs(events: Sequence[Event]) -> Iterator[tuple[int, Event]]:
+    """Give of each run of progress its first `seq` and its last event; every other event is a run of its own."""
+    first: int | None = None
+    for place, event in enumerate(events, 1):
+        first = event.seq if first is None else first
+        if event.type == PROGRESS and place < len(events) and events[place].type == PROGRESS:
+            continue
+        yield first, event
+        first = None
+
+
+async def sweep(watchers: Mapping[str, Iterable[Watcher]], limits: HubLimits) -> None:
+    """Look at all watchers, by job, again and again."""
+    every = min(_SWEEP_EVERY, *(wait / _SWEEPS for wait in (limits.send_wait, limits.behind)))
+    every = min(every, *(silence / _SWEEPS for silence in (limits.heartbeat, limits.comment_every)))
+    looked = anyio.current_time()
+    while True:
+        await anyio.sleep(every)
+        now = anyio.current_time()
+        for of_job in tuple(watchers.values()):
+            for watcher in tuple(of_job):
+                watcher.look(now - looked)
+        looked = now

@@ -97,8 +97,8 @@ class Watch {
     if (frame.seq === undefined) return true;
     if (this.cursor && frame.epoch === this.cursor.epoch) {
       if (frame.seq <= this.cursor.seq) return true;
-      if (frame.seq !== this.cursor.seq + 1) return false;
-    } else if (frame.seq !== 1) {
+      if ((frame.firstSeq ?? frame.seq) > this.cursor.seq + 1) return false; // the hub may merge progress
+    } else if ((frame.firstSeq ?? frame.seq) !== 1) {
       this.cursor = null;
       return false;
     } else if (this.cursor) {
