@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -246,10 +247,10 @@ import sys, time
 from towline.server import Hub, serve
 import towline.server.log._sqlite as sqlite
 opened = sqlite.SqliteLog._open
-def open_slowly(self):
+def open_slowly(*args):
     print("starting", flush=True)
     time.sleep(0.5)
-    return opened(self)
+    return opened(*args)
 sqlite.SqliteLog._open = open_slowly
 serve(port=0, database=sys.argv[1])
 """
@@ -264,3 +265,49 @@ def test_a_stop_while_the_hub_starts_is_a_stop(tmp_path: Path, sig: signal.Signa
         os.kill(process.pid, sig)
         output, errors = process.communicate(timeout=20)
     assert (process.returncode, output, errors) == (0, "", "")
+
+
+# A process in between, because two children of one process count as workers of one server.
+SECOND = """
+import subprocess, sys
+program = "import sys; from towline.server import serve; serve(port=0, database=sys.argv[1])"
+process = subprocess.Popen([sys.executable, "-c", program, sys.argv[1]])
+print(process.pid, flush=True)
+sys.exit(process.wait())
+"""
+
+
+@contextlib.contextmanager
+def second_hub(database: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Start a hub on the database, in a process of its own: that of its parent, and its id."""
+    arguments = [sys.executable, "-c", SECOND, str(database)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, int(process.stdout.readline())
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_hub_says_whom_it_waits_for_and_can_be_stopped(hub_process: Any, sig: signal.Signals) -> None:
+    first = hub_process()
+    first.start()
+    with second_hub(first.database) as (process, hub_id):
+        assert process.stderr is not None
+        assert f"for another hub (process {first.process_id}) to stop" in process.stderr.readline()
+        os.kill(hub_id, sig)
+        output, errors = process.communicate(timeout=20)
+    # It neither began to serve nor waited until it had to give up.
+    assert (process.returncode, output, errors) == (0, "", "")
+
+
+def test_a_second_hub_goes_on_when_the_first_has_stopped(hub_process: Any) -> None:
+    first = hub_process()
+    first.start()
+    with second_hub(first.database) as (process, hub_id):
+        assert process.stderr is not None
+        assert process.stdout is not None
+        process.stderr.readline()
+        first.kill()
+        assert "listening on" in process.stdout.readline()
+        os.kill(hub_id, signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert process.returncode == 0

@@ -103,7 +103,7 @@ async def test_a_database_has_one_hub(hub_process: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr("towline.server.log._sqlite._OWNER_WAIT", 0.01)
     hub = hub_process()
     hub.start()
-    with pytest.raises(HubStorageError, match="another hub"):
+    with pytest.raises(HubStorageError, match=r"another hub \(process \d+\) uses this database: stop it, or give"):
         async with SqliteLog(hub.database):
             pass
     hub.kill()

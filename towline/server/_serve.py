@@ -59,6 +59,7 @@ class _Server(uvicorn.Server):
         self._ready = ready
         self._ignored: set[int] = set()
         self._capturing = False
+        self._start: anyio.CancelScope | None = None  # while the hub starts
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         anyio.run(self._run_hub)
@@ -66,9 +67,11 @@ class _Server(uvicorn.Server):
     async def _run_hub(self) -> None:
         # The hub is entered here and not by ASGI's lifespan, so that its errors come out as they are.
         # Signals are heard before that, so that a stop while the hub starts is a stop.
-        asyncio.get_running_loop().set_exception_handler(QuietAccept())
-        with self._listener, self.capture_signals():
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(QuietAccept())
+        with self._listener, self.capture_signals(), anyio.CancelScope() as self._start:
             async with self._hub:
+                self._start = None
                 if not self.should_exit:
                     await self.serve(sockets=[self._listener])
 
@@ -98,7 +101,12 @@ class _Server(uvicorn.Server):
         # What the parent of this process had it ignore stays ignored: a shell does that for `command &` in a script.
         if sig in self._ignored:
             return
-        super().handle_exit(signal.SIGINT if self.should_exit else sig, frame)
+        self._stop(signal.SIGINT if self.should_exit else sig, frame)
+
+    def _stop(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self._start is not None:
+            self._loop.call_soon_threadsafe(self._start.cancel)
 
 
 class _Worker(_Server):
@@ -107,7 +115,7 @@ class _Worker(_Server):
     """
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        uvicorn.Server.handle_exit(self, sig, frame)
+        self._stop(sig, frame)
 
 
 def announce_on_stdout(url: str) -> None:

@@ -75,6 +75,7 @@ _MAX_WAITING: Final = 1024  # appends that wait for the writer before callers wa
 _READERS: Final = 4
 _TOKENS_PER_JOB: Final = 32
 _OWNER_WAIT: Final = 10.0  # seconds a new hub waits for the one before it to stop
+_OWNER_LOOK: Final = 0.1  # seconds between two tries
 _WORKER_WAIT: Final = 1.0  # seconds it waits if that one is another worker of the same server
 _CHECKED_FOR: Final = 1.0  # seconds for which a check counts
 _NO_LIMIT: Final = 2**62
@@ -121,7 +122,19 @@ class SqliteLog(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
         self._read_limit = CapacityLimiter(_READERS)
         self._write_limit = CapacityLimiter(1)
-        owner, writer = await anyio.to_thread.run_sync(self._open)
+        begun = anyio.current_time()
+        opened: tuple[sqlite3.Connection, sqlite3.Connection] | None = None
+        is_told = False
+        while opened is None:
+            waited = anyio.current_time() - begun
+            opened = await anyio.to_thread.run_sync(self._open, waited)
+            if opened is None:
+                if waited >= _WORKER_WAIT and not is_told:
+                    is_told = True
+                    wait = _OWNER_WAIT - waited
+                    logger.warning("%s: waiting %.0f s for %s to stop", self._path, wait, self._name_owner())
+                await anyio.sleep(_OWNER_LOOK)
+        owner, writer = opened
         try:
             self._queue, waiting = anyio.create_memory_object_stream[_Write[Any]](_MAX_WAITING)
             async with Tasks(finish=True) as tasks:
@@ -137,15 +150,18 @@ class SqliteLog(AsyncContextManagerMixin):
 
     # --- opening -----------------------------------------------------------------------------------------------
 
-    def _open(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    def _open(self, waited: float) -> tuple[sqlite3.Connection, sqlite3.Connection] | None:
+        """Open the database. None: another hub still uses it after `waited` seconds."""
         with self._renaming_errors():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path = self._path.resolve()  # one owner, by any link
             for path in (self._path, owner_path := Path(f"{self._path}-owner")):
                 _make_private(path)
-            owner = _connect(owner_path, timeout=_WORKER_WAIT)
+            owner = _connect(owner_path, timeout=0)
             try:
-                self._take(owner)
+                if not self._take(owner, waited):
+                    owner.close()
+                    return None
                 writer = _connect(self._path, timeout=5)
                 try:
                     self._prepare(writer)
@@ -160,25 +176,36 @@ class SqliteLog(AsyncContextManagerMixin):
                 raise
         return owner, writer
 
-    def _take(self, owner: sqlite3.Connection) -> None:
-        for wait in (_OWNER_WAIT, None):
-            try:
-                owner.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError as error:
+    def _take(self, owner: sqlite3.Connection, waited: float) -> bool:
+        try:
+            owner.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            if waited >= _WORKER_WAIT:
                 self._refuse_worker(error)
-                if wait is None:
-                    raise HubStorageError("another hub is using this database", path=self._path) from error
-                owner.execute(f"PRAGMA busy_timeout = {round(wait * 1000)}")
-            else:
-                return
+            if waited >= _OWNER_WAIT:
+                problem = f"{self._name_owner()} uses this database: stop it, or give this hub another database"
+                raise HubStorageError(problem, path=self._path) from error
+            return False
+        return True
 
-    def _refuse_worker(self, cause: sqlite3.OperationalError) -> None:
-        """Raise `HubStorageError` if the owner is this process, or another child of this process's parent."""
+    def _read_owner(self) -> tuple[str, str]:
+        """Read the owner's process and that one's parent; empty if they are not known."""
         try:
             with closing(_connect(self._path, timeout=0)) as reader:
                 process, _, parent = (_read_note(reader, _OWNER_NOTE) or "").partition(" ")
         except sqlite3.Error:  # the owner is just making the database
-            return
+            return "", ""
+        return process, parent
+
+    def _name_owner(self) -> str:
+        process, _ = self._read_owner()
+        return f"another hub (process {process})" if process else "another hub"
+
+    def _refuse_worker(self, cause: sqlite3.OperationalError) -> None:
+        """Raise `HubStorageError` if the owner is this process, or another child of this process's parent."""
+        process, parent = self._read_owner()
         if process == str(os.getpid()):
             problem = "this process uses the database already"
         elif parent == str(os.getppid()):
