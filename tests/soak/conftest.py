@@ -51,6 +51,7 @@ def load_module(path: str) -> ModuleType:
 
 servers = load_module("server/conftest.py")
 hub_process, ready, following = servers.hub_process, servers.ready, servers.following
+redis_server, free_port = servers.redis_server, servers.free_port
 
 
 @pytest.fixture(scope="session")

@@ -65,13 +65,15 @@ class StartedJob:
     expires_in: int
 
 
-def _open_log(database: Path | str, prefix: str | None) -> EventLog:
+def _open_log(database: Path | str, prefix: str | None, replicas: int) -> EventLog:
     if isinstance(database, str) and database.startswith(("redis://", "rediss://", "unix://")):
         from .log._redis import RedisLog  # an extra that not every hub needs
 
-        return RedisLog(database) if prefix is None else RedisLog(database, prefix=prefix)
+        return RedisLog(database, prefix="towline" if prefix is None else prefix, replicas=replicas)
     if prefix is not None:
         raise InvalidArgument("prefix", "is the first part of the keys in Redis: leave it out for a SQLite file")
+    if replicas:
+        raise InvalidArgument("replicas", "are those of a Redis: leave it out for a SQLite file")
     if isinstance(database, str) and "://" in database:
         raise InvalidArgument("database", "must be a path, or a URL that begins with redis://, rediss:// or unix://")
     return SqliteLog(Path(database))
@@ -86,6 +88,7 @@ class HubWork(AsyncContextManagerMixin):
         *,
         files: Path | None = None,
         prefix: str | None = None,
+        replicas: int = 0,
         authorize: Authorize = loopback_only,
         limits: HubLimits | None = None,
         lifetimes: Lifetimes | None = None,
@@ -102,7 +105,7 @@ class HubWork(AsyncContextManagerMixin):
             raise InvalidArgument("base_path", "begins with a slash and ends with none")
         if "*" in origins:
             raise InvalidArgument("origins", "name each origin: with * any page could act for its visitor")
-        self.log: Final = _open_log(database, prefix)
+        self.log: Final = _open_log(database, prefix, replicas)
         if files is None and self.log.shared:
             raise InvalidArgument("files", "hubs that share a log need a folder they share")
         self.files: Final = files or Path(f"{database}.files")

@@ -252,6 +252,34 @@ async def test_redis_is_killed_and_comes_back(redis_port_process: Any) -> None:
         assert (await next_event(log, 0)).seq == 1
 
 
+async def test_an_event_is_shown_only_when_a_replica_has_it(
+    redis_port_process: Any, admin: redis.Redis, replica: Any
+) -> None:
+    async def has_replica() -> bool:
+        return bool(await anyio.to_thread.run_sync(lambda: admin.wait(1, 100)))
+
+    with pytest.raises(HubStorageError, match="0 of 1 replicas"):
+        async with RedisLog(redis_port_process.url, replicas=1):
+            pass
+    with contextlib.closing(redis.Redis.from_url(replica.url)) as new:
+        new.replicaof("127.0.0.1", port_of(redis_port_process.url))
+        await until(has_replica)
+        async with RedisLog(redis_port_process.url, replicas=1) as log:
+            await log.create(job(), None)
+            assert await append(log)
+            assert (await next_event(log, 0)).seq == 1
+            new.replicaof("NO", "ONE")
+            with log.subscribe("j") as bell:
+                assert await append(log)  # it is written, and nobody sees it
+                with pytest.raises(HubStorageError, match="0 of 1 replicas"):
+                    while not await log.read("j", 1, 9):
+                        await bell.wait_ring()
+            await until(lambda: failed(log))
+            new.replicaof("127.0.0.1", port_of(redis_port_process.url))
+            await until(lambda: healthy(log))
+            assert (await next_event(log, 1)).seq == 2
+
+
 async def test_a_foreign_message_on_the_channel_is_skipped(redis_port_process: Any, admin: redis.Redis) -> None:
     async with RedisLog(redis_port_process.url) as log:
         await log.create(job(), None)
@@ -297,3 +325,5 @@ async def test_hubs_with_different_prefixes_are_two_hubs(redis_url: str, tmp_pat
 def test_a_prefix_is_for_redis(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="SQLite"):
         Hub(tmp_path / "hub.db", prefix="mine")
+    with pytest.raises(InvalidArgument, match="SQLite"):
+        Hub(tmp_path / "hub.db", replicas=1)

@@ -43,13 +43,14 @@ _HEAR_WITHIN: Final = 3.0  # seconds from the check's event being written to its
 class RedisLog(AsyncContextManagerMixin):
     """An `EventLog` on the Redis or Valkey server at `url`, shared by every hub with the same `prefix`.
 
-    Entering raises `HubStorageError` if the server does not answer, takes no writes or delivers no events.
+    An event is shown when `replicas` of the server have it. Entering raises `HubStorageError` if the server does not
+    answer, takes no writes or delivers no events.
     """
 
     shared: Final = True
 
-    def __init__(self, url: str, *, prefix: str = "towline") -> None:
-        self._store = RedisStore(url, prefix)
+    def __init__(self, url: str, *, prefix: str = "towline", replicas: int = 0) -> None:
+        self._store = RedisStore(url, prefix, replicas)
         self._arrivals = self._store.arrivals.encode()
         self._bells = Bells()
         self._tails = Tails()
@@ -89,7 +90,7 @@ class RedisLog(AsyncContextManagerMixin):
                 while self._listening:
                     try:
                         await anyio.to_thread.run_sync(self._hear, limiter=limiter)
-                    except redis.RedisError as error:
+                    except (redis.RedisError, HubStorageError) as error:
                         logger.warning("redis: the subscription failed, subscribing again: %s", error)
                         await anyio.sleep(_LISTEN)
                     except Exception:
@@ -99,7 +100,9 @@ class RedisLog(AsyncContextManagerMixin):
 
     def _hear(self) -> None:
         subscription = self._subscription
-        with self._store.client.pubsub() as channel:  # type: ignore[no-untyped-call]
+        # The link comes first: after a failover between the two it fails, and never confirms what another server said.
+        with self._store.open_link() as link, self._store.client.pubsub() as channel:  # type: ignore[no-untyped-call]
+            self._store.wait_replicated(link)
             channel.subscribe(self._store.channel, self._store.arrivals)
             while self._listening and subscription == self._subscription:
                 messages: list[dict[str, Any]] = []
@@ -109,6 +112,7 @@ class RedisLog(AsyncContextManagerMixin):
                     if len(messages) == _HEARD or not channel.connection.can_read(timeout=0):
                         break
                 if messages:
+                    self._store.wait_replicated(link)
                     anyio.from_thread.run_sync(self._hear_all, messages)
 
     def _hear_all(self, messages: Sequence[dict[str, Any]]) -> None:

@@ -38,6 +38,7 @@ NOT_HEARD: Final = "redis: an event was written and not heard on the subscriptio
 _TIMEOUT: Final = 5.0  # seconds one command may take
 _TOKENS_PER_JOB: Final = 32
 _REMEMBER_CLIENT: Final = 120  # seconds within which a message of a half-open socket must have arrived
+_REPLICATE_WITHIN: Final = 1.0  # seconds until the replicas have an event
 _KEEP_CHECK: Final = 60  # seconds after which Redis forgets the check of a hub that is gone
 _NUMBERS: Final = frozenset({"created", "seq", "total", "processed", "updated", "ended", "attempts"})
 _BYTES: Final = frozenset({"outcome", "checkpoint"})
@@ -146,8 +147,9 @@ return tonumber(ARGV[3])
 class RedisStore:
     """The log's keys and scripts, over a blocking client that may be used by many threads at once."""
 
-    def __init__(self, url: str, prefix: str = "towline") -> None:
+    def __init__(self, url: str, prefix: str = "towline", replicas: int = 0) -> None:
         self._prefix = prefix
+        self._replicas = replicas
         self._make_pool = partial(
             redis.ConnectionPool.from_url,
             url,
@@ -207,6 +209,7 @@ class RedisStore:
             while not self._is_own_check(channel.get_message(timeout=_TIMEOUT)):
                 if time.monotonic() > deadline:
                     raise HubStorageError(NOT_HEARD)
+        self.wait_replicated()
         for problem in self._find_risks():
             logger.warning("redis may lose events that it acknowledged: %s", problem)
 
@@ -237,6 +240,26 @@ class RedisStore:
             transaction.expire(job, _KEEP_CHECK)
             transaction.expire(events, _KEEP_CHECK)
             transaction.execute()
+
+    def open_link(self) -> redis.Redis:
+        """Return a client with one connection."""
+        return self.client.client()  # type: ignore[no-any-return, no-untyped-call]
+
+    def wait_replicated(self, link: redis.Redis | None = None) -> None:
+        """Wait until the replicas have everything that this server has written so far, and raise if they do not.
+
+        Redis replicates after it has answered and published, so a primary that dies takes its last events with it.
+        WAIT counts from the last write of its own connection (https://redis.io/commands/wait), hence the write. `link`
+        has one connection, to the server in question.
+        """
+        if not self._replicas:
+            return
+        with self._renaming_errors(), (link or self.client).pipeline(transaction=False) as commands:
+            commands.set(self._key("fence"), b"")
+            commands.execute_command("WAIT", self._replicas, round(_REPLICATE_WITHIN * 1000))  # type: ignore[no-untyped-call]
+            reached = commands.execute()[1]
+        if reached < self._replicas:
+            raise HubStorageError(f"redis: {reached} of {self._replicas} replicas have the newest events")
 
     def ping(self) -> None:
         """Raise `HubStorageError` unless the server answers."""
@@ -298,10 +321,11 @@ class RedisStore:
             return bool(self.client.exists(self._key("request", _asked(owner, key))))
 
     def job(self, job_id: str) -> Job | Missing:
-        with self._renaming_errors():
-            fields = cast("dict[bytes, bytes]", self.client.hgetall(self._key("job", job_id)))
+        with self._renaming_errors(), self.open_link() as link:
+            fields = cast("dict[bytes, bytes]", link.hgetall(self._key("job", job_id)))
+            self.wait_replicated(link)
             if not fields:
-                gone = self.client.zscore(self._key("gone"), job_id)
+                gone = link.zscore(self._key("gone"), job_id)
                 return Missing.UNKNOWN if gone is None else Missing.GONE
         fields.pop(b"request", None)
         return Job(**{name.decode(): _value(name.decode(), value) for name, value in fields.items()})
@@ -344,7 +368,9 @@ class RedisStore:
             pipeline, epoch = self.client.hmget(self._key("job", job_id), ["pipeline", "epoch"])
             if pipeline is None or epoch is None:
                 return []
-            entries = self.client.xrange(self._key("events", job_id), f"{after + 1}-0", "+", count=limit)
+        with self._renaming_errors(), self.open_link() as link:
+            entries = link.xrange(self._key("events", job_id), f"{after + 1}-0", "+", count=limit)
+            self.wait_replicated(link)
         return [
             Event(
                 job_id,

@@ -31,6 +31,8 @@ class Hub(HubWork):
     Uploads and large results lie in the folder `files`, `<database>.files/` for a SQLite file. Hubs with
     the same Redis and `prefix` are one hub on many machines: any of them serves any job's sockets, and they share
     `files` too. `prefix` begins all keys and channels in Redis (`towline` if it is None); a `Reporter` needs the same.
+    With `replicas` the hub shows an event only when so many replicas of this Redis have it, so that none is lost or
+    repeated when one of them becomes the primary.
 
     It works while it is entered (`async with hub:`); served as the application itself, its lifespan does that. It
     is entered once, which `ForbiddenRequest` says the second time. Entering raises `HubStorageError` where the database
