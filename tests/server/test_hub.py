@@ -330,7 +330,8 @@ def test_a_large_result_goes_by_url(client: Any) -> None:
     assert client.state()["results"]["resultUrl"] == payload["resultUrl"]
     response = client.http.get(payload["resultUrl"], headers=client.auth)
     assert response.json() == {"pipeline": "large", "text": "å" * 300_000}
-    assert client.http.get(payload["resultUrl"]).status_code == 401
+    assert client.http.get(payload["resultUrl"]).status_code == 200  # by its owner, who is this machine
+    assert client.http.get(payload["resultUrl"], headers={"x-forwarded-for": "10.0.0.1"}).status_code == 401
 
 
 def test_a_result_with_a_result_url_of_its_own_is_not_taken_for_a_reference(client: Any) -> None:
@@ -578,16 +579,59 @@ def test_the_page_is_for_who_may_start_jobs(tmp_path: Path, serving: Any) -> Non
             assert client.http.get(path).status_code == 403
         page = client.http.get("/", headers=ann)
         assert "default-src 'none'" in page.headers["content-security-policy"]
-        for name in ("page.css", "page.js"):
+        for name in ("page.css", "page.js", "towline.js"):
             assert client.http.get(f"/{name}").status_code == 200
         [listed] = client.http.get("/api/jobs", headers=ann).json()["jobs"]
         assert (listed["jobId"], listed["status"], listed["processedCount"]) == (client.job, "complete", 30)
-        assert client.http.get("/api/jobs", headers=bob).json() == {"jobs": []}
+        assert listed["startTime"] <= listed["lastUpdate"] == listed["endTime"]
+        assert client.http.get("/api/jobs", headers=bob).json() == {"jobs": [], "next": None}
+        results = f"/api/jobs/{client.job}/results"
+        assert client.http.get(results, headers=ann).json()["successRate"] == "30/30"
+        assert client.http.get(results, headers=bob).status_code == 404
+        assert client.http.get(results).status_code == 401
+        assert client.http.get(results, headers=ann | {"origin": "https://evil.example"}).status_code == 403
         path = f"/api/jobs/{client.job}/token"
         assert client.http.post(path).status_code == 403
         assert client.http.post(path, headers=bob).status_code == 404
         client.token = client.http.post(path, headers=ann).json()["token"]
         assert client.follow().code == 1000
+
+
+def test_the_list_of_jobs_says_why_one_ended(
+    tmp_path: Path, gate: Gate, serving: Any, ready: Any, following: Any
+) -> None:
+    with serving(make_hub(tmp_path, limits=HubLimits(running_jobs=1))) as client:
+        start(client, "failing")
+        client.follow()
+        start(client, "waiting", gate)
+        running = client.job
+        with client.socket() as socket:
+            ready(socket)
+            following(socket, lambda event: event["payload"].get("processedCount") == 10)
+        start(client, "waiting", gate)  # its turn does not come
+        path = f"/api/jobs/{client.job}/cancel"
+        waits, runs, failed = client.http.get("/api/jobs").json()["jobs"]
+        assert (waits["status"], waits["lastUpdate"], waits["message"]) == ("running", None, None)
+        assert (runs["jobId"], runs["processedCount"], runs["lastUpdate"] > 0) == (running, 10, True)
+        assert (failed["status"], failed["message"]) == ("failed", "it is no good")
+        assert client.http.post(path, headers=client.auth, json={"reason": "not needed"}).json()["result"] == "accepted"
+        [canceled, *_] = client.http.get("/api/jobs").json()["jobs"]
+        assert (canceled["status"], canceled["message"]) == ("canceled", "not needed")
+        gate.open = True
+
+
+def test_the_list_of_jobs_has_pages(tmp_path: Path, serving: Any) -> None:
+    with serving(make_hub(tmp_path)) as client:
+        started = []
+        for _ in range(203):
+            client.start(b"title,author\na,b\n")
+            started.append(client.job)
+        first = client.http.get("/api/jobs").json()
+        second = client.http.get("/api/jobs", params={"before": first["next"]}).json()
+        assert second["next"] is None
+        assert sorted(job["jobId"] for job in first["jobs"] + second["jobs"]) == sorted(started)
+        for before in ("x", "", "1e3.a", "99999999999999999999.a"):
+            assert client.http.get("/api/jobs", params={"before": before}).status_code == 400
 
 
 def test_pages_of_other_origins(tmp_path: Path, serving: Any) -> None:

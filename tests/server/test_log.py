@@ -8,7 +8,18 @@ import anyio
 import pytest
 
 from towline import InvalidArgument
-from towline.server.log._base import Change, Entry, Event, EventLog, Job, Missing, Request, RequestMismatch, Token
+from towline.server.log._base import (
+    Change,
+    Entry,
+    Event,
+    EventLog,
+    Job,
+    Missing,
+    Place,
+    Request,
+    RequestMismatch,
+    Token,
+)
 from towline.server.log._clients import Arrival
 from towline.server.log._sqlite import SqliteLog
 
@@ -284,6 +295,34 @@ async def test_an_owners_newest_jobs(open_log: OpenLog) -> None:
         await log.remove_ended(100)
         assert [kept.id for kept in await log.newest("o", 10)] == ["j4", "j2", "j1", "j0"]
         assert list(await log.newest("nobody", 10)) == []
+
+
+async def test_a_list_of_jobs_goes_on_where_it_stopped(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        for number in range(7):
+            await log.create(job(f"j{number}", created=number // 3), None)  # three in the same millisecond
+        listed: list[str] = []
+        place = None
+        while jobs := await log.newest("o", 2, place):
+            listed += [kept.id for kept in jobs]
+            place = Place(jobs[-1].created, jobs[-1].id)
+        assert listed == ["j6", "j5", "j4", "j3", "j2", "j1", "j0"]
+        # The place of a job that is no longer there is still a place; nothing behind it is lost.
+        await log.append("j3", "job_complete", b"{}", 7)
+        await log.remove_ended(100)
+        rest = {kept.id for kept in await log.newest("o", 10, Place(1, "j3"))}
+        assert {"j2", "j1", "j0"} <= rest <= {"j5", "j4", "j2", "j1", "j0"}
+        assert [kept.id for kept in await log.newest("o", 10, Place(0, "j1"))] == ["j0"]
+
+
+async def test_a_list_of_jobs_leaves_out_what_may_be_large(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        for number, end in enumerate(("job_complete", "error", "job_canceled")):
+            await log.create(job(f"j{number}", created=number), None)
+            await log.append(f"j{number}", "job_progress", b"{}", 7, Change(processed=1, checkpoint=b"[1]"))
+            await log.append(f"j{number}", end, b"{}", 7, Change(outcome=b'{"x":1}'))
+        assert [kept.outcome for kept in await log.newest("o", 3)] == [b'{"x":1}', b'{"x":1}', None]
+        assert {(kept.checkpoint, kept.processed, kept.seq) for kept in await log.newest("o", 3)} == {(None, 1, 2)}
 
 
 async def test_attempts_count_while_the_log_stands_still(open_log: OpenLog) -> None:

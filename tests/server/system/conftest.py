@@ -1,22 +1,29 @@
-"""The Cloudflare example, run by the real workerd with its objects' storage in a folder of the test's own."""
+"""The Cloudflare example, run by the real workerd with its objects' storage in a folder of the test's own; and a real
+Chromium, by its own remote control.
+"""
 
+import base64
 import contextlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from websockets.sync.client import connect
 
 from towline.testing import LoggedEvent
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "cloudflare"
 PROGRAMS = Path(os.environ.get("TOWLINE_NODE_MODULES", ROOT / ".venv" / "node" / "node_modules")) / ".bin"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 START_KEY = "start-key-of-the-tests"
 
 
@@ -101,3 +108,80 @@ def workerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 def start_key() -> dict[str, str]:
     """What a request needs to start a job."""
     return {"authorization": f"Bearer {START_KEY}"}
+
+
+class Tab:
+    """One page. `errors` are its uncaught errors and what its Content Security Policy has blocked."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+        self._calls = 0
+        self.errors: list[str] = []
+        self.call("Runtime.enable")
+        self.call("Log.enable")
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        """Make one call of the DevTools protocol."""
+        self._calls += 1
+        self._socket.send(json.dumps({"id": self._calls, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=60))
+            if message.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(json.dumps(message["params"]["exceptionDetails"]))
+            elif message.get("method") == "Log.entryAdded" and message["params"]["entry"]["source"] == "security":
+                self.errors.append(message["params"]["entry"]["text"])
+            if message.get("id") == self._calls:
+                assert "result" in message, message
+                return message["result"]
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of an expression; a promise is awaited."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def press(self, *keys: str) -> None:
+        """Press keys, as a person does: the name of a key, or one character."""
+        named = {"Tab": 9, "Enter": 13, "Escape": 27}
+        for key in keys:
+            text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+            code = named.get(key, ord(key[0].upper()))
+            event = {"key": key, "windowsVirtualKeyCode": code, "text": text}
+            self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **event)
+            self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def show_as(self, width: int, height: int = 900, scheme: str = "light") -> None:
+        """Show the page on a screen of this size, in a light or dark scheme."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def save_screenshot(self, path: Path) -> None:
+        """Save what the screen shows as a PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+
+@pytest.fixture
+def open_tab(tmp_path: Path, eventually: Any) -> Iterator[Callable[[str], Tab]]:
+    """Open a URL in a browser with a profile of its own: `open_tab(url)`."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium)")
+    profile = tmp_path / "profile"
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    options += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+    with (tmp_path / "chromium.log").open("wb") as log:
+        browser = subprocess.Popen([CHROMIUM, *options], stdout=log, stderr=log)
+    with contextlib.ExitStack() as stack:
+
+        def open_url(url: str) -> Tab:
+            eventually(lambda: (profile / "DevToolsActivePort").exists())
+            port = (profile / "DevToolsActivePort").read_text().split()[0]
+            found = httpx.put(f"http://127.0.0.1:{port}/json/new?about:blank", timeout=20).json()
+            tab = Tab(stack.enter_context(connect(found["webSocketDebuggerUrl"], proxy=None, max_size=None)))
+            tab.call("Page.navigate", url=url)
+            return tab
+
+        try:
+            yield open_url
+        finally:
+            browser.terminate()
+            browser.wait(20)

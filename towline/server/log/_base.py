@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, cont
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import anyio
 from msgspec import UNSET, Raw, UnsetType
@@ -46,6 +46,13 @@ _FRAMES: Final[dict[str, Any]] = {
     "error": ErrorFrame,
     "job_canceled": JobCanceledFrame,
 }
+
+
+class Place(NamedTuple):
+    """Where a job stands among its owner's jobs, which are in the order of their creation."""
+
+    created: int
+    id: str
 
 
 class Missing(Enum):
@@ -294,8 +301,11 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
     async def count_running(self, owner: str) -> int:
         """Count the owner's jobs that have not ended."""
 
-    async def newest(self, owner: str, limit: int) -> Sequence[Job]:
-        """Read the owner's newest jobs, ended or not, newest first."""
+    async def newest(self, owner: str, limit: int, before: Place | None = None) -> Sequence[Job]:
+        """Read the owner's newest jobs, ended or not, newest first; with `before`, those that follow it in this order.
+
+        What may be large is left out: checkpoints, and the outcome of a complete job.
+        """
 
     async def count_attempt(self, job_id: str) -> int:
         """Note that the job's function is called, and say how many times it was since the log last moved."""

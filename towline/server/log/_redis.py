@@ -22,7 +22,7 @@ from anyio import AsyncContextManagerMixin, CapacityLimiter
 
 from ..._exceptions import HubStorageError
 from ..._tasks import Tasks
-from ._base import Bell, Bells, Change, Entry, Event, Job, Missing, Request, Token
+from ._base import Bell, Bells, Change, Entry, Event, Job, Missing, Place, Request, Token
 from ._clients import Arrival, Clients
 from ._redis_store import NOT_HEARD, RedisStore
 from ._tails import Tails
@@ -230,8 +230,8 @@ class RedisLog(AsyncContextManagerMixin):
     async def unfinished(self) -> Sequence[Job]:
         return await self._call(self._store.unfinished)
 
-    async def newest(self, owner: str, limit: int) -> Sequence[Job]:
-        return await self._call(self._store.newest, owner, limit)
+    async def newest(self, owner: str, limit: int, before: Place | None = None) -> Sequence[Job]:
+        return await self._call(self._store.newest, owner, limit, before)
 
     async def count_running(self, owner: str) -> int:
         return await self._call(self._store.count_running, owner)

@@ -27,11 +27,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..._exceptions import HubStorageError, InvalidArgument
-from ._base import ENDS, Change, Entry, Event, Job, Missing, Request, RequestMismatch, Token
+from ._base import ENDS, Change, Entry, Event, Job, Missing, Place, Request, RequestMismatch, Token
 from ._clients import Arrival
 
 logger: Final = logging.getLogger("towline.server")
 
+_LISTED: Final = [name for name in Job.__dataclass_fields__ if name not in ("outcome", "checkpoint")]
 #: The failure when the check's event was written, and no message about it arrived.
 NOT_HEARD: Final = "redis: an event was written and not heard on the subscription"
 
@@ -390,11 +391,30 @@ class RedisStore:
         jobs = [self.job(job_id.decode()) for job_id in ids]
         return [job for job in jobs if isinstance(job, Job) and job.running]
 
-    def newest(self, owner: str, limit: int) -> Sequence[Job]:
+    def newest(self, owner: str, limit: int, before: Place | None) -> Sequence[Job]:
+        key = self._key("jobs", owner)
         with self._renaming_errors():
-            ids = cast("list[bytes]", self.client.zrange(self._key("jobs", owner), 0, limit - 1, desc=True))
-        jobs = [self.job(job_id.decode()) for job_id in ids]
-        return [job for job in jobs if isinstance(job, Job)]
+            start = 0
+            if before is not None:
+                rank = self.client.zrevrank(key, before.id)
+                # A job that was removed since has no rank; its neighbours of the same millisecond come again.
+                start = self.client.zcount(key, f"({before.created}", "+inf") if rank is None else rank + 1
+            ids = cast("list[bytes]", self.client.zrange(key, start, start + limit - 1, desc=True))
+            with self.client.pipeline(transaction=False) as calls:
+                for job_id in ids:
+                    calls.hmget(self._key("job", job_id.decode()), _LISTED)
+                found = [dict(zip(_LISTED, values, strict=True)) for values in calls.execute()]
+            found = [fields for fields in found if fields["id"] is not None]
+            ends = [fields for fields in found if fields["status"] in (b"failed", b"canceled")]
+            with self.client.pipeline(transaction=False) as calls:
+                for fields in ends:
+                    calls.hget(self._key("job", fields["id"].decode()), "outcome")
+                for fields, outcome in zip(ends, calls.execute(), strict=True):
+                    fields["outcome"] = outcome
+        return [
+            Job(**{name: _value(name, value) for name, value in fields.items() if value is not None})
+            for fields in found
+        ]
 
     def count_running(self, owner: str) -> int:
         with self._renaming_errors():

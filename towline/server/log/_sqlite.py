@@ -28,7 +28,7 @@ from msgspec import UNSET
 
 from ..._exceptions import HubStorageError
 from ..._tasks import Tasks
-from ._base import ENDS, Bell, Bells, Change, Entry, Event, Job, Missing, Request, RequestMismatch, Token
+from ._base import ENDS, Bell, Bells, Change, Entry, Event, Job, Missing, Place, Request, RequestMismatch, Token
 from ._clients import Arrival, Clients
 from ._tails import Tails
 
@@ -65,6 +65,8 @@ _OWNER_NOTE: Final = "owner"  # its process and that one's parent
 
 _JOB_COLUMNS: Final = tuple(Job.__dataclass_fields__)
 _SELECT_JOB: Final = f"SELECT {', '.join(_JOB_COLUMNS)} FROM jobs"
+_SMALL: Final = {"outcome": "CASE status WHEN 'complete' THEN NULL ELSE outcome END", "checkpoint": "NULL"}
+_LIST_JOBS: Final = f"SELECT {', '.join(_SMALL.get(name, name) for name in _JOB_COLUMNS)} FROM jobs"
 _SELECT_EVENTS: Final = """
 SELECT jobs.id, jobs.pipeline, jobs.epoch, events.seq, events.type, events.at, events.payload
 FROM events JOIN jobs ON jobs.id = events.job WHERE events.job = ? AND events.seq > ? ORDER BY events.seq LIMIT ?
@@ -433,9 +435,10 @@ class SqliteLog(AsyncContextManagerMixin):
     async def unfinished(self) -> Sequence[Job]:
         return await self._read(lambda reader: _read_jobs(reader, "WHERE status = 'running' ORDER BY created"))
 
-    async def newest(self, owner: str, limit: int) -> Sequence[Job]:
-        where = "WHERE owner = ? ORDER BY created DESC LIMIT ?"
-        return await self._read(lambda reader: _read_jobs(reader, where, owner, limit))
+    async def newest(self, owner: str, limit: int, before: Place | None = None) -> Sequence[Job]:
+        older, values = ("", ()) if before is None else ("AND (created, id) < (?, ?)", before)
+        where = f"WHERE owner = ? {older} ORDER BY created DESC, id DESC LIMIT ?"
+        return await self._read(lambda reader: _read_jobs(reader, where, owner, *values, limit, select=_LIST_JOBS))
 
     async def count_running(self, owner: str) -> int:
         query = "SELECT count(*) FROM jobs WHERE owner = ? AND status = 'running'"
@@ -526,8 +529,8 @@ def _read_job(connection: sqlite3.Connection, job_id: str) -> Job | Missing:
     return Missing.UNKNOWN if gone is None else Missing.GONE
 
 
-def _read_jobs(connection: sqlite3.Connection, where: str, *values: str | int) -> list[Job]:
-    rows = connection.execute(f"{_SELECT_JOB} {where}", values)
+def _read_jobs(connection: sqlite3.Connection, where: str, *values: str | int, select: str = _SELECT_JOB) -> list[Job]:
+    rows = connection.execute(f"{select} {where}", values)
     return [Job(**dict(zip(_JOB_COLUMNS, row, strict=True))) for row in rows]
 
 

@@ -75,21 +75,28 @@ class CancelAnswer(Struct, rename="camel"):
 
 
 class ListedJob(Struct, rename="camel"):
-    """One of the jobs of who asks."""
+    """One of the jobs of who asks; times are in milliseconds since 1970.
+
+    Without a `last_update` the job waits for its turn. `message` is why a job failed or was canceled.
+    """
 
     job_id: str
     pipeline: str
     status: str
     start_time: int
+    last_update: int | None
+    end_time: int | None
     total_count: int | None
     processed_count: int
     current_item: str | None
+    message: str | None
 
 
 class JobsAnswer(Struct):
-    """The newest jobs of who asks, newest first."""
+    """Jobs of who asks, newest first; `next` is the `before` that continues the list, or null at its end."""
 
     jobs: list[ListedJob]
+    next: str | None
 
 
 class Problem(Struct):
@@ -119,7 +126,10 @@ def document(pipelines: Iterable[Pipeline], *, base_path: str) -> dict[str, Any]
             "get": _call("A job's events, over a WebSocket; without an upgrade, 426.", 101, None, *_OF_A_JOB, 403, 426)
             | {"parameters": [{"name": "jobId", "in": "query", "required": True, "schema": {"type": "string"}}]}
         },
-        "/api/jobs": {"get": _call("Your newest jobs.", 200, _ref(JobsAnswer), 403)},
+        "/api/jobs": {
+            "get": _call("Your jobs, newest first.", 200, _ref(JobsAnswer), 403)
+            | {"parameters": [{"name": "before", "in": "query", "schema": {"type": "string"}}]}
+        },
         "/api/jobs/{job_id}/token": {
             "parameters": [job],
             "post": _call("A token for a page that shows your job.", 200, _ref(RefreshAnswer), 403, 404),

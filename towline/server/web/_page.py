@@ -1,4 +1,4 @@
-"""The page that shows the jobs live in a browser: three files, no build step."""
+"""The page that shows the jobs live in a browser, and the module for other pages: files as they are, no build step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from starlette.responses import Response
 
-MEDIA_TYPES: Final = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+STATIC_FILES: Final = {"page.css": "text/css", "page.js": "text/javascript", "towline.js": "text/javascript"}
 _HEADERS: Final = {
     # Nothing but its own script, style and hub; and no other page may put it into a frame.
     "content-security-policy": (
@@ -21,6 +21,6 @@ _HEADERS: Final = {
 
 
 def page_file(name: str) -> Response:
-    """One of the page's files."""
+    """One of the static files, or `page.html`."""
     text = files(__package__).joinpath(name).read_text(encoding="utf-8")
-    return Response(text, media_type=MEDIA_TYPES[name], headers=_HEADERS)
+    return Response(text, media_type=STATIC_FILES.get(name, "text/html"), headers=_HEADERS)

@@ -22,7 +22,7 @@ from ..._secret import Secret
 from ...protocols.wire.messages import VERSION, JobState
 from .._files import RESULT_FILE, UPLOAD_FILE, remove_job_folder
 from .._tokens import TooEarly
-from ..log._base import Job, Missing, RequestMismatch
+from ..log._base import Job, Missing, Place, RequestMismatch
 from ..log._base import Request as StartRequest
 from ..log._drafts import refers_to_result
 from ._access import bearer_token, is_same_origin, query_token, socket_token
@@ -38,7 +38,7 @@ from ._openapi import (
     StartAnswer,
     document,
 )
-from ._page import page_file
+from ._page import STATIC_FILES, page_file
 from ._socket import SocketWatcher
 from ._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
 
@@ -53,7 +53,7 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 _MAX_BODY: Final = 16 * 1024
 _MAX_KEY: Final = 255
-_MOST_JOBS: Final = 100
+_MOST_JOBS: Final = 200  # in one answer
 _USUAL: Final = frozenset({401, 404, 409, 410, 425, 426})  # refusals that clients of a healthy hub meet
 _VIEW: Final = 60  # seconds a page's token is good for
 _RETRY_SOON: Final = 5  # seconds
@@ -81,7 +81,7 @@ class Api:
             Route("/ws/progress", self._answering(self.no_upgrade), methods=["GET"]),
             Route("/openapi.json", self._answering(self._describe(pipelines)), methods=["GET"]),
             Route("/", self._answering(self.page), methods=["GET"]),
-            *(Route(f"/{name}", self._answering(_file(name)), methods=["GET"]) for name in ("page.css", "page.js")),
+            *(Route(f"/{name}", self._answering(_file(name)), methods=["GET"]) for name in STATIC_FILES),
             Route("/api/jobs", self._answering(self.jobs), methods=["GET"]),
             Route("/api/jobs/{job_id}/token", self._answering(self.view), methods=["POST"]),
             Route("/healthz", self._answering(self.health), methods=["GET"]),
@@ -208,8 +208,15 @@ class Api:
         return json_answer(state)
 
     async def results(self, request: Request) -> Response:
-        """`GET /api/jobs/{jobId}/results`: the whole result, however large."""
-        job = await self._job(request.path_params["job_id"], bearer_token(request))
+        """`GET /api/jobs/{jobId}/results`: the whole result, however large.
+
+        A link on the owner's page brings no token, so the job's owner may read it too.
+        """
+        token = bearer_token(request)
+        owner = await self._authorized(request) if token is None else None
+        job = await (
+            self._job(request.path_params["job_id"], token) if owner is None else self._own_job(request, owner)
+        )
         if job.running:
             raise Refusal(409, "still_running", "the job has not ended", {"retry-after": str(_RETRY_SOON)})
         if job.status != "complete" or job.outcome is None:
@@ -301,35 +308,25 @@ class Api:
         return page_file("page.html")
 
     async def jobs(self, request: Request) -> Response:
-        """`GET /api/jobs`: the newest jobs of who asks."""
-        jobs = await self._hub.log.newest(await self._owner(request), _MOST_JOBS)
-        return json_answer(
-            JobsAnswer(
-                [
-                    ListedJob(
-                        job_id=job.id,
-                        pipeline=job.pipeline,
-                        status=job.status,
-                        start_time=job.created,
-                        total_count=job.total,
-                        processed_count=job.processed or 0,
-                        current_item=job.current_item,
-                    )
-                    for job in jobs
-                ]
-            )
-        )
+        """`GET /api/jobs`: the newest jobs of who asks, or with `before` those that follow in the list."""
+        owner = await self._owner(request)
+        jobs = await self._hub.log.newest(owner, _MOST_JOBS, _place(request.query_params.get("before")))
+        following = f"{jobs[-1].created}.{jobs[-1].id}" if len(jobs) == _MOST_JOBS else None
+        return json_answer(JobsAnswer([_listed(job) for job in jobs], following))
 
     async def view(self, request: Request) -> Response:
         """`POST /api/jobs/{jobId}/token`: a token for its owner's page, good for one upgrade and little more."""
-        owner = await self._owner(request)
+        job = await self._own_job(request, await self._owner(request))
+        grant = await self._hub.tokens.grant(job.id, seconds=_VIEW)
+        return json_answer(RefreshAnswer(job.id, grant.token.reveal(), grant.expires_in))
+
+    async def _own_job(self, request: Request, owner: str) -> Job:
         job_id = request.path_params["job_id"]
         self._hub.check_calls(job_id)
         job = await self._hub.log.job(job_id)
         if not isinstance(job, Job) or job.owner != owner:
             raise Refusal(404, "unknown_job", "you have no such job")
-        grant = await self._hub.tokens.grant(job_id, seconds=_VIEW)
-        return json_answer(RefreshAnswer(job_id, grant.token.reveal(), grant.expires_in))
+        return job
 
     async def _owner(self, request: Request) -> str:
         owner = await self._authorized(request)
@@ -403,6 +400,36 @@ def _file(name: str) -> Handler:
         return page_file(name)
 
     return file
+
+
+def _place(text: str | None) -> Place | None:
+    if text is None:
+        return None
+    created, _, job_id = text.partition(".")
+    if not (created.isascii() and created.isdigit() and len(created) < 19):  # the log's integers have 64 bits
+        raise Refusal(400, "bad_request", "before takes the `next` of an answer of this call")
+    return Place(int(created), job_id)
+
+
+class _Why(msgspec.Struct):
+    message: str | None = None  # of a failure
+    reason: str | None = None  # of a cancel
+
+
+def _listed(job: Job) -> ListedJob:
+    why = _Why() if job.outcome is None else msgspec.json.decode(job.outcome, type=_Why)
+    return ListedJob(
+        job_id=job.id,
+        pipeline=job.pipeline,
+        status=job.status,
+        start_time=job.created,
+        last_update=job.updated,
+        end_time=job.ended,
+        total_count=job.total,
+        processed_count=job.processed or 0,
+        current_item=job.current_item,
+        message=why.message or why.reason,
+    )
 
 
 def _storage_refusal(error: HubStorageError) -> Refusal:
