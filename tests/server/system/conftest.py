@@ -161,8 +161,8 @@ class Tab:
 
 
 @pytest.fixture
-def open_tab(tmp_path: Path, eventually: Any) -> Iterator[Callable[[str], Tab]]:
-    """Open a URL in a browser with a profile of its own: `open_tab(url)`."""
+def open_tab(tmp_path: Path, eventually: Any) -> Iterator[Callable[..., Tab]]:
+    """Open a URL in a browser with a fresh profile: `open_tab(url)`; the script `first` runs before the page's."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine (apt-get install chromium)")
     profile = tmp_path / "profile"
@@ -172,11 +172,14 @@ def open_tab(tmp_path: Path, eventually: Any) -> Iterator[Callable[[str], Tab]]:
         browser = subprocess.Popen([CHROMIUM, *options], stdout=log, stderr=log)
     with contextlib.ExitStack() as stack:
 
-        def open_url(url: str) -> Tab:
-            eventually(lambda: (profile / "DevToolsActivePort").exists())
-            port = (profile / "DevToolsActivePort").read_text().split()[0]
+        def open_url(url: str, first: str = "") -> Tab:
+            port_file = profile / "DevToolsActivePort"
+            eventually(lambda: port_file.exists() and "/devtools/" in port_file.read_text())
+            port = port_file.read_text().split()[0]
             found = httpx.put(f"http://127.0.0.1:{port}/json/new?about:blank", timeout=20).json()
             tab = Tab(stack.enter_context(connect(found["webSocketDebuggerUrl"], proxy=None, max_size=None)))
+            tab.call("Page.enable")
+            tab.call("Page.addScriptToEvaluateOnNewDocument", source=first)
             tab.call("Page.navigate", url=url)
             return tab
 

@@ -61,6 +61,7 @@ class Job {
     this.refused = false; // the hub does not let us follow
     this.link = "";
     this.state = this.end = null;
+    this.latest = null; // the newest of them, {time, done}
     this.samples = []; // at most two {time, done}, to estimate the remaining time
     this.read(listed);
   }
@@ -69,9 +70,10 @@ class Job {
     return this.state in { complete: 1, failed: 1, canceled: 1 };
   }
 
-  /** Take what the list says, unless something newer is known. */
+  /** Take what the list says, unless as much is known. */
   read(listed) {
-    if (this.unfollow || (this.ended && (this.end || listed.status === "running"))) return;
+    if (this.link === "connected" || (this.ended && (this.end || listed.status === "running"))) return;
+    if (this.isOld(listed.lastUpdate)) return;
     const waits = listed.status === "running" && listed.lastUpdate === null;
     this.set({
       state: waits ? "waiting" : listed.status,
@@ -91,6 +93,11 @@ class Job {
     if (this.state !== before) arrange();
     if (this.card) touched.add(this);
     draw();
+  }
+
+  /** Whether something newer is known: the list and the socket may overtake each other. */
+  isOld(time) {
+    return time !== null && this.latest && time < this.latest.time;
   }
 
   sample(time) {
@@ -130,7 +137,7 @@ class Job {
       this.link = view.message;
       return this.set({}, null);
     }
-    if (view.status === "unknown") return this.set({}, null);
+    if (view.status === "unknown" || this.isOld(view.event?.timestamp ?? null)) return this.set({}, null);
     const { status: state, done, total, fraction, item, message, event } = view;
     const end = view.ended ? (event?.timestamp ?? null) : null;
     this.set({ state, done, total, fraction, item, message, end }, event?.timestamp ?? null);
@@ -190,7 +197,7 @@ class Job {
   drawTimes() {
     const spent = (this.end ?? now()) - this.start;
     const left = this.remaining();
-    const words = [`started ${moment(this.start)}`];
+    const words = [`${this.state === "waiting" ? "created" : "started"} ${moment(this.start)}`];
     if (this.state === "waiting") words.push(`waits for ${duration(spent)}`);
     else if (!this.ended || this.end) words.push(`${this.ended ? "took" : "runs for"} ${duration(spent)}`);
     if (left !== null) words.push(`about ${duration(left)} left`);
@@ -374,7 +381,7 @@ async function look() {
     if (newest.news === newest.jobs.length && newest.next !== null) [loaded, place] = [false, newest.next];
     hubAnswers();
     // First the whole list. Later one further page a look, while it has jobs that nothing else keeps up to date.
-    if (loaded && place === null && order.some((job) => !job.ended && !job.unfollow)) place = newest.next;
+    if (loaded && place === null && order.some((job) => !job.ended && job.link !== "connected")) place = newest.next;
     do {
       if (place !== null) place = (await readList(place)).next;
     } while (!loaded && place !== null);
