@@ -10,6 +10,7 @@ import re
 import shutil
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,31 +161,45 @@ class Tab:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
 
-@pytest.fixture
-def open_tab(tmp_path: Path, eventually: Any) -> Iterator[Callable[..., Tab]]:
-    """Open a URL in a browser with a fresh profile: `open_tab(url)`; the script `first` runs before the page's."""
+@pytest.fixture(scope="session")
+def browser_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The DevTools port of a browser with a fresh profile."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine (apt-get install chromium)")
-    profile = tmp_path / "profile"
+    profile = tmp_path_factory.mktemp("chromium")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     options += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
-    with (tmp_path / "chromium.log").open("wb") as log:
-        browser = subprocess.Popen([CHROMIUM, *options], stdout=log, stderr=log)
+    browser = subprocess.Popen([CHROMIUM, *options], stderr=subprocess.PIPE, text=True)
+    assert browser.stderr is not None
+    try:
+        line = next(line for line in browser.stderr if "DevTools listening on" in line)
+        # It writes on, and must not be stopped by a full pipe.
+        reader = threading.Thread(target=browser.stderr.read)
+        reader.start()
+        yield int(line.rpartition(":")[2].partition("/")[0])
+    finally:
+        browser.terminate()
+        browser.wait(20)
+        reader.join(20)
+        browser.stderr.close()
+
+
+@pytest.fixture
+def open_tab(browser_port: int) -> Iterator[Callable[..., Tab]]:
+    """Open a URL in a new tab: `open_tab(url)`; the script `first` runs before the page's own."""
+    base = f"http://127.0.0.1:{browser_port}/json"
+    opened: list[str] = []
     with contextlib.ExitStack() as stack:
 
         def open_url(url: str, first: str = "") -> Tab:
-            port_file = profile / "DevToolsActivePort"
-            eventually(lambda: port_file.exists() and "/devtools/" in port_file.read_text())
-            port = port_file.read_text().split()[0]
-            found = httpx.put(f"http://127.0.0.1:{port}/json/new?about:blank", timeout=20).json()
+            found = httpx.put(f"{base}/new?about:blank", timeout=20).json()
+            opened.append(found["id"])
             tab = Tab(stack.enter_context(connect(found["webSocketDebuggerUrl"], proxy=None, max_size=None)))
             tab.call("Page.enable")
             tab.call("Page.addScriptToEvaluateOnNewDocument", source=first)
             tab.call("Page.navigate", url=url)
             return tab
 
-        try:
-            yield open_url
-        finally:
-            browser.terminate()
-            browser.wait(20)
+        yield open_url
+        for tab_id in opened:
+            httpx.get(f"{base}/close/{tab_id}", timeout=20)
