@@ -43,8 +43,8 @@ FOLLOW = """(async () => {
 
 class Script:
     """A server of the wire protocol. `states` are the answers to the state calls, `sockets` what each socket does: a
-    status that refuses it, or messages and a close `(code, reason)`; a socket without a close stays open. The last one
-    of each is for all that follow.
+    status that refuses it, or messages, pauses in seconds and a close `(code, reason)`; a socket without a close stays
+    open. The last one of each is for all that follow.
     """
 
     def __init__(self) -> None:
@@ -92,6 +92,9 @@ class Script:
         try:
             self.readies.append(await websocket.receive_json())
             for step in script:
+                if isinstance(step, float):
+                    await anyio.sleep(step)
+                    continue
                 if isinstance(step, tuple):
                     await websocket.close(*step)
                     return
@@ -409,6 +412,13 @@ def test_a_silent_link_is_left(script: Script, following: Any, eventually: Any) 
     eventually(lambda: last(tab)["ended"])
     assert script.cursors == [None, 1]
     assert delivered(tab) == [1, 2, 3]
+
+
+def test_signs_of_life_keep_a_link(script: Script, following: Any, eventually: Any) -> None:
+    script.sockets = [[progress(1), *[0.1, {"type": "ping"}] * 20, end(2)]]
+    tab = following(before="window.silence = 1000;")
+    eventually(lambda: last(tab)["ended"])
+    assert script.cursors == [None]
 
 
 def test_a_callback_that_fails_does_not_end_the_following(script: Script, following: Any, eventually: Any) -> None:

@@ -396,7 +396,7 @@ class RedisStore:
         with self._renaming_errors():
             start = 0
             if before is not None:
-                rank = self.client.zrevrank(key, before.id)
+                rank = cast("int | None", self.client.zrevrank(key, before.id))
                 # A job that was removed since has no rank; its neighbours of the same millisecond come again.
                 start = self.client.zcount(key, f"({before.created}", "+inf") if rank is None else rank + 1
             ids = cast("list[bytes]", self.client.zrange(key, start, start + limit - 1, desc=True))

@@ -258,7 +258,7 @@ function placeCards() {
     if (!job.ended && !job.refused && room > 0) {
       room -= 1;
       job.follow();
-    } else {
+    } else if (!job.refused) {
       job.stop();
     }
   }
