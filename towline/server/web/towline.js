@@ -222,7 +222,7 @@ class Follower {
   // --- what the hub says ---------------------------------------------------------------------------------------
 
   take(message) {
-    const { type, seq, epoch } = message;
+    const { type, seq, epoch, firstSeq = seq } = message; // the hub may merge progress: firstSeq to seq
     const cursor = this.cursor;
     if (type === "ready_ack") {
       // A log that ends before the cursor is another log, even if its epoch is the same: a backup was restored.
@@ -232,9 +232,9 @@ class Follower {
     if (seq !== undefined && cursor !== null) {
       if (epoch === cursor.epoch) {
         if (seq <= cursor.seq) return;
-        if (seq !== cursor.seq + 1) return this.miss();
+        if (firstSeq > cursor.seq + 1) return this.miss();
       } else {
-        if (seq !== 1) return this.miss();
+        if (firstSeq !== 1) return this.miss();
         this.restart(); // a new epoch: the log starts again, and so do the counts
       }
     }
