@@ -54,6 +54,28 @@ async def test_events_are_numbered_by_job(open_log: OpenLog) -> None:
         assert (await log.read("a", 0, 1))[0] == Event("a", "p", "e", 1, "job_progress", 7, b"{}")
 
 
+async def test_an_entry_with_a_number_is_written_as_that_event_only(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        for number, written in ((2, 0), (1, 1), (1, 0), (2, 1), (None, 1), (3, 0), (4, 1)):
+            assert await log.append_all("j", [Entry("job_progress", b"{}", 7, None, number)]) == written
+        assert [event.seq for event in await log.read("j", 0, 9)] == [1, 2, 3, 4]
+
+
+async def test_a_sign_of_life_is_no_event(open_log: OpenLog) -> None:
+    async with open_log() as log:
+        await log.create(job(), None)
+        await log.touch("j", 9)
+        await log.touch("nope", 9)
+        assert await log.job("j") == job(updated=9)
+        assert await log.job("nope") is Missing.UNKNOWN
+        await log.append("j", "error", b"{}", 10)
+        await log.touch("j", 11)
+        ended = await log.job("j")
+        assert isinstance(ended, Job)
+        assert ended.updated == 10
+
+
 async def test_reading_goes_on_after_a_place(open_log: OpenLog) -> None:
     async with open_log() as log:
         await log.create(job(), None)

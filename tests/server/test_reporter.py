@@ -55,3 +55,14 @@ def test_a_count_is_whole(store: LossyStore) -> None:
         reporter.progress(0.5)  # type: ignore[arg-type]
     assert isinstance(store.job("j"), Job)
     assert store.read("j", 0, 10) == []
+
+
+def test_a_keep_alive_is_a_sign_and_no_event(store: LossyStore) -> None:
+    reporter = Reporter(store, "j")
+    reporter.keep_alive()
+    job = store.job("j")
+    assert isinstance(job, Job)
+    assert (job.seq, job.updated is not None) == (0, True)
+    store.append("j", "job_canceled", b"{}", 9, None)
+    with pytest.raises(JobEnded):
+        reporter.keep_alive()

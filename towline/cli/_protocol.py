@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from importlib import import_module
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -17,6 +15,7 @@ import typer
 from .._exceptions import InvalidArgument
 from .._facts import Protocol
 from ..protocols._shared.names import CLASSES, MAY_LOSE, protocol_class
+from ._loading import load_object
 
 ProtocolOption = Annotated[
     str | None,
@@ -80,18 +79,7 @@ def _split(given: Sequence[str]) -> dict[str, str]:
 
 
 def _found(name: str) -> Any:
-    """The object that `module:object` names; the module may be in the current folder."""
-    module, _, path = name.partition(":")
-    if not module or not path:
-        raise InvalidArgument("protocol", f"{name!r} is not module:object")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # a module of the user's may raise anything
-        raise InvalidArgument("protocol", f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
+    found = load_object(name, "protocol")
     if isinstance(found, type) or not isinstance(getattr(found, "name", None), str):
         return found if callable(found) else _checked(name, found)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -14,21 +14,23 @@ from ..storage import RecordKey, TokenStore
 from ..transport import parse_url
 from ._follow import resume_command
 
+if TYPE_CHECKING:
+    from ..server import Hub
+
 SAMPLE_FILE: Final = files(__package__).joinpath("books.csv")
 #: Seconds between two rows. The job takes about 80 s, so that you can open another terminal and follow it.
 SAMPLE_DELAY: Final = 0.25
 
 
-def serve_sample(host: str, port: int, database: Path, files: Path, row_delay: float, store: Path | None) -> None:
+def serve_sample(hub: Hub, host: str, port: int, store: Path | None) -> None:
     """Serve a hub on which a sample job runs, and print how to follow that job.
 
     The job's token goes into the user's token store, where `towline watch` and `Connection(job=…)` look for it:
     it need not be copied, and no terminal or shell history shows it.
     """
     from ..server._sample import start_sample
-    from ..server._serve import announce_on_stdout, csv_hub, make_server
+    from ..server._serve import announce_on_stdout, make_server
 
-    hub = csv_hub(database, files, row_delay)
     tokens = TokenStore(store)
 
     async def start_job(url: str) -> None:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 from anyio import AsyncContextManagerMixin
 
-from .._exceptions import ForbiddenRequest, HubStorageError, InvalidArgument
+from .._exceptions import ForbiddenRequest, HubStorageError, InvalidArgument, JobFailure
 from .._secret import Secret
 from .._tasks import Tasks
 from ..protocols.wire.messages import CanceledPayload
@@ -40,10 +40,11 @@ from ._files import (
 from ._jobs import Dispatch, JobFunction, Runner
 from ._keeping import DAY, check_match, look_at_clock, match_files
 from ._settings import HubLimits, Lifetimes, Pipeline
+from ._silences import Silences
 from ._statistics import Counters, HubStatistics
 from ._tokens import Tokens
-from .log._base import EventLog, Job, Missing, Request
-from .log._drafts import ended
+from .log._base import ENDS, Entry, EventLog, Job, Missing, Request
+from .log._drafts import Draft, ended, failed
 from .log._sqlite import SqliteLog
 from .web._access import Authorize, loopback_only
 from .web._answers import Refusal
@@ -110,22 +111,26 @@ class HubWork(AsyncContextManagerMixin):
             raise InvalidArgument("files", "hubs that share a log need a folder they share")
         self.files: Final = files or Path(f"{database}.files")
         self.authorize: Final = authorize
-        self.limits: Final = limits or HubLimits()
+        self.limits = limits or HubLimits()
         self.token_in_query: Final = token_in_query
         self.subprotocol: Final = subprotocol
         self._lifetimes = lifetimes or Lifetimes()
         self.base_path: Final = base_path
-        self.origins: Final = frozenset(origins)
+        self.origins: frozenset[str] = frozenset()
+        self.adjust(origins=origins)
         self._accept_rate = accept_rate
         self._metrics = metrics
         self._pipelines: dict[str, Pipeline] = {}
         self._is_served = False
         self._functions: dict[str, JobFunction] = {}
         self._dispatches: dict[str, Dispatch] = {}
+        self._silent_for: dict[str, float] = {}
+        self._silences = Silences(self._silent_for)
         self._watchers: dict[str, set[Watcher]] = {}
         self.counters: Final = Counters()
         self._starts = Rate(self.limits.starts, 60)
         self._calls = Rate(self.limits.calls, 60)
+        self._reports = Rate(self.limits.reports, 60)
         self._starting: Counter[str] = Counter()
         self._tasks: Tasks | None = None
         self._identity = ""  # of the log and the files
@@ -147,6 +152,14 @@ class HubWork(AsyncContextManagerMixin):
 
     # --- for the application -----------------------------------------------------------------------------------
 
+    def adjust(self, *, origins: Collection[str] = (), watchers: int | None = None) -> None:
+        """Add origins of pages, or change how many followers a job may have, before the hub is served."""
+        if "*" in origins:
+            raise InvalidArgument("origins", "name each origin: with * any page could act for its visitor")
+        self.origins |= set(origins)
+        if watchers is not None:
+            self.limits = replace(self.limits, watchers=watchers)
+
     def job(
         self, name: str, *, path: str | None = None, media_types: tuple[str, ...] = ("application/octet-stream",)
     ) -> Callable[[JobFunction], JobFunction]:
@@ -164,22 +177,42 @@ class HubWork(AsyncContextManagerMixin):
         return decorate
 
     def dispatch(
-        self, name: str, *, path: str | None = None, media_types: tuple[str, ...] = ("application/octet-stream",)
+        self,
+        name: str,
+        *,
+        path: str | None = None,
+        media_types: tuple[str, ...] = ("application/octet-stream",),
+        silent_for: float | None = None,
     ) -> Callable[[Dispatch], Dispatch]:
         """Decorate a function that hands the pipeline's jobs to workers elsewhere: `async def send(job_id, upload)`.
 
-        The workers report a job's progress and end with a `Reporter`: it needs a log in Redis. A job may be sent
-        twice if the hub dies while it does so. `path` and `media_types` are as for `job`.
+        The workers report a job's progress and end by HTTP (`worker_token`), or with a `Reporter` if the log is in
+        Redis. A job may be sent twice if the hub dies while it does so. `path` and `media_types` are as for `job`.
+
+        With `silent_for` (seconds) a job whose worker sends neither a report nor a keep-alive for so long fails with
+        the code `WORKER_LOST`. Before its first sign of life a job waits for as long as it takes.
         """
+        if silent_for is not None and not silent_for > 0:
+            raise InvalidArgument("silent_for", "must be above zero")
 
         def decorate(function: Dispatch) -> Dispatch:
-            if not self.log.shared:
-                raise InvalidArgument("dispatch", "workers elsewhere need a log in Redis")
             self._add_pipeline(Pipeline(name, path, media_types))
             self._dispatches[name] = function
+            if silent_for is not None:
+                self._silent_for[name] = silent_for
             return function
 
         return decorate
+
+    async def worker_token(self, job_id: str) -> Secret:
+        """Make the token with which a worker reports on a job by HTTP. It gives no access to the job's events.
+
+        Raises `InvalidArgument` for a job that is not there, or that a function of the hub's works on.
+        """
+        job = await self.log.job(job_id)
+        if not isinstance(job, Job) or job.pipeline not in self._dispatches:
+            raise InvalidArgument("job_id", "is no job that was handed to workers")
+        return await self.tokens.grant_worker(job_id)
 
     def _add_pipeline(self, pipeline: Pipeline) -> None:
         if pipeline.name in self._pipelines or self._is_served:
@@ -271,8 +304,8 @@ class HubWork(AsyncContextManagerMixin):
         `now` is the time that is believed, in milliseconds since 1970.
         """
         await self.check_files()
-        # Where hubs share the folder, a young one may be an upload that another hub is just receiving.
-        before = (now - DAY) / 1000 if self.log.shared else math.inf
+        # While a hub works on the folder, a young one may be an upload that becomes a job just now.
+        before = (now - DAY) / 1000 if self.log.shared or self._tasks is not None else math.inf
         for name in await anyio.to_thread.run_sync(lambda: job_folders(self.files, before=before)):
             job = await self.log.job(name)
             if job is Missing.UNKNOWN:
@@ -285,11 +318,25 @@ class HubWork(AsyncContextManagerMixin):
         await anyio.to_thread.run_sync(empty_trash, self.files, now - DAY)
 
     async def _take_up_orphans(self, tasks: Tasks) -> None:
-        """Run the jobs that no hub runs: those whose hub is gone, and those that could not be run here before."""
+        """Run the jobs that no hub runs, because their hub is gone or they could not be run here before.
+
+        End those whose worker is silent.
+        """
         while True:
             await anyio.sleep(self._lifetimes.lease / 2)
             with self._going_on("jobs of other hubs were not looked for"):
-                await self._runner.resume(tasks)
+                try:
+                    jobs = await self._runner.resume(tasks)
+                except Exception:
+                    self._silences.forget()
+                    raise
+                for job in self._silences.find(jobs, anyio.current_time()):
+                    await self._end_silent(job)
+
+    async def _end_silent(self, job: Job) -> None:
+        text = f"the worker was silent for {self._silent_for[job.pipeline]:g} seconds"
+        logger.warning("job %s: %s", job.id, text)
+        await self._runner.end(job.id, failed(JobFailure("WORKER_LOST", text, retryable=True)), job.seq + 1)
 
     async def _keep_house(self) -> None:
         """Remove again and again what is out of date."""
@@ -318,7 +365,7 @@ class HubWork(AsyncContextManagerMixin):
             await anyio.to_thread.run_sync(remove_job_folder, self.directory(job_id))
         await self.log.remove_traces(before - round(self._lifetimes.trace * 1000))
         await self._send_away_from_removed()
-        if self.log.shared:  # jobs that ended with workers elsewhere leave their uploads here
+        if self.log.shared or self._dispatches:  # jobs that ended with workers elsewhere leave their uploads here
             await self._tidy_up(now)
 
     async def _send_away_from_removed(self) -> None:
@@ -369,6 +416,18 @@ class HubWork(AsyncContextManagerMixin):
         """Raise the refusal of a call about a job that is asked about too often."""
         if wait := self._calls.take(job_id, anyio.current_time()):
             raise Refusal(429, "too_many_calls", "too many calls about this job", {"retry-after": whole_seconds(wait)})
+
+    async def report(self, job_id: str, draft: Draft, number: int) -> bool:
+        """Write the event of a worker's report under its number; whether it was written."""
+        if draft.type in ENDS:
+            return await self._runner.end(job_id, draft, number)
+        entry = Entry(draft.type, draft.payload, self.now(), draft.change, number)
+        return bool(await self.log.append_all(job_id, [entry]))
+
+    def check_reports(self, job_id: str) -> None:
+        """Raise the refusal of a report on a job that gets too many."""
+        if wait := self._reports.take(job_id, anyio.current_time()):
+            raise Refusal(429, "too_many_reports", "too many reports", {"retry-after": whole_seconds(wait)})
 
     @asynccontextmanager
     async def starting(self, owner: str, key: bytes | None) -> AsyncIterator[None]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from operator import index
@@ -53,7 +53,7 @@ class Upload:
 
 JobFunction: TypeAlias = Callable[["JobContext", Upload], Awaitable[Result]]
 
-#: Sends a job (its id) to workers elsewhere, which report its progress and end with a `Reporter`.
+#: Sends a job (its id) to workers elsewhere, which report its progress and end with a `Reporter` or by HTTP.
 Dispatch: TypeAlias = Callable[[str, Upload], Awaitable[None]]
 
 
@@ -214,13 +214,18 @@ class Runner:
         """The job's own folder."""
         return self._files / job_id
 
-    async def resume(self, tasks: Tasks) -> None:
-        """Run every unfinished job that no hub runs: those of an earlier hub, or of one that is gone."""
-        for job in await self._log.unfinished():
-            if job.pipeline in self._functions or job.pipeline in self._dispatches:
+    async def resume(self, tasks: Tasks) -> Sequence[Job]:
+        """Run every unfinished job that no hub runs: those of an earlier hub, or of one that is gone.
+
+        Gives all unfinished jobs. Those that were handed out are left to their workers.
+        """
+        jobs = await self._log.unfinished()
+        for job in jobs:
+            if job.pipeline in self._functions or (job.pipeline in self._dispatches and not _is_out(job)):
                 self.start(tasks, job.id)
-            else:
+            elif job.pipeline not in self._dispatches:
                 logger.error("job %s waits: this hub has no pipeline %r", job.id, job.pipeline)
+        return jobs
 
     def start(self, tasks: Tasks, job_id: str) -> None:
         """Run a job in its own task, unless it has one here."""
@@ -262,7 +267,7 @@ class Runner:
         job = await self._log.job(job_id)
         if isinstance(job, Job) and job.running and job.pipeline in self._dispatches:
             # Until its first sign of life it may be handed out again: the workers then share one log, and one end.
-            if job.seq == 0 and job.attempts == 0:
+            if not _is_out(job):
                 await self._dispatch(job)
             return
         if isinstance(job, Job) and job.running:
@@ -393,12 +398,19 @@ class Runner:
             else:
                 return
 
-    async def end(self, job_id: str, draft: Draft) -> None:
-        """End the job, unless it has ended before."""
-        event = await self._log.append(job_id, draft.type, draft.payload, self._now(), draft.change)
-        if event is not None:
-            self._counters.jobs_ended[draft.type] += 1
-            logger.info("job %s: %s, event %d", job_id, draft.type, event.seq)
+    async def end(self, job_id: str, draft: Draft, number: int | None = None) -> bool:
+        """End the job, unless it has ended before, or its end would have another number. Whether it ended by this."""
+        entry = Entry(draft.type, draft.payload, self._now(), draft.change, number)
+        if not await self._log.append_all(job_id, [entry]):
+            return False
+        self._counters.jobs_ended[draft.type] += 1
+        logger.info("job %s: %s", job_id, draft.type)
+        return True
+
+
+def _is_out(job: Job) -> bool:
+    """Whether the job was handed out, or a worker has shown itself."""
+    return bool(job.seq or job.attempts or job.updated)
 
 
 def _first(error: Exception) -> Exception:

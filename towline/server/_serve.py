@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -35,6 +36,7 @@ logger: Final = logging.getLogger("towline.server")
 _PING_EVERY: Final = 20.0
 _PONG_WITHIN: Final = 20.0
 _STOP_WITHIN: Final = 5
+_BACKLOG: Final = 2048
 #: TCP_USER_TIMEOUT as a multiple of `HubLimits.send_wait`. A server's `close` waits for a peer that takes nothing, and
 #: keeps its file descriptor, so the system ends the connection (RFC 5482, tcp(7)). It also finds a peer that is gone
 #: without a word, which an event stream cannot ping.
@@ -130,37 +132,49 @@ def serve(
     *,
     files: Path | None = None,
     row_delay: float = 0,
-    hub: Hub | None = None,
+    hub: Hub | Callable[[], Hub] | None = None,
     workers: int = 1,
+    uds: Path | None = None,
+    fd: int | None = None,
     announce: Callable[[str], None] = announce_on_stdout,
 ) -> None:
     """Serve a hub with the `csv_import` pipeline (or the `hub` given) until SIGTERM or SIGINT; blocks.
 
-    `database` and `files` are as for `Hub`. Port 0 takes a free one. `announce` is called with the hub's URL once it
-    listens. `row_delay` is a pause after each row of a CSV file, in seconds. The process's limit of open files is
-    raised to the hard limit. At a stop, sockets are closed with a reason that says when to reconnect, and jobs stay in
-    the database for the next start.
+    `database` and `files` are as for `Hub`. Port 0 takes a free one. With `uds` (a path) the hub listens on a Unix
+    socket instead, which every user of the machine may use who can reach its folder; with `fd` on the listening socket
+    that this process got as that file descriptor. `announce` is called with the hub's URL once it listens, `unix:PATH`
+    for a Unix socket. `row_delay` is a pause after each row of a CSV file, in seconds. The process's limit of open
+    files is raised to the hard limit. At a stop, sockets are closed with a reason that says when to reconnect, and jobs
+    stay in the database for the next start.
 
     With more than one of `workers` so many processes serve the one port, each a hub on the same Redis; one that dies is
     replaced. Each imports your program again, so call this below `if __name__ == "__main__":`. A `hub` of your own is
-    served by one: start your program several times.
+    then a function that makes it, which can be pickled.
 
     Raises `OSError` where the address cannot be had, `HubStorageError` where the database or the folder cannot be used,
-    and `InvalidArgument` for several workers on one SQLite file or of one `hub`.
+    and `InvalidArgument` for several workers on one SQLite file or of one `hub`, or an `fd` that does not listen.
     """
     raise_limit()
-    if workers < 1 or (workers > 1 and hub is not None):
-        raise InvalidArgument("workers", "must be above zero, and is 1 for a hub of your own")
-    if hub is None:
-        hub = csv_hub(database, files, row_delay)
-    if workers == 1:
-        return make_server(hub, host, port, announce).run()
-    if not hub.log.shared:
-        raise InvalidArgument("workers", "an SQLite file has one owner: several workers need a log in Redis")
-    anyio.run(_check, hub)
-    with _listen(hub, host, port) as listener:
-        announce(_url(listener))
-        run_processes(workers, partial(_serve_one, database, files, row_delay), listener)
+    if workers < 1 or (workers > 1 and isinstance(hub, Hub)):
+        raise InvalidArgument("workers", "must be above zero, and is 1 for a hub: pass a function that makes it")
+    if isinstance(hub, Hub):
+        made = hub
+    else:
+        make = hub or partial(csv_hub, database, files, row_delay)
+        made = make()
+    listen = partial(_listen, made, host, port, uds, fd)
+    try:
+        if workers == 1:
+            return _Server(_config(made), made, listen(), announce).run()
+        if not made.log.shared:
+            raise InvalidArgument("workers", "an SQLite file has one owner: several workers need a log in Redis")
+        anyio.run(_check, made)
+        with listen() as listener:
+            announce(_url(listener))
+            run_processes(workers, partial(_serve_one, make), listener)
+    finally:
+        if uds is not None:
+            uds.unlink(missing_ok=True)
     return None
 
 
@@ -178,9 +192,9 @@ async def _check(hub: Hub) -> None:
         await match_files(hub.log, hub.files)
 
 
-def _serve_one(database: Path | str, files: Path | None, row_delay: float, listener: socket.socket) -> None:
+def _serve_one(make: Callable[[], Hub], listener: socket.socket) -> None:
     """One of several processes."""
-    hub = csv_hub(database, files, row_delay)
+    hub = make()
     _Worker(_config(hub), hub, listener, lambda url: None).run()
 
 
@@ -216,14 +230,59 @@ def _config(hub: Hub) -> uvicorn.Config:
 
 
 def _url(listener: socket.socket) -> str:
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _listen(hub: Hub, host: str, port: int) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.create_server(address[:2], family=family, backlog=2048)
-    if sys.platform == "linux":  # its accepted sockets inherit this
+def _listen(hub: Hub, host: str, port: int, uds: Path | None = None, fd: int | None = None) -> socket.socket:
+    if fd is not None:
+        listener = _inherited(fd)
+    elif uds is not None:
+        listener = _bind_path(uds)
+    else:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    # The accepted sockets inherit this.
+    if sys.platform == "linux" and listener.family in (socket.AF_INET, socket.AF_INET6):
         taken_within = round(1000 * _TAKEN_WITHIN * hub.limits.send_wait)  # milliseconds
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, taken_within)
+    return listener
+
+
+def _inherited(fd: int) -> socket.socket:
+    """Take a listening socket from the process's parent: systemd's first is 3 (sd_listen_fds(3))."""
+    try:
+        listener = socket.socket(fileno=fd)
+    except (OSError, ValueError) as error:
+        raise InvalidArgument("fd", f"{fd} is no socket: {error}") from error
+    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listener.detach()
+        raise InvalidArgument("fd", f"{fd} is a socket that does not listen")
+    os.set_inheritable(fd, False)
+    return listener
+
+
+def _bind_path(path: Path) -> socket.socket:
+    """Listen on a Unix socket, in the place of one that nobody listens on any more."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise InvalidArgument("uds", "Python has no Unix sockets on this system")
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX) as other:
+            try:
+                other.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        # A proxy is another user. Who may come this far is up to the folder, as for the port of a machine.
+        path.chmod(0o666)
+        listener.listen(_BACKLOG)
+    except BaseException as error:
+        listener.close()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     return listener

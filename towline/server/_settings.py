@@ -15,6 +15,10 @@ class Pipeline:
     path: str | None
     media_types: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.isprintable():
+            raise InvalidArgument("name", f"{self.name!r} is not printable text: logs and messages show it")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubLimits:
@@ -29,6 +33,8 @@ class HubLimits:
     jobs_of_owner: int = 1000  #: jobs of one owner that have not ended
     starts: int = 600  #: jobs one owner may start a minute
     calls: int = 600  #: HTTP calls and upgrades one job may get a minute
+    reports: int = 6000  #: reports by HTTP that one job may get a minute
+    report: int = 1024**2  #: one report by HTTP
     sockets: int = 10_000  #: and event streams
     watchers: int = 64  #: sockets and event streams of one job
     client_message: int = 4096

@@ -13,10 +13,13 @@ import hmac
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from .._secret import Secret
 from ._settings import Lifetimes
 from .log._base import EventLog, Job, Token
+
+_ALWAYS: Final = 100 * 365 * 24 * 3600 * 1000  # milliseconds; a job's newest tokens are kept by when they expire
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,17 @@ class Tokens:
         await self._log.add_token(Token(digest=_digest(text), job_id=job_id, expires=expires, replaces=replaces))
         return Grant(Secret(text), int(lifetime))
 
+    async def grant_worker(self, job_id: str) -> Secret:
+        """Make a token for a job's worker. It opens nothing but reports, and holds as long as the job runs."""
+        text = secrets.token_urlsafe(32)
+        digest = _digest(text, worker=True)
+        await self._log.add_token(Token(digest=digest, job_id=job_id, expires=self._now() + _ALWAYS))
+        return Secret(text)
+
+    async def admits_worker(self, job: Job, presented: Secret) -> bool:
+        """Whether it is the token of a worker of this job."""
+        return await self._find(job.id, presented, worker=True) is not None
+
     async def admits(self, job: Job, presented: Secret) -> bool:
         """Whether the token opens the job now."""
         token = await self._find(job.id, presented)
@@ -74,8 +88,8 @@ class Tokens:
             return TooEarly(int(left - self._lifetimes.refresh_window) + 1)
         return await self.grant(job_id, replaces=token.digest)
 
-    async def _find(self, job_id: str, presented: Secret) -> Token | None:
-        digest = _digest(presented.reveal())
+    async def _find(self, job_id: str, presented: Secret, *, worker: bool = False) -> Token | None:
+        digest = _digest(presented.reveal(), worker=worker)
         token = await self._log.token(digest)
         if token is None:
             return None
@@ -90,5 +104,7 @@ def _outlived_by(token: Token, job: Job) -> bool:
     return job.ended is not None and job.ended < token.expires
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+def _digest(text: str, *, worker: bool = False) -> bytes:
+    # The two kinds have digests of different functions, so no text is a token of both.
+    data = text.encode(errors="surrogateescape")
+    return hmac.digest(b"worker", data, "sha256") if worker else hashlib.sha256(data).digest()

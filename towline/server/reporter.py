@@ -17,10 +17,8 @@ from msgspec import UNSET, Struct
 from .._exceptions import HubStorageError, InvalidArgument, JobEnded, JobFailure
 from ._settings import HubLimits
 from .log._base import ENDS, Job
-from .log._drafts import Draft, completed, completed_by_url, failed, progressed, result_url, started
+from .log._drafts import Draft, completed_in_log, failed, progressed, started
 from .log._redis_store import RedisStore
-
-_MAX_RESULT: Final = 16 * 1024 * 1024  # what one answer of the hub's may hold
 
 
 class Reporter:
@@ -39,6 +37,7 @@ class Reporter:
         job = store.job(job_id)
         if not isinstance(job, Job):
             raise InvalidArgument("job_id", f"the job is {job.value}")
+        self._job = job
         self.job_id: Final = job_id
         self.pipeline: Final = job.pipeline
         self.checkpoint: Final[Any] = None if job.checkpoint is None else msgspec.json.decode(job.checkpoint)
@@ -106,21 +105,20 @@ class Reporter:
             self._report(progressed(done, self.total, item, status, checkpoint))
             self.processed = done
 
+    def keep_alive(self) -> None:
+        """Report only that the worker lives, for a hub that ends silent jobs (`dispatch(silent_for=)`)."""
+        if not self._store.touch(self.job_id, time.time_ns() // 1_000_000):
+            job = self._store.job(self.job_id)
+            raise JobEnded("report", job.status if isinstance(job, Job) else job.value, "the job has ended")
+
     def complete(self, result: Struct | Mapping[str, Any] | None = None) -> None:
         """End the job well.
 
         Raises `InvalidArgument` for a result above 16 MiB, or with a field `resultUrl`; the job then goes on.
         """
         fields = {} if result is None else msgspec.to_builtins(result)
-        if "resultUrl" in fields:
-            raise InvalidArgument("result", "resultUrl is the protocol's own name: call the field something else")
-        draft = completed(self.pipeline, fields)
-        if len(draft.payload) > _MAX_RESULT:
-            raise InvalidArgument("result", f"it has more than {_MAX_RESULT} bytes")
-        if len(draft.payload) > HubLimits().inline_result:
-            by_url = completed_by_url(self.pipeline, result_url(self._base_path, self.job_id))
-            draft = Draft(by_url.type, by_url.payload, draft.change)
-        self._report(draft)
+        inline = HubLimits().inline_result
+        self._report(completed_in_log(self._job, fields, base_path=self._base_path, inline=inline))
 
     def fail(self, code: str, message: str, *, details: object = None, retryable: bool = False) -> None:
         """End the job as failed, with a code for programs and a message for people.

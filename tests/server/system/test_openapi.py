@@ -27,7 +27,7 @@ def test_no_call_breaks_the_hub_or_its_word(tmp_path: Path, serving: Any) -> Non
         client.follow()
         schema = schemathesis.openapi.from_url(f"{client.url}/openapi.json")
         operations = [found.ok() for found in schema.get_all_operations()]
-        assert len(operations) == 10
+        assert len(operations) == 11
         # What the document allows, and what it does not; some calls leave nothing that is not allowed.
         modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
         for operation, mode in itertools.product(operations, modes):

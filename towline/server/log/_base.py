@@ -145,12 +145,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Entry:
-    """An event that is to be written; `payload` and `at` as in `Event`."""
+    """An event that is to be written; `payload` and `at` as in `Event`. With a `number`, only as the event with it."""
 
     type: str
     payload: bytes
     at: int
     change: Change | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +276,9 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
 
     async def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:
         """Write several events in order, as `append` does, in one transaction; how many of them were written."""
+
+    async def touch(self, job_id: str, at: int) -> None:
+        """Note a sign of life of a running job as its `updated`, without an event."""
 
     async def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
         """Read up to `limit` events with a `seq` above `after`, in order.

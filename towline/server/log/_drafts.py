@@ -9,10 +9,11 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, Struct
 
-from ..._exceptions import JobFailure
+from ..._exceptions import InvalidArgument, JobFailure
 from ...protocols.wire.messages import ErrorPayload, ProgressPayload, ResultReference, StartedPayload, encode_payload
 from ._base import Change, Job
 
+MAX_RESULT: Final = 16 * 1024 * 1024  # what one answer of the hub's may hold
 _MAX_TEXT: Final = 500  # characters of an item or status text
 
 
@@ -72,6 +73,22 @@ def completed(pipeline: str, result: Mapping[str, Any]) -> Draft:
 def completed_by_url(pipeline: str, url: str) -> Draft:
     """The job ends well, with its result to be fetched."""
     return completed(pipeline, msgspec.to_builtins(ResultReference(result_url=url)))
+
+
+def completed_in_log(job: Job, result: Mapping[str, Any], *, base_path: str, inline: int) -> Draft:
+    """The job ends well, with its result in the message up to `inline` bytes, else to be fetched from the log.
+
+    Raises `InvalidArgument` for a result that is too large, or that has the protocol's own field `resultUrl`.
+    """
+    if "resultUrl" in result:
+        raise InvalidArgument("result", "resultUrl is the protocol's own name: call the field something else")
+    draft = completed(job.pipeline, result)
+    if len(draft.payload) > MAX_RESULT:
+        raise InvalidArgument("result", f"it has more than {MAX_RESULT} bytes")
+    if len(draft.payload) > inline:
+        by_url = completed_by_url(job.pipeline, result_url(base_path, job.id))
+        draft = Draft(by_url.type, by_url.payload, draft.change)
+    return draft
 
 
 def result_url(base_path: str, job_id: str) -> str:

@@ -222,6 +222,9 @@ class RedisLog(AsyncContextManagerMixin):
     async def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:
         return await self._call(self._store.append_all, job_id, entries)
 
+    async def touch(self, job_id: str, at: int) -> None:
+        await self._call(self._store.touch, job_id, at)
+
     async def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
         # The list is kept up to date only while the job has a reader here.
         kept = self._tails.read(job_id, after, limit) if self._bells.count(job_id) else None

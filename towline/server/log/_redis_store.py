@@ -61,7 +61,7 @@ return false
 """
 
 # KEYS: job, stream, running, ended, channel. ARGV: id, type, payload, at, status ('' for no end), owner prefix,
-# processed ('' for unchanged), how many to set, name, value, …, names to delete …
+# processed ('' for unchanged), number ('' for the next), how many to set, name, value, …, names to delete …
 # The event is published right after the first write, which finds a server that takes none. A user who may not publish
 # gets an error, and nothing stays written.
 _APPEND: Final = """
@@ -69,6 +69,7 @@ local job = redis.call('HMGET', KEYS[1], 'status', 'pipeline', 'epoch', 'owner',
 if job[1] ~= 'running' then return false end
 if ARGV[2] == 'job_started' and job[6] ~= '0' then return false end
 if ARGV[7] ~= '' and job[5] and tonumber(ARGV[7]) < tonumber(job[5]) then return false end
+if ARGV[8] ~= '' and tonumber(ARGV[8]) ~= tonumber(job[6]) + 1 then return false end
 local seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
 local message = cmsgpack.pack({ARGV[1], job[2], job[3], seq, ARGV[2], tonumber(ARGV[4]), ARGV[3]})
 local published = redis.pcall('PUBLISH', KEYS[5], message)
@@ -77,8 +78,8 @@ if type(published) == 'table' and published.err then
     return redis.error_reply('NOPERM the user may not publish on ' .. KEYS[5])
 end
 redis.call('XADD', KEYS[2], seq .. '-0', 't', ARGV[2], 'a', ARGV[4], 'p', ARGV[3])
-local last = 8 + 2 * tonumber(ARGV[8])
-redis.call('HSET', KEYS[1], unpack(ARGV, 9, last))
+local last = 9 + 2 * tonumber(ARGV[9])
+redis.call('HSET', KEYS[1], unpack(ARGV, 10, last))
 if #ARGV > last then redis.call('HDEL', KEYS[1], unpack(ARGV, last + 1)) end
 if ARGV[5] ~= '' then
     redis.call('HSET', KEYS[1], 'status', ARGV[5], 'ended', ARGV[4])
@@ -88,6 +89,13 @@ if ARGV[5] ~= '' then
     redis.call('SREM', ARGV[6] .. job[4], ARGV[1])
 end
 return {seq, job[2], job[3]}
+"""
+
+# KEYS: job. ARGV: at.
+_TOUCH: Final = """
+if redis.call('HGET', KEYS[1], 'status') ~= 'running' then return 0 end
+redis.call('HSET', KEYS[1], 'updated', ARGV[1])
+return 1
 """
 
 # KEYS: job. Counts only where there is a job.
@@ -173,6 +181,7 @@ class RedisStore:
         register = self.client.register_script
         self._create = register(_CREATE)
         self._append = register(_APPEND)
+        self._touch = register(_TOUCH)
         self._count_attempt = register(_COUNT_ATTEMPT)
         self._add_token = register(_ADD_TOKEN)
         self._limit_token = register(_LIMIT_TOKEN)
@@ -362,7 +371,13 @@ class RedisStore:
             self.channel,
         ]
         args = [job_id, entry.type, entry.payload, at, ENDS.get(entry.type, ""), self._key("owner", ""), processed]
-        return keys, [*args, len(kept) // 2, *kept, *dropped]
+        number = "" if entry.number is None else entry.number
+        return keys, [*args, number, len(kept) // 2, *kept, *dropped]
+
+    def touch(self, job_id: str, at: int) -> bool:
+        """Note a sign of life; whether the job runs."""
+        with self._renaming_errors():
+            return bool(self._touch(keys=[self._key("job", job_id)], args=[at]))
 
     def read(self, job_id: str, after: int, limit: int) -> Sequence[Event]:
         with self._renaming_errors():

@@ -340,6 +340,9 @@ class SqliteLog(AsyncContextManagerMixin):
 
         return await self._write(apply)
 
+    async def touch(self, job_id: str, at: int) -> None:
+        await self._execute("UPDATE jobs SET updated = ? WHERE id = ? AND status = 'running'", (at, job_id))
+
     async def count_attempt(self, job_id: str) -> int:
         def apply(writer: sqlite3.Connection) -> int:
             rows = writer.execute(
@@ -506,8 +509,9 @@ def _append(writer: sqlite3.Connection, job_id: str, entry: Entry) -> Event | No
     assignments = ", ".join(f"{name} = ?" for name in columns)
     rows = writer.execute(
         f"UPDATE jobs SET seq = seq + 1, {assignments} WHERE id = ? AND status = 'running' "
-        "AND (processed IS NULL OR processed <= ?) AND (seq = 0 OR ?) RETURNING seq, pipeline, epoch",
-        (*columns.values(), job_id, columns.get("processed", _NO_LIMIT), entry.type != "job_started"),
+        "AND (processed IS NULL OR processed <= ?) AND (seq = 0 OR ?) AND seq + 1 = coalesce(?, seq + 1) "
+        "RETURNING seq, pipeline, epoch",
+        (*columns.values(), job_id, columns.get("processed", _NO_LIMIT), entry.type != "job_started", entry.number),
     ).fetchall()
     if not rows:
         return None

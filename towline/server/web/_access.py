@@ -37,8 +37,10 @@ async def loopback_only(request: Request) -> str | None:
 
 
 def _find_foreign(request: Request) -> str | None:
-    if request.client is None or not _is_loopback(request.client.host):
-        return f"the request comes from {request.client and request.client.host}"
+    if request.client is None:
+        return "the request comes over a Unix socket, as those of a proxy do"
+    if not _is_loopback(request.client.host):
+        return f"the request comes from {request.client.host}"
     forwarded = [name for name in _FORWARDED if name in request.headers]
     if forwarded:
         return f"the request has the header {forwarded[0]}"

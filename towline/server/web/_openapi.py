@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from ...protocols.wire.messages import VERSION, JobState
+from ._report_types import Report, ReportAnswer
 
 if TYPE_CHECKING:
     from .._settings import Pipeline
@@ -19,7 +20,7 @@ _REFUSALS: Final[Mapping[int, str]] = {
     403: "You may not start jobs here.",
     404: "There is no such job.",
     405: "The path takes no such method.",
-    409: "The job has not ended.",
+    409: "The job has not ended; for a report: it has, or another event has this number.",
     410: "The job ended long ago and is no longer kept.",
     413: "The body is too large.",
     415: "The upload is of a type this pipeline does not take.",
@@ -30,6 +31,7 @@ _REFUSALS: Final[Mapping[int, str]] = {
     503: "The hub is about to restart, or its log does not answer; Retry-After says when.",
     507: "The upload could not be kept.",
 }
+_PLACE: Final = "#/components/schemas/{name}"
 _FOREIGN: Final = "Pages of this origin may not use this hub."
 #: What any call may answer.
 _ALWAYS: Final = (400, 405, 429, 503)
@@ -116,9 +118,9 @@ def document(pipelines: Iterable[Pipeline], *, base_path: str) -> dict[str, Any]
     """Make the document of a hub with these pipelines, mounted at `base_path`."""
     types = (
         *(JobState, JobsAnswer, RefreshRequest, RefreshAnswer),
-        *(StartAnswer, CancelRequest, CancelAnswer, ErrorAnswer),
+        *(StartAnswer, CancelRequest, CancelAnswer, ReportAnswer, ErrorAnswer),
     )
-    _, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    reports, components = msgspec.json.schema_components((Report, *types), ref_template=_PLACE)
     job = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     paths: dict[str, Any] = {
         "/healthz": {"get": _call("Whether the hub takes work.", 200, {"type": "object"})},
@@ -134,7 +136,12 @@ def document(pipelines: Iterable[Pipeline], *, base_path: str) -> dict[str, Any]
             "parameters": [job],
             "post": _call("A token for a page that shows your job.", 200, _ref(RefreshAnswer), 403, 404),
         },
-        "/api/jobs/{job_id}/events": {"parameters": [job], "get": _events()},
+        "/api/jobs/{job_id}/events": {
+            "parameters": [job],
+            "get": _events(),
+            "post": _call("A worker's report, with its own token.", 200, _ref(ReportAnswer), *_OF_A_JOB, 409, 413)
+            | {"security": _BEARER, "requestBody": _body({"application/json": reports[0]}, required=True)},
+        },
         "/api/job-state/{job_id}": {
             "parameters": [job],
             "get": _call("A job's state, and the number of its last event.", 200, _ref(JobState), *_OF_A_JOB)
@@ -206,4 +213,4 @@ def _body(kinds: Mapping[str, Any], *, required: bool) -> dict[str, Any]:
 
 
 def _ref(struct: type[Struct]) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{struct.__name__}"}
+    return {"$ref": _PLACE.format(name=struct.__name__)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
@@ -22,7 +23,7 @@ from ..._secret import Secret
 from ...protocols.wire.messages import VERSION, JobState
 from .._files import RESULT_FILE, UPLOAD_FILE, remove_job_folder
 from .._tokens import TooEarly
-from ..log._base import Job, Missing, Place, RequestMismatch
+from ..log._base import ENDS, Job, Missing, Place, RequestMismatch
 from ..log._base import Request as StartRequest
 from ..log._drafts import refers_to_result
 from ._access import bearer_token, is_same_origin, query_token, socket_token
@@ -39,8 +40,10 @@ from ._openapi import (
     document,
 )
 from ._page import STATIC_FILES, page_file
+from ._report_types import KeepAliveReport, ReportAnswer
+from ._reports import check_repeated, draft_of, ended, read_report
 from ._socket import SocketWatcher
-from ._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
+from ._uploads import Malformed, Received, TooLarge, WrongMediaType, announced_size, receive_upload
 
 if TYPE_CHECKING:
     from .._hub import HubWork, StartedJob
@@ -88,6 +91,7 @@ class Api:
             *([Route("/metrics", self._answering(self.metrics), methods=["GET"])] if self._metrics_text else []),
             Route("/api/job-state/{job_id}", self._answering(self.state), methods=["GET"]),
             Route("/api/jobs/{job_id}/events", self._answering(self.events), methods=["GET"]),
+            Route("/api/jobs/{job_id}/events", self._answering(self.report), methods=["POST"]),
             Route("/api/jobs/{job_id}/results", self._answering(self.results), methods=["GET"]),
             Route("/api/jobs/{job_id}/cancel", self._answering(self.cancel), methods=["POST"]),
             Route("/api/token/refresh", self._answering(self.refresh), methods=["POST"]),
@@ -240,6 +244,28 @@ class Api:
         reason = _decode(body, CancelRequest).reason if body else None
         return json_answer(CancelAnswer(job.id, await self._hub.cancel(job.id, reason)))
 
+    async def report(self, request: Request) -> Response:
+        """`POST /api/jobs/{jobId}/events`: one report of a worker elsewhere, which becomes the event of its number."""
+        hub = self._hub
+        hub.check_open()
+        job = await self._find_job(request.path_params["job_id"], bearer_token(request), worker=True)
+        hub.check_reports(job.id)
+        report = read_report(await _small_body(request, hub.limits.report))
+        if isinstance(report, KeepAliveReport):
+            if not job.running:
+                raise ended(job)
+            await hub.log.touch(job.id, hub.now())
+            checkpoint = UNSET if job.checkpoint is None else Raw(job.checkpoint)
+            return json_answer(ReportAnswer(job.id, job.seq, job.status, job.processed or 0, checkpoint))
+        draft = draft_of(report, job, base_path=hub.base_path, inline=hub.limits.inline_result)
+        if await hub.report(job.id, draft, report.number):
+            status = ENDS.get(draft.type, job.status)
+            done = job.processed if draft.change.processed is UNSET else draft.change.processed
+            return json_answer(ReportAnswer(job.id, report.number, status, done or 0))
+        job = await self._known_job(job.id)
+        await check_repeated(hub.log, job, report.number, draft)
+        return json_answer(ReportAnswer(job.id, job.seq, job.status, job.processed or 0))
+
     async def refresh(self, request: Request) -> Response:
         """`POST /api/token/refresh`: a new token for an old one."""
         asked = _decode(await _small_body(request), RefreshRequest)
@@ -364,17 +390,27 @@ class Api:
     # --- what all calls share ----------------------------------------------------------------------------------
 
     async def _job(self, job_id: str, token: Secret | None) -> Job:
-        """Find the job for a caller with its token. Without a token not even the job's absence is said."""
+        """Find the job for a caller with its token, who does not call too often."""
+        if token is not None:
+            self._hub.check_calls(job_id)
+        return await self._find_job(job_id, token)
+
+    async def _find_job(self, job_id: str, token: Secret | None, *, worker: bool = False) -> Job:
+        """Find the job for a caller with a token. Without a token not even the job's absence is said."""
         if token is None:
             raise Refusal(401, *_NO_TOKEN, _CHALLENGE)
-        self._hub.check_calls(job_id)
+        job = await self._known_job(job_id)
+        tokens = self._hub.tokens
+        if not await (tokens.admits_worker if worker else tokens.admits)(job, token):
+            raise Refusal(401, *_NO_TOKEN, _CHALLENGE)
+        return job
+
+    async def _known_job(self, job_id: str) -> Job:
         job = await self._hub.log.job(job_id)
         if job is Missing.GONE:
             raise Refusal(410, "gone", "the job ended long ago and is no longer kept")
         if job is Missing.UNKNOWN:
             raise Refusal(404, "unknown_job", "there is no such job")
-        if not await self._hub.tokens.admits(job, token):
-            raise Refusal(401, *_NO_TOKEN, _CHALLENGE)
         return job
 
     def _answering(self, handler: Handler) -> Handler:
@@ -446,13 +482,17 @@ def _retry(seconds: float) -> dict[str, str]:
     return {"retry-after": str(max(1, round(seconds)))}
 
 
-async def _small_body(request: Request) -> bytes:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY:
-            raise Refusal(413, "too_large", f"the body may have {_MAX_BODY} bytes", {"connection": "close"})
-    return body
+async def _small_body(request: Request, limit: int = _MAX_BODY) -> bytes:
+    too_large = Refusal(413, "too_large", f"the body may have {limit} bytes", {"connection": "close"})
+    if announced_size(request) > limit:
+        raise too_large
+    body = bytearray()
+    async with aclosing(request.stream()) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+    return bytes(body)
 
 
 def _decode(body: bytes, type: type[T]) -> T:  # noqa: A002

@@ -120,7 +120,7 @@ async def receive_upload(request: Request, path: Path, *, limit: int, media_type
             raise Malformed from error
     elif kind.decode("latin-1").lower() not in media_types:
         raise WrongMediaType
-    elif _announced(request) > limit:
+    elif announced_size(request) > limit:
         raise TooLarge
     try:
         return await _store(request.stream(), form, path, limit)
@@ -149,7 +149,8 @@ async def _store(body: AsyncIterator[bytes], form: _FirstFile | None, path: Path
     return Received(digest.digest(), size, None if form is None else form.name)
 
 
-def _announced(request: Request) -> int:
+def announced_size(request: Request) -> int:
+    """The bytes of a body by its Content-Length, 0 if it has none."""
     length = request.headers.get("content-length", "")
     return int(length) if length.isascii() and length.isdigit() else 0
 
