@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import stat
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +42,7 @@ from towline.statemachine import (
     stay,
     timeline,
 )
+from towline.testing import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
 
@@ -471,9 +475,45 @@ async def test_a_run_in_a_file_goes_on_after_its_end_and_belongs_to_one_runner(t
         (b'{"version":1,"table":"upload","state":"ready","data":' + b"[" * 9999, "saved: "),
     ],
 )
-async def test_what_is_no_saved_snapshot_is_refused(saved: bytes, problem: str) -> None:
+async def test_what_is_no_saved_snapshot_is_refused_and_its_file_is_kept(
+    saved: bytes, problem: str, tmp_path: Path
+) -> None:
     with pytest.raises(InvalidArgument, match=problem):
         runner(never, saved=saved)
+    file = tmp_path / "upload.json"
+    file.write_bytes(saved)
+    for _ in range(2):
+        with pytest.raises(InvalidArgument, match=problem):
+            runner(never, file=file)
+    assert file.read_bytes() == saved
+
+
+def use_in_another_process(file: Path) -> str:
+    program = f"from towline.runner._file import SnapshotFile; SnapshotFile({str(file)!r})"
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=file.parent, capture_output=True, text=True, check=False
+    )
+    return found.stderr
+
+
+async def test_a_second_runner_on_a_snapshot_is_refused_and_the_first_loses_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "upload.json"
+    async with runner(never, file=file) as run:
+        run.request(Event.START)
+        await run.wait_for(State.SENDING)
+        saved = await anyio.Path(file).read_bytes()
+        with pytest.raises(InvalidArgument, match="another runner uses"):
+            runner(answer, file=file)
+        assert "upload.json; wait for its end" in use_in_another_process(file)
+        assert await anyio.Path(file).read_bytes() == saved
+        run.request(Event.SENT)
+        await run.wait_for(State.DONE)
+    assert restore(UPLOAD, file.read_bytes(), Upload) == TableSnapshot(State.DONE, Upload(1))
+    assert use_in_another_process(file) == ""
+    # Copies of a snapshot are runs of their own.
+    async with runner(answer, saved=saved) as one, runner(never, saved=saved) as other:
+        await one.wait_for(State.DONE)
+        assert other.snapshot.state is State.SENDING
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
@@ -499,10 +539,11 @@ async def test_an_effect_that_raises_without_an_event_for_it_ends_the_block(send
 
 
 async def test_an_effect_that_no_function_performs_ends_the_block() -> None:
-    with pytest.raises(UnexpectedFailure):
+    with pytest.raises(UnexpectedFailure, match=r"effect Do\.SEND") as caught:
         async with Runner(UPLOAD, {}, data=Upload()) as run:
             run.request(Event.START)
             await anyio.sleep_forever()
+    assert str(caught.value.__cause__) == "effects: there is no function for Do.SEND"
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "soon", lambda snapshot: 1 / 0])
@@ -540,6 +581,111 @@ async def test_an_action_that_raises_changes_nothing() -> None:
     assert run.journey().passages == ()
 
 
+def broken_guard(step: Step) -> bool:
+    """Fails."""
+    raise ZeroDivisionError
+
+
+def with_broken_guard(event: Event, state: State) -> Table[State, Event, Step, Timer]:
+    cell = (go(State.DONE, when=broken_guard), *UPLOAD.cell(event, state))
+    return upload(cells={**UPLOAD.cells, event: {**UPLOAD.cells[event], state: cell}})
+
+
+async def test_a_guard_that_raises_for_a_request_changes_nothing() -> None:
+    with pytest.raises(UnexpectedFailure, match="the table upload for note"):
+        async with runner(never, with_broken_guard(Event.NOTE, State.READY)) as run:
+            before = run.snapshot
+            for _ in range(2):
+                with pytest.raises(UnexpectedFailure, match="the table upload for note") as caught:
+                    run.request(Event.NOTE)
+                assert isinstance(caught.value.__cause__, ZeroDivisionError)
+                assert run.snapshot is before
+            run.post(Event.NOTE)
+            await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    ("send", "event", "state"),
+    [
+        (answer, Event.SENT, State.SENDING),
+        (fail, Event.FAILED, State.SENDING),
+        (fail, Event.PAUSE_OVER, State.WAITING),
+    ],
+    ids=["result", "failure", "expiry"],
+)
+async def test_a_guard_that_raises_for_what_happens_ends_the_block_and_saves_the_state_before(
+    send: Function, event: Event, state: State
+) -> None:
+    files: list[bytes] = []
+    with pytest.raises(UnexpectedFailure, match=f"the table upload for {event.value}") as caught, anyio.fail_after(60):
+        async with runner(send, with_broken_guard(event, state), save=files.append) as run:
+            run.request(Event.START)
+            await anyio.sleep_forever()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert restore(UPLOAD, files[-1], Upload).state is state
+
+
+async def test_an_effect_that_never_returns_ends_with_its_state_or_with_the_block() -> None:
+    ended = []
+
+    async def send(data: Upload) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(data.tries)
+
+    with anyio.fail_after(10_000):
+        async with runner(send) as run:
+            run.request(Event.START)
+            await anyio.sleep(3600)
+            assert (run.snapshot.state, ended) == (State.SENDING, [])
+            run.request(Event.FAILED)
+            run.request(Event.START)
+            await anyio.sleep(3600)
+            assert (run.snapshot.state, ended) == (State.SENDING, [1])
+    assert ended == [1, 2]
+
+
+async def test_a_step_of_the_wall_clock_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = itertools.cycle([0.0, 1e9, -1e9])
+    monkeypatch.setattr(time, "time", lambda: next(steps))
+    start = anyio.current_time()
+    async with runner(fail) as run:
+        run.request(Event.START)
+        await run.wait_for(State.DONE)
+    assert anyio.current_time() - start == 3 * 1 + 2 + 4
+
+
+async def test_a_clock_that_jumps_ahead_expires_a_timer_once() -> None:
+    """A monotonic clock may count the time that the computer slept, or not."""
+    async with runner(lambda data: Event.FAILED) as run:
+        run.request(Event.START)
+        await run.wait_for(State.WAITING)
+        jump(86_400)
+        await anyio.sleep(0.001)
+        assert way(run) == [
+            ("start", "sending"),
+            ("failed", "waiting"),
+            ("pause_over", "sending"),
+            ("failed", "waiting"),
+        ]
+        left = anyio.current_time()
+        await run.wait_for(State.DONE)
+        assert anyio.current_time() - left == pytest.approx(4, abs=0.01), "the next pause has its whole time"
+
+
+def jump(seconds: float) -> None:
+    """Have the virtual clock skip some time, as after a sleep of the computer."""
+    loop = anyio.lowlevel.current_token().native_token
+    if isinstance(loop, VirtualTimeLoop):
+        loop._jumping.now += seconds
+    else:
+        import trio
+
+        clock: Any = trio.lowlevel.current_clock()
+        clock.jump(seconds)
+
+
 async def test_an_action_that_makes_requests_is_refused() -> None:
     runs: list[Runner[State, Event, Upload]] = []
 
@@ -557,19 +703,36 @@ async def test_an_action_that_makes_requests_is_refused() -> None:
         assert run.snapshot.state is State.SENDING
 
 
-async def test_effects_that_post_without_end_leave_the_loop_its_turn() -> None:
+async def post_again(run: Runner[State, Event, Upload]) -> Event | None:
+    run.post(Event.NOTE)
+    return None
+
+
+@pytest.mark.parametrize("how", ["return", "post", "request", "task"])
+async def test_effects_that_post_without_end_leave_the_loop_its_turn(how: str) -> None:
     turns = 0
 
-    def log(data: Upload) -> Event:
-        return Event.NOTE
+    def log(data: Upload) -> object:
+        match how:
+            case "return":
+                return Event.NOTE
+            case "post":
+                run.post(Event.NOTE)
+            case "request":
+                run.request(Event.NOTE)
+            case _:
+                return post_again(run)
+        return None
 
-    async with runner(never, log=log) as run:
-        run.request(Event.NOTE)
-        for _ in range(3):
-            await anyio.lowlevel.checkpoint()
-            turns += 1
+    with anyio.fail_after(60):
+        async with runner(never, log=log) as run:
+            run.request(Event.NOTE)
+            for _ in range(3):
+                await anyio.lowlevel.checkpoint()
+                turns += 1
+            assert len(anyio.get_running_tasks()) < 20, "the loop is not woken for each of them"
     assert turns == 3
-    assert len(run.journey().passages) == 256
+    assert len(run.journey().passages) > 1
 
 
 async def test_a_partial_of_a_coroutine_function_is_awaited() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, Final, Generic
 
 import anyio
@@ -68,7 +69,8 @@ class Driver(Generic[S, E, F, L, N]):
         self._effects: deque[tuple[int, F | Stepped[S, F, L, N]]] = deque()
         self._events: deque[E] = deque()
         self._calls: deque[Callable[[], object]] = deque()
-        self._pumping = False
+        #: The thread that pumps, or 0.
+        self._pumping = 0
         # Created when a task waits for a change, and set at the next change.
         self._change: anyio.Event | None = None
         tasks.unforeseen = self.broke
@@ -108,12 +110,18 @@ class Driver(Generic[S, E, F, L, N]):
         try:
             self.steps.change(news)
         finally:
-            self.tasks.call_soon(self.pump)
+            self._wake()
 
     def soon(self, call: Callable[[], object]) -> None:
         """Have the loop make a call soon. Safe from any thread, signal handler or finalizer."""
         self._calls.append(call)
-        self.tasks.call_soon(self.pump)
+        self._wake()
+
+    def _wake(self) -> None:
+        # A pump of this thread performs it, or wakes the loop at its end. An effect that makes requests without end
+        # would otherwise wake the loop for each of them.
+        if self._pumping != get_ident():
+            self.tasks.call_soon(self.pump)
 
     def broke(self, failure: UnexpectedFailure) -> None:
         """Post the event for a failure that no code expected."""
@@ -127,7 +135,7 @@ class Driver(Generic[S, E, F, L, N]):
         """Perform everything that is waiting: calls, effects of steps, events. Runs on the loop."""
         if self._pumping:
             return
-        self._pumping = True
+        self._pumping = get_ident()
         try:
             for _ in range(_TURN):
                 if self._calls:
@@ -142,10 +150,11 @@ class Driver(Generic[S, E, F, L, N]):
                     if not self._events:
                         break
                     self.steps.add(self._events.popleft())
-            else:
-                self.tasks.call_soon(self.pump)
         finally:
-            self._pumping = False
+            self._pumping = 0
+            # After a whole turn, or if a signal handler made a request just before.
+            if self._calls or self._effects or self._events or self._taken.following is not None:
+                self.tasks.call_soon(self.pump)
 
     def process_steps(self) -> bool:
         """Report the steps added since, and queue their effects; returns False if there are none."""
@@ -169,7 +178,7 @@ class Driver(Generic[S, E, F, L, N]):
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Call the program's functions inside this block: their requests are performed after it."""
-        outer, self._pumping = self._pumping, True
+        outer, self._pumping = self._pumping, get_ident()
         try:
             yield
         finally:
@@ -180,7 +189,7 @@ class Driver(Generic[S, E, F, L, N]):
         try:
             call(*args)
         except Exception as error:
-            self.broke(unexpected(error, "the runner"))
+            self.broke(error if isinstance(error, UnexpectedFailure) else unexpected(error, "the runner"))
 
     # --- timers ----------------------------------------------------------------------------------------------------
 

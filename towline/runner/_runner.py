@@ -85,7 +85,7 @@ class Runner(Generic[S, E, V]):
             if missing := [member.name for member in kind if member not in effects]:
                 raise InvalidArgument("effects", f"{kind.__name__} has no function for {', '.join(missing)}")
         self._table: Final = table
-        self._functions: Final = dict(effects)
+        self._functions: Final = effects
         self._failed: Final = failed
         self._passages: deque[Passage] = deque(maxlen=history)
         self._work: set[anyio.CancelScope] = set()
@@ -293,7 +293,12 @@ class Runner(Generic[S, E, V]):
     def _perform(self, due: _Due) -> None:
         if self._unsaved:
             return
-        call = self._functions[due.effect]
+        try:
+            call = self._functions[due.effect]
+        except KeyError:
+            missing = InvalidArgument("effects", f"there is no function for {due.effect}")
+            self._tasks.end_with(unexpected(missing, f"effect {due.effect}"))
+            return
         if inspect.iscoroutinefunction(call):
             self._tasks.start_soon(self._perform_in_task, call, due, None, name=f"effect {due.effect}")
             return
