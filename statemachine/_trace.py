@@ -66,29 +66,41 @@ class Departure(NamedTuple):
 
 
 def retrace(
-    table: Table[Any, Any, Any, Any], journey: Journey, scratch_for: Callable[[Passage, Any], Any]
+    table: Table[Any, Any, Any, Any],
+    journey: Journey,
+    scratch_for: Callable[[Passage, Any], Any] | None = None,
 ) -> Departure | None:
     """Run a journey through the table; None if every event gives the same result.
 
     `scratch_for(passage, state)` makes the scratch for an event that starts in `state`. If the scratch needs data from
-    earlier events (counters, say), `scratch_for` must keep it. Raises `InvalidArgument` if the table does not have the
-    journey's states and events.
+    earlier events (counters, say), `scratch_for` must keep it. Without it no guard is asked: some branch of each cell
+    must give the recorded result. A stale event changed nothing and is passed over. Raises `InvalidArgument` if the
+    table does not have the journey's states and events.
     """
     names = {member.value for kind in (table.states, table.events) for member in kind}
     if unknown := {name for one in journey.passages for name in (one.source, one.event)} - names:
         raise InvalidArgument("journey", f"the table {table.name} has no {', '.join(sorted(unknown))}")
     state = table.states(journey.passages[0].source) if journey.passages else table.initial
     for place, passage in enumerate(journey.passages):
-        scratch = scratch_for(passage, state)
-        try:
-            branch = table.fire(table.events(passage.event), scratch)
-        except ForbiddenRequest:
-            target, verdict = state, Kind.FORBIDDEN
+        if passage.verdict == "stale":
+            continue
+        event = table.events(passage.event)
+        if scratch_for is None:
+            results = [(branch.target or state, branch.kind) for branch in table.cell(event, state)]
         else:
-            target, verdict = scratch.state, branch.kind
-        if (state.value, target.value, verdict.value) != (passage.source, passage.target, passage.verdict):
-            return Departure(place, passage, target.value, verdict.value)
-        state = target
+            scratch = scratch_for(passage, state)
+            try:
+                branch = table.fire(event, scratch)
+            except ForbiddenRequest:
+                results = [(state, Kind.FORBIDDEN)]
+            else:
+                results = [(scratch.state, branch.kind)]
+        recorded = (passage.source, passage.target, passage.verdict)
+        same = [target for target, kind in results if (state.value, target.value, kind.value) == recorded]
+        if not same:
+            target, kind = results[0]
+            return Departure(place, passage, target.value, kind.value)
+        state = same[0]
     return None
 
 

@@ -12,8 +12,10 @@ from typer.testing import CliRunner, Result
 
 from towline import Connection
 from towline.cli._trace import trace
-from towline.statemachine import Connect, Entry, History, Opened, Policy, Recorder, State
+from towline.statemachine import Connect, Entry, History, Journey, Opened, Passage, Policy, Recorder, State
 from towline.testing import ScriptedServer, run_virtual, virtual_time_backends
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "firmware"
 
 
 def run(*arguments: object) -> Result:
@@ -82,6 +84,28 @@ def test_a_divergence_is_shown_and_fails(tmp_path: Path) -> None:
     assert told.exit_code == 1
     assert "event 2 (opened) goes another way: recorded connecting → connected (moved), now" in told.output
     assert "\n! " in told.output
+
+
+def test_the_journey_of_a_table_of_one_s_own_is_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    way = [("install", "idle", "uploading", "moved"), ("done", "idle", "idle", "stale")]
+    way += [("failed", "uploading", "kept", "moved"), ("done", "kept", "kept", "ignored")]
+    fields = ("event", "source", "target", "verdict")
+    passages = [Passage(at=float(at), **dict(zip(fields, one, strict=True))) for at, one in enumerate(way)]
+    trace = Journey(table="firmware", states=("idle", "uploading", "kept"), passages=tuple(passages))
+    file = tmp_path / "trace.json"
+    file.write_bytes(trace.to_json())
+    told = run(file, "--table", "firmware:FIRMWARE")
+    assert told.exit_code == 0, told.output
+    assert "4 events replayed, none went another way" in told.output
+    passages[2] = replace(passages[2], target="installed")
+    file.write_bytes(replace(trace, passages=tuple(passages)).to_json())
+    told = run(file, "--table", "firmware:FIRMWARE")
+    assert told.exit_code == 1
+    assert "recorded uploading → installed (moved), now → paused (moved)" in told.output
+    told = run(file)
+    assert (told.exit_code, "run of the table firmware; pass --table" in told.output) == (2, True)
+    assert run(file, "--table", "firmware:NOTHING").exit_code == 2
 
 
 def test_what_is_no_history_is_told(tmp_path: Path) -> None:

@@ -206,6 +206,20 @@ def test_a_changed_table_is_noticed() -> None:
     assert (found.place, found.target, found.verdict) == (0, "open", "moved")
 
 
+def test_without_data_some_branch_must_give_the_recorded_result() -> None:
+    guarded = door(cells={Act.KICK: {Door.SHUT: (go(Door.OPEN, when=is_hard), forbid("no")), Door.OPEN: stay()}})
+    assert retrace(guarded, WAY) is None
+    found = retrace(door(cells={Act.KICK: {Door.SHUT: stay(), Door.OPEN: stay()}}), WAY)
+    assert found == Departure(0, WAY.passages[0], "shut", "kept")
+    stale = passage("push", "open", "open", "stale")
+    assert retrace(door(), replace(WAY, passages=(WAY.passages[0], stale, *WAY.passages[1:]))) is None
+
+
+def is_hard(visit: Visit) -> bool:
+    """Is never asked."""
+    raise AssertionError
+
+
 def test_names_that_the_table_does_not_have_are_refused() -> None:
     passages = (passage("shove", "ajar", "shut", "moved"), *WAY.passages)
     with pytest.raises(InvalidArgument, match="journey: the table door has no ajar, shove"):

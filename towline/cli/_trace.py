@@ -1,4 +1,4 @@
-"""`towline trace`: show a recorded run, and replay it through the current state machine."""
+"""`towline trace`: show a recorded run, and replay it through the current state machine or a table of one's own."""
 
 from __future__ import annotations
 
@@ -8,36 +8,55 @@ from typing import Annotated
 import typer
 
 from .._exceptions import InvalidArgument
-from ..statemachine import History, journey, replay, timeline, timeline_svg
+from ..statemachine import Departure, History, Journey, journey, replay, retrace, timeline, timeline_svg
+from ._diagram import LIFECYCLE, TableOption, load_table
 
 
 def trace(
-    file: Annotated[Path, typer.Argument(help="History that `watch --history` or `history().to_json()` wrote.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="History that `watch --history` or `history().to_json()` wrote; with --table a journey."),
+    ],
     svg: Annotated[Path | None, typer.Option(help="Draw states over time to this SVG file.")] = None,
+    table: TableOption = LIFECYCLE,
 ) -> None:
     """`towline trace`."""
     try:
-        history = History.from_json(file.read_bytes())
+        taken, found = _replayed(file.read_bytes(), table)
     except OSError as error:
         typer.echo(f"towline: {file}: {error.strerror or error}", err=True)
         raise typer.Exit(2) from error
     except InvalidArgument as error:
         typer.echo(f"towline: {file}: {error}", err=True)
         raise typer.Exit(2) from error
-    taken, divergence = journey(history), replay(history)
-    place = None if divergence is None else divergence.place
+    place = None if found is None else found.place
     typer.echo(timeline(taken, place), nl=False)
     if svg is not None:
         svg.write_text(timeline_svg(taken, place), encoding="utf-8", newline="\n")
-    if divergence is None:
+    if found is None:
         typer.echo(f"{len(taken.passages)} events replayed, none went another way")
         return
-    entry = divergence.entry
-    recorded = entry.verdict.value if entry.verdict is not None else "forbidden"
-    now = divergence.verdict.value if divergence.verdict is not None else "forbidden"
+    was = found.passage
     typer.echo(
-        f"event {divergence.place + 1} ({entry.event.trigger.value}) goes another way: recorded "
-        f"{entry.source.value} → {entry.target.value} ({recorded}), now "
-        f"{divergence.source.value} → {divergence.target.value} ({now})"
+        f"event {found.place + 1} ({was.event}) goes another way: recorded {was.source} → {was.target} "
+        f"({was.verdict}), now → {found.target} ({found.verdict})"
     )
     raise typer.Exit(1)
+
+
+def _replayed(data: bytes, table: str) -> tuple[Journey, Departure | None]:
+    try:
+        taken = Journey.from_json(data)
+    except InvalidArgument:
+        if table != LIFECYCLE:
+            raise
+    else:
+        if table == LIFECYCLE:
+            raise InvalidArgument("table", f"this is a run of the table {taken.table}; pass --table MODULE:NAME")
+        return taken, retrace(load_table(table), taken)
+    history = History.from_json(data)
+    taken, divergence = journey(history), replay(history)
+    if divergence is None:
+        return taken, None
+    verdict = "forbidden" if divergence.verdict is None else divergence.verdict.value
+    return taken, Departure(divergence.place, taken.passages[divergence.place], divergence.target.value, verdict)
