@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -17,8 +18,8 @@ import anyio
 import pytest
 
 from towline.cli._diagram import _COMMITTED, _check, pictures
-from towline.statemachine import Draft, TableSnapshot, describe
-from towline.testing import cover
+from towline.statemachine import describe
+from towline.testing import FakeWorld, lifecycle_tests
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "firmware"
@@ -26,6 +27,9 @@ PAGE = ROOT / "docs" / "own-lifecycle.md"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.M | re.S)
 IMAGE = b"a new version"
 BACKENDS = ["asyncio", "trio"]
+FIRMWARE = runpy.run_path(str(EXAMPLE / "firmware.py"))
+
+test_the_table = lifecycle_tests(FIRMWARE["FIRMWARE"], FakeWorld(FIRMWARE["Update"]("", "")))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,24 +113,6 @@ def test_an_update_goes_on_after_a_kill(device: Any, update: Any, tmp_path: Path
     assert run(update, tmp_path, backend)[0] == ["done", "uploading", "→", "verifying", "verify"]
     assert device.running == IMAGE
     assert device.asked == ["PUT /image", "PUT /image", "POST /activate"]
-
-
-def test_every_branch_can_be_taken() -> None:
-    from firmware import FIRMWARE, Event, State, Update
-
-    situations: list[tuple[Any, Any]] = [
-        (event, Draft(TableSnapshot(state, Update("", "", tries=tries)), event, "so"))
-        for event in Event
-        for state in State
-        for tries in (0, 5)
-    ]
-    everything = {
-        (event.value, state.value, place)
-        for event in Event
-        for state in State
-        for place, _ in enumerate(FIRMWARE.cell(event, state))
-    }
-    assert cover(FIRMWARE, situations) == everything
 
 
 def test_the_committed_pictures_are_what_the_table_says() -> None:

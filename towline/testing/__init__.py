@@ -9,6 +9,7 @@ from ._conformance import Finding, ProtocolReport, check_protocol
 from ._controlled import controlled
 from ._cover import cover
 from ._crowd import ALGORITHMS, Algorithm, CrowdResult, Scene, crowd
+from ._lifecycle import FakeWorld, lifecycle_tests
 from ._rehearsal import Detour, Rehearsal, RehearsalEntry, rehearse
 from ._storm_script import AnyStep, RandomSteps, StormScript
 from .memory._network import DialRecord, MemoryNetwork, NoAnswer, Reach, Unreachable
@@ -32,6 +33,7 @@ __all__ = [
     "Direction",
     "Drop",
     "Ending",
+    "FakeWorld",
     "FaultProxy",
     "Finding",
     "Hang",
@@ -60,6 +62,7 @@ __all__ = [
     "controlled",
     "cover",
     "crowd",
+    "lifecycle_tests",
     "rehearse",
     "run_virtual",
     "virtual_time",
