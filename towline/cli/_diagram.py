@@ -6,6 +6,7 @@ import difflib
 import importlib
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -46,6 +47,8 @@ def load_table(name: str) -> Table[Any, Any, Any, Any]:
     if not HAS_DOCSTRINGS:
         raise fail("the documents need docstrings: run Python without -OO and PYTHONOPTIMIZE=2")
     module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the installed program does not look in the folder it is started in
     try:
         table = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
