@@ -92,8 +92,6 @@ CLOCK_READERS: Final = frozenset({"now", "today", "utcnow"})
 
 #: The most Python files of a folder, apart from its `__init__`.
 MOST_FILES: Final = 12
-#: Folders that still have more. An entry that is no longer needed fails the test.
-FOLDERS_TO_SPLIT: Final = frozenset({"towline/cli"})
 
 
 def modules() -> dict[str, Path]:

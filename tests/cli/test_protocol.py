@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from towline import InvalidArgument
-from towline.cli._follow import resume_command
-from towline.cli._protocol import chosen_protocol
+from towline.cli.follow._follow import resume_command
+from towline.cli.follow._protocol import chosen_protocol
 from towline.protocols import Bookstrack, EventStream, Polling, Towline
 from towline.protocols._shared.names import CLASSES, protocol_class
 

@@ -8,7 +8,7 @@ import pytest
 from scripted_wire import Script, answer
 
 from towline._exceptions import InvalidArgument, MalformedMessage, TowlineError, UnexpectedResponse
-from towline.cli._start import StartedJob, start_job
+from towline.cli.follow._start import StartedJob, start_job
 from towline.testing import run_virtual, virtual_time_backends
 from towline.transport import Upload
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from towline.cli._view import bar_line
+from towline.cli.follow._view import bar_line
 from towline.statemachine import State
 
 Open = Callable[..., Any]

@@ -17,7 +17,7 @@ import anyio.to_thread
 import pytest
 
 import towline
-from towline.cli._start import StartedJob, start_job
+from towline.cli.follow._start import StartedJob, start_job
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDE = ROOT / "docs" / "guide.md"

@@ -13,7 +13,7 @@ from recordings import JOB, Recording
 from stand_in import StandIn
 
 from towline import Exhausted, JobCancelled, JobComplete, JobFailed, Outcome, Policy, Secret, State
-from towline.cli._start import start_job
+from towline.cli.follow._start import start_job
 
 CANCEL = {"cancel_path": "/api/enrichment/cancel"}
 

@@ -36,7 +36,7 @@ _numbers = itertools.count()
 
 START = """
 import sys, anyio
-from towline.cli._start import start_job
+from towline.cli.follow._start import start_job
 from towline.transport import Upload
 
 async def main():

@@ -25,7 +25,7 @@ import pytest
 import towline
 import towline.blocking
 from towline import State
-from towline.cli._start import StartedJob, start_job
+from towline.cli.follow._start import StartedJob, start_job
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 POLICY = towline.Policy(grace=0.1, dial_spacing=0.1)

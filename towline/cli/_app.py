@@ -10,13 +10,13 @@ from .. import __version__
 from ._demo import demo
 from ._diagram import app as diagram
 from ._exit import Commands
-from ._follow import import_csv, watch
-from ._protocol import protocols
 from ._rehearse import rehearse
 from ._serve import serve
 from ._simulate import simulate
 from ._tokens import app as tokens
 from ._trace import trace
+from .follow._follow import import_csv, watch
+from .follow._protocol import protocols
 
 app = typer.Typer(
     name="towline",

@@ -30,9 +30,9 @@ from .._text import escape
 from .._updates import AnyUpdate, JobComplete, JobFailed, Progress, Resynced
 from ..statemachine import History, State, StateChange, replay
 from ._exit import ExitCode, fail
-from ._follow import Backend, BackendOption
 from ._sample import SAMPLE_FILE
-from ._view import View, chosen_view, in_words
+from .follow._follow import Backend, BackendOption
+from .follow._view import View, chosen_view, in_words
 
 #: Seconds for the whole demo; it fails if it takes longer.
 _LIMIT: Final = 60.0

@@ -20,9 +20,9 @@ from .._text import escape
 from ..host._interrupts import heeded
 from ..storage import TokenStore
 from ._exit import ExitCode, fail
-from ._follow import BackendOption, InsecureOption, StoreOption, TokenFileOption, given_token
-from ._output_file import output_file
-from ._protocol import FieldsOption, ProtocolOption, chosen_protocol
+from .follow._follow import BackendOption, InsecureOption, StoreOption, TokenFileOption, given_token
+from .follow._output_file import output_file
+from .follow._protocol import FieldsOption, ProtocolOption, chosen_protocol
 
 if TYPE_CHECKING:
     from .._facts import Protocol

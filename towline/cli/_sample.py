@@ -12,7 +12,7 @@ from ..protocols.towline import PROGRESS_PATH
 from ..protocols.wire.messages import NAME
 from ..storage import RecordKey, TokenStore
 from ..transport import parse_url
-from ._follow import resume_command
+from .follow._follow import resume_command
 
 if TYPE_CHECKING:
     from ..server import Hub

@@ -12,8 +12,8 @@ import typer
 
 from .._exceptions import InvalidArgument
 from ._exit import ExitCode, fail
-from ._follow import StoreOption
 from ._loading import load_object
+from .follow._follow import StoreOption
 
 if TYPE_CHECKING:
     from ..server import Hub

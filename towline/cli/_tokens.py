@@ -19,7 +19,7 @@ from ..storage import KeyFile, PassphraseKey, Record, RecordKey, TokenStore, Ver
 from ..storage._record import check_cursor
 from ..transport import parse_url
 from ._exit import ExitCode, fail
-from ._follow import JsonOption, StoreOption
+from .follow._follow import JsonOption, StoreOption
 
 _T = TypeVar("_T")
 

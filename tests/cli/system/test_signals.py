@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from towline.cli._follow import resume_command
+from towline.cli.follow._follow import resume_command
 
 if sys.platform == "win32":
     pytest.skip("Windows has no such signals", allow_module_level=True)

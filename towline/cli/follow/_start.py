@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .._exceptions import UnexpectedResponse
-from .._headers import as_pairs
-from .._secret import Secret
-from ..protocols.wire.codec import Codec
-from ..transport import URL, Headers, Network, Upload, request
+from ..._exceptions import UnexpectedResponse
+from ..._headers import as_pairs
+from ..._secret import Secret
+from ...protocols.wire.codec import Codec
+from ...transport import URL, Headers, Network, Upload, request
 
 #: What hubs answer when a job was started.
 _STARTED = frozenset({200, 201, 202})

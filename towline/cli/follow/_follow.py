@@ -15,18 +15,18 @@ import anyio
 import anyio.to_thread
 import typer
 
-from .._connection import Connection, Token
-from .._exceptions import InvalidArgument, TowlineError
-from .._secret import Secret
-from .._text import escape
-from ..host._attach import attach
-from ..host._interrupts import WINDOW, Interruption, watch_interrupts
-from ..protocols.towline import PROGRESS_PATH
-from ..protocols.wire.messages import NAME
-from ..statemachine import Policy
-from ..storage import RecordKey, TokenStore
-from ..transport import Network, Upload, parse_url
-from ._exit import ExitCode, code_of
+from ..._connection import Connection, Token
+from ..._exceptions import InvalidArgument, TowlineError
+from ..._secret import Secret
+from ..._text import escape
+from ...host._attach import attach
+from ...host._interrupts import WINDOW, Interruption, watch_interrupts
+from ...protocols.towline import PROGRESS_PATH
+from ...protocols.wire.messages import NAME
+from ...statemachine import Policy
+from ...storage import RecordKey, TokenStore
+from ...transport import Network, Upload, parse_url
+from .._exit import ExitCode, code_of
 from ._output_file import output_file, recording_file
 from ._protocol import FieldsOption, ProtocolOption, chosen_protocol
 from ._start import start_job

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 import typer
 
-from .._exceptions import InvalidArgument
-from .._facts import Protocol
-from ..protocols._shared.names import CLASSES, MAY_LOSE, protocol_class
-from ._loading import load_object
+from ..._exceptions import InvalidArgument
+from ..._facts import Protocol
+from ...protocols._shared.names import CLASSES, MAY_LOSE, protocol_class
+from .._loading import load_object
 
 ProtocolOption = Annotated[
     str | None,

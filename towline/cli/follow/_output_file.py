@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .._facts import Received, Want
-from ..protocols._shared.recording import Observer, dump_line
+from ..._facts import Received, Want
+from ...protocols._shared.recording import Observer, dump_line
 
 
 @contextmanager

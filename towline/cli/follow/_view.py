@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from .._text import escape
-from .._updates import (
+from ..._text import escape
+from ..._updates import (
     AnyUpdate,
     JobCancelled,
     JobComplete,
@@ -27,8 +27,8 @@ from .._updates import (
     Resynced,
     Stalled,
 )
-from ..statemachine import State, StateChange
-from ._streams import encodable
+from ...statemachine import State, StateChange
+from .._streams import encodable
 
 if TYPE_CHECKING:
     from rich.console import Console
