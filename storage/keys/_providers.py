@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol, Self
@@ -47,7 +48,22 @@ class KeyProvider(Protocol):
         ...
 
 
-class CallerKey:
+class _OneKey(ABC):
+    """A provider of one key of 32 random bytes."""
+
+    def create(self) -> tuple[Kdf, bytes]:
+        """See `KeyProvider`."""
+        return NoKdf(), self._read()
+
+    def open(self, kdf: Kdf) -> bytes:
+        """See `KeyProvider`."""
+        return self._read()
+
+    @abstractmethod
+    def _read(self) -> bytes: ...
+
+
+class CallerKey(_OneKey):
     """Thirty-two random bytes that the program keeps itself."""
 
     source: Final = "caller"
@@ -59,30 +75,17 @@ class CallerKey:
             del key
             raise KeyUnavailable(f"the program's own key {problem}")
 
-    def create(self) -> tuple[Kdf, bytes]:
-        """See `KeyProvider`."""
-        return NoKdf(), self._key
-
-    def open(self, kdf: Kdf) -> bytes:
-        """See `KeyProvider`."""
+    def _read(self) -> bytes:
         return self._key
 
 
-class EnvironmentKey:
+class EnvironmentKey(_OneKey):
     """`TOWLINE_KEY`: base64 of 32 random bytes."""
 
     source: Final = "env"
 
     def __init__(self, variable: str = ENVIRONMENT) -> None:
         self.variable = variable
-
-    def create(self) -> tuple[Kdf, bytes]:
-        """See `KeyProvider`."""
-        return NoKdf(), self._read()
-
-    def open(self, kdf: Kdf) -> bytes:
-        """See `KeyProvider`."""
-        return self._read()
 
     def _read(self) -> bytes:
         if self.variable not in os.environ:
@@ -93,7 +96,7 @@ class EnvironmentKey:
         return key
 
 
-class CredentialKey:
+class CredentialKey(_OneKey):
     """A systemd credential (systemd.exec(5), `LoadCredential=`): a file with base64 of 32 random bytes.
 
     The service manager keeps that folder apart from every other service and user; no mode is checked here.
@@ -110,14 +113,6 @@ class CredentialKey:
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         return None if not folder else Path(folder) / self.name
 
-    def create(self) -> tuple[Kdf, bytes]:
-        """See `KeyProvider`."""
-        return NoKdf(), self._read()
-
-    def open(self, kdf: Kdf) -> bytes:
-        """See `KeyProvider`."""
-        return self._read()
-
     def _read(self) -> bytes:
         path = self.path
         if path is None:
@@ -132,7 +127,7 @@ class CredentialKey:
         return key
 
 
-class KeyFile:
+class KeyFile(_OneKey):
     """A file of mode 0600, created at first use: the default when a program configures no other provider.
 
     It protects copies made without it (backups of the state folder) and against other users. It does not protect
@@ -161,23 +156,19 @@ class KeyFile:
             if folder.stamp(self.path.name) is None:
                 folder.anchor()
                 folder.write(self.path.name, memoryview(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n"))
-        return NoKdf(), self._read()
-
-    def open(self, kdf: Kdf) -> bytes:
-        """See `KeyProvider`."""
-        return self._read()
+        return super().create()
 
     def _read(self) -> bytes:
         folder = Folder.open(self.path.parent, private=False)
-        if folder is None:
-            raise KeyUnavailable("the key file is missing; restore it from a backup", path=self.path)
-        with folder:
-            key = _parsed(folder.read(self.path.name, limit=_FILE_BYTES))
-        if isinstance(key, bytes):
-            return key
-        if key is _Absent:
-            raise KeyUnavailable("the key file is missing; restore it from a backup", path=self.path)
-        raise Damaged("this is not a key file, which holds 44 characters of base64 and a newline", path=self.path)
+        if folder is not None:
+            with folder:
+                if folder.stamp(self.path.name) is not None:
+                    key = _parsed(folder.read(self.path.name, limit=_FILE_BYTES) or b"")
+                    if key is not None:
+                        return key
+                    problem = "this is not a key file, which holds 44 characters of base64 and a newline"
+                    raise Damaged(problem, path=self.path)
+        raise KeyUnavailable("the key file is missing; restore it from a backup", path=self.path)
 
 
 def opened_by(provider: KeyProvider, entry: Entry) -> bytes:
@@ -235,11 +226,5 @@ def user_folder(find: Callable[..., Path], app: str) -> Path | None:
     return folder if folder.is_absolute() else None  # older versions leave the `~` in the path
 
 
-class _Absent:
-    """The key file does not exist."""
-
-
-def _parsed(data: bytes | None) -> bytes | type[_Absent] | None:
-    if data is None:
-        return _Absent
+def _parsed(data: bytes) -> bytes | None:
     return decoded(data[:-1]) if data.endswith(b"\n") else None
