@@ -55,8 +55,6 @@ ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     "cli": _CONNECTION | {"blocking", "host", "server", "testing", "towline"},
     "__main__": frozenset({"cli"}),
 }
-#: Arrows that are still there and must go. An entry that is no longer needed fails the test.
-ARROWS_TO_GO: Final[frozenset[tuple[str, str]]] = frozenset()
 
 #: Parts whose files do no I/O, read no clock and draw no random number.
 PURE: Final = frozenset({"protocols", "statemachine"})

@@ -195,6 +195,13 @@ def _joined(run: list[Progress]) -> Progress:
     return msgspec.structs.replace(run[-1], fraction=fraction, first_seq=first, merged=merged)
 
 
+def without_place(update: Update) -> Update:
+    """What an update says about the job, without its job, place and time."""
+    if isinstance(update, Progress):
+        return msgspec.structs.replace(update, job="", timestamp=0, seq=None, epoch=None, mark=None, first_seq=None)
+    return msgspec.structs.replace(update, job="", timestamp=0, seq=None, epoch=None, mark=None)
+
+
 #: The most characters of a server's text to keep in a record that would otherwise be too large.
 _TEXT_KEPT: Final = 500
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import anyio
 
-from .._exceptions import Exhausted, UnexpectedFailure
+from .._exceptions import Exhausted
 from .._facts import Position
 from .._tasks import Tasks, failure_of
 from .._text import escape
@@ -115,9 +115,13 @@ class Engine:
             took=self._record,
             changed=self._report_change,
             expired=self._expired,
-            broke=self._broke,
+            broke=lambda failure: self.failures.unexpected(failure),
         )
         post, reader = self.runner.post, Reader(settings.protocol)
+
+        def snapshot() -> Snapshot:
+            return lifecycle.steps.snapshot
+
         max_waiting = settings.access.limits.max_waiting
         self.handlers = Handlers(
             tasks,
@@ -128,7 +132,7 @@ class Engine:
         self.delivery = Delivery(
             catch_up=self.runner.pump,
             end_taken=self._end_taken,
-            overflowed=self._overflowed,
+            overflowed=lambda: self.publisher.overflowed(),
             soon=self.runner.soon,
             max_waiting=max_waiting,
             handled=settings.on_update is not None,
@@ -152,7 +156,7 @@ class Engine:
             self.handlers,
             on_update=settings.on_update,
             counts=self.counts,
-            snapshot=self._snapshot,
+            snapshot=snapshot,
             post=post,
             turn=self.runner.turn,
             reopening_helps=self._reopening_helps,
@@ -162,7 +166,7 @@ class Engine:
             reader,
             self.sequencer,
             counts=self.counts,
-            snapshot=self._snapshot,
+            snapshot=snapshot,
             post=post,
             publish=self.publisher.publish,
             act=self.publisher.act,
@@ -176,7 +180,7 @@ class Engine:
             self.tokens,
             self.sequencer,
             self.intake,
-            snapshot=self._snapshot,
+            snapshot=snapshot,
             facts=self.facts,
             post=post,
             publish=self.publisher.publish,
@@ -188,7 +192,7 @@ class Engine:
             settings,
             reader,
             want=lambda: None if self.attempts.current is None else self.attempts.current.want,
-            snapshot=self._snapshot,
+            snapshot=snapshot,
             path_up=lambda: lifecycle.steps.last.levels.path_up,
             renewable=lambda: self.tokens.renewable,
             answered=lambda: self.looks.answered,
@@ -208,7 +212,7 @@ class Engine:
             reader,
             token=self.tokens.get,
             position=lambda: self.sequencer.applied,
-            dialled=self._dialled,
+            dialled=lambda: self.counts.update(["dials"]),
             opened=lambda link: post(Opened(generation=link.generation, by_state=link.in_step == "state")),
             received=self.intake.take_in,
             room=self.intake.room,
@@ -220,7 +224,7 @@ class Engine:
             reader,
             self.tokens,
             fetch_state=self.looks.fetch,
-            snapshot=self._snapshot,
+            snapshot=snapshot,
             outcome=lambda: self.outcome,
             post=post,
             ended=lambda state: self.publisher.act(self.sequencer.look(state), self.snapshot.generation),
@@ -234,9 +238,6 @@ class Engine:
     @property
     def snapshot(self) -> Snapshot:
         """The state machine's current snapshot."""
-        return self._lifecycle.steps.snapshot
-
-    def _snapshot(self) -> Snapshot:
         return self._lifecycle.steps.snapshot
 
     def facts(self, levels: Levels | None = None) -> Facts:
@@ -329,19 +330,10 @@ class Engine:
         link = self.attempts.current
         return link is not None and link.in_step != "state" and self.attempts.resumes_at(self.sequencer.applied)
 
-    def _dialled(self) -> None:
-        self.counts["dials"] += 1
-
-    def _overflowed(self) -> None:
-        self.publisher.overflowed()
-
     def _retry_advice(self) -> float | None:
         """The least wait before a reconnect that the server asked for on this link, in seconds."""
         link = self.attempts.current
         return None if link is None or link.source is None else link.source.retry
-
-    def _broke(self, failure: UnexpectedFailure) -> AnyEvent:
-        return self.failures.unexpected(failure)
 
     # --- giving up and stopping ------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from .._connection import Connection
 from .._exceptions import Exhausted, InvalidArgument, MalformedMessage, TowlineError
 from .._facts import Fact, Follow, GetState, Protocol, Received, Want, is_resumed
 from .._secret import Secret, revealed
-from .._updates import JobComplete, Outcome, Progress, Resynced, Stalled, Update
+from .._updates import JobComplete, Outcome, Resynced, Stalled, Update, without_place
 from ..protocols._shared.recording import load_lines
 from ..storage import MemoryTokenStore
 from ..transport import Origin, parse_url
@@ -264,13 +264,13 @@ class _Runs:
         self._story = story
         self._report = report
         self._tokens = 0
-        self._ends = [_content(end) for end in story.ends]
+        self._ends = [without_place(end) for end in story.ends]
         self._has_positions = any(entry.at is not None for entry in story.entries)
         facts = [fact for entry in story.entries for fact in entry.facts]
         shown = [update for fact in facts if isinstance(fact, f.Snapshot) for update in fact.updates]
-        self._states = [_content(update) for update in shown]
+        self._states = [without_place(update) for update in shown]
         items = [fact.update for fact in facts if isinstance(fact, f.Item) and fact.update is not None]
-        self._items = [_content(update) for update in items] if story.has_stream else self._states
+        self._items = [without_place(update) for update in items] if story.has_stream else self._states
 
     async def run_all(self, kinds: set[type[Want]]) -> None:
         """Make all runs; `kinds` are the wants that the server can be asked for."""
@@ -345,15 +345,15 @@ class _Runs:
             self._report.note(done, expected, problem or "there was none")
         elif len(ends) > 1 or seen[-1] is not ends[0]:
             self._report.note(done, expected, f"{len(ends)} ends came, and {_short(seen[-1])} was last")
-        elif _content(ends[0]) not in self._ends:
+        elif without_place(ends[0]) not in self._ends:
             self._report.note(done, "the end that was recorded", f"it was {_short(ends[0])}")
 
     def _check_updates(self, seen: list[Update], done: str, plan: Plan) -> None:
-        kept = [update for update in seen if not isinstance(update, (Resynced, Stalled, *_OUTCOMES))]
+        kept = [without_place(update) for update in seen if not isinstance(update, (Resynced, Stalled, *_OUTCOMES))]
         exact = self._protocol.promise == "exact"
         # A state may show anything that states show; it is checked only where there is nothing else.
         loose = self._states if self._story.has_stream else []
-        shown = [update for update in map(_content, kept) if update not in loose or (exact and update in self._items)]
+        shown = [update for update in kept if update not in loose or (exact and update in self._items)]
         wanted = [update for update in self._items if update not in loose or exact]
         extra = _first_extra(shown, wanted)
         if extra is not None:
@@ -378,14 +378,6 @@ def _first_extra(some: list[Update], all_: list[Update]) -> Update | None:
     """The first of `some` that is not in `all_` behind those before it."""
     rest = iter(all_)
     return next((one for one in some if not any(one == other for other in rest)), None)
-
-
-def _content(update: Any) -> Any:
-    """An update without its job, place and time."""
-    changes: dict[str, Any] = dict.fromkeys(("seq", "epoch", "mark")) | {"job": "", "timestamp": 0}
-    if isinstance(update, Progress):
-        changes["first_seq"] = None
-    return replace(update, **changes)
 
 
 def _short(value: object) -> str:

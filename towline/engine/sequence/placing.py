@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from ..._facts import JOB_FACTS, Ended, Fact, Item, Mark, Numbered, Position, Snapshot
-from ..._updates import AnyUpdate, Paused, Progress, Resynced, Update
+from ..._updates import AnyUpdate, Paused, Progress, Resynced, Update, without_place
 
 T = TypeVar("T", bound=Update)
 
@@ -72,13 +72,6 @@ def content_of(facts: Iterable[Fact]) -> tuple[object, ...]:
         elif isinstance(fact, Ended):
             content.append(type(fact.outcome))
     return tuple(content)
-
-
-def without_place(update: Update) -> Update:
-    """What an update says about the job, without its job, place and time."""
-    if isinstance(update, Progress):
-        return replace(update, job="", timestamp=0, seq=None, epoch=None, mark=None, first_seq=None)
-    return replace(update, job="", timestamp=0, seq=None, epoch=None, mark=None)
 
 
 def positioned(facts: Iterable[Fact]) -> list[tuple[Fact, Position | None, bool]]:

@@ -8,8 +8,7 @@ from typing import Final
 
 import msgspec
 
-from ..._updates import AnyUpdate, Output, Paused, Progress, Update
-from .placing import without_place
+from ..._updates import AnyUpdate, Output, Paused, Progress, Update, without_place
 
 #: How many outputs are remembered by their key.
 OUTPUTS_REMEMBERED: Final = 256
