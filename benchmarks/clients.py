@@ -1,6 +1,7 @@
 """The clients to compare. `python clients.py CONTESTANT WORK URL N` runs one workload and prints one JSON line.
 
-Workloads: `receive` (N messages in a row), `send` (N messages, until the server has them all), `echo` (N round trips),
+Workloads: `receive` (N messages in a row), `send` (N messages, until the server has them all), `send-batch` (the same
+in batches, if the client can), `echo` (N round trips),
 `drops` (N times from the end of a connection to the first message on the next), `idle` (N connections without traffic
 for some seconds), `idle-connections` (the same with whole `Connection`s), `follow` (a job of N events), `parse`
 (N events of an event stream, from memory).
@@ -17,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NoReturn
 
+BATCH = 50  # messages to send at once
 QUIET = 20.0  # seconds of measuring an idle process
 
 
@@ -107,6 +109,15 @@ def towline(backend: str, **backend_options: Any) -> Any:
             await socket.receive_batch()
             WATCH.stop()
 
+    async def send_batch(url: str, count: int) -> None:
+        batch = ["x" * size_of(url)] * BATCH
+        async with open_websocket(url) as socket:
+            WATCH.start()
+            for _ in range(count // BATCH):
+                await socket.send_batch(batch)
+            await socket.receive_batch()
+            WATCH.stop()
+
     async def drops(url: str, count: int) -> None:
         for number in range(count + 20):
             if number == 20:
@@ -177,6 +188,7 @@ def towline(backend: str, **backend_options: Any) -> Any:
         works: dict[str, Callable[[str, int], Awaitable[None]]] = {
             "receive": receive,
             "send": send,
+            "send-batch": send_batch,
             "echo": echo,
             "drops": drops,
             "idle": idle,
@@ -221,7 +233,7 @@ def websockets_asyncio(work: str, url: str, count: int) -> None:
                     await socket.send(message)
                     await socket.recv()
                 WATCH.stop()
-        if work == "send":
+        if work in {"send", "send-batch"}:  # it has no batches
             message = "x" * size_of(url)
             async with connect(url, compression=None) as socket:
                 WATCH.start()
@@ -311,7 +323,7 @@ def aiohttp(work: str, url: str, count: int) -> None:
                         await socket.send_str(text)
                         await socket.receive()
                     WATCH.stop()
-            if work == "send":
+            if work in {"send", "send-batch"}:  # it has no batches
                 text = "x" * size_of(url)
                 async with session.ws_connect(url) as socket:
                     WATCH.start()

@@ -78,6 +78,7 @@ ROWS = (
     Row("messages of 64 KiB over TLS", "receive", "/bulk/65536/{n}", 4_000, MAIN, {}, tls=True),
     Row("messages of 1 MiB over TLS", "receive", "/bulk/1048576/{n}", 400, MAIN, {}, tls=True),
     Row("send, 200 B", "send", "/sink/200/{n}", 50_000, SENDERS, {"websockets": 1, "aiohttp": 1}),
+    Row("send, 200 B, 50 in a batch", "send-batch", "/sink/200/{n}", 50_000, SENDERS, {"websockets": 1, "aiohttp": 1}),
     Row("send, 64 KiB", "send", "/sink/65536/{n}", 1_000, SENDERS, {"websockets": 1, "aiohttp": 1}),
     Row(
         "drop to the next first message over TLS",

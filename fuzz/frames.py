@@ -10,7 +10,7 @@ TYPED = (ProtocolViolation, MessageTooBig, ConnectionClosed, ConnectionBroken)
 def outcome(pieces: list[bytes], *, deflate: bool, turns: int) -> tuple[list[Message], object]:
     limits = Limits(max_message=1000, max_fragments=8, frames_per_turn=turns)
     extension = Deflate().accepted("permessage-deflate", limits.max_message) if deflate else None
-    protocol = WebSocketProtocol(limits=limits, deflate=extension, entropy=lambda size: b"mask"[:size])
+    protocol = WebSocketProtocol(limits=limits, deflate=extension, entropy=lambda size: b"mask" * (size // 4))
     messages: list[Message] = []
     for piece in pieces:
         messages += protocol.receive_data(piece)

@@ -6,6 +6,7 @@
 import dataclasses
 import os
 import random
+import sys
 from collections import deque
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
 from towline._exceptions import InvalidArgument, MessageTooBig, ProtocolViolation
 from towline.transport import Limits, Liveness, Message
+from towline.transport.websocket import _framing
 from towline.transport.websocket._framing import FrameReader, encode_frame
 
 STREAMS = int(os.environ.get("TOWLINE_SOAK_STREAMS", "4000"))
@@ -362,13 +364,19 @@ def test_our_frames_are_what_wsproto_reads(payload: bytes, mask: bytes) -> None:
     assert event.message_finished
 
 
-@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 1 << 20])
-def test_our_frames_of_each_length_form(size: int) -> None:
+@pytest.mark.parametrize("extra", [True, False], ids=["bitarray", "no-extra"])
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 2047, 2048, 2051, 65535, 65536, 65537, (1 << 20) + 6, 16 << 20])
+def test_our_frames_of_each_length_form(size: int, extra: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    _framing._bits.cache_clear()
+    if not extra:
+        monkeypatch.setitem(sys.modules, "bitarray", None)
     payload = random.Random(size).randbytes(size)
-    wire = encode_frame(0x82, payload, b"\x01\x02\x03\x04")
+    wire = encode_frame(0x82, payload, b"\x01\x02\x83\x04")
+    assert (_framing._bits() is not None) is extra
     server = Connection(ConnectionType.SERVER)
     server.receive_data(wire)
     assert b"".join(bytes(event.data) for event in server.events() if isinstance(event, BytesMessage)) == payload
+    _framing._bits.cache_clear()
 
 
 # --- large frames: stored while they arrive, decoded once -----------------------------------------------------------

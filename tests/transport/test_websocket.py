@@ -251,6 +251,26 @@ async def test_a_pong_waits_for_a_sender_and_goes_out_with_it() -> None:
             seen += await peer.read()
 
 
+async def test_a_batch_waits_for_a_full_link_and_comes_whole() -> None:
+    async with opened() as (socket, peer), anyio.create_task_group() as tasks:
+        await socket.send(b"x" * 65536)  # fills the link
+        tasks.start_soon(socket.send_batch, [str(number) for number in range(100)])
+        tasks.start_soon(socket.send, "after")
+        await anyio.wait_all_tasks_blocked()
+        texts: list[str] = []
+        while texts[-1:] != ["after"]:
+            texts += [event.data for event in await peer.read() if isinstance(event, TextMessage)]
+        assert texts == [*(str(number) for number in range(100)), "after"]
+
+
+async def test_a_batch_with_a_message_that_cannot_be_sent_sends_none() -> None:
+    async with opened() as (socket, peer):
+        with pytest.raises(InvalidArgument):
+            await socket.send_batch(["a", "\ud800"])
+        await socket.send("b")
+        assert [event.data for event in await peer.read() if isinstance(event, TextMessage)] == ["b"]
+
+
 async def test_a_ping_of_ours() -> None:
     async with opened() as (socket, peer):
         await socket.ping()

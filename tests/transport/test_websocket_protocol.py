@@ -1,5 +1,7 @@
 """The open WebSocket without I/O: what goes out, in which order, and how it ends."""
 
+import os
+
 import pytest
 from wsproto import ConnectionType
 from wsproto.connection import Connection
@@ -13,7 +15,9 @@ from towline._exceptions import (
     MessageTooBig,
     ProtocolViolation,
 )
+from towline._secret import Secret
 from towline.transport import Limits, WebSocketProtocol
+from towline.transport.websocket._deflate import DeflateExtension
 
 
 def pair() -> tuple[WebSocketProtocol, Connection]:
@@ -46,6 +50,36 @@ def test_what_cannot_be_sent_changes_nothing(message: object) -> None:
         client.send_message(message)  # type: ignore[arg-type]
     (text,) = read(server, client.send_message("x"))
     assert isinstance(text, TextMessage)
+
+
+def test_a_batch_is_its_messages_in_order() -> None:
+    client, server = pair()
+    events = read(server, client.send_messages(["a", b"b", Secret("c")]))
+    assert [event.data for event in events if isinstance(event, TextMessage | BytesMessage)] == ["a", b"b", "c"]
+    assert client.messages_sent == 3
+
+
+def test_a_batch_with_a_message_that_cannot_be_sent_changes_nothing() -> None:
+    extension = DeflateExtension(1 << 20, keeps_context=True, min_size=0)
+    client = WebSocketProtocol(deflate=extension, entropy=bytes)
+    twin = WebSocketProtocol(deflate=DeflateExtension(1 << 20, keeps_context=True, min_size=0), entropy=bytes)
+    with pytest.raises(InvalidArgument):
+        client.send_messages(["remembered by the compressor", "\ud800"])
+    assert client.messages_sent == 0
+    assert client.send_message("remembered by") == twin.send_message("remembered by")
+
+
+def test_each_frame_has_a_new_mask() -> None:
+    drawn: list[bytes] = []
+
+    def entropy(size: int) -> bytes:
+        drawn.append(os.urandom(size))
+        return drawn[-1]
+
+    client = WebSocketProtocol(entropy=entropy)
+    masks = [client.send_message("x")[2:6] for _ in range(50)]
+    random = b"".join(drawn)
+    assert masks == [random[i : i + 4] for i in range(0, 200, 4)]
 
 
 def test_only_the_newest_pings_are_answered() -> None:

@@ -42,8 +42,8 @@ class SocketStream(ByteStream):
         # What the next receiver gets without reading: bytes, or the end that followed the last bytes.
         self._came: bytes | Exception | None = None
         # Bytes for the kernel that it has not taken, and bytes of ours behind them that are not encrypted yet.
-        self._unsent: bytes | memoryview = b""
-        self._unsealed: bytes | memoryview = b""
+        self._unsent: bytes | bytearray | memoryview = b""
+        self._unsealed: bytes | bytearray | memoryview = b""
         #: See `TimedStream`.
         self.time: Callable[[], float] = anyio.current_time
 
@@ -154,7 +154,7 @@ class SocketStream(ByteStream):
         """
         await self.send_before(inf, item)
 
-    async def send_before(self, deadline: float, data: bytes) -> None:
+    async def send_before(self, deadline: float, data: bytes | bytearray) -> None:
         """See `TimedStream.send_before`."""
         await self.let_others_run()
         if self._sending:
@@ -188,7 +188,7 @@ class SocketStream(ByteStream):
         """Whether `send_nowait` is allowed: no other task is sending, and other tasks have had their turn."""
         return not self._sending and self._sends < _SENDS_A_TURN
 
-    def send_nowait(self, data: bytes) -> bool:
+    def send_nowait(self, data: bytes | bytearray) -> bool:
         """Send as much as the kernel takes at once; returns whether that is everything.
 
         The stream keeps the rest: call `send_rest_before`, ahead of any other send. Raises `BrokenResourceError`,

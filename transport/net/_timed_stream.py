@@ -27,7 +27,7 @@ class TimedStream(Protocol):
         """Make a waiting `receive_before` return; does nothing if no task waits there."""
         ...
 
-    async def send_before(self, deadline: float, data: bytes) -> None:
+    async def send_before(self, deadline: float, data: bytes | bytearray) -> None:
         """Send all bytes. After a cancellation or `deadline`, it is unknown how many were sent.
 
         Raises as `ByteStream.send`, and `TimeoutError`.
@@ -65,11 +65,11 @@ class ScopedStream:
         if self._waiting is not None:
             self._waiting.deadline = -inf
 
-    async def send_before(self, deadline: float, data: bytes) -> None:
+    async def send_before(self, deadline: float, data: bytes | bytearray) -> None:
         """See `TimedStream.send_before`."""
         with anyio.CancelScope(deadline=deadline) as scope:
             try:
-                await self.stream.send(data)
+                await self.stream.send(bytes(data))
             except TimeoutError as error:
                 # ETIMEDOUT: the operating system gave up on the peer; our deadline has not passed.
                 raise anyio.BrokenResourceError from error

@@ -62,7 +62,7 @@ class TLS:
             self.end.__cause__ = error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def seal(self, data: bytes | memoryview) -> bytes:
+    def seal(self, data: bytes | bytearray | memoryview) -> bytes:
         """Encrypt our bytes; returns them after everything else that waits to be sent. Raises `ssl.SSLError`."""
         self.object.write(data)
         return self._outgoing.read()

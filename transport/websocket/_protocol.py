@@ -6,13 +6,14 @@ It begins where `ClientHandshake` ends. The driver does, in this order:
 2. While `has_more`, let other tasks run and call `receive_data(b"")`.
 3. Write `data_to_send()` if `wants_to_send`: pongs, and the close frame that answers the peer or reports its error.
 4. When `end` is set, no more messages come: raise it and close the stream.
-5. Write bytes from `send_message`, `send_close` and `data_to_send` completely and in the order in which they were made.
-   If a write fails or is cancelled, call `send_failed`, because it is unknown what the peer received.
+5. Write bytes from `send_message`, `send_messages`, `send_close` and `data_to_send` completely, in the order in which
+   they were made. If a write fails or is cancelled, call `send_failed`, because it is unknown what the peer received.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from ..._exceptions import ConnectionBroken, ConnectionClosed, InvalidArgument, TowlineError
 from ..._secret import Secret, revealed
@@ -23,6 +24,9 @@ from ._handshake import Entropy
 
 #: Close codes a client may send (RFC 6455 section 7.4): registered ones, and those of libraries and applications.
 _SENDABLE = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
+
+# Bytes of masks to draw at once.
+_MASKS = 64
 
 
 class WebSocketProtocol:
@@ -39,7 +43,10 @@ class WebSocketProtocol:
         self._reader = FrameReader(limits or DEFAULT_LIMITS, deflate)
         self._deflate = deflate
         self._entropy = entropy
-        self._out: list[bytes] = []
+        # Random bytes for the next masks, drawn together: a system call for each mask is a tenth of sending a message.
+        self._masks = b""
+        self._masks_used = 0
+        self._out: list[bytes | bytearray] = []
         self._sent_close: int | None = None
         self._send_failed = False
         self.messages_received = 0
@@ -99,19 +106,19 @@ class WebSocketProtocol:
         """Whether we have made a close frame; no frame may follow it."""
         return self._sent_close is not None
 
-    def send_message(self, message: Message | Secret) -> bytes:
+    def send_message(self, message: Message | Secret) -> bytes | bytearray:
         """The bytes of one message. Raises `end`, `ConnectionClosed` after our close, or `InvalidArgument`."""
         self._check_sendable()
-        if isinstance(message, str | Secret):
-            try:
-                # No variable holds a secret before it is encoded: the error's frame would show it.
-                payload, head = revealed(message).encode(), 0x81
-            except UnicodeEncodeError:
-                raise InvalidArgument("message", "holds a lone surrogate, which UTF-8 cannot encode") from None
-        elif isinstance(message, bytes | bytearray | memoryview):
-            payload, head = bytes(message), 0x82
-        else:
-            raise InvalidArgument("message", f"must be str or bytes, not {type(message).__name__}")
+        return self._message_frame(*_encoded(message))
+
+    def send_messages(self, messages: Iterable[Message | Secret]) -> bytes:
+        """The bytes of several messages, in order; of none if one is refused. Raises as `send_message`."""
+        self._check_sendable()
+        # The compressor remembers what it has packed: all messages are checked before the first one is.
+        encoded = [_encoded(message) for message in messages]
+        return b"".join([self._message_frame(head, payload) for head, payload in encoded])
+
+    def _message_frame(self, head: int, payload: bytes) -> bytes | bytearray:
         self.messages_sent += 1
         if self._deflate is not None and (deflated := self._deflate.deflate(payload)) is not None:
             head, payload = head | 0x40, deflated
@@ -172,10 +179,27 @@ class WebSocketProtocol:
             # 1005 must not be sent: it stands for a close frame without a code.
             self._out.append(self._frame(0x88, b"" if code == 1005 else code.to_bytes(2, "big")))
 
-    def _frame(self, head: int, payload: bytes) -> bytes:
-        frame = encode_frame(head, payload, self._entropy(4))
+    def _frame(self, head: int, payload: bytes) -> bytes | bytearray:
+        used = self._masks_used
+        if used == len(self._masks):
+            self._masks, used = self._entropy(_MASKS), 0
+        self._masks_used = used + 4
+        frame = encode_frame(head, payload, self._masks[used : used + 4])
         self.bytes_sent += len(frame)
         return frame
+
+
+def _encoded(message: Message | Secret) -> tuple[int, bytes]:
+    """The first byte and the payload of a message's frame. Raises `InvalidArgument`."""
+    if isinstance(message, str | Secret):
+        try:
+            # No variable holds a secret before it is encoded: the error's frame would show it.
+            return 0x81, revealed(message).encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument("message", "holds a lone surrogate, which UTF-8 cannot encode") from None
+    if isinstance(message, bytes | bytearray | memoryview):
+        return 0x82, bytes(message)
+    raise InvalidArgument("message", f"must be str or bytes, not {type(message).__name__}")
 
 
 def check_close(code: int, reason: str) -> None:

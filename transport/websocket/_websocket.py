@@ -8,11 +8,11 @@ complete and in order.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from math import inf
-from typing import Self
+from typing import Self, TypeVar
 
 import anyio
 from anyio.abc import ByteStream
@@ -42,6 +42,8 @@ from ._protocol import WebSocketProtocol, check_close
 
 # Seconds to look for bytes that the kernel has kept, if nothing was receiving when the peer became overdue.
 _SECOND_LOOK = 1.0
+
+_Sent = TypeVar("_Sent")
 
 # Bytes to request while little arrives. Memory allocators map and unmap pages for a larger buffer (glibc from 128 KiB
 # on, mallopt(3)), which costs more than the read.
@@ -274,10 +276,20 @@ class WebSocket:
         an error. Raises `InvalidArgument` (nothing was sent, it stays open), and the error that ended it, as
         `receive_batch`.
         """
+        await self._send(self._protocol.send_message, message)
+
+    async def send_batch(self, messages: Sequence[Message | Secret]) -> None:
+        """Send messages in order with one write, which costs much less than one for each. Otherwise as `send`.
+
+        If one message is invalid, none is sent.
+        """
+        await self._send(self._protocol.send_messages, messages)
+
+    async def _send(self, make: Callable[[_Sent], bytes | bytearray], sent: _Sent) -> None:
         socket = self._socket
         if socket is not None and socket.may_send_now and not self._send_lock.locked():
             # If the kernel takes the complete frame, no lock is needed: no other task runs meanwhile.
-            data = self._protocol.send_message(message)
+            data = make(sent)
             try:
                 if socket.send_nowait(data):
                     return
@@ -294,7 +306,7 @@ class WebSocket:
                 await self._write(None)
             else:
                 await self._let_others_run()
-                await self._write(self._protocol.send_message(message))
+                await self._write(make(sent))
             if self._protocol.wants_to_send:
                 await self._drain()
         finally:
@@ -336,7 +348,7 @@ class WebSocket:
         if self._socket is not None:
             await self._socket.let_others_run()
 
-    async def _write(self, data: bytes | None, deadline: float = inf) -> None:
+    async def _write(self, data: bytes | bytearray | None, deadline: float = inf) -> None:
         """Write bytes to the stream, None for what `send_nowait` has left. The caller holds the lock.
 
         If that fails half-way, nothing is ever sent again.
