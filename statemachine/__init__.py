@@ -7,7 +7,7 @@
 - `History` and `replay` turn a run into JSON and back into steps; `timeline` shows it.
 
 `Table` and its parts also work for other lifecycles, as do `advance`, the step of any table, `describe`, the pictures
-of a description, `diff` and `retrace`. This package does no I/O, reads no clock and draws no random number.
+of a description, `diff`, `retrace` and `explore`. This package does no I/O, reads no clock and draws no random number.
 """
 
 from ._advance import Advance, Draft, TableSnapshot, advance, enter, restore, save
@@ -15,6 +15,7 @@ from ._cells import Action, Branch, Cell, Guard, Kind, Named, Scratch, TimerRule
 from ._chart import chart
 from ._description import Description, describe
 from ._diff import Change, diff, diff_dot, diff_markdown
+from ._explore import By, Exploration, Move, Pace, TableWorld, Violation, World, explore
 from ._pictures import dot, markdown, mermaid
 from ._table import Table
 from ._trace import Departure, Journey, Passage, retrace, timeline, timeline_svg
@@ -89,6 +90,7 @@ from .lifecycle._lifecycle import LIFECYCLE
 from .lifecycle._policy import Advice, Backoff, Delay, Policy
 from .lifecycle._snapshot import Snapshot
 from .lifecycle._step import StateChange, Step, Verdict, is_stale, step
+from .lifecycle._world import Situation, connection_worlds
 
 __all__ = [
     "EXPIRIES",
@@ -106,6 +108,7 @@ __all__ = [
     "BackoffElapsed",
     "Branch",
     "BudgetSpent",
+    "By",
     "Cancel",
     "CancelAccepted",
     "CancelFetch",
@@ -125,6 +128,7 @@ __all__ = [
     "Draft",
     "Entry",
     "Expiry",
+    "Exploration",
     "Facts",
     "FetchState",
     "Foreground",
@@ -140,8 +144,10 @@ __all__ = [
     "Kind",
     "LinkStable",
     "Lost",
+    "Move",
     "Named",
     "Opened",
+    "Pace",
     "Passage",
     "PathChanged",
     "PathLost",
@@ -163,6 +169,7 @@ __all__ = [
     "RevivalDue",
     "SaveCursor",
     "Scratch",
+    "Situation",
     "SkipState",
     "Snapshot",
     "SourceRefused",
@@ -176,6 +183,7 @@ __all__ = [
     "Synced",
     "Table",
     "TableSnapshot",
+    "TableWorld",
     "Timer",
     "TimerRule",
     "TokenRejected",
@@ -183,13 +191,16 @@ __all__ = [
     "Trigger",
     "Unavailable",
     "Verdict",
+    "Violation",
     "Woke",
+    "World",
     "action",
     "advance",
     "cause_of",
     "chart",
     "classify",
     "close_advice",
+    "connection_worlds",
     "coverage",
     "describe",
     "diff",
@@ -198,6 +209,7 @@ __all__ = [
     "do",
     "dot",
     "enter",
+    "explore",
     "forbid",
     "go",
     "ignore",

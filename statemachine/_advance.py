@@ -76,8 +76,22 @@ def advance(
 ) -> Advance[S, V]:
     """Apply one event to a snapshot. Raises `ForbiddenRequest` for an event that the state forbids."""
     draft = Draft(snapshot, event, value)
-    branch = table.fire(event, draft)
-    armed = [(timer, ticket) for timer, ticket in snapshot.armed if table.timers[timer].expiry is not event]
+    return _taken(table, snapshot, draft, table.fire(event, draft))
+
+
+def suppose(
+    table: Table[S, Any, Any, Any], snapshot: TableSnapshot[S, V], event: Any, branch: Branch[S, Any, Any]
+) -> Advance[S, V]:
+    """The step if `branch` applied, for any data: its actions only arm and disarm their timers."""
+    draft = Draft(snapshot, event)
+    draft.state = branch.target or snapshot.state
+    return _taken(table, snapshot, draft, branch)
+
+
+def _taken(
+    table: Table[S, Any, Any, Any], snapshot: TableSnapshot[S, V], draft: Draft[S, V], branch: Branch[S, Any, Any]
+) -> Advance[S, V]:
+    armed = [(timer, ticket) for timer, ticket in snapshot.armed if table.timers[timer].expiry is not draft.event]
     moved = branch.kind is Kind.MOVED
     return Advance(_after(table, snapshot, draft, armed, table.performed(branch), moved), tuple(draft.effects), branch)
 

@@ -145,4 +145,4 @@ def test_the_page_shows_the_example_and_does_what_it_says(device: Any, update: A
             exec(compile(text, str(PAGE), "exec"), namespace)
         printed = out.getvalue()
     assert not printed.strip()
-    assert (shown, texts) == (5, 3)
+    assert (shown, texts) == (5, 4)

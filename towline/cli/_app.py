@@ -10,6 +10,7 @@ from .. import __version__
 from ._demo import demo
 from ._diagram import app as diagram
 from ._exit import Commands
+from ._explore import explore
 from ._rehearse import rehearse
 from ._serve import serve
 from ._simulate import simulate
@@ -66,5 +67,10 @@ app.command(
     help="Simulate how many clients reconnect to one server. Compares Towline's policies with published algorithms, "
     "in virtual time and without sockets.",
 )(simulate)
+app.command(
+    "explore",
+    help="Visit every reachable situation of a state machine. Checks what must always hold, and prints the shortest "
+    "trace to what does not.",
+)(explore)
 app.add_typer(tokens)
 app.add_typer(diagram, name="diagram")

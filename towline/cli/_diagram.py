@@ -46,16 +46,21 @@ def load_table(name: str) -> Table[Any, Any, Any, Any]:
     """Import a table by MODULE:NAME."""
     if not HAS_DOCSTRINGS:
         raise fail("the documents need docstrings: run Python without -OO and PYTHONOPTIMIZE=2")
+    table = load(name)
+    if not isinstance(table, Table):
+        raise fail(f"--table {name} is not a towline.statemachine.Table")
+    return table
+
+
+def load(name: str) -> object:
+    """Import what MODULE:NAME names; the module may be in the current folder."""
     module, _, attribute = name.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")  # the installed program does not look in the folder it is started in
     try:
-        table = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise fail(f"--table {name} cannot be imported: {error}") from error
-    if not isinstance(table, Table):
-        raise fail(f"--table {name} is not a towline.statemachine.Table")
-    return table
 
 
 def render_svg(source: str) -> str:

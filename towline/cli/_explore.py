@@ -1,0 +1,54 @@
+"""`towline explore`: visit every reachable situation of a state machine, and check what must always hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..statemachine import History, Journey, Table, TableWorld, Violation, World, connection_worlds, journey, timeline
+from ..statemachine import explore as visit
+from ..statemachine._explore import GRAPH_INVARIANTS
+from ._diagram import LIFECYCLE, fail, load
+
+
+def _worlds(name: str) -> Iterable[World[Any]]:
+    if name == LIFECYCLE:
+        return connection_worlds()
+    found = load(name)
+    if isinstance(found, Table):
+        return [TableWorld(found)]
+    if not isinstance(found, World):
+        raise fail(f"--table {name} is neither a towline.statemachine.Table nor a World")
+    return [found]
+
+
+def explore(
+    table: Annotated[str, typer.Option("--table", help="Your own Table or World, as MODULE:NAME.")] = LIFECYCLE,
+    check: Annotated[Path | None, typer.Option(help="Exit 1 if this document has other counts.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the trace of the first violation to this file.")] = None,
+) -> None:
+    """`towline explore`."""
+    rows, broken, names = list[str](), list[Violation](), dict[str, None]()
+    for world in _worlds(table):
+        found = visit(world)
+        rows.append(f"| {world.name} | {len(found.situations):,} | {found.moves:,} |")
+        typer.echo(rows[-1])
+        broken += found.violations
+        names |= dict.fromkeys(one.__name__ for one in (*world.invariants, *GRAPH_INVARIANTS))
+    for violation in broken:
+        typer.echo(f"\n{violation.invariant} does not hold: {violation.wrong}")
+        is_history = b'"entries"' in violation.trace
+        taken = journey(History.from_json(violation.trace)) if is_history else Journey.from_json(violation.trace)
+        typer.echo(timeline(taken) + violation.trace.decode())
+    if broken and out is not None:
+        out.write_bytes(broken[0].trace)
+    if not broken:
+        typer.echo(f"all {len(names)} invariants hold: {', '.join(names)}")
+    if check is not None and (stale := set(rows) - set(check.read_text("utf-8").splitlines())):
+        typer.echo(f"{check} is stale: it lacks\n" + "\n".join(sorted(stale)))
+        raise typer.Exit(1)
+    if broken:
+        raise typer.Exit(1)
