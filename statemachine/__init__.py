@@ -84,8 +84,7 @@ from .lifecycle._events import (
     Trigger,
     Woke,
 )
-from .lifecycle._history import Divergence, Entry, History, Recorder, coverage, replay
-from .lifecycle._journey import journey
+from .lifecycle._history import Divergence, Entry, History, Recorder, coverage, journey, replay
 from .lifecycle._lifecycle import LIFECYCLE
 from .lifecycle._policy import Advice, Backoff, Delay, Policy
 from .lifecycle._snapshot import Snapshot

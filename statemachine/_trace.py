@@ -1,7 +1,7 @@
 """The path of a run through a machine, as a timeline of text and as a picture of states over time.
 
 A `Journey` describes such a path, for any table, and `retrace` runs a journey through the present table. Each lifecycle
-writes its own journeys; the connection's are in `lifecycle/_journey.py`.
+writes its own journeys; the connection's are in `lifecycle/_history.py`.
 """
 
 from __future__ import annotations
