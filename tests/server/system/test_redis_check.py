@@ -258,6 +258,7 @@ async def test_an_event_is_shown_only_when_a_replica_has_it(
     async def has_replica() -> bool:
         return bool(await anyio.to_thread.run_sync(lambda: admin.wait(1, 100)))
 
+    admin.config_set("repl-diskless-sync-delay", 0)
     with pytest.raises(HubStorageError, match="0 of 1 replicas"):
         async with RedisLog(redis_port_process.url, replicas=1):
             pass
