@@ -230,11 +230,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="run only rows whose name contains this text")
     parser.add_argument("--idle", type=int, default=5000, help="number of idle connections; 0 skips that row")
-    parser.add_argument("--quick", action="store_true", help="3 rounds with a tenth of the messages, no idle row")
+    parser.add_argument("--quick", action="store_true", help="2 rounds with a tenth of the messages, no idle row")
     options = parser.parse_args()
     rows = ROWS
     if options.quick:
-        options.rounds, options.idle = 3, 0
+        options.rounds, options.idle = 2, 0
         rows = tuple(replace(row, count=row.count // 10) for row in ROWS)
     print(", ".join(f"{peer} {version(peer)}" for peer in ("websockets", "aiohttp", "picows", "trio-websocket")))
     server = subprocess.Popen(
