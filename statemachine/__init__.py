@@ -11,12 +11,29 @@ of a description, `diff`, `retrace` and `explore`. This package does no I/O, rea
 """
 
 from ._advance import Advance, Draft, TableSnapshot, advance, enter, restore, save
-from ._cells import Action, Branch, Cell, Guard, Kind, Named, Scratch, TimerRule, action, do, forbid, go, ignore, stay
-from ._chart import chart
+from ._cells import (
+    ANY_STATE,
+    Action,
+    Branch,
+    Cell,
+    Guard,
+    Kind,
+    Named,
+    Picture,
+    Scratch,
+    TimerRule,
+    action,
+    do,
+    forbid,
+    go,
+    ignore,
+    stay,
+)
 from ._description import Description, describe
-from ._diff import Change, diff, diff_dot, diff_markdown
+from ._diff import Change, diff, diff_markdown
+from ._drawing import diff_svg, layers, overview, run_svg
 from ._explore import By, Exploration, Move, Pace, TableWorld, Violation, World, explore
-from ._pictures import dot, markdown, mermaid
+from ._pictures import events_markdown, markdown
 from ._table import Table
 from ._trace import Departure, Journey, Passage, retrace, timeline, timeline_svg
 from .lifecycle._classify import AskState, Place, Unavailable, cause_of, classify, close_advice
@@ -92,6 +109,7 @@ from .lifecycle._step import StateChange, Step, Verdict, is_stale, step
 from .lifecycle._world import Situation, connection_worlds
 
 __all__ = [
+    "ANY_STATE",
     "EXPIRIES",
     "LIFECYCLE",
     "AbandonDial",
@@ -151,6 +169,7 @@ __all__ = [
     "PathChanged",
     "PathLost",
     "PathRestored",
+    "Picture",
     "Place",
     "Policy",
     "Probe",
@@ -196,29 +215,30 @@ __all__ = [
     "action",
     "advance",
     "cause_of",
-    "chart",
     "classify",
     "close_advice",
     "connection_worlds",
     "coverage",
     "describe",
     "diff",
-    "diff_dot",
     "diff_markdown",
+    "diff_svg",
     "do",
-    "dot",
     "enter",
+    "events_markdown",
     "explore",
     "forbid",
     "go",
     "ignore",
     "is_stale",
     "journey",
+    "layers",
     "markdown",
-    "mermaid",
+    "overview",
     "replay",
     "restore",
     "retrace",
+    "run_svg",
     "save",
     "stay",
     "step",

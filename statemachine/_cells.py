@@ -9,6 +9,8 @@ from importlib import import_module
 from operator import attrgetter
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
+from msgspec import Struct
+
 from .._exceptions import ForbiddenRequest
 
 S = TypeVar("S", bound=Enum)
@@ -165,6 +167,24 @@ class TimerRule(Generic[S, E]):
             object.__setattr__(self, "after", words.rstrip("."))
 
 
+#: In the rows of a `Picture`, the place of the box from which the arrows that start in every state are drawn.
+ANY_STATE: Final = "any state"
+
+
+class Picture(Struct, frozen=True):
+    """Hints for the pictures of a table, by the values of its states and events; none of them is a coordinate.
+
+    `way` is the normal way. `rows` places the boxes from top to bottom and from left to right: `""` leaves a place
+    free, and `ANY_STATE` stands for all states at once. `groups` puts a frame around neighbours. `layers` divides the
+    events into pictures of their own.
+    """
+
+    way: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    groups: dict[str, tuple[str, ...]] = {}
+    layers: dict[str, tuple[str, ...]] = {}
+
+
 @dataclass(frozen=True, eq=False)
 class Rows(Generic[S, E, D, T]):
     """The data of a table, complete or not: `Table` checks it."""
@@ -179,6 +199,7 @@ class Rows(Generic[S, E, D, T]):
     timers: Mapping[T, TimerRule[S, E]] = field(default_factory=dict)
     waits: Mapping[S, str] = field(default_factory=dict)
     owns: Mapping[S, tuple[str, ...]] = field(default_factory=dict)
+    picture: Picture | None = None
 
     def cell(self, event: E, state: S) -> Cell[S, D, T]:
         """The cell of this event in this state."""

@@ -9,6 +9,7 @@
   or leaves one running, and so does every event that it handles.
 - Each timer has an expiry of its own and is armed at least once, only in states where it may run, and each of those
   states handles its expiry.
+- The hints for pictures name each state once and, if they have layers, each event once; a frame has no stranger in it.
 - The built machine equals the table: the same states, and the same transitions in the same order.
 
 A cell that cannot be used is reported once; the other checks then assume that it could do anything.
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ._cells import HAS_DOCSTRINGS, Action, Branch, Kind, Rows, TimerRule, name_of, one_line
+from ._cells import ANY_STATE, HAS_DOCSTRINGS, Action, Branch, Kind, Picture, Rows, TimerRule, name_of, one_line
 
 if TYPE_CHECKING:
     from transitions import Machine
@@ -46,6 +47,8 @@ def findings(table: AnyRows) -> Iterator[str]:
     yield from _function_findings(table, cells)
     yield from _walk_findings(table, cells)
     yield from _timer_findings(table, cells)
+    if table.picture is not None:
+        yield from _picture_findings(table, table.picture)
 
 
 # --- shapes ------------------------------------------------------------------------------------------------------
@@ -317,3 +320,30 @@ def machine_findings(table: AnyRows, machine: Machine) -> Iterator[str]:
 def _target(branch: Branch[Any, Any, Any]) -> Any:
     assert branch.target is not None, "the checks of the cell come first"
     return branch.target
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def _picture_findings(table: AnyRows, picture: Picture) -> Iterator[str]:
+    states = sorted(str(state.value) for state in table.states)
+    spots = {name: (row, column) for row, names in enumerate(picture.rows) for column, name in enumerate(names) if name}
+    if sorted(name for names in picture.rows for name in names if name not in ("", ANY_STATE)) != states:
+        yield "picture: the rows must name each state once"
+    if picture.layers and sorted(name for names in picture.layers.values() for name in names) != sorted(
+        str(event.value) for event in table.events
+    ):
+        yield "picture: the layers must name each event once"
+    framed = [name for names in picture.groups.values() for name in names]
+    if not {*framed, *picture.way} <= {*states} & {*spots} or len({*framed}) < len(framed):
+        yield "picture: the way and the groups must name states, and no state may be in two groups"
+        return
+    for title, members in picture.groups.items():
+        if not members:
+            yield f"picture: the group {title} is empty"
+            continue
+        rows, columns = ({spots[name][axis] for name in members} for axis in (0, 1))
+        for name, (row, column) in spots.items():
+            inside = min(rows) <= row <= max(rows) and min(columns) <= column <= max(columns)
+            if inside and name not in members:
+                yield f"picture: {name} stands in the frame of {title}"

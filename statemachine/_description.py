@@ -1,7 +1,8 @@
 """The description of a table: the only source of every picture, document and comparison.
 
 It is plain data with one canonical JSON form, so you can compare two versions of a machine although you can import
-only one of them. `hash` identifies the machine: the SHA-256 of that form without the hash itself.
+only one of them. `hash` identifies the machine: the SHA-256 of that form without the hash itself and without the
+hints for pictures.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from .._exceptions import InvalidArgument
-from ._cells import Branch, Kind, doc_of, name_of, one_line
+from ._cells import ANY_STATE, Branch, Kind, Picture, doc_of, name_of, one_line
 from ._table import Table
 
 VERSION: Final = 1
@@ -95,6 +96,7 @@ class Description(Struct, frozen=True, kw_only=True):
     guards: tuple[GuardWords, ...]
     actions: tuple[ActionWords, ...]
     timers: tuple[TimerWords, ...]
+    picture: Picture | None = None
     hash: str = ""
 
     def to_json(self) -> str:
@@ -121,6 +123,31 @@ class Description(Struct, frozen=True, kw_only=True):
     def edges(self) -> list[tuple[CellWords, BranchWords]]:
         """Every branch that leads to a state, in table order."""
         return [(cell, branch) for cell in self.cells for branch in cell.branches if branch.target is not None]
+
+    def shown(self) -> Picture:
+        """The hints for pictures, with a place for every state that they do not name.
+
+        Without any hints: down a way from the initial state, by the first branches, and the other states beside it.
+        """
+        names = [state.name for state in self.states]
+        picture = self.picture or self._guessed(names)
+        rows = tuple(tuple(name if name in (ANY_STATE, *names) else "" for name in row) for row in picture.rows)
+        placed = {name for row in rows for name in row}
+        more, wide = [name for name in (*names, ANY_STATE) if name not in placed], max(map(len, rows))
+        rows += tuple(tuple(more[at : at + wide]) for at in range(0, len(more), wide))
+        groups = {title: tuple(filter(placed.__contains__, members)) for title, members in picture.groups.items()}
+        return Picture(
+            picture.way, rows, {title: members for title, members in groups.items() if members}, picture.layers
+        )
+
+    def _guessed(self, names: list[str]) -> Picture:
+        way, rest = [self.initial], [name for name in names if name != self.initial]
+        edges = [(cell.state, branch.target) for cell, branch in self.edges()]
+        while onward := next((target for source, target in edges if source == way[-1] and target in rest), None):
+            way.append(onward)
+            rest.remove(onward)
+        rest.append(ANY_STATE)
+        return Picture(tuple(way), tuple((name, *rest[row :: len(way)]) for row, name in enumerate(way)))
 
 
 def describe(table: Table[Any, Any, Any, Any]) -> Description:
@@ -175,6 +202,7 @@ def describe(table: Table[Any, Any, Any, Any]) -> Description:
             )
             for timer, rule in table.timers.items()
         ),
+        picture=table.picture,
     )
     return msgspec.structs.replace(description, hash=_hash(description))
 
@@ -191,5 +219,5 @@ def _branch(branch: Branch[Any, Any, Any]) -> BranchWords:
 
 
 def _hash(description: Description) -> str:
-    plain = msgspec.structs.replace(description, hash="")
+    plain = msgspec.structs.replace(description, hash="", picture=None)
     return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()

@@ -8,7 +8,6 @@ from typing import Any, Final
 from msgspec import Struct
 
 from ._description import BranchWords, CellWords, Description
-from ._pictures import DOT_STYLE, dot_edge, dot_state
 
 _ACCEPTED: Final = frozenset({"moved", "kept"})
 
@@ -129,33 +128,3 @@ def diff_markdown(base: Description, head: Description, changes: tuple[Change, .
         row = (text.replace("|", "\\|") for text in (kind, change.where, change.before, change.after))
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
-
-
-_ADDED: Final = 'color="#1a7f37", fontcolor="#1a7f37", penwidth=2'
-_REMOVED: Final = 'color="#cf222e", fontcolor="#cf222e", style=dashed, penwidth=2'
-_CHANGED: Final = 'color="#bf8700", fontcolor="#bf8700", penwidth=2'
-_SAME: Final = 'color="#999999", fontcolor="#999999"'
-
-
-def diff_dot(base: Description, head: Description) -> str:
-    """Both machines in one graph: added parts green, removed parts red and dashed, changed parts amber."""
-    old, new = _edges(base), _edges(head)
-    states = {state.name: (base, state) for state in base.states} | {state.name: (head, state) for state in head.states}
-    lines = [f'digraph "{head.name} changed" {{', *DOT_STYLE]
-    before, after = ({state.name for state in description.states} for description in (base, head))
-    for name, (description, state) in states.items():
-        fill = "#ffffff" if name in before & after else "#dafbe1" if name in after else "#ffebe9"
-        lines.append(dot_state(description, state, f'fillcolor="{fill}"'))
-    for key, (cell, branch) in new.items():
-        look = _ADDED if key not in old else _SAME if old[key][1] == branch else _CHANGED
-        lines.append("    " + dot_edge(head, cell, branch, look))
-    for key, (cell, branch) in old.items():
-        if key not in new:
-            lines.append("    " + dot_edge(base, cell, branch, _REMOVED))
-    return "\n".join([*lines, "}"]) + "\n"
-
-
-def _edges(description: Description) -> dict[tuple[str, str, str | None, str | None], tuple[CellWords, BranchWords]]:
-    return {
-        (cell.event, cell.state, branch.guard, branch.target): (cell, branch) for cell, branch in description.edges()
-    }

@@ -1,4 +1,4 @@
-"""Documents and pictures of a description: a Markdown matrix, Mermaid, DOT.
+"""Documents of a description: the matrix of all cells, and a section for each event with a Mermaid picture.
 
 This module knows no particular lifecycle: it shows only the description that it is given.
 """
@@ -74,13 +74,6 @@ def _markdown(description: Description, covered: Collection[Place] | None) -> It
     yield "When the machine leaves a state, it first releases the resources that the next state does not own and stops"
     yield "the timers that may not run there."
     yield ""
-    yield "## Events"
-    yield ""
-    yield "| event | means |"
-    yield "|---|---|"
-    for event in description.events:
-        yield f"| **{_text(event.name)}** | {_text(event.doc)} |"
-    yield ""
     yield "## Actions"
     yield ""
     yield "| action | does | may arm | may disarm |"
@@ -152,52 +145,82 @@ def _text(text: str) -> str:
     return " ".join(escaped.split())
 
 
-# --- Mermaid -----------------------------------------------------------------------------------------------------
+# --- events ------------------------------------------------------------------------------------------------------
 
 
-def mermaid(description: Description, *, overview: bool = False) -> str:
-    """A Mermaid `stateDiagram-v2`: one transition per line, in table order, in the small subset that forges render.
+def events_markdown(description: Description) -> str:
+    """A section for each event: its states, guards, targets and actions, and a Mermaid picture if it moves the machine.
 
-    `overview` draws one line for each pair of states, with the names of the events, and omits transitions from a state
-    to itself.
+    States that respond in the same way are shown as one.
     """
-    ids = {state.name: f"s{place}" for place, state in enumerate(description.states)}
-    lines = ["stateDiagram-v2"]
-    lines += [f'    state "{_label(name)}" as {short}' for name, short in ids.items()]
-    lines.append(f"    [*] --> {ids[description.initial]}")
-    if overview:
-        for (source, target), events in pairs(description).items():
-            lines.append(f"    {ids[source]} --> {ids[target]} : {_label(', '.join(events))}")
-    else:
-        for cell, branch in description.edges():
-            assert branch.target is not None, "edges() yields only branches with a target"
-            lines.append(
-                f"    {ids[cell.state]} --> {ids[branch.target]} : {_label(edge_label(description, cell, branch))}"
-            )
-    lines += [f"    {ids[state.name]} --> [*]" for state in description.states if state.final]
+    docs = {guard.name: guard.doc for guard in description.guards}
+    docs |= {action.name: action.doc for action in description.actions}
+    enters = {state.name: state.enters for state in description.states}
+    lines = [f"# The events of `{description.name}`", "", "Generated from the table; do not edit.", ""]
+    lines += ["The branches of a cell are tried in order; each applies only if no earlier one did.", ""]
+    lines.append(", ".join(f"[{_text(event.name)}](#{_anchor(event.name)})" for event in description.events))
+    for event in description.events:
+        alike: dict[tuple[BranchWords, ...], list[str]] = {}
+        for cell in description.cells:
+            if cell.event == event.name:
+                alike.setdefault(cell.branches, []).append(cell.state)
+        lines += ["", f"## {_text(event.name)}", "", _text(event.doc)]
+        if timer := _timer_of(description, event):
+            lines[-1] += f" The timer `{timer.name}` raises it after {_text(timer.after)}."
+        lines += ["", *_event_picture(alike), "| in | if | then | does |", "|---|---|---|---|"]
+        for branches, states in sorted(alike.items(), key=lambda item: item[0][-1].kind == "ignored"):
+            for place, branch in enumerate(branches, 1):
+                number = f"{place}. " if len(branches) > 1 else ""
+                does = [*branch.actions, *enters.get(branch.target or "", ())]
+                row = (
+                    ", ".join(map(_text, states)) if place == 1 else "",
+                    number + (_named(branch.guard, docs) if branch.guard else "else" if number else "always"),
+                    _then(branch),
+                    "<br>".join(_named(action, docs) for action in does) or "–",
+                )
+                lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
-def pairs(description: Description) -> dict[tuple[str, str], list[str]]:
-    """The names of the events that lead from one state to another, by the two states."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for cell, branch in description.edges():
-        if branch.target is not None and branch.target != cell.state:
-            events = found.setdefault((cell.state, branch.target), [])
-            if cell.event not in events:
-                events.append(cell.event)
-    return found
+def _event_picture(alike: dict[tuple[BranchWords, ...], list[str]]) -> Iterator[str]:
+    """A Mermaid flowchart in the small subset that forges render.
+
+    States that respond alike are one box, from which guards lead to targets. The guards are boxes too, because Mermaid
+    lets the labels of arrows overlap; and no box has two parents, so that no arrow runs behind a box.
+    """
+    moved = {branches: states for branches, states in alike.items() if any(branch.target for branch in branches)}
+    if not moved:
+        return
+    yield from ("```mermaid", "flowchart LR")
+    for source, (branches, states) in enumerate(moved.items()):
+        yield f'    s{source}["{"<br>".join(map(_label, states))}"]'
+        guards: dict[str, list[str]] = {}
+        for place, branch in enumerate(branches, 1):
+            if branch.target is not None:
+                guards.setdefault(branch.target, []).append(f"{place} {_label(branch.guard or 'else')}")
+        for number, (target, names) in enumerate(guards.items()):
+            guard = f' --> g{source}_{number}{{{{"{"<br>".join(names)}"}}}}' if len(branches) > 1 else ""
+            yield f'    s{source}{guard} --> t{source}_{number}(["{_label(target)}"])'
+    yield from ("```", "")
 
 
-def edge_label(description: Description, cell: CellWords, branch: BranchWords) -> str:
-    """The label of a transition: the event (for a timer also its time) and the guard."""
-    event = next(event for event in description.events if event.name == cell.event)
-    label = event.name
-    if timer := _timer_of(description, event):
-        label += f" after {timer.after}" if timer.after else f" by {timer.name}"
-    # "else": a last branch without a guard applies if no earlier one did.
-    guard = branch.guard or ("else" if len(cell.branches) > 1 else None)
-    return f"{label} [{guard}]" if guard else label
+def _named(name: str, docs: dict[str, str]) -> str:
+    return f"`{name}`: {_text(docs[name])}" if docs.get(name) else f"`{name}`"
+
+
+def _then(branch: BranchWords) -> str:
+    words = {
+        "moved": f"→ **{_text(branch.target or '')}**",
+        "kept": "stay",
+        "ignored": "ignore",
+        "forbidden": f"raise `{branch.error}`",
+    }[branch.kind]
+    return f"{words}: {_text(branch.reason)}" if branch.reason else words
+
+
+def _anchor(title: str) -> str:
+    """The anchor that code hosts give a heading."""
+    return "".join(char for char in title.lower().replace(" ", "-") if char.isalnum() or char in "-_")
 
 
 def _timer_of(description: Description, event: EventWords) -> TimerWords | None:
@@ -205,58 +228,8 @@ def _timer_of(description: Description, event: EventWords) -> TimerWords | None:
 
 
 #: Characters with a meaning in a Mermaid label, and the entities that replace them.
-_MERMAID: Final = {char: f"#{ord(char)};" for char in '#;:<>"{}\\`'}
+_MERMAID: Final = {char: f"#{ord(char)};" for char in '#;:<>"{}[]|\\`'}
 
 
 def _label(text: str) -> str:
     return "".join(_MERMAID.get(char, char) for char in " ".join(text.split()))
-
-
-# --- DOT ---------------------------------------------------------------------------------------------------------
-
-_FILL: Final = {"initial": "#e7f0fd", "final": "#eeeeee", "other": "#ffffff"}
-
-
-def dot(description: Description) -> str:
-    """A Graphviz graph: one edge per transition, dashed for a timer, with the docstrings as tooltips."""
-    lines = [
-        f"digraph {_quoted(description.name)} {{",
-        *DOT_STYLE,
-        *(dot_state(description, state) for state in description.states),
-    ]
-    for cell, branch in description.edges():
-        event = next(event for event in description.events if event.name == cell.event)
-        look = 'color="#8a5a00", fontcolor="#8a5a00", style=dashed' if event.timer else 'color="#234a75"'
-        lines.append("    " + dot_edge(description, cell, branch, look))
-    return "\n".join([*lines, "}"]) + "\n"
-
-
-DOT_STYLE: Final = (
-    '    graph [rankdir=LR, fontname="Helvetica", nodesep=0.3, ranksep=1.2]',
-    '    node [shape=box, style="rounded,filled", fontname="Helvetica", color="#444444"]',
-    '    edge [fontname="Helvetica", fontsize=9]',
-)
-
-
-def dot_state(description: Description, state: StateWords, look: str = "") -> str:
-    """The DOT line of a state."""
-    kind = "initial" if state.name == description.initial else "final" if state.final else "other"
-    shape = ", peripheries=2" if state.final else ""
-    look = look or f'fillcolor="{_FILL[kind]}"'
-    return f"    {_quoted(state.name)} [{look}{shape}, tooltip={_quoted(state.doc or state.name)}]"
-
-
-def dot_edge(description: Description, cell: CellWords, branch: BranchWords, look: str) -> str:
-    """The DOT line of a transition."""
-    guard = next((guard.doc for guard in description.guards if guard.name == branch.guard), "")
-    docs = [action.doc for action in description.actions if action.name in branch.actions]
-    tooltip = " ".join(filter(None, [f"If: {guard}" if guard else "", *docs, branch.reason])) or cell.event
-    return (
-        f"{_quoted(cell.state)} -> {_quoted(branch.target or cell.state)} "
-        f"[label={_quoted(edge_label(description, cell, branch))}, {look}, tooltip={_quoted(tooltip)}]"
-    )
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{" ".join(escaped.split())}"'

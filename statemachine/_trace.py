@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from html import escape
+from textwrap import wrap
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -16,6 +17,7 @@ from msgspec import Struct
 
 from .._exceptions import ForbiddenRequest, InvalidArgument
 from ._cells import Kind
+from ._svg import opening
 from ._table import Table
 
 VERSION: Final = 1
@@ -139,57 +141,48 @@ def printable(text: str) -> str:
 
 # --- picture -----------------------------------------------------------------------------------------------------
 
-_LANE: Final = 36
-_LEFT: Final = 120
-_TOP: Final = 30
-_COLOURS: Final = {
-    "moved": "#234a75",
-    "kept": "#1a7f37",
-    "ignored": "#999999",
-    "stale": "#bf8700",
-    "forbidden": "#cf222e",
-}
+_LANE, _ROW, _LEFT, _NOTE = 34, 18, 84, 66  # pixels, but the last: characters
 
 
 def timeline_svg(journey: Journey, departure: int | None = None) -> str:
-    """States over time as SVG: one lane per state, the path as a line, a dot with a tooltip for each event.
+    """A run as SVG: a lane for each state, and down the page a row for each event with its time, name and note.
 
-    Time runs from left to right on a logarithmic scale, so that both a second and an hour fit on the page.
+    A row is higher after a longer time. `departure` marks the place where a replay differed.
     """
-    lanes = {name: _TOP + _LANE * (place + 0.5) for place, name in enumerate(journey.states)}
-    marks, x = [], float(_LEFT + 20)
-    for place, passage in enumerate(journey.passages):
-        if place:
-            x += 16 + 22 * math.log1p(max(0.0, passage.at - journey.passages[place - 1].at))
-        marks.append(x)
-    width, height = (marks[-1] if marks else _LEFT) + 140, _TOP + _LANE * len(lanes) + 40
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'height="{height:.0f}" font-family="Helvetica, Arial, sans-serif" font-size="12">',
-        f"<title>{escape(journey.table)}: {len(journey.passages)} events</title>",
-        '<rect width="100%" height="100%" fill="#ffffff"/>',
-    ]
-    for name, y in lanes.items():
-        out.append(f'<line x1="{_LEFT}" y1="{y:g}" x2="{width - 20:.0f}" y2="{y:g}" stroke="#dddddd"/>')
-        out.append(f'<text x="{_LEFT - 10}" y="{y + 4:g}" text-anchor="end" fill="#333333">{escape(name)}</text>')
-    if marks:
-        points = [f"{marks[0]:.1f},{lanes[journey.passages[0].source]:g}"]
-        for passage, x in zip(journey.passages, marks, strict=True):
-            points += [f"{x:.1f},{lanes[passage.source]:g}", f"{x:.1f},{lanes[passage.target]:g}"]
-        points.append(f"{width - 20:.1f},{lanes[journey.passages[-1].target]:g}")
-        out.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="#234a75" stroke-width="2"/>')
-    bottom = _TOP + _LANE * len(lanes) + 16
-    last_label = -math.inf
-    for place, (passage, x) in enumerate(zip(journey.passages, marks, strict=True)):
-        seconds = passage.at - journey.passages[0].at
-        tooltip = f"{seconds:.3f} s: {passage.event}, {_way(passage)}. {passage.note}"
-        radius = 7 if place == departure else 4
-        colour = _COLOURS.get(passage.verdict, "#234a75")
-        out.append(
-            f'<circle cx="{x:.1f}" cy="{lanes[passage.target]:g}" r="{radius}" fill="{colour}">'
-            f"<title>{escape(printable(tooltip))}</title></circle>"
-        )
-        if x - last_label >= 60:
-            out.append(f'<text x="{x:.1f}" y="{bottom}" text-anchor="middle" fill="#666666">{seconds:.3g} s</text>')
-            last_label = x
+    passages = journey.passages
+    lanes = {name: _LEFT + _LANE * (place + 0.5) for place, name in enumerate(journey.states)}
+    right = _LEFT + _LANE * len(lanes) + 12
+    notes = right + 7 * max((len(passage.event) for passage in passages), default=0) + 14
+    top = 16 + 7 * max(map(len, lanes))
+    rows: list[float] = []
+    texts: list[list[str]] = []
+    y = float(top)
+    for before, passage in zip((None, *passages), passages, strict=False):
+        y += _ROW + (4 * math.log1p(max(0.0, passage.at - before.at)) if before else 0)
+        y += 13 * max(0, len(texts[-1]) - 1) if texts else 0
+        rows.append(y)
+        verdict = "" if passage.verdict in ("moved", "kept") else f"{passage.verdict} "
+        texts.append(wrap(printable(verdict + passage.note), _NOTE))
+    bottom = y + 13 * max(1, *map(len, texts[-1:]), 0) + _ROW - 13
+    out = opening(notes + 7 * _NOTE, bottom + 6, f"{journey.table}: {len(passages)} events")
+    for name, x in lanes.items():
+        out.append(f'<path d="M{x:g},{top}V{bottom:g}" class="frame quiet"/>')
+        out.append(f'<text transform="translate({x + 4:g},{top - 6}) rotate(-60)">{escape(printable(name))}</text>')
+    if passages:
+        path = f"M{lanes[passages[0].source]:g},{top}"
+        for passage, y in zip(passages, rows, strict=True):
+            path += f"H{lanes[passage.source]:g}V{y:.1f}H{lanes[passage.target]:g}"
+        out.append(f'<path d="{path}V{bottom:g}" class="way moved"/>')
+    shown = ""
+    for place, (passage, y) in enumerate(zip(passages, rows, strict=True)):
+        look = "forbidden" if place == departure else passage.verdict
+        seconds = f"{passage.at - passages[0].at:.3f} s"
+        x = lanes[passage.target]
+        out.append(f'<circle cx="{x:g}" cy="{y:.1f}" r="{7 if place == departure else 4}" class="fill {look}"/>')
+        if seconds != shown:
+            out.append(f'<text x="{_LEFT - 12}" y="{y + 4:.1f}" text-anchor="end" class="quiet">{seconds}</text>')
+        shown = seconds
+        out.append(f'<text x="{right}" y="{y + 4:.1f}" class="{look}">{escape(printable(passage.event))}</text>')
+        for line, note in enumerate(texts[place]):
+            out.append(f'<text x="{notes}" y="{y + 4 + 13 * line:.1f}" class="quiet">{escape(note)}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Final, TypeAlias
 
 from ..._exceptions import Cancelled, JobEnded
-from .._cells import Branch, Cell, TimerRule, forbid, go, ignore, stay
+from .._cells import ANY_STATE, Branch, Cell, Picture, TimerRule, forbid, go, ignore, stay
 from .._table import Table
 from . import _actions as do
 from . import _guards as when
@@ -449,6 +449,29 @@ _EXPIRY: Final[Mapping[Timer, tuple[T, str]]] = {
     Timer.RENEWAL: (T.RENEWAL_DUE, "60 s before the token expires, at least 5 s"),
 }
 
+_PICTURE: Final = Picture(
+    way=("idle", "connecting", "syncing", "connected"),
+    rows=(
+        (ANY_STATE, "idle"),
+        ("cancelled", "connecting", "backgrounded"),
+        ("", "syncing", "reconnecting"),
+        ("", "connected", "exhausted"),
+    ),
+    groups={"attempt or link": ("connecting", "syncing", "connected")},
+    layers={
+        "normal way": ("connect", "opened", "synced", "link_stable", "renewal_due", "token_renewed"),
+        "loss and retry": (
+            *("gap_found", "reopen", "source_refused", "lost", "token_rejected", "refused"),
+            *("stalled", "still_silent", "job_paused", "job_spoke", "backoff_elapsed", "budget_spent"),
+        ),
+        "host": (
+            *("path_lost", "path_restored", "path_changed", "woke"),
+            *("background", "foreground", "grace_elapsed", "revival_due"),
+        ),
+        "requests and ends": ("retry", "cancel_accepted", "job_ended", "cancel", "close"),
+    },
+)
+
 LIFECYCLE: Final[Table[S, T, Draft, Timer]] = Table(
     name="connection",
     states=S,
@@ -459,6 +482,7 @@ LIFECYCLE: Final[Table[S, T, Draft, Timer]] = Table(
     timers={timer: TimerRule(RUNS_IN[timer], expiry, after) for timer, (expiry, after) in _EXPIRY.items()},
     enters={S.CONNECTING: (do.dial,), S.CONNECTED: (do.join,), S.EXHAUSTED: (do.report_giving_up,)},
     owns={state: tuple(sorted(resource.value for resource in OWNS[state])) for state in S},
+    picture=_PICTURE,
     waits={
         S.IDLE: "waits for the user",
         S.CONNECTING: "the socket's own loop keeps the attempt's deadline; the attempt ends in opened or lost",

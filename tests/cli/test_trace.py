@@ -44,11 +44,12 @@ def recorded() -> History:
 
 def test_a_history_is_shown_and_replays(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(recorded().to_json())
-    told = run(tmp_path / "run.json", "--svg", tmp_path / "run.svg")
+    told = run(tmp_path / "run.json", "--svg", tmp_path / "run.svg", "--map", tmp_path / "map.svg")
     assert told.exit_code == 0
     assert "connecting → syncing" in told.output
     assert "2 events replayed, none went another way" in told.output
-    assert "<svg" in (tmp_path / "run.svg").read_text()
+    assert ">opened</text>" in (tmp_path / "run.svg").read_text()
+    assert '<tspan class="moved">opened</tspan>' in (tmp_path / "map.svg").read_text()
 
 
 @pytest.mark.parametrize("backend", virtual_time_backends())

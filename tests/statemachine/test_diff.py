@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from towline.statemachine import Change, Description, diff, diff_dot, diff_markdown
+from towline.statemachine import Change, Description, diff, diff_markdown
 from towline.statemachine._description import (
     ActionWords,
     BranchWords,
@@ -166,25 +166,3 @@ def test_before_and_after_are_told() -> None:
         after="✗ ForbiddenRequest (it is locked)",
         breaking=True,
     )
-
-
-def test_colours_of_the_picture() -> None:
-    new = replace(
-        with_cell("slam", "open", moved("welded")),
-        states=(*BASE.states[:1], *BASE.states[2:], StateWords(name="ajar")),
-    )
-    new = replace(new, cells=(*new.cells, cell("push", "ajar", moved("shut"))))
-    changed = with_cell("push", "shut", moved("open", "has_key"), FORBIDDEN)
-    lines = diff_dot(BASE, new).splitlines()
-
-    def line(start: str, end: str, text: list[str] = lines) -> str:
-        (found,) = (line for line in text if f'"{start}" -> "{end}"' in line)
-        return found
-
-    assert "#1a7f37" in line("open", "welded")
-    assert "#cf222e" in line("open", "shut")
-    assert "style=dashed" in line("open", "shut")
-    assert "#999999" in line("shut", "open")
-    assert "#bf8700" in line("shut", "open", diff_dot(BASE, changed).splitlines())
-    assert any(part.strip().startswith('"ajar" [fillcolor="#dafbe1"') for part in lines)
-    assert any(part.strip().startswith('"open" [fillcolor="#ffebe9"') for part in lines)

@@ -6,7 +6,6 @@ import re
 from enum import Enum
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import msgspec
 import pytest
@@ -19,14 +18,14 @@ from towline.statemachine import (
     Description,
     Kind,
     Table,
-    chart,
     describe,
-    dot,
+    events_markdown,
     forbid,
     go,
     ignore,
+    layers,
     markdown,
-    mermaid,
+    overview,
     stay,
 )
 
@@ -164,83 +163,69 @@ def test_coverage_is_shown() -> None:
     assert partly.count("✘") == 2
 
 
-# --- Mermaid -----------------------------------------------------------------------------------------------------
+# --- events ------------------------------------------------------------------------------------------------------
 
-LINE = re.compile(r"    (s\d+|\[\*\]) --> (s\d+|\[\*\])(?: : ([^;:<>\"{}\\`]|#\d+;)+)?")
+
+def sections(description: Description) -> dict[str, str]:
+    """The text of each event's section."""
+    _, *parts = re.split(r"^## ", events_markdown(description), flags=re.M)
+    return dict(zip((event.name for event in description.events), parts, strict=True))
+
+
+def test_each_event_has_a_section_with_every_branch_of_its_cells() -> None:
+    for event, text in sections(LIFE).items():
+        states: list[str] = []
+        branches: list[tuple[list[str], list[str]]] = []
+        for row in rows(text)[2:]:
+            if row[0].strip():
+                states = [name.strip() for name in row[0].split(",")]
+            branches.append((states, row))
+        for state in LIFE.states:
+            cell = LIFE.cell(event, state.name)
+            assert cell is not None
+            mine = [row for states, row in branches if state.name in states]
+            for branch, (_, guard, then, does) in zip(cell.branches, mine, strict=True):
+                assert (f"`{branch.guard}`" in guard) is (branch.guard is not None)
+                assert (f"→ **{branch.target}**" in then) is (branch.kind == "moved")
+                assert ("ignore" in then.split(":")[0]) is (branch.kind == "ignored")
+                assert (f"raise `{branch.error}`" in then) is (branch.kind == "forbidden")
+                assert branch.reason in then
+                assert all(f"`{action}`" in does for action in branch.actions)
+                enters = next((state.enters for state in LIFE.states if state.name == branch.target), ())
+                assert all(f"`{action}`" in does for action in enters)
+
+
+def test_the_index_leads_to_every_section() -> None:
+    for description in (LIFE, WORDS):
+        text = events_markdown(description)
+        assert len(re.findall(r"\]\(#[\w-]+\)", text)) == len(description.events)
+    assert "[job_ended](#job_ended)" in events_markdown(LIFE)
+    assert "The timer `grace` raises it after 30 s, 0 s on phones." in events_markdown(LIFE)
+
+
+NODE = r'\w+(\["LABEL"\]|\{\{"LABEL"\}\}|\(\["LABEL"\]\))'.replace("LABEL", r"([^;:<>\"{}\[\]|\\`]|#\d+;|<br>)+")
+LINE = re.compile(rf"    ({NODE}|s\d+( --> {NODE}){{1,2}})")
 
 
 @pytest.mark.parametrize("description", [LIFE, WORDS], ids=lambda description: description.name)
-@pytest.mark.parametrize("overview", [False, True])
-def test_mermaid_keeps_to_its_subset(description: Description, overview: bool) -> None:
-    first, *lines = mermaid(description, overview=overview).splitlines()
-    assert first == "stateDiagram-v2"
-    for line in lines:
-        assert LINE.fullmatch(line) or re.fullmatch(r'    state "([^;:<>"{}\\`]|#\d+;)+" as s\d+', line), line
-
-
-def test_mermaid_has_one_line_a_transition_in_table_order() -> None:
-    ids = {state.name: f"s{place}" for place, state in enumerate(LIFE.states)}
-    lines = [line for line in mermaid(LIFE).splitlines() if re.match(r"    s\d+ --> s", line)]
-    ways = [line.split(" : ")[0].split() for line in lines]
-    assert ways == [[ids[cell.state], "-->", ids[branch.target or ""]] for cell, branch in LIFE.edges()]
-    assert all(cell.event in line for (cell, _), line in zip(LIFE.edges(), lines, strict=True))
-
-
-def test_mermaid_begins_and_ends() -> None:
-    text = mermaid(LIFE)
-    assert text.count("[*] --> s0") == 1
-    assert text.count("s7 --> [*]") == 1
-    assert "after 30 s" in text
-
-
-def test_the_overview_has_one_line_for_two_states() -> None:
-    lines = [line for line in mermaid(LIFE, overview=True).splitlines() if re.match(r"    s\d+ --> s", line)]
-    ways = [line.split(" : ")[0] for line in lines]
-    assert len(set(ways)) == len(ways)
-    pairs = {(cell.state, branch.target) for cell, branch in LIFE.edges() if branch.target != cell.state}
-    assert len(ways) == len(pairs)
-
-
-# --- DOT ---------------------------------------------------------------------------------------------------------
-
-
-def test_dot_has_every_state_and_transition_and_dashes_timers() -> None:
-    lines = dot(LIFE).splitlines()
-    edges = [line for line in lines if " -> " in line]
-    assert len(edges) == len(LIFE.edges())
-    timed = {event.name for event in LIFE.events if event.timer}
-    for (cell, _), line in zip(LIFE.edges(), edges, strict=True):
-        assert ("style=dashed" in line) is (cell.event in timed)
-    assert sum("peripheries=2" in line for line in lines) == 1
-
-
-def test_dot_quotes() -> None:
-    assert '"a;b:c<d>#e\\"f\\\\g|h[i]" -> "end"' in dot(WORDS)
-
-
-# --- chart -------------------------------------------------------------------------------------------------------
-
-
-def test_a_chart_is_svg_with_every_state_and_every_event_between_two() -> None:
-    root = ElementTree.fromstring(chart(LIFE))
-    texts = [text.text for text in root.iterfind("{*}text")][1:]
-    moves = {(c.state, b.target, c.event) for c, b in LIFE.edges() if b.target != c.state}
-    assert sorted(filter(None, texts)) == sorted([s.name for s in LIFE.states] + [event for *_, event in moves])
-
-
-def test_a_chart_escapes_names() -> None:
-    texts = [text.text for text in ElementTree.fromstring(chart(WORDS)).iterfind("{*}text")]
-    assert {odd.value for odd in Odd} <= set(texts)
+def test_mermaid_keeps_to_its_subset_and_is_there_if_the_event_moves_the_machine(description: Description) -> None:
+    for event, text in sections(description).items():
+        drawn = re.findall(r"```mermaid\nflowchart LR\n(.*?)\n```\n", text, re.S)
+        assert len(drawn) == any(cell.event == event for cell, _ in description.edges())
+        for line in "\n".join(drawn).splitlines():
+            assert LINE.fullmatch(line), line
 
 
 def test_the_committed_files_are_what_the_table_says() -> None:
     for name, text in {
         "connection.json": LIFE.to_json(),
         "connection.md": markdown(LIFE),
-        "connection.mmd": mermaid(LIFE),
-        "connection.overview.mmd": mermaid(LIFE, overview=True),
-        "connection.chart.svg": chart(LIFE),
-        "connection.dot": dot(LIFE),
+        "connection.events.md": events_markdown(LIFE),
+        "connection.overview.svg": overview(LIFE),
+        "connection.normal-way.svg": layers(LIFE)["normal way"],
+        "connection.loss-and-retry.svg": layers(LIFE)["loss and retry"],
+        "connection.host.svg": layers(LIFE)["host"],
+        "connection.requests-and-ends.svg": layers(LIFE)["requests and ends"],
     }.items():
         message = f"docs/machine/{name} is stale: run `towline diagram --out docs/machine`"
         assert (DOCS / name).read_text(encoding="utf-8") == text, message

@@ -22,6 +22,7 @@ from towline.statemachine import (
     Branch,
     Kind,
     Named,
+    Picture,
     Table,
     TimerRule,
     action,
@@ -363,6 +364,30 @@ def test_members_that_pictures_could_not_tell_apart_are_found() -> None:
         "states: UNO is another name of ONE; give it a value of its own",
         "states: the value of TWO is 2, not a text",
     )
+
+
+IN_A_ROW = (("shut", "open", "welded"),)
+
+
+@pytest.mark.parametrize(
+    ("picture", "problem"),
+    [
+        (Picture(way=(), rows=(("shut", "open"),)), "the rows must name each state once"),
+        (Picture(way=(), rows=(("shut", "open", "welded", "open"),)), "the rows must name each state once"),
+        (Picture(("shut",), IN_A_ROW, layers={"all": ("push", "push")}), "the layers must name each event once"),
+        (Picture(("flat",), IN_A_ROW), "the way and the groups must name states, and no state may be in two groups"),
+        (
+            Picture((), IN_A_ROW, {"a": ("shut",), "b": ("shut",)}),
+            "the way and the groups must name states, and no state may be in two groups",
+        ),
+        (Picture((), IN_A_ROW, {"a": ("shut", "welded")}), "open stands in the frame of a"),
+        (Picture((), IN_A_ROW, {"a": ()}), "the group a is empty"),
+    ],
+)
+def test_hints_for_pictures_that_do_not_fit_are_found(picture: Picture, problem: str) -> None:
+    assert findings(picture=picture) == (f"picture: {problem}",)
+    layers = {"all": tuple(event.value for event in Ask)}
+    assert gate(picture=Picture(("shut", "open"), IN_A_ROW, {"a": ("shut", "open")}, layers))
 
 
 def test_a_way_into_a_waiting_state_that_leaves_no_timer_running_is_found() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import re
 import xml.etree.ElementTree as ET
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -100,19 +101,33 @@ def test_text_of_a_server_moves_no_terminal_and_no_page() -> None:
     assert "\u202e" not in picture
 
 
-def test_the_picture_has_a_lane_for_each_state_and_a_dot_for_each_event() -> None:
+def test_the_picture_has_a_lane_for_each_state_and_a_row_for_each_event() -> None:
     told = journey(recorded())
     tree = ET.fromstring(timeline_svg(told, departure=5))
     space = "{http://www.w3.org/2000/svg}"
-    texts = [element.text for element in tree.iter(f"{space}text")]
-    assert texts[:8] == list(told.states)
+    texts = list(tree.iter(f"{space}text"))
+    assert [text.text for text in texts[:8]] == list(told.states)
     dots = list(tree.iter(f"{space}circle"))
     assert len(dots) == len(told.passages)
     assert [dot.get("r") for dot in dots].count("7") == 1
-    titles = [dot.findtext(f"{space}title") or "" for dot in dots]
-    assert "close 1011" in titles[5]
-    across = [float(dot.get("cx") or 0) for dot in dots]
-    assert across == sorted(across)
+    down = [float(dot.get("cy") or 0) for dot in dots]
+    assert all(later - earlier >= 18 for earlier, later in pairwise(down))
+    for dot, passage in zip(dots, told.passages, strict=True):
+        row = [text.text or "" for text in texts if text.get("y") == f"{float(dot.get('cy') or 0) + 4:.1f}"]
+        assert passage.event in row
+
+
+def test_a_long_note_takes_several_lines_of_the_picture_and_none_is_wider_than_it() -> None:
+    note = "a reason " * 30
+    kept = Passage(at=0.0, event="push", source="shut", target="shut", verdict="ignored", note=note)
+    tree = ET.fromstring(timeline_svg(Journey(table="gate", states=("shut",), passages=(kept, kept))))
+    texts = [text for text in tree.iter("{http://www.w3.org/2000/svg}text") if text.get("class") == "quiet"]
+    notes = [text for text in texts if "reason" in (text.text or "")]
+    assert " ".join(text.text or "" for text in notes) == f"ignored {note}ignored {note}".strip()
+    places = [float(text.get("y") or 0) for text in notes]
+    assert all(later - earlier >= 13 for earlier, later in pairwise(places))
+    assert all(float(text.get("x") or 0) + 6.7 * len(text.text or "") < float(tree.get("width") or 0) for text in notes)
+    assert places[-1] < float((tree.get("viewBox") or "").split()[3])
 
 
 def test_an_empty_journey() -> None:

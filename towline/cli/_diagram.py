@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,24 +13,35 @@ from typing import Annotated, Any, Final
 import typer
 
 from .._exceptions import InvalidArgument
-from ..statemachine import Description, Table, chart, describe, diff, diff_dot, diff_markdown, dot, markdown, mermaid
+from ..statemachine import (
+    Description,
+    Table,
+    describe,
+    diff,
+    diff_markdown,
+    diff_svg,
+    events_markdown,
+    layers,
+    markdown,
+    overview,
+)
 from ..statemachine._cells import HAS_DOCSTRINGS
 
 app = typer.Typer(help="Draw the state machine, check the pictures, compare versions.")
 
 LIFECYCLE: Final = "towline.statemachine:LIFECYCLE"
 
-_MAKERS: Final[dict[str, tuple[str, Callable[[Description], str]]]] = {
-    "md": (".md", markdown),
-    "mermaid": (".mmd", mermaid),
-    "overview": (".overview.mmd", lambda description: mermaid(description, overview=True)),
-    "chart": (".chart.svg", chart),
-    "dot": (".dot", dot),
-    "json": (".json", Description.to_json),
-    "svg": (".svg", lambda description: render_svg(dot(description))),
+#: Each format and its files: the ends of their names, and their texts.
+_MAKERS: Final[dict[str, Callable[[Description], dict[str, str]]]] = {
+    "md": lambda description: {".md": markdown(description)},
+    "events": lambda description: {".events.md": events_markdown(description)},
+    "overview": lambda description: {".overview.svg": overview(description)},
+    "layers": lambda description: {
+        f".{name.replace(' ', '-')}.svg": drawn for name, drawn in layers(description).items()
+    },
+    "json": lambda description: {".json": description.to_json()},
 }
-#: The formats to commit. `svg` is not among them, because it needs Graphviz.
-_COMMITTED: Final = "md,mermaid,overview,chart,dot,json"
+_ALL: Final = ",".join(_MAKERS)
 
 TableOption = Annotated[str, typer.Option("--table", help="Your own table, as MODULE:NAME.")]
 
@@ -63,34 +73,19 @@ def load(name: str) -> object:
         raise fail(f"--table {name} cannot be imported: {error}") from error
 
 
-def render_svg(source: str) -> str:
-    """Draw a DOT text with Graphviz."""
-    program = shutil.which("dot")
-    if program is None:
-        raise fail("--format svg needs Graphviz: put its program `dot` on the PATH, or use --format chart")
-    drawn = subprocess.run(
-        [program, "-Tsvg"], input=source, capture_output=True, encoding="utf-8", timeout=60, check=False
-    )
-    if drawn.returncode:
-        raise fail(f"Graphviz failed: {drawn.stderr.strip()}")
-    return drawn.stdout
-
-
-def pictures(description: Description, formats: str) -> dict[str, str]:
+def pictures(description: Description, formats: str = _ALL) -> dict[str, str]:
     """Make the documents of some formats, separated by commas: file names and texts."""
     wanted = [name.strip() for name in formats.split(",") if name.strip()]
     for name in wanted:
         if name not in _MAKERS:
             raise fail(f"there is no format {name}: use {', '.join(_MAKERS)}")
-    return {description.name + _MAKERS[name][0]: _MAKERS[name][1](description) for name in wanted}
+    return {description.name + end: text for name in wanted for end, text in _MAKERS[name](description).items()}
 
 
 @app.callback(invoke_without_command=True)
 def diagram(
     context: typer.Context,
-    formats: Annotated[
-        str | None, typer.Option("--format", help="Formats, separated by commas: " + ",".join(_MAKERS) + ".")
-    ] = None,
+    formats: Annotated[str | None, typer.Option("--format", help=f"Formats, separated by commas: {_ALL}.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; without it, print.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Check the files in the folder --out; exit 1 if stale.")
@@ -104,12 +99,12 @@ def diagram(
         raise fail("--check needs the folder of the files: add --out FOLDER")
     description = describe(load_table(table))
     if check and out is not None:
-        raise typer.Exit(_check(pictures(description, formats or _COMMITTED), out))
+        raise typer.Exit(_check(pictures(description, formats or _ALL), out))
     if out is None:
-        for text in pictures(description, formats or "mermaid").values():
+        for text in pictures(description, formats or "md").values():
             typer.echo(text, nl=False)
         return
-    texts = pictures(description, formats or _COMMITTED)
+    texts = pictures(description, formats or _ALL)
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
@@ -136,7 +131,7 @@ def _check(texts: dict[str, str], folder: Path) -> int:
 def compare(
     base: Annotated[str, typer.Argument(help="JSON file, or REVISION:PATH of one in git.")],
     head: Annotated[str, typer.Argument(help="The same; default: the current table.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Also draw the changes to this .svg or .dot file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also draw the changes to this SVG file.")] = None,
     fail_on: Annotated[str, typer.Option(help="`breaking`: exit 1 if a change may break a program.")] = "",
     table: TableOption = LIFECYCLE,
 ) -> None:
@@ -148,8 +143,7 @@ def compare(
     changes = diff(old, new)
     typer.echo(diff_markdown(old, new, changes), nl=False)
     if out is not None:
-        picture = diff_dot(old, new)
-        out.write_text(render_svg(picture) if out.suffix == ".svg" else picture, encoding="utf-8", newline="\n")
+        out.write_text(diff_svg(old, new), encoding="utf-8", newline="\n")
     if fail_on and any(change.breaking for change in changes):
         raise typer.Exit(1)
 

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from .._exceptions import InvalidArgument
-from ..statemachine import Departure, History, Journey, journey, replay, retrace, timeline, timeline_svg
+from ..statemachine import (
+    Departure,
+    History,
+    Journey,
+    describe,
+    journey,
+    replay,
+    retrace,
+    run_svg,
+    timeline,
+    timeline_svg,
+)
 from ._diagram import LIFECYCLE, TableOption, load_table
 
 
@@ -18,6 +29,7 @@ def trace(
         typer.Argument(help="History that `watch --history` or `history().to_json()` wrote; with --table a journey."),
     ],
     svg: Annotated[Path | None, typer.Option(help="Draw states over time to this SVG file.")] = None,
+    map_: Annotated[Path | None, typer.Option("--map", help="Draw the run on the machine to this SVG file.")] = None,
     table: TableOption = LIFECYCLE,
 ) -> None:
     """`towline trace`."""
@@ -33,6 +45,8 @@ def trace(
     typer.echo(timeline(taken, place), nl=False)
     if svg is not None:
         svg.write_text(timeline_svg(taken, place), encoding="utf-8", newline="\n")
+    if map_ is not None:
+        map_.write_text(run_svg(describe(load_table(table)), taken), encoding="utf-8", newline="\n")
     if found is None:
         typer.echo(f"{len(taken.passages)} events replayed, none went another way")
         return

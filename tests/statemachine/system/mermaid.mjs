@@ -1,4 +1,4 @@
-// Parse Mermaid texts with the real Mermaid under jsdom, and print what it understood: states and transitions.
+// Parse Mermaid texts with the real Mermaid under jsdom, and print what it understood: boxes and arrows.
 // usage: node mermaid.mjs MODULES FILE...
 import fs from "node:fs";
 import { createRequire } from "node:module";
@@ -20,8 +20,8 @@ const told = [];
 for (const file of files) {
   const { db } = await mermaid.mermaidAPI.getDiagramFromText(fs.readFileSync(file, "utf8"));
   told.push({
-    states: [...db.getStates().entries()].map(([id, state]) => [id, (state.descriptions ?? []).map(plain)]),
-    transitions: db.getRelations().map(({ id1, id2, relationTitle }) => [id1, id2, plain(relationTitle)]),
+    boxes: Object.fromEntries([...db.getVertices().entries()].map(([id, box]) => [id, plain(box.text)])),
+    arrows: db.getEdges().map(({ start, end }) => [start, end]),
   });
 }
 console.log(JSON.stringify(told));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from enum import Enum
@@ -12,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from towline.statemachine import LIFECYCLE, Description, Table, describe, go, ignore, mermaid
-from towline.statemachine._pictures import edge_label
+from towline.statemachine import LIFECYCLE, Description, Table, describe, events_markdown, go, ignore
 
 ROOT = Path(__file__).parents[3]
 MODULES = Path(os.environ.get("TOWLINE_NODE_MODULES", ROOT / ".venv" / "node" / "node_modules"))
@@ -68,20 +68,22 @@ def understood(folder: Path, *texts: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("description", [describe(LIFECYCLE), describe(ODD)], ids=lambda words: words.name)
-def test_states_and_transitions_are_those_of_the_table(description: Description, tmp_path: Path) -> None:
-    whole, overview = understood(tmp_path, mermaid(description), mermaid(description, overview=True))
-    names = [state.name for state in description.states]
-    for told in (whole, overview):
-        assert [state for state in told["states"] if state[0].startswith("s")] == [
-            [f"s{place}", [name]] for place, name in enumerate(names)
-        ]
-    ids = {name: f"s{place}" for place, name in enumerate(names)}
-    edges = [
-        [ids[cell.state], ids[branch.target or ""], edge_label(description, cell, branch)]
-        for cell, branch in description.edges()
-    ]
-    begin = ["root_start", ids[description.initial], ""]
-    ends = [[ids[state.name], "root_end", ""] for state in description.states if state.final]
-    assert whole["transitions"] == [begin, *edges, *ends]
-    pairs = {(source, target) for source, target, _ in edges if source != target}
-    assert {tuple(way[:2]) for way in overview["transitions"][1 : -len(ends)]} == pairs
+def test_each_picture_of_an_event_has_the_moves_of_the_table(description: Description, tmp_path: Path) -> None:
+    """From the boxes of states over the boxes of guards to the boxes of targets: every branch that moves, in order."""
+    texts = re.findall(r"```mermaid\n(.*?)```", events_markdown(description), re.S)
+    drawn = [event for event in description.events if any(cell.event == event.name for cell, _ in description.edges())]
+    for event, told in zip(drawn, understood(tmp_path, *texts), strict=True):
+        boxes, arrows = told["boxes"], dict.fromkeys(map(tuple, told["arrows"]))
+        seen = set()
+        for start, end in arrows:
+            if start.startswith("s"):
+                ends = [end] if end.startswith("t") else [target for guard, target in arrows if guard == end]
+                guards = [""] if end.startswith("t") else boxes[end].split("<br>")
+                for state in boxes[start].split("<br>"):
+                    seen |= {(state, guard, boxes[target]) for guard in guards for target in ends}
+        assert seen == {
+            (cell.state, f"{place} {branch.guard or 'else'}" if len(cell.branches) > 1 else "", branch.target)
+            for cell in description.cells
+            for place, branch in enumerate(cell.branches, 1)
+            if cell.event == event.name and branch.target is not None
+        }
