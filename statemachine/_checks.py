@@ -7,7 +7,7 @@
 - Every state can be reached. If there are final states, each state can reach one. A final state has no exit.
 - A state that waits gives the reason why it cannot hang by accident. Without a reason, every way into it arms a timer
   or leaves one running, and so does every event that it handles.
-- Each timer has an expiry of its own and is armed at least once, only in states where it may run, and each of those
+- Each timer has its own expiry and is armed at least once, only in states where it may run, and each of those
   states handles its expiry.
 - The hints for pictures name each state once and, if they have layers, each event once; a frame has no stranger in it.
 - The built machine equals the table: the same states, and the same transitions in the same order.
@@ -91,7 +91,7 @@ def _member_findings(table: AnyRows) -> Iterator[str]:
     for kind, what in kinds.items():
         for name, member in kind.__members__.items():
             if name != member.name:
-                yield f"{what}: {name} is another name of {member.name}; give it a value of its own"
+                yield f"{what}: {name} is another name of {member.name}; give it another value"
             elif not isinstance(member.value, str):
                 yield f"{what}: the value of {name} is {member.value!r}, not a text"
     for state in (table.initial, *table.final, *table.waits, *table.owns, *table.enters):

@@ -127,7 +127,7 @@ class Description(Struct, frozen=True, kw_only=True):
     def shown(self) -> Picture:
         """The hints for pictures, with a place for every state that they do not name.
 
-        Without any hints: down a way from the initial state, by the first branches, and the other states beside it.
+        Without any hints: down a way from the initial state, by the first branches, and the other states next to it.
         """
         names = [state.name for state in self.states]
         picture = self.picture or self._guessed(names)

@@ -28,7 +28,7 @@ class By(Enum):
     """Who causes a move."""
 
     OWN = "own"
-    """The machine's timers and the deadlines of its own work: it happens without anybody else."""
+    """The machine's timers and the deadlines of its own work: it happens without anyone else."""
     PEER = "peer"
     """The server, say: it may happen again and again, but nothing may depend on it."""
     OUTSIDE = "outside"
@@ -74,7 +74,7 @@ class World(Protocol[N]):
         """The first situation."""
 
     def key(self, situation: N) -> Hashable:
-        """What tells situations apart: finite, with times and counts cut to what guards compare them with."""
+        """What distinguishes situations: finite, with times and counts cut to what guards compare them with."""
 
     def moves(self, situation: N) -> Iterator[Move[N]]:
         """Everything that can happen next, always in the same order."""
@@ -257,9 +257,9 @@ def explore(
 class TableWorld:
     """Every event in every state of a table, and any running timer as the next to expire.
 
-    Without `cut` the data is left out: every branch may apply, whatever its guard says. With `cut` the steps are those
-    of `advance` from `data` on, and `cut(data)` is what guards can tell apart of it: hashable and finite. An event has
-    no value. `invariants` are your own; they get the `TableSnapshot` before and the move.
+    Without `cut` the data is left out: every branch may apply, no matter what its guard says. With `cut` the steps are
+    those of `advance` from `data` on, and `cut(data)` is what guards can distinguish in it: hashable and finite. An
+    event has no value. `invariants` are your own; they get the `TableSnapshot` before and the move.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class TableWorld:
         return state
 
     def key(self, situation: TableSnapshot[Any, Any]) -> Hashable:
-        """The state, the running timers, and what guards can tell apart of the data."""
+        """The state, the running timers, and what guards can distinguish in the data."""
         running = frozenset(timer for timer, _ in situation.armed)
         return situation.state, running, None if self._cut is None else self._cut(situation.data)
 

@@ -1,7 +1,7 @@
 """Places for the boxes, arrows and labels of a picture, by rule: the same input always gives the same picture.
 
 The boxes stand in rows. Arrows run on a lattice, one after the other, each on the cheapest way that is left: bends and
-crossings cost, and no two arrows share a piece of the way. Then each label takes a free place beside its own arrow,
+crossings cost, and no two arrows share a piece of the way. Then each label takes a free place next to its own arrow,
 which later arrows avoid. If an arrow finds no way or no place for its label, it goes first in the next try; if that
 does not help either, the rows and columns move apart. So nothing overlaps, and no table needs coordinates.
 """
@@ -308,7 +308,7 @@ def _cheapest(
 def _label_places(
     words: tuple[str, ...], bends: Sequence[Point], marks: Mapping[Point, int], size: Point
 ) -> Iterator[tuple[float, Label]]:
-    """The free places for a label beside its arrow, and what they cost: in the middle of a long piece is cheap."""
+    """The free places for a label next to its arrow, and what they cost: in the middle of a long piece is cheap."""
     for lines in dict.fromkeys(_wrapped(words, limit) for limit in _CHARACTERS):
         wide = _label_width([", ".join(line) for line in lines])
         high = len(lines)

@@ -142,7 +142,7 @@ class ConnectionWorld:
         return situation.snapshot.state
 
     def start(self) -> Situation:
-        """A connection that nobody has used yet."""
+        """A connection that was not used yet."""
         return Situation(Snapshot(), self._facts, {}, 0, 0, self._policy)
 
     def key(self, situation: Situation) -> Hashable:

@@ -15,7 +15,7 @@ import pytest
 
 from towline import InvalidArgument
 from towline.server import Hub, HubLimits, JobContext, Lifetimes, Upload
-from towline.server._silences import Silences
+from towline.server._keeping import Silences
 from towline.server.log._base import Job
 
 pytestmark = pytest.mark.anyio

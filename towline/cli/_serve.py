@@ -116,7 +116,7 @@ def serve(
 
 
 def _check_together(context: typer.Context) -> None:
-    """Refuse options that would do nothing beside others."""
+    """Refuse options that would do nothing together with others."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     for names, others, reason in _ALONE:

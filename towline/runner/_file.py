@@ -16,7 +16,7 @@ else:
 
 
 class SnapshotFile:
-    """Reads and replaces the file at `path`; a lock beside it keeps a second runner out, of any process.
+    """Reads and replaces the file at `path`; a lock file next to it keeps a second runner out, of any process.
 
     A write is on the disk when it returns. A kill or a loss of power leaves the old snapshot or the new one.
     """

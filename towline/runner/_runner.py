@@ -315,15 +315,15 @@ class Runner(Generic[S, E, V]):
         else:
             self._report(result, due)
 
-    async def _perform_in_task(self, call: Callable[[Any], Any], due: _Due, begun: Any) -> None:
+    async def _perform_in_task(self, call: Callable[[Any], Any], due: _Due, started: Any) -> None:
         if due.generation != self.snapshot.generation:
-            if inspect.iscoroutine(begun):
-                begun.close()
+            if inspect.iscoroutine(started):
+                started.close()
             return
         with anyio.CancelScope() as scope:
             self._work.add(scope)
             try:
-                result = await (call(due.data) if begun is None else begun)
+                result = await (call(due.data) if started is None else started)
             except BaseException as error:
                 failure = await failure_of(error, f"effect {due.effect}", log=False)
                 self._effect_failed(error if isinstance(error, Exception) else failure, due)

@@ -138,7 +138,7 @@ def empty_trash(files: Path, before: int) -> None:
 def job_folders(files: Path, *, before: float = math.inf) -> list[str]:
     """Give the names of the folders last changed before a moment, in seconds since 1970: of jobs, and of uploads.
 
-    Everything with another name belongs to somebody else and is left alone.
+    Everything with another name belongs to another program and is left alone.
     """
     try:
         folders = [folder for folder in files.iterdir() if _OURS.fullmatch(folder.name)]

@@ -38,9 +38,8 @@ from ._files import (
     remove_job_folder,
 )
 from ._jobs import Dispatch, JobFunction, Runner
-from ._keeping import DAY, check_match, look_at_clock, match_files
+from ._keeping import DAY, Silences, check_match, look_at_clock, match_files
 from ._settings import HubLimits, Lifetimes, Pipeline
-from ._silences import Silences
 from ._statistics import Counters, HubStatistics
 from ._tokens import Tokens
 from .log._base import ENDS, Entry, EventLog, Job, Missing, Request

@@ -1,4 +1,5 @@
-"""What a hub must know before it deletes anything: that log and files belong together, and what time it is.
+"""What a hub must know before it deletes anything or ends a job: that log and files belong together, what time it is,
+and for how long a worker was silent.
 
 The folder of files holds a random id in `hub-id`, and the log holds the same. A hub does not start where they differ,
 so a wrong path or a disk that is not mounted costs nothing.
@@ -10,6 +11,7 @@ clock or a hub that was stopped for so long, it has to show the new time for ano
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +20,7 @@ import anyio.to_thread
 
 from .._exceptions import HubStorageError
 from ._files import IDENTITY_FILE, count_jobs, read_identity, write_identity
-from .log._base import EventLog
+from .log._base import EventLog, Job
 
 DAY: Final = 24 * 3600 * 1000  # milliseconds
 
@@ -107,3 +109,36 @@ async def look_at_clock(log: EventLog, now: int) -> int:
     value = str(clock.believed) if clock.doubted is None else f"{clock.believed} {clock.doubted}"
     await log.keep_note(_CLOCK_NOTE, value, replace=True)
     return min(clock.believed, now)
+
+
+class Silences:
+    """The silences of jobs whose pipeline has a limit, in seconds.
+
+    A silence begins with the first look that finds no change, so the time for which a hub was down does not count.
+    """
+
+    def __init__(self, limits: Mapping[str, float]) -> None:
+        self._limits = limits
+        self._seen: dict[str, tuple[tuple[int, int], float]] = {}
+
+    def find(self, jobs: Iterable[Job], now: float) -> list[Job]:
+        """Look at all jobs that have not ended, and give those whose worker is lost. `now` is in seconds.
+
+        A job without a sign of life waits for a worker, which may take any time.
+        """
+        seen, lost = {}, []
+        for job in jobs:
+            limit = self._limits.get(job.pipeline)
+            if limit is None or job.updated is None:
+                continue
+            sign = (job.seq, job.updated)
+            before, since = self._seen.get(job.id, (None, now))
+            seen[job.id] = sign, since if sign == before else now
+            if now - seen[job.id][1] >= limit:
+                lost.append(job)
+        self._seen = seen
+        return lost
+
+    def forget(self) -> None:
+        """Start again: the log could not be read, so reports may have been refused too."""
+        self._seen = {}

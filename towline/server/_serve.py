@@ -265,7 +265,7 @@ def _inherited(fd: int) -> socket.socket:
 
 
 def _bind_path(path: Path) -> socket.socket:
-    """Listen on a Unix socket, in the place of one that nobody listens on any more."""
+    """Listen on a Unix socket, in the place of one that no process listens on any more."""
     if not hasattr(socket, "AF_UNIX"):
         raise InvalidArgument("uds", "Python has no Unix sockets on this system")
     if path.is_socket():

@@ -1,4 +1,4 @@
-"""What the engine does with an open attempt, whatever its source."""
+"""What the engine does with an open attempt of any source."""
 
 from __future__ import annotations
 

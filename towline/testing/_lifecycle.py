@@ -30,7 +30,7 @@ Check: TypeAlias = Callable[[TableSnapshot[Any, Any], Any, TableSnapshot[Any, An
 
 
 class FakeWorld:
-    """What `lifecycle_tests` has to know beside the table: its data, the values of events, the effects.
+    """What `lifecycle_tests` needs to know in addition to the table: its data, the values of events, the effects.
 
     `data` are one or more initial data. `values` gives, for an event, the values to try; other events come with None.
     Each performed effect is recorded. If you give `effects`, no other effect may be performed, and its function is

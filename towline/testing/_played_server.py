@@ -1,6 +1,6 @@
 """A server in memory that says again what a recording holds, to any follower of the same protocol.
 
-The job makes its next step when somebody follows it: each message of a stream and each answer to a poll takes it one
+The job makes its next step when a client follows it: each message of a stream and each answer to a poll takes it one
 entry further. So a run needs no clock, and a message is lost only where the plan says that the job goes on alone.
 """
 
@@ -100,7 +100,7 @@ class Plan(Struct, kw_only=True):
     """What goes wrong in one run, once: at the entry `place`, where the link breaks, or from the start (None).
 
     - `leaves`: the server waits there until the follower has gone.
-    - `missed`: so many entries pass while nobody follows.
+    - `missed`: so many entries pass while no client follows.
     - `faults` answer the next requests for `kind`.
     """
 
@@ -253,7 +253,7 @@ class PlayedServer(ScriptedServer):
             self._now = max(self._now, chosen + 1)
         found = entries[chosen]
         if found.has_ended and any(not entry.is_state for entry in entries[self._now : chosen]):
-            return Answer(503)  # nobody recorded the state at this step, and it was not this one
+            return Answer(503)  # the state was not recorded at this step, and it was not this one
         if isinstance(found.at, Numbered):
             # The job is at least as far as the state that is shown.
             self._now = max(self._now, self._after_number(found.at))

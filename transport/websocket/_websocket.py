@@ -297,12 +297,12 @@ class WebSocket:
                 self._protocol.send_failed()
                 raise broken(error) from error
             self._send_lock.acquire_nowait()
-            begun = True
+            started = True
         else:
             await self._send_lock.acquire()
-            begun = False
+            started = False
         try:
-            if begun:
+            if started:
                 await self._write(None)
             else:
                 await self._let_others_run()

@@ -73,7 +73,7 @@ def _split(given: Sequence[str]) -> dict[str, str]:
         if not equals or not field:
             raise InvalidArgument("-p", f"{text!r} is not FIELD=VALUE")
         if field in _OWN_OPTIONS:
-            raise InvalidArgument("-p", f"{field} is not set with -p: it has an option or argument of its own")
+            raise InvalidArgument("-p", f"{field} is not set with -p: it has a separate option or argument")
         texts[field] = value
     return texts
 

@@ -7,9 +7,9 @@ others are never more than the bound ahead of it. What is read at once, one batc
 
 While there is no consumer, one inbox waits for the next. So no update is lost before the first iteration or between two
 iterations. It never stops the reading, because there may never be a consumer: a program can wait for the end alone. If
-too much waits in it, its updates are dropped, and a `Resynced` tells the next consumer what it missed. The final update
+too much waits in it, its updates are dropped, and a `Resynced` says what the next consumer missed. The final update
 always arrives. A task that waits for the end reads nothing, so the same then holds for the inboxes that it read last,
-and for those that nobody has read yet.
+and for those that no task has read yet.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class _Lost:
         return [report, *self._newest_progress(self.epoch)]
 
     def _newest_progress(self, epoch: str | None) -> list[AnyUpdate]:
-        """The newest progress lost, without its place, which the report covers. A new log has counts of its own."""
+        """The newest progress lost, without its place, which the report covers. A new log counts from 1."""
         update = self.progress
         if update is None or (epoch is not None and update.epoch not in (None, epoch)):
             return []
@@ -100,7 +100,7 @@ class Inbox:
         return done if done is None or isinstance(done, Numbered | Mark) else position_of(done)
 
     def put(self, updates: list[AnyUpdate]) -> None:
-        """Add updates, and join those that wait if there are too many; `is_full` tells whether there still are."""
+        """Add updates, and join those that wait if there are too many; `is_full` says whether there still are."""
         if self.lost is not None:
             updates = self._after_loss(self.lost, updates)
         waiting = self.waiting

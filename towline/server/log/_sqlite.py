@@ -124,11 +124,11 @@ class SqliteLog(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
         self._read_limit = CapacityLimiter(_READERS)
         self._write_limit = CapacityLimiter(1)
-        begun = anyio.current_time()
+        start = anyio.current_time()
         opened: tuple[sqlite3.Connection, sqlite3.Connection] | None = None
         is_told = False
         while opened is None:
-            waited = anyio.current_time() - begun
+            waited = anyio.current_time() - start
             opened = await anyio.to_thread.run_sync(self._open, waited)
             if opened is None:
                 if waited >= _WORKER_WAIT and not is_told:

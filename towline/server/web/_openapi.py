@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from ...protocols.wire.messages import VERSION, JobState
-from ._report_types import Report, ReportAnswer
+from .reports._types import Report, ReportAnswer
 
 if TYPE_CHECKING:
     from .._settings import Pipeline

@@ -40,10 +40,10 @@ from ._openapi import (
     document,
 )
 from ._page import STATIC_FILES, page_file
-from ._report_types import KeepAliveReport, ReportAnswer
-from ._reports import check_repeated, draft_of, ended, read_report
 from ._socket import SocketWatcher
 from ._uploads import Malformed, Received, TooLarge, WrongMediaType, announced_size, receive_upload
+from .reports._reading import check_repeated, draft_of, ended, read_report
+from .reports._types import KeepAliveReport, ReportAnswer
 
 if TYPE_CHECKING:
     from .._hub import HubWork, StartedJob

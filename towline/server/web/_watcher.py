@@ -227,7 +227,7 @@ class Watcher(ABC):
 
 
 def _runs(events: Sequence[Event]) -> Iterator[tuple[int, Event]]:
-    """Give of each run of progress its first `seq` and its last event; every other event is a run of its own."""
+    """Give of each run of progress its first `seq` and its last event; every other event is a run by itself."""
     first: int | None = None
     for place, event in enumerate(events, 1):
         first = event.seq if first is None else first

@@ -1,7 +1,7 @@
 """`POST /api/jobs/{jobId}/events`: how a worker's report is read, which event it becomes, and why it is refused.
 
 The number of a report is the number of the event that it becomes, so a report that is sent again is recognized however
-old it is, and of two workers at one job the later one is told.
+old it is, and of two workers at one job the later one learns of it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from ..._exceptions import InvalidArgument, JobFailure
-from ..log._base import Event, EventLog, Job
-from ..log._drafts import Draft, completed_in_log, failed, progressed, started
-from ._answers import Refusal
-from ._report_types import CompleteReport, ErrorReport, Numbered, ProgressReport, Report, StartedReport
+from ...._exceptions import InvalidArgument, JobFailure
+from ...log._base import Event, EventLog, Job
+from ...log._drafts import Draft, completed_in_log, failed, progressed, started
+from .._answers import Refusal
+from ._types import CompleteReport, ErrorReport, Numbered, ProgressReport, Report, StartedReport
 
 
 def read_report(body: bytes) -> Report:
