@@ -1,6 +1,8 @@
 """The programs in the hub's documentation work as they are written there."""
 
 import re
+import shutil
+import subprocess
 import threading
 import types
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import uvicorn
 
 from towline.protocols import Towline
+from towline.server import Hub, JobContext, Upload
 
 PAGE = Path(__file__).parents[2] / "docs" / "hub.md"
 
@@ -50,3 +53,42 @@ def test_the_program_of_the_page(
         server.should_exit = True
         thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="no sqlite3 on this machine (apt-get install sqlite3)")
+def test_a_backup_of_a_running_hub_is_restored(tmp_path: Path, serving: Any, eventually: Any) -> None:
+    """The page's own commands, in the middle of a job; the hub on the backup continues it from its checkpoint."""
+    script = PAGE.read_text().partition("```sh\numask")[2].partition("```")[0]
+
+    def make_hub(folder: Path) -> tuple[Hub, list[object]]:
+        hub = Hub(folder / "hub.db")
+        found: list[object] = []
+
+        @hub.job("steps", path="/start")
+        async def steps(context: JobContext, upload: Upload) -> dict[str, str]:
+            found.append(context.checkpoint)
+            if context.checkpoint is None:
+                await context.progress(1, 2, checkpoint={"half": True})
+                found.append("kept")
+                await anyio.sleep_forever()
+            return {"text": upload.path.read_text()}
+
+        return hub, found
+
+    hub, found = make_hub(tmp_path)
+    with serving(hub) as client:
+        assert client.start(b"hello", "/start", content_type="application/octet-stream").status_code == 202
+        eventually(lambda: "kept" in found)
+        subprocess.run(["/bin/sh", "-ec", f"umask {script}"], cwd=tmp_path, check=True, timeout=30)
+        job, token = client.job, client.token
+    folder = tmp_path / "restored"
+    folder.mkdir()
+    (tmp_path / "backup.db").rename(folder / "hub.db")
+    (tmp_path / "backup.db.files").rename(folder / "hub.db.files")
+    hub, found = make_hub(folder)
+    with serving(hub) as client:
+        client.job, client.token = job, token
+        events = client.follow().events
+        assert [event["type"] for event in events] == ["job_started", "job_progress", "job_complete"]
+        assert events[-1]["payload"]["text"] == "hello"
+        assert found == [{"half": True}]
