@@ -162,14 +162,15 @@ def serve(
     else:
         make = hub or partial(csv_hub, database, files, row_delay)
         made = make()
-    listen = partial(_listen, made, host, port, uds, fd)
-    try:
-        if workers == 1:
-            return _Server(_config(made), made, listen(), announce).run()
+    if workers > 1:
         if not made.log.shared:
             raise InvalidArgument("workers", "an SQLite file has one owner: several workers need a log in Redis")
         anyio.run(_check, made)
-        with listen() as listener:
+    listener = _listen(made, host, port, uds, fd)
+    try:
+        if workers == 1:
+            return _Server(_config(made), made, listener, announce).run()
+        with listener:
             announce(_url(listener))
             run_processes(workers, partial(_serve_one, make), listener)
     finally:
@@ -283,6 +284,6 @@ def _bind_path(path: Path) -> socket.socket:
     except BaseException as error:
         listener.close()
         if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     return listener
