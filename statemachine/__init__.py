@@ -31,11 +31,11 @@ from ._cells import (
 )
 from ._description import Description, describe
 from ._diff import Change, diff, diff_markdown
-from ._drawing import diff_svg, layers, overview, run_svg
+from ._drawing import diff_svg, layers, overview, run_svg, timeline_svg
 from ._explore import By, Exploration, Move, Pace, TableWorld, Violation, World, explore
 from ._pictures import events_markdown, markdown
 from ._table import Table
-from ._trace import Departure, Journey, Passage, retrace, timeline, timeline_svg
+from ._trace import Departure, Journey, Passage, retrace, timeline
 from .lifecycle._classify import AskState, Place, Unavailable, cause_of, classify, close_advice
 from .lifecycle._effects import (
     AbandonDial,

@@ -1,4 +1,5 @@
-"""A description as SVG: the overview, its layers, two versions in one picture, and a run on the machine.
+"""A description as SVG: the overview, its layers, two versions in one picture, and a run on the machine or
+over time.
 
 The arrows are merged here, and `_layout` finds their ways. No program is needed to draw.
 """
@@ -9,7 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
-from math import ceil
+from math import ceil, log1p
+from textwrap import wrap
 from typing import Final, NamedTuple, TypeAlias
 
 from msgspec.structs import replace
@@ -18,8 +20,7 @@ from .._exceptions import InvalidArgument
 from ._cells import ANY_STATE
 from ._description import Description
 from ._layout import LABEL_WIDTH, UNIT, Box, Label, Line, Point, lay_out
-from ._svg import opening
-from ._trace import Journey
+from ._trace import Journey, printable
 
 #: An event, a state, and the other state where the event may lead from there.
 Move: TypeAlias = tuple[str, str, str]
@@ -185,7 +186,7 @@ def _svg(
             across, down = UNIT, down + 16
         legend.append(f'<text x="{across}" y="{down}" class="{look}">{escape(text)}</text>')
         across += ceil(len(text) * LABEL_WIDTH) + 2 * UNIT
-    out = opening(width, down + UNIT, title)
+    out = _opening(width, down + UNIT, title)
     for name, frame in plan.groups.items():
         out.append(_rect(frame, "frame quiet"))
         out.append(
@@ -254,3 +255,87 @@ def _label(label: Label, arrow: Arrow, looks: Mapping[str, str]) -> list[str]:
         y = label.baseline + place * UNIT
         out.append(f'<text x="{label.x:g}" y="{y:g}" text-anchor="{label.anchor}">{words}{comma}</text>')
     return out
+
+
+#: The colour of each class on a light page and on a dark one.
+_COLOURS: Final = {
+    "page": ("#ffffff", "#0d1117"),
+    "box": ("#f6f8fa", "#1c2128"),
+    "ink": ("#1f2328", "#e6edf3"),
+    "quiet": ("#818b98", "#8b949e"),
+    "c0,.moved": ("#0550ae", "#79c0ff"),
+    "c1,.removed,.forbidden": ("#cf222e", "#ff7b72"),
+    "c2,.changed,.stale": ("#8a4600", "#e3b341"),
+    "c3,.added,.kept": ("#116329", "#56d364"),
+    "c4": ("#8250df", "#d2a8ff"),
+    "c5": ("#1b7c83", "#39c5cf"),
+}
+_LIGHT, _DARK = ("".join(f".{name}{{color:{shades[dark]}}}" for name, shades in _COLOURS.items()) for dark in (0, 1))
+_STYLE: Final = (
+    f"{_LIGHT}@media(prefers-color-scheme:dark){{{_DARK}}}"
+    "text,tspan,.page,.fill,.head{fill:currentColor}"
+    "text{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;font-size:11px}"
+    ".name{font-size:13px;font-weight:bold;text-anchor:middle}.partly{font-style:italic}"
+    ".way,.edge,.frame{fill:none;stroke:currentColor;stroke-width:1.5}"
+    ".frame{stroke-dasharray:2 4}.removed{stroke-dasharray:6 3}"
+)
+
+
+def _opening(width: float, height: float, title: str) -> list[str]:
+    """The first lines of a picture of this size in pixels: an SVG with the style and a page to draw on."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" class="ink">',
+        f"<title>{escape(title)}</title>",
+        "<desc>Generated; do not edit.</desc>",
+        f"<style>{_STYLE}</style>",
+        '<rect width="100%" height="100%" class="page"/>',
+    ]
+
+
+# --- time --------------------------------------------------------------------------------------------------------
+
+_LANE, _ROW, _LEFT, _NOTE = 34, 18, 84, 66  # pixels, but the last: characters
+
+
+def timeline_svg(journey: Journey, departure: int | None = None) -> str:
+    """A run as SVG: a lane for each state, and down the page a row for each event with its time, name and note.
+
+    A row is higher after a longer time. `departure` marks the place where a replay differed.
+    """
+    passages = journey.passages
+    lanes = {name: _LEFT + _LANE * (place + 0.5) for place, name in enumerate(journey.states)}
+    right = _LEFT + _LANE * len(lanes) + 12
+    notes = right + 7 * max((len(passage.event) for passage in passages), default=0) + 14
+    top = 16 + 7 * max(map(len, lanes))
+    rows: list[float] = []
+    texts: list[list[str]] = []
+    y = float(top)
+    for before, passage in zip((None, *passages), passages, strict=False):
+        y += _ROW + (4 * log1p(max(0.0, passage.at - before.at)) if before else 0)
+        y += 13 * max(0, len(texts[-1]) - 1) if texts else 0
+        rows.append(y)
+        verdict = "" if passage.verdict in ("moved", "kept") else f"{passage.verdict} "
+        texts.append(wrap(printable(verdict + passage.note), _NOTE))
+    bottom = y + 13 * max(1, *map(len, texts[-1:]), 0) + _ROW - 13
+    out = _opening(notes + 7 * _NOTE, bottom + 6, f"{journey.table}: {len(passages)} events")
+    for name, x in lanes.items():
+        out.append(f'<path d="M{x:g},{top}V{bottom:g}" class="frame quiet"/>')
+        out.append(f'<text transform="translate({x + 4:g},{top - 6}) rotate(-60)">{escape(printable(name))}</text>')
+    if passages:
+        path = f"M{lanes[passages[0].source]:g},{top}"
+        for passage, y in zip(passages, rows, strict=True):
+            path += f"H{lanes[passage.source]:g}V{y:.1f}H{lanes[passage.target]:g}"
+        out.append(f'<path d="{path}V{bottom:g}" class="way moved"/>')
+    shown = ""
+    for place, (passage, y) in enumerate(zip(passages, rows, strict=True)):
+        look = "forbidden" if place == departure else passage.verdict
+        seconds = f"{passage.at - passages[0].at:.3f} s"
+        x = lanes[passage.target]
+        out.append(f'<circle cx="{x:g}" cy="{y:.1f}" r="{7 if place == departure else 4}" class="fill {look}"/>')
+        if seconds != shown:
+            out.append(f'<text x="{_LEFT - 12}" y="{y + 4:.1f}" text-anchor="end" class="quiet">{seconds}</text>')
+        shown = seconds
+        out.append(f'<text x="{right}" y="{y + 4:.1f}" class="{look}">{escape(printable(passage.event))}</text>')
+        for line, note in enumerate(texts[place]):
+            out.append(f'<text x="{notes}" y="{y + 4 + 13 * line:.1f}" class="quiet">{escape(note)}</text>')
+    return "\n".join([*out, "</svg>"]) + "\n"

@@ -6,10 +6,7 @@ writes its own journeys; the connection's are in `lifecycle/_history.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from html import escape
-from textwrap import wrap
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -17,7 +14,6 @@ from msgspec import Struct
 
 from .._exceptions import ForbiddenRequest, InvalidArgument
 from ._cells import Kind
-from ._svg import opening
 from ._table import Table
 
 VERSION: Final = 1
@@ -137,52 +133,3 @@ def _way(passage: Passage) -> str:
 def printable(text: str) -> str:
     """Escape text that may come from a server, so that it cannot control the terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
-# --- picture -----------------------------------------------------------------------------------------------------
-
-_LANE, _ROW, _LEFT, _NOTE = 34, 18, 84, 66  # pixels, but the last: characters
-
-
-def timeline_svg(journey: Journey, departure: int | None = None) -> str:
-    """A run as SVG: a lane for each state, and down the page a row for each event with its time, name and note.
-
-    A row is higher after a longer time. `departure` marks the place where a replay differed.
-    """
-    passages = journey.passages
-    lanes = {name: _LEFT + _LANE * (place + 0.5) for place, name in enumerate(journey.states)}
-    right = _LEFT + _LANE * len(lanes) + 12
-    notes = right + 7 * max((len(passage.event) for passage in passages), default=0) + 14
-    top = 16 + 7 * max(map(len, lanes))
-    rows: list[float] = []
-    texts: list[list[str]] = []
-    y = float(top)
-    for before, passage in zip((None, *passages), passages, strict=False):
-        y += _ROW + (4 * math.log1p(max(0.0, passage.at - before.at)) if before else 0)
-        y += 13 * max(0, len(texts[-1]) - 1) if texts else 0
-        rows.append(y)
-        verdict = "" if passage.verdict in ("moved", "kept") else f"{passage.verdict} "
-        texts.append(wrap(printable(verdict + passage.note), _NOTE))
-    bottom = y + 13 * max(1, *map(len, texts[-1:]), 0) + _ROW - 13
-    out = opening(notes + 7 * _NOTE, bottom + 6, f"{journey.table}: {len(passages)} events")
-    for name, x in lanes.items():
-        out.append(f'<path d="M{x:g},{top}V{bottom:g}" class="frame quiet"/>')
-        out.append(f'<text transform="translate({x + 4:g},{top - 6}) rotate(-60)">{escape(printable(name))}</text>')
-    if passages:
-        path = f"M{lanes[passages[0].source]:g},{top}"
-        for passage, y in zip(passages, rows, strict=True):
-            path += f"H{lanes[passage.source]:g}V{y:.1f}H{lanes[passage.target]:g}"
-        out.append(f'<path d="{path}V{bottom:g}" class="way moved"/>')
-    shown = ""
-    for place, (passage, y) in enumerate(zip(passages, rows, strict=True)):
-        look = "forbidden" if place == departure else passage.verdict
-        seconds = f"{passage.at - passages[0].at:.3f} s"
-        x = lanes[passage.target]
-        out.append(f'<circle cx="{x:g}" cy="{y:.1f}" r="{7 if place == departure else 4}" class="fill {look}"/>')
-        if seconds != shown:
-            out.append(f'<text x="{_LEFT - 12}" y="{y + 4:.1f}" text-anchor="end" class="quiet">{seconds}</text>')
-        shown = seconds
-        out.append(f'<text x="{right}" y="{y + 4:.1f}" class="{look}">{escape(printable(passage.event))}</text>')
-        for line, note in enumerate(texts[place]):
-            out.append(f'<text x="{notes}" y="{y + 4 + 13 * line:.1f}" class="quiet">{escape(note)}</text>')
-    return "\n".join([*out, "</svg>"]) + "\n"
