@@ -12,13 +12,13 @@ from towline.cli._app import app as command_line
 project = "Towline"
 author = "The Towline developers"
 version = release = towline.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib.mermaid"]
 html_theme = "furo"
 html_title = f"Towline {version}"
 
 # Docstrings name code in single backquotes, as Markdown does.
 default_role = "code"
-autodoc_default_options = {"members": True, "member-order": "groupwise"}
+autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "groupwise"}
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -28,6 +28,7 @@ python_use_unqualified_type_names = True
 
 # Headings of level 1 to 3 can be linked to, with the anchors that code hosts give them.
 myst_heading_anchors = 3
+myst_fence_as_directive = ["mermaid"]
 myst_enable_extensions = ["colon_fence"]
 
 # A class has one page and several modules that export it: a type hint may mean any of them.
