@@ -96,11 +96,14 @@ def _taken(
     return Advance(_after(table, snapshot, draft, armed, table.performed(branch), moved), tuple(draft.effects), branch)
 
 
-def enter(table: Table[S, Any, Any, Any], snapshot: TableSnapshot[S, V]) -> Advance[S, V]:
-    """Enter the snapshot's state, at the start or again after a restart: its timers start, its entry is performed."""
+def enter(table: Table[S, Any, Any, Any], snapshot: TableSnapshot[S, V], *, perform: bool = True) -> Advance[S, V]:
+    """Enter the snapshot's state, at the start or again after a restart: its timers start, its entry is performed.
+
+    Without `perform` its actions only arm their timers, as in `suppose`.
+    """
     draft = Draft(snapshot)
     actions = table.enters.get(snapshot.state, ())
-    for action in actions:
+    for action in actions if perform else ():
         action.run(draft)
     return Advance(_after(table, snapshot, draft, [], actions, True), tuple(draft.effects), None)
 

@@ -272,7 +272,9 @@ def _waiting_findings(table: AnyRows, cells: _Cells, expiries: Mapping[Enum, Enu
     }
     blame: dict[Enum, str] = {}
     if table.initial in waiting:
-        blame[table.initial], running[table.initial] = "the machine starts there", set()
+        armed = {timer for action in table.enters.get(table.initial, ()) for timer in action.arms}
+        blame[table.initial] = "the machine starts there"
+        running[table.initial] &= armed
     changed = True
     while changed:
         changed = False

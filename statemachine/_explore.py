@@ -279,7 +279,7 @@ class TableWorld:
     def start(self) -> TableSnapshot[Any, Any]:
         """The table's initial state."""
         start = TableSnapshot[Any, Any](self.table.initial, self._data)
-        return start if self._cut is None else enter(self.table, start).snapshot
+        return enter(self.table, start, perform=self._cut is not None).snapshot
 
     def state(self, situation: TableSnapshot[Any, Any]) -> Enum:
         """The snapshot's state."""

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
-from towline.cli import _diagram
+from towline.cli.machine import _diagram
 from towline.statemachine import LIFECYCLE, Description, describe
 from towline.statemachine._description import BranchWords, _hash
 

@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from towline.cli._explore import explore
-from towline.cli._trace import trace
+from towline.cli.machine._explore import explore
+from towline.cli.machine._trace import trace
 from towline.statemachine import Move, Situation, State, connection_worlds
 from towline.statemachine.lifecycle import _world
 
@@ -76,7 +76,7 @@ def test_a_violation_of_the_connection_is_shown_and_replays(tmp_path: Path, monk
         return "connected" if move.after.snapshot.state is State.CONNECTED else None
 
     monkeypatch.setattr(_world, "INVARIANTS", (never_connected,))
-    monkeypatch.setattr("towline.cli._explore.connection_worlds", lambda: list(connection_worlds())[:1])
+    monkeypatch.setattr("towline.cli.machine._explore.connection_worlds", lambda: list(connection_worlds())[:1])
     found = run("explore", "--out", "found.json")
     assert found.exit_code == 1
     assert "never_connected does not hold: connected" in found.output

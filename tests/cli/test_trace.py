@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from towline import Connection
-from towline.cli._trace import trace
+from towline.cli.machine._trace import trace
 from towline.statemachine import Connect, Entry, History, Journey, Opened, Passage, Policy, Recorder, State
 from towline.testing import ScriptedServer, run_virtual, virtual_time_backends
 

@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import pytest
 
-from towline.cli._diagram import _check, pictures
+from towline.cli.machine._diagram import _check, pictures
 from towline.statemachine import describe
 from towline.testing import FakeWorld, lifecycle_tests
 

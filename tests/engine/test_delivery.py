@@ -241,6 +241,20 @@ async def test_the_end_arrives_in_an_inbox_that_overflowed_and_says_what_is_miss
     assert end is END
 
 
+async def test_an_iterator_that_was_passed_on_loses_nothing() -> None:
+    """Its reader is the task that took the last update, not the one that took the first and waits for the end."""
+    delivery = Deliveries()
+    passed_on = delivery.subscribe(wait=False)
+    delivery.give(started(1), started(2))
+    assert await anext(passed_on) == started(1)
+    assert await read_by_another_task(delivery, passed_on) == started(2)
+    with delivery.end_awaited():
+        delivery.give(*map(started, range(3, INBOX_LIMIT + 4)))
+        assert delivery.room() is not None
+    assert await anext(passed_on) == started(3)
+    assert delivery.overflows == 0
+
+
 async def test_who_waits_for_the_end_holds_up_no_one_by_what_only_it_reads() -> None:
     delivery = Deliveries()
     unread, mine, other = (delivery.subscribe(wait=False) for _ in range(3))

@@ -174,3 +174,39 @@ def test_a_replay_is_never_merged(tmp_path: Path, serving: Any) -> None:
         again = client.follow({"epoch": client.state()["epoch"], "seq": 1})
         assert again.ack["from"] == 2
         assert again.seqs == list(range(2, 3002))
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_cannot_begin_is_let_go_and_the_hub_goes_on(tmp_path: Path) -> None:
+    """The client reads nothing of what it asked for before on the same connection, so not even the answer begins."""
+    hub = Hub(tmp_path / "hub.db", limits=HubLimits(comment_every=0.2, send_wait=0.5))
+    hub.job("wait", path="/start")(lambda context, upload: anyio.sleep_forever())
+    stuck = anyio.Event()
+
+    async def send(message: Any) -> None:
+        stuck.set()
+        await anyio.sleep_forever()
+
+    async def receive() -> dict[str, Any]:
+        return await anyio.sleep_forever()
+
+    async with hub:
+        started = await hub.start("wait", b"")
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": f"/api/jobs/{started.job_id}/events",
+            "raw_path": b"",
+            "query_string": b"",
+            "headers": [(b"host", b"127.0.0.1"), (b"authorization", b"Bearer " + started.token.reveal().encode())],
+            "client": ("127.0.0.1", 5),
+            "server": ("127.0.0.1", 80),
+            "scheme": "http",
+            "http_version": "1.1",
+            "root_path": "",
+        }
+        with anyio.fail_after(20):
+            await hub(scope, receive, send)
+        assert stuck.is_set()
+        assert hub.statistics().streams == 0
+        assert hub.statistics().jobs_at_work == 1

@@ -120,7 +120,7 @@ class LossyStart(RedisLog):
 async def test_a_start_that_is_asked_again_finds_its_upload(
     redis_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_hub, "_open_log", lambda url, prefix: LossyStart(url))
+    monkeypatch.setattr(_hub, "_open_log", lambda url, prefix, replicas: LossyStart(url))
     hub = Hub(redis_process.url, files=tmp_path, lifetimes=Lifetimes(lease=0.2))
 
     @hub.job("echo", path="/start")

@@ -325,9 +325,14 @@ def test_the_script_of_the_documentation(tmp_path: Path, serving: Any, eventuall
         tokens[job_id] = (await hub.worker_token(job_id)).reveal()
 
     def run(client: Any, *files: str) -> subprocess.CompletedProcess[str]:
-        variables = {"HUB": client.url, "JOB": client.job, "TOKEN": tokens[client.job], "PATH": "/usr/bin:/bin"}
+        variables = {"HUB": client.url, "JOB": client.job, "PATH": "/usr/bin:/bin"}
         return subprocess.run(
-            ["/bin/sh", "-c", script, "report", *files], env=variables, capture_output=True, text=True, timeout=60
+            ["/bin/sh", "-c", f"read -r TOKEN\n{script}", "report", *files],
+            env=variables,
+            input=f"{tokens[client.job]}\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
     with serving(hub) as client:
@@ -353,7 +358,7 @@ def running(job_id: str, pipeline: str = "far", **fields: Any) -> Job:
 
 
 def test_a_silence_is_measured_from_the_last_sign() -> None:
-    silences = Silences({"far": 10})
+    silences = Silences({"far": 10}, between=30)
     sign = running("j", seq=1, updated=5)
     other = [running("waits", attempts=1), running("near", "near", seq=1, updated=5)]
     assert silences.find([sign, *other], 100) == []  # however old the sign is by its own time
@@ -367,6 +372,31 @@ def test_a_silence_is_measured_from_the_last_sign() -> None:
     assert silences.find([running("j", seq=2, updated=6)], 131) == []
     assert silences.find([], 132) == []
     assert silences.find([running("j", seq=2, updated=6)], 200) == []
+
+
+def test_a_time_in_which_the_hub_stood_still_is_no_silence() -> None:
+    silences = Silences({"far": 10}, between=4)
+    sign = running("j", seq=1, updated=5)
+    assert silences.find([sign], 100) == []
+    assert silences.find([sign], 104) == []
+    assert silences.find([sign], 300) == []
+    assert [silences.find([sign], now) for now in (304, 308)] == [[], []]
+    assert silences.find([sign], 312) == [sign]
+
+
+async def test_a_sign_since_the_look_saves_the_job(make_hub: Callable[..., Hub]) -> None:
+    hub = make_hub(silent_for=60)
+    async with hub, calling(hub) as http:
+        worker = await begin(http, hub)
+        await worker.accepted(number=1, type="job_progress", processedCount=38)
+        seen = await hub.log.job(worker.job)
+        await hub.log.touch(worker.job, hub.now() + 1)
+        await hub._end_silent(seen)
+        job = await hub.log.job(worker.job)
+        assert isinstance(job, Job)
+        assert job.running
+        await hub._end_silent(job)
+        assert len(await worker.log()) == 2
 
 
 async def test_a_silent_worker_is_lost_and_a_live_one_is_not(make_hub: Callable[..., Hub]) -> None:
@@ -422,6 +452,6 @@ async def test_ten_thousand_jobs(tmp_path: Path) -> None:
             for first in range(50):
                 tasks.start_soon(create, first)
         listed = (await http.get("/api/jobs")).json()["jobs"]
-        assert [job["jobId"] for job in listed] == [f"j{number}" for number in range(9999, 9899, -1)]
+        assert [job["jobId"] for job in listed] == [f"j{number}" for number in range(9999, 9799, -1)]
         assert len(await hub._runner.resume(hub._running())) == 10_000
         assert hub.statistics().jobs_at_work == 0

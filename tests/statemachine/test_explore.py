@@ -296,6 +296,27 @@ def test_an_invariant_of_your_own_is_found_broken_with_a_trace_that_the_table_al
     assert retrace(lamp(), taken) is None
 
 
+@action(arms=(Clock.MINUTE,))
+def burn(draft: Draft[At, Lamp]) -> None:
+    """Stay lit for a minute."""
+
+
+def test_a_timer_that_runs_from_the_start_leads_out_of_the_first_state() -> None:
+    rest = dict.fromkeys(At, ignore("nothing happens"))
+    lit = Table(
+        name="lit",
+        states=At,
+        events=On,
+        initial=At.ON,
+        final=frozenset({At.DEAD}),
+        cells={On.PRESS: rest, On.TICK: {**rest, At.ON: go(At.OFF)}, On.FUSE: {**rest, At.OFF: go(At.DEAD)}},
+        timers={Clock.MINUTE: TimerRule(frozenset({At.ON}), On.TICK, seconds=60.0)},
+        enters={At.ON: (burn,)},
+        waits={At.OFF: "waits for the fuse"},
+    )
+    assert explore(TableWorld(lit)).violations == []
+
+
 def test_a_timer_that_takes_no_time_and_goes_round_is_found() -> None:
     stuck, violation = explore(TableWorld(lamp(seconds=0.0))).violations
     assert (stuck.invariant, violation.invariant) == ("way_out", "no_endless_work")

@@ -361,7 +361,7 @@ def test_members_that_pictures_could_not_tell_apart_are_found() -> None:
     cells = {Ask.PUSH: {Odd.ONE: go(Odd.TWO), Odd.TWO: go(Odd.ONE)}}
     found = findings(states=Odd, initial=Odd.ONE, final=frozenset(), cells=cells, timers={}, waits={})
     assert found[:2] == (
-        "states: UNO is another name of ONE; give it a value of its own",
+        "states: UNO is another name of ONE; give it another value",
         "states: the value of TWO is 2, not a text",
     )
 

@@ -255,6 +255,7 @@ async def test_a_batch_waits_for_a_full_link_and_comes_whole() -> None:
     async with opened() as (socket, peer), anyio.create_task_group() as tasks:
         await socket.send(b"x" * 65536)  # fills the link
         tasks.start_soon(socket.send_batch, [str(number) for number in range(100)])
+        await anyio.wait_all_tasks_blocked()  # trio starts tasks in any order
         tasks.start_soon(socket.send, "after")
         await anyio.wait_all_tasks_blocked()
         texts: list[str] = []

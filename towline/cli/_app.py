@@ -8,16 +8,16 @@ import typer
 
 from .. import __version__
 from ._demo import demo
-from ._diagram import app as diagram
 from ._exit import Commands
-from ._explore import explore
 from ._rehearse import rehearse
 from ._serve import serve
 from ._simulate import simulate
 from ._tokens import app as tokens
-from ._trace import trace
 from .follow._follow import import_csv, watch
 from .follow._protocol import protocols
+from .machine._diagram import app as diagram
+from .machine._explore import explore
+from .machine._trace import trace
 
 app = typer.Typer(
     name="towline",

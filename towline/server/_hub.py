@@ -124,7 +124,7 @@ class HubWork(AsyncContextManagerMixin):
         self._functions: dict[str, JobFunction] = {}
         self._dispatches: dict[str, Dispatch] = {}
         self._silent_for: dict[str, float] = {}
-        self._silences = Silences(self._silent_for)
+        self._silences = Silences(self._silent_for, between=self._lifetimes.lease / 2)
         self._watchers: dict[str, set[Watcher]] = {}
         self.counters: Final = Counters()
         self._starts = Rate(self.limits.starts, 60)
@@ -333,6 +333,9 @@ class HubWork(AsyncContextManagerMixin):
                     await self._end_silent(job)
 
     async def _end_silent(self, job: Job) -> None:
+        now = await self.log.job(job.id)
+        if not isinstance(now, Job) or (now.seq, now.updated) != (job.seq, job.updated):
+            return  # it reported since it was looked at
         text = f"the worker was silent for {self._silent_for[job.pipeline]:g} seconds"
         logger.warning("job %s: %s", job.id, text)
         await self._runner.end(job.id, failed(JobFailure("WORKER_LOST", text, retryable=True)), job.seq + 1)

@@ -10,6 +10,7 @@ clock or a hub that was stopped for so long, it has to show the new time for ano
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -115,10 +116,13 @@ class Silences:
     """The silences of jobs whose pipeline has a limit, in seconds.
 
     A silence begins with the first look that finds no change, so the time for which a hub was down does not count.
+    Neither does the time for which it stood still: then there was no look for much longer than `between` (seconds).
     """
 
-    def __init__(self, limits: Mapping[str, float]) -> None:
+    def __init__(self, limits: Mapping[str, float], *, between: float) -> None:
         self._limits = limits
+        self._between = between
+        self._last_look = -math.inf
         self._seen: dict[str, tuple[tuple[int, int], float]] = {}
 
     def find(self, jobs: Iterable[Job], now: float) -> list[Job]:
@@ -126,6 +130,9 @@ class Silences:
 
         A job without a sign of life waits for a worker, which may take any time.
         """
+        if now - self._last_look > 2 * self._between:
+            self._seen = {}
+        self._last_look = now
         seen, lost = {}, []
         for job in jobs:
             limit = self._limits.get(job.pipeline)

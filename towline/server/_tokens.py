@@ -13,13 +13,10 @@ import hmac
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from .._secret import Secret
 from ._settings import Lifetimes
-from .log._base import EventLog, Job, Token
-
-_ALWAYS: Final = 100 * 365 * 24 * 3600 * 1000  # milliseconds; a job's newest tokens are kept by when they expire
+from .log._base import WORKER_TOKENS, EventLog, Job, Token
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Tokens:
         """Make a token for a job's worker. It opens nothing but reports, and holds as long as the job runs."""
         text = secrets.token_urlsafe(32)
         digest = _digest(text, worker=True)
-        await self._log.add_token(Token(digest=digest, job_id=job_id, expires=self._now() + _ALWAYS))
+        await self._log.add_token(Token(digest=digest, job_id=job_id, expires=WORKER_TOKENS + self._now()))
         return Secret(text)
 
     async def admits_worker(self, job: Job, presented: Secret) -> bool:

@@ -61,8 +61,8 @@ class Subscription(AsyncIterator[AnyUpdate]):
             self._delivery.catch_up()
             inbox = self._inbox
         update = inbox.in_hand = inbox.waiting.popleft()
-        if inbox.size or inbox.is_full or inbox.reader is None:
-            inbox.reader = caller()
+        inbox.reader = caller()
+        if inbox.size or inbox.is_full:
             self._delivery.taken(inbox, update)
         if update is self._delivery.outcome:
             self.end()

@@ -37,6 +37,10 @@ ENDS: Final[dict[str, Status]] = {"job_complete": "complete", "error": "failed",
 
 #: The type of the events that may be merged for a watcher that is behind.
 PROGRESS: Final = "job_progress"
+# A token that expires later than this (milliseconds, in the year 2920) is a worker's, and never expires. A job keeps so
+# many tokens of each kind, those that expire last: so neither kind pushes the other out.
+WORKER_TOKENS: Final = 30_000_000_000_000
+TOKENS_PER_JOB: Final = 32
 
 # The payload is written whole before it is framed, so the frame types are used without their payload's type.
 _FRAMES: Final[dict[str, Any]] = {

@@ -27,7 +27,20 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..._exceptions import HubStorageError, InvalidArgument
-from ._base import ENDS, Change, Entry, Event, Job, Missing, Place, Request, RequestMismatch, Token
+from ._base import (
+    ENDS,
+    TOKENS_PER_JOB,
+    WORKER_TOKENS,
+    Change,
+    Entry,
+    Event,
+    Job,
+    Missing,
+    Place,
+    Request,
+    RequestMismatch,
+    Token,
+)
 from ._clients import Arrival
 
 logger: Final = logging.getLogger("towline.server")
@@ -37,7 +50,6 @@ _LISTED: Final = [name for name in Job.__dataclass_fields__ if name not in ("out
 NOT_HEARD: Final = "redis: an event was written and not heard on the subscription"
 
 _TIMEOUT: Final = 5.0  # seconds one command may take
-_TOKENS_PER_JOB: Final = 32
 _REMEMBER_CLIENT: Final = 120  # seconds within which a message of a half-open socket must have arrived
 _REPLICATE_WITHIN: Final = 1.0  # seconds until the replicas have an event
 _KEEP_CHECK: Final = 60  # seconds after which Redis forgets the check of a hub that is gone
@@ -106,9 +118,11 @@ return redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 
 # KEYS: token, the job's tokens. ARGV: digest, expires, how many to keep, token prefix, field, value, …
 _ADD_TOKEN: Final = """
-redis.call('HSET', KEYS[1], unpack(ARGV, 5))
+redis.call('HSET', KEYS[1], unpack(ARGV, 6))
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-for _, old in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1 - tonumber(ARGV[3]))) do
+local low, high = '-inf', '(' .. ARGV[5]
+if tonumber(ARGV[2]) >= tonumber(ARGV[5]) then low, high = ARGV[5], '+inf' end
+for _, old in ipairs(redis.call('ZREVRANGEBYSCORE', KEYS[2], high, low, 'LIMIT', ARGV[3], -1)) do
     redis.call('DEL', ARGV[4] .. old)
     redis.call('ZREM', KEYS[2], old)
 end
@@ -458,7 +472,7 @@ class RedisStore:
         digest = token.digest.hex()
         keys = [self._key("token", digest), self._key("tokens", token.job_id)]
         with self._renaming_errors():
-            args: list[Any] = [digest, token.expires, _TOKENS_PER_JOB, self._key("token", ""), *fields]
+            args: list[Any] = [digest, token.expires, TOKENS_PER_JOB, self._key("token", ""), WORKER_TOKENS, *fields]
             self._add_token(keys=keys, args=args)
 
     def token(self, digest: bytes) -> Token | None:

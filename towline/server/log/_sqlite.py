@@ -28,7 +28,22 @@ from msgspec import UNSET
 
 from ..._exceptions import HubStorageError
 from ..._tasks import Tasks
-from ._base import ENDS, Bell, Bells, Change, Entry, Event, Job, Missing, Place, Request, RequestMismatch, Token
+from ._base import (
+    ENDS,
+    TOKENS_PER_JOB,
+    WORKER_TOKENS,
+    Bell,
+    Bells,
+    Change,
+    Entry,
+    Event,
+    Job,
+    Missing,
+    Place,
+    Request,
+    RequestMismatch,
+    Token,
+)
 from ._clients import Arrival, Clients
 from ._tails import Tails
 
@@ -75,7 +90,6 @@ FROM events JOIN jobs ON jobs.id = events.job WHERE events.job = ? AND events.se
 _MAX_BATCH: Final = 256  # appends that share one transaction
 _MAX_WAITING: Final = 1024  # appends that wait for the writer before callers wait too
 _READERS: Final = 4
-_TOKENS_PER_JOB: Final = 32
 _OWNER_WAIT: Final = 10.0  # seconds a new hub waits for the one before it to stop
 _OWNER_LOOK: Final = 0.1  # seconds between two tries
 _WORKER_WAIT: Final = 1.0  # seconds it waits if that one is another worker of the same server
@@ -369,8 +383,9 @@ class SqliteLog(AsyncContextManagerMixin):
             )
             writer.execute(
                 "DELETE FROM tokens WHERE digest IN "
-                "(SELECT digest FROM tokens WHERE job = ? ORDER BY expires DESC LIMIT -1 OFFSET ?)",
-                (token.job_id, _TOKENS_PER_JOB),
+                "(SELECT digest FROM tokens WHERE job = ?1 AND (expires < ?2) = (?3 < ?2) "
+                "ORDER BY expires DESC LIMIT -1 OFFSET ?4)",
+                (token.job_id, WORKER_TOKENS, token.expires, TOKENS_PER_JOB),
             )
 
         await self._write(apply)

@@ -49,22 +49,20 @@ class StreamWatcher(Watcher):
     ) -> None:
         super().__init__(job, log, limits, counters, now, limits.comment_every)
         self._ready = ready
+        self._start: Message
+        self._started = False
         self._receive: Receive
         self._asgi_send: Send
         self._whole = True  # no block was left unfinished
 
     async def run(self, start: Message, receive: Receive, send: Send) -> None:
         """Send the answer, to its end."""
-        self._receive, self._asgi_send = receive, send
-        try:
-            await send(start)
-        except OSError:  # the client has gone already
-            return
+        self._start, self._receive, self._asgi_send = start, receive, send
         await self._serve()
         await self._say_goodbye()
 
     async def _say_goodbye(self) -> None:
-        if self._ending is None:
+        if self._ending is None or not self._started:
             return
         code, reason = self._ending
         self._counters.closes[code] += 1
@@ -80,7 +78,16 @@ class StreamWatcher(Watcher):
         self._scope.cancel()
 
     async def _begin(self, bell: Bell) -> None:
+        await self._send(self._write_start(), frames=0)
         await self._send(self._write_block(_retry(_USUALLY)))
+
+    async def _write_start(self) -> None:
+        # Also this waits for a client that does not read what it asked for before on the same connection.
+        try:
+            await self._asgi_send(self._start)
+        except OSError as error:
+            raise PeerGone from error
+        self._started = True
 
     async def _write(self, text: str, event: Event | None) -> None:
         name = "" if event is None else f"id: {event.epoch}:{event.seq}\n"

@@ -93,7 +93,7 @@ class Watcher(ABC):
         # Where it is, for the sweep: in which write, in which wait for more.
         self._writing = False
         self._writes = 0
-        self._waiting = True
+        self._waiting = False
         self._waits = 0
         self._last_look = (False, 0, False, 0)
         self._stuck_for = self._behind_for = self._quiet_for = 0.0
@@ -148,6 +148,7 @@ class Watcher(ABC):
         """Deliver up to the end, which `_ending` then names; it is None if the client has gone."""
         with self._scope, self._log.subscribe(self._job.id) as bell:
             self._bell = bell
+            self._waiting = True
             try:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._listen, bell)
@@ -218,12 +219,12 @@ class Watcher(ABC):
         if self._sent == job.seq and not job.running:
             self.close(1000, "the job has ended")
 
-    async def _send(self, writing: Awaitable[None]) -> None:
+    async def _send(self, writing: Awaitable[None], *, frames: int = 1) -> None:
         self._writing = True
         await writing
         self._writing = False
         self._writes += 1
-        self._counters.frames_sent += 1
+        self._counters.frames_sent += frames
 
 
 def _runs(events: Sequence[Event]) -> Iterator[tuple[int, Event]]:
@@ -247,5 +248,9 @@ async def sweep(watchers: Mapping[str, Iterable[Watcher]], limits: HubLimits) ->
         now = anyio.current_time()
         for of_job in tuple(watchers.values()):
             for watcher in tuple(of_job):
-                watcher.look(now - looked)
+                try:
+                    watcher.look(now - looked)
+                except Exception:  # of one watcher: it must not end the hub
+                    logger.exception("a watcher cannot be looked at")
+                    watcher.close(1011, "an error of the hub")
         looked = now

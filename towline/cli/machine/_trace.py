@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .._exceptions import InvalidArgument
-from ..statemachine import (
+from ..._exceptions import InvalidArgument
+from ...statemachine import (
     Departure,
     History,
     Journey,

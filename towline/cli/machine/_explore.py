@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..statemachine import History, Journey, Table, TableWorld, Violation, World, connection_worlds, journey, timeline
-from ..statemachine import explore as visit
-from ..statemachine._explore import GRAPH_INVARIANTS
+from ...statemachine import History, Journey, Table, TableWorld, Violation, World, connection_worlds, journey, timeline
+from ...statemachine import explore as visit
+from ...statemachine._explore import GRAPH_INVARIANTS
 from ._diagram import LIFECYCLE, fail, load
 
 

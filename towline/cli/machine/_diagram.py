@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from .._exceptions import InvalidArgument
-from ..statemachine import (
+from ..._exceptions import InvalidArgument
+from ...statemachine import (
     Description,
     Table,
     describe,
@@ -25,7 +25,7 @@ from ..statemachine import (
     markdown,
     overview,
 )
-from ..statemachine._cells import HAS_DOCSTRINGS
+from ...statemachine._cells import HAS_DOCSTRINGS
 
 app = typer.Typer(help="Draw the state machine, check the pictures, compare versions.")
 
