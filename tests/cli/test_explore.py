@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from towline.cli._app import app as command_line
 from towline.cli.machine._explore import explore
 from towline.cli.machine._trace import trace
 from towline.statemachine import Move, Situation, State, connection_worlds
@@ -88,3 +89,11 @@ def test_what_cannot_be_explored_is_said() -> None:
     for name in ("nothing:AT_ALL", "mine:NUMBER"):
         told = run("explore", "--table", name)
         assert (told.exit_code, name in told.output) == (2, True)
+
+
+def test_a_module_that_fails_is_the_caller_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_table.py").write_text("TABLE = 1 / 0")
+    answer = CliRunner().invoke(command_line, ["explore", "--table", "broken_table:TABLE"])
+    assert answer.exit_code == 2
+    assert "broken_table:TABLE cannot be loaded: ZeroDivisionError: division by zero" in answer.stderr

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -26,6 +24,7 @@ from ...statemachine import (
     overview,
 )
 from ...statemachine._cells import HAS_DOCSTRINGS
+from .._loading import load_object
 
 app = typer.Typer(help="Draw the state machine, check the pictures, compare versions.")
 
@@ -64,13 +63,10 @@ def load_table(name: str) -> Table[Any, Any, Any, Any]:
 
 def load(name: str) -> object:
     """Import what MODULE:NAME names; the module may be in the current folder."""
-    module, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the installed program does not look in the folder it is started in
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise fail(f"--table {name} cannot be imported: {error}") from error
+        return load_object(name, "--table")
+    except InvalidArgument as error:
+        raise fail(str(error)) from error
 
 
 def pictures(description: Description, formats: str = _ALL) -> dict[str, str]:
