@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 from .._exceptions import ForbiddenRequest
-from ..statemachine import Table
+from ..statemachine import Branch, Table
+
+#: A branch: event, state, position in the cell. `markdown(covered=...)` takes the same.
+Place: TypeAlias = tuple[str, str, int]
 
 
-def cover(table: Table[Any, Any, Any, Any], situations: Iterable[tuple[Any, Any]]) -> set[tuple[str, str, int]]:
+def place_of(table: Table[Any, Any, Any, Any], event: Any, state: Any, branch: Branch[Any, Any, Any]) -> Place:
+    """The place of a branch in its table."""
+    return event.value, state.value, table.cell(event, state).index(branch)
+
+
+def cover(table: Table[Any, Any, Any, Any], situations: Iterable[tuple[Any, Any]]) -> set[Place]:
     """Fire each event on its scratch and return the branches taken: event, state, position of the branch.
 
     Raises any error of a guard or an action. A forbidden request counts as a branch. Pass the set to
@@ -18,9 +26,8 @@ def cover(table: Table[Any, Any, Any, Any], situations: Iterable[tuple[Any, Any]
     """
     covered = set()
     for event, scratch in situations:
-        state = scratch.state
-        place = table.cell(event, state).index(table.choose(event, scratch))
+        place = place_of(table, event, scratch.state, table.choose(event, scratch))
         with suppress(ForbiddenRequest):
             table.fire(event, scratch)
-        covered.add((event.value, state.value, place))
+        covered.add(place)
     return covered

@@ -21,7 +21,8 @@ from ..runner import Runner
 from ..statemachine import Journey, Table, TableSnapshot, timeline
 from ..statemachine._cells import name_of
 from ._clocks import run_virtual, virtual_time_backends
-from ._lifecycle_model import MARGIN, Model, Move, Place, Raised, Step, Way
+from ._cover import Place, place_of
+from ._lifecycle_model import MARGIN, Model, Move, Raised, Step, Way
 
 #: Moves of a random walk.
 _MOVES: Final = 50
@@ -174,8 +175,8 @@ class _Cases:
 
     def __init__(self, table: Table[Any, Any, Any, Any], world: Callable[[], FakeWorld], seed: int) -> None:
         self.places: dict[str, Place] = {}
-        for event, state, branch in table.branches():
-            place = event.value, state.value, table.cell(event, state).index(branch)
+        for one in table.branches():
+            place = place_of(table, *one)
             self.places[f"{place[1]}-{place[0]}-{place[2]}"] = place
         self._table = table
         self._world = world

@@ -13,9 +13,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from .._exceptions import ForbiddenRequest, InvalidArgument
 from ..statemachine import Draft, Table, TableSnapshot, advance, enter
 from ..statemachine._cells import name_of
+from ._cover import Place, place_of
 
-#: A branch: event, state, position in the cell. `cover` and `markdown(covered=...)` use the same.
-Place: TypeAlias = tuple[str, str, int]
 #: An event with its value; None waits until the next timer expires.
 Move: TypeAlias = tuple[Any, object] | None
 
@@ -51,17 +50,12 @@ class Step(NamedTuple):
     """One event: the branch it takes, the timer that raised it, the effects, and the situation after it."""
 
     event: Any
-    position: int
+    place: Place
     timer: Enum | None
     verdict: str
     effects: tuple[Any, ...]
     before: TableSnapshot[Any, Any]
     after: Situation
-
-    @property
-    def place(self) -> Place:
-        """The branch."""
-        return self.event.value, self.before.state.value, self.position
 
     @property
     def passage(self) -> tuple[str, str, str, str]:
@@ -121,9 +115,7 @@ class Model:
 
     def search(self, starts: Sequence[object]) -> tuple[dict[Place, Way], dict[tuple[str, str], Raised], int]:
         """The shortest way to each branch, what raised in which cell, and how many situations were looked at."""
-        cell = self.table.cell
-        branches = self.table.branches()
-        missing = {(event.value, state.value, cell(event, state).index(branch)) for event, state, branch in branches}
+        missing = {place_of(self.table, *one) for one in self.table.branches()}
         ways, raised = dict[Place, Way](), dict[tuple[str, str], Raised]()
         waiting = deque((Way(data), self.begin(data)[0]) for data in starts)
         seen = {now.key for _, now in waiting}
@@ -155,8 +147,8 @@ class Model:
             frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
             culprit = next((name for name in frames if name in self._names), "the table")
             raise Raised(event, before.state, f"{culprit} raised {error!r}") from error
-        position = self.table.cell(event, before.state).index(branch)
-        return Step(event, position, timer, branch.kind.value, effects, before, timed)
+        place = place_of(self.table, event, before.state, branch)
+        return Step(event, place, timer, branch.kind.value, effects, before, timed)
 
     def _timed(self, now: Situation, after: TableSnapshot[Any, Any]) -> Situation:
         left = dict(zip(now.snapshot.armed, now.left, strict=False))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..._exceptions import InvalidArgument
 from ...statemachine import History, Journey, Table, TableWorld, Violation, World, connection_worlds, journey, timeline
 from ...statemachine import explore as visit
 from ...statemachine._explore import GRAPH_INVARIANTS
@@ -25,6 +26,13 @@ def _worlds(name: str) -> Iterable[World[Any]]:
     return [found]
 
 
+def _journey(trace: bytes) -> Journey:
+    try:
+        return Journey.from_json(trace)
+    except InvalidArgument:  # the trace of a connection
+        return journey(History.from_json(trace))
+
+
 def explore(
     table: Annotated[str, typer.Option("--table", help="Your own Table or World, as MODULE:NAME.")] = LIFECYCLE,
     check: Annotated[Path | None, typer.Option(help="Exit 1 if this document has other counts.")] = None,
@@ -40,9 +48,7 @@ def explore(
         names |= dict.fromkeys(one.__name__ for one in (*world.invariants, *GRAPH_INVARIANTS))
     for violation in broken:
         typer.echo(f"\n{violation.invariant} does not hold: {violation.wrong}")
-        is_history = b'"entries"' in violation.trace
-        taken = journey(History.from_json(violation.trace)) if is_history else Journey.from_json(violation.trace)
-        typer.echo(timeline(taken) + violation.trace.decode())
+        typer.echo(timeline(_journey(violation.trace)) + violation.trace.decode())
     if broken and out is not None:
         out.write_bytes(broken[0].trace)
     if not broken:

@@ -83,10 +83,7 @@ class StreamWatcher(Watcher):
 
     async def _write_start(self) -> None:
         # Also this waits for a client that does not read what it asked for before on the same connection.
-        try:
-            await self._asgi_send(self._start)
-        except OSError as error:
-            raise PeerGone from error
+        await self._give(self._start)
         self._started = True
 
     async def _write(self, text: str, event: Event | None) -> None:
@@ -98,11 +95,14 @@ class StreamWatcher(Watcher):
 
     async def _write_block(self, block: bytes) -> None:
         self._whole = False
+        await self._give({"type": "http.response.body", "body": block, "more_body": True})
+        self._whole = True
+
+    async def _give(self, message: Message) -> None:
         try:
-            await self._asgi_send({"type": "http.response.body", "body": block, "more_body": True})
+            await self._asgi_send(message)
         except OSError as error:
             raise PeerGone from error
-        self._whole = True
 
 
 class EventStream(Response):
