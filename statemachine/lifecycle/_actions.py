@@ -122,7 +122,7 @@ def use_next_source(draft: Draft) -> None:
 
 @action()
 def use_first_source(draft: Draft) -> None:
-    """Begin again with the preferred way, because none is left."""
+    """Begin again with the preferred source, because each one was refused."""
     draft.set(source=0)
 
 

@@ -402,7 +402,7 @@ class Engine:
         self.journal.begin(None, ended=True)
 
     async def stop(self, *, leave: bool) -> None:
-        """Close what is open and write what is due. After `leave` nothing is running any more."""
+        """Close the link and write the record. With `leave`, also wait until no task of the engine runs any more."""
 
         async def released() -> None:
             await self.attempts.all_gone()

@@ -214,8 +214,10 @@ class HubWork(AsyncContextManagerMixin):
         return await self.tokens.grant_worker(job_id)
 
     def _add_pipeline(self, pipeline: Pipeline) -> None:
-        if pipeline.name in self._pipelines or self._is_served:
-            raise InvalidArgument("name", f"the pipeline {pipeline.name!r} is there already, or comes too late")
+        if pipeline.name in self._pipelines:
+            raise InvalidArgument("name", f"the hub has a pipeline {pipeline.name!r}: choose another name")
+        if self._is_served:
+            raise InvalidArgument("name", f"add the pipeline {pipeline.name!r} before the hub is served")
         self._pipelines[pipeline.name] = pipeline
 
     async def start(
@@ -271,7 +273,7 @@ class HubWork(AsyncContextManagerMixin):
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
         if self._draining:
-            raise ForbiddenRequest("entering", "closed", "a hub is entered once; make another")
+            raise ForbiddenRequest("entering", "closed", "a hub can be entered only once; make a new one")
         await self.check_folder()
         async with self.log, Tasks() as tasks:
             self._room = room_for_sockets()
@@ -433,9 +435,9 @@ class HubWork(AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def starting(self, owner: str, key: bytes | None) -> AsyncIterator[None]:
-        """Hold a place among the owner's jobs while one more is started, or raise the refusal.
+        """Reserve one of the owner's places for a job that is being started. Raises `Refusal` if all are taken.
 
-        A request that was made before, by its `key`, starts no more: its job has its place.
+        A repeated request (same `key`) needs no place, because its job already has one.
         """
         if wait := self._starts.take(owner, anyio.current_time()):
             raise Refusal(429, "too_many_starts", "too many jobs started", {"retry-after": whole_seconds(wait)})

@@ -164,7 +164,7 @@ def serve(
         made = make()
     if workers > 1:
         if not made.log.shared:
-            raise InvalidArgument("workers", "an SQLite file has one owner: several workers need a log in Redis")
+            raise InvalidArgument("workers", "must be 1 with an SQLite file; use a log in Redis for several workers")
         anyio.run(_check, made)
     listener = _listen(made, host, port, uds, fd)
     try:

@@ -46,7 +46,7 @@ class TLS:
         return True
 
     def open(self, data: bytes) -> bytes:
-        """Decrypt the peer's bytes; returns all complete content, perhaps none. Then check `end`."""
+        """Decrypt bytes from the peer. Returns the complete content, perhaps none; check `end` after each call."""
         self._incoming.write(data)
         pieces: list[bytes] = []
         try:

@@ -125,7 +125,9 @@ class ClientHandshake:
                 if answer is not None or not data:
                     return answer
                 if not room:
-                    raise ProtocolViolation(f"the head of its response is over {self._limits.max_response_head} bytes")
+                    raise ProtocolViolation(
+                        f"the head of its response is longer than {self._limits.max_response_head} bytes"
+                    )
         except ProtocolViolation:
             raise
         except Exception as error:

@@ -100,7 +100,7 @@ class Inbox:
         return done if done is None or isinstance(done, Numbered | Mark) else position_of(done)
 
     def put(self, updates: list[AnyUpdate]) -> None:
-        """Add updates, and join those that wait if there are too many; `is_full` says whether there still are."""
+        """Add updates. If too many wait, merge runs of progress; `is_full` says whether there are still too many."""
         if self.lost is not None:
             updates = self._after_loss(self.lost, updates)
         waiting = self.waiting

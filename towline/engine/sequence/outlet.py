@@ -79,7 +79,7 @@ class Outlet:
         )
 
     def release(self) -> None:
-        """Add what `hold` has kept."""
+        """Show the snapshot that `hold` kept: its report, then its updates."""
         resynced, news, snapshot = self._resynced, self._news, self._snapshot
         self.hold(None)
         if resynced is not None:

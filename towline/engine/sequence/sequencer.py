@@ -150,7 +150,7 @@ class Sequencer:
         return self.phase is Phase.REPLAYING
 
     def give_up_replay(self) -> None:
-        """Abandon a replay that has stopped: the next state decides."""
+        """Stop waiting for a replay that does not go on. The next state we fetch says what is missing."""
         if self.phase is Phase.REPLAYING:
             self._start_holding()
 
@@ -490,8 +490,8 @@ class Sequencer:
     def look(self, facts: Iterable[Fact], *, is_complete: bool = False, may_wait: bool = True) -> Finding:
         """Process a state fetched because the link was silent. If the job has advanced, `take()` returns updates.
 
-        `is_complete`: the link has said that the end has come, so it has shown everything before. `may_wait`: another
-        link may follow, for which the end can wait.
+        `is_complete`: the link announced the end, so it has shown everything before the end. `may_wait`: a later link
+        may still show what is missing, so an end in the state can wait for it.
         """
         # A new link that says nothing else does not show what came while there was none.
         is_complete = is_complete and (self.phase not in _WAITING or self._replays or not self.outlet.has_shown)

@@ -217,7 +217,7 @@ def _dump_received(received: Received) -> dict[str, Any]:
             return {"type": "answer", "status": status, "headers": kept, **_dump_body(body)}
         case Closed():
             return {"type": "closed", "code": received.code, "reason": received.reason}
-    raise InvalidArgument("received", f"{type(received).__name__} is nothing that a server says")
+    raise InvalidArgument("received", f"{type(received).__name__} cannot be recorded: pass what a server sent")
 
 
 def _load_received(received: dict[str, Any]) -> Received:

@@ -111,7 +111,7 @@ class Event:
 class Job:
     """A job and its state as of event `seq`. Moments are milliseconds since 1970, `outcome` and `checkpoint` JSON.
 
-    `outcome` is the terminal payload less its type. `attempts` counts the runs since the log last moved.
+    `outcome` is the terminal payload without its type. `attempts` counts the runs of the job since its last event.
     """
 
     id: str

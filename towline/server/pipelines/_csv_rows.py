@@ -21,11 +21,11 @@ _WRONG_MARKS: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class NotText(Exception):
-    """The file holds what no text holds."""
+    """The file is not text: it holds bytes that no text contains."""
 
 
 class WrongEncoding(Exception):
-    """The file is text, but not UTF-8; the message says where and what is seen."""
+    """The file is text, but not in UTF-8. The message names the line and the encoding that it seems to have."""
 
 
 class _RowTooLong(Exception):

@@ -283,7 +283,7 @@ class Api:
             self._hub.check_open()
             owner = await self._authorized(request)
             if owner is None:
-                raise Refusal(403, "forbidden", "you may not start jobs here")
+                raise Refusal(403, "forbidden", "your account may not start jobs on this hub")
             said = request.headers.get("idempotency-key")
             if said is not None and not 0 < len(said) <= _MAX_KEY:
                 raise Refusal(400, "bad_request", f"an Idempotency-Key has 1 to {_MAX_KEY} characters")
