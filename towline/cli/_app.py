@@ -11,7 +11,6 @@ from ._demo import demo
 from ._exit import Commands
 from ._rehearse import rehearse
 from ._serve import serve
-from ._simulate import simulate
 from ._tokens import app as tokens
 from .follow._follow import import_csv, watch
 from .follow._protocol import protocols
@@ -62,11 +61,6 @@ app.command(
     help="Follow a job of your server through scripted faults. A proxy on this machine makes the faults. "
     "The exit code is 0 if every check passed.",
 )(rehearse)
-app.command(
-    "simulate",
-    help="Simulate how many clients reconnect to one server. Compares Towline's policies with published algorithms, "
-    "in virtual time and without sockets.",
-)(simulate)
 app.command(
     "explore",
     help="Visit every reachable situation of a state machine. Checks what must always hold, and prints the shortest "

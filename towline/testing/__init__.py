@@ -8,7 +8,6 @@ from ._clocks import VirtualTimeLoop, run_virtual, virtual_time, virtual_time_ba
 from ._conformance import Finding, ProtocolReport, check_protocol
 from ._controlled import controlled
 from ._cover import cover
-from ._crowd import ALGORITHMS, Algorithm, CrowdResult, Scene, crowd
 from ._lifecycle import FakeWorld, lifecycle_tests
 from ._rehearsal import Detour, Rehearsal, RehearsalEntry, rehearse
 from ._storm_script import AnyStep, RandomSteps, StormScript
@@ -21,13 +20,10 @@ from .proxy._fault_proxy import FaultProxy, ProxyStatistics
 from .proxy._message_faults import MessageFault
 
 __all__ = [
-    "ALGORITHMS",
     "Accept",
-    "Algorithm",
     "Answer",
     "AnyStep",
     "Call",
-    "CrowdResult",
     "Detour",
     "DialRecord",
     "Direction",
@@ -50,7 +46,6 @@ __all__ = [
     "Rehearsal",
     "RehearsalEntry",
     "Request",
-    "Scene",
     "ScriptedJob",
     "ScriptedServer",
     "ServerSocket",
@@ -61,7 +56,6 @@ __all__ = [
     "check_protocol",
     "controlled",
     "cover",
-    "crowd",
     "lifecycle_tests",
     "rehearse",
     "run_virtual",

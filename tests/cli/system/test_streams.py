@@ -71,10 +71,9 @@ def test_a_job_is_followed_whatever_the_pipe_can_encode(call: Call, job_server: 
 
 @pytest.mark.parametrize("encoding", ["cp1252"])
 def test_what_developers_get_is_shown_too(call: Call, tmp_path: Path, encoding: str) -> None:
-    """Arrows, bars and the like."""
+    """Arrows and the like."""
     variables, _ = ENCODINGS[encoding]
     for arguments in (
-        ["simulate", "herd", "--clients", "10", "--only", "towline"],
         ["diagram", "--format", "md"],
         ["tokens", "where"],
         ["--help"],

@@ -6,9 +6,7 @@ import random
 from functools import cache
 
 import pytest
-
-from towline._exceptions import InvalidArgument
-from towline.testing import ALGORITHMS, Algorithm, CrowdResult, Scene, crowd
+from crowd import ALGORITHMS, Algorithm, CrowdResult, Scene, crowd
 
 BY_NAME = {algorithm.name: algorithm for algorithm in ALGORITHMS}
 HERD = 1000
@@ -79,15 +77,6 @@ def test_a_seed_gives_the_same_run_and_another_another() -> None:
 
     assert run(3) == run(3)
     assert run(3) != run(4)
-
-
-def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(InvalidArgument):
-        Scene(accepts=0)
-    with pytest.raises(InvalidArgument):
-        Scene(outage=-1)
-    with pytest.raises(InvalidArgument):
-        crowd(BY_NAME["gRPC"], Scene(), clients=0)
 
 
 def test_one_s_own_algorithm() -> None:
