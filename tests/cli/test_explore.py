@@ -13,18 +13,24 @@ from typer.testing import CliRunner, Result
 from towline.cli._app import app as command_line
 from towline.cli.machine._explore import explore
 from towline.cli.machine._trace import trace
-from towline.statemachine import Move, Situation, State, connection_worlds
-from towline.statemachine.lifecycle import _world
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "firmware"
 MODULE = """
+from copy import copy
+import towline
+from connection_world import WORLDS
 from firmware import FIRMWARE, State, Update
 from towline.statemachine import TableWorld
 
 def never_on_probation(before, move):
     return "on probation" if move.after.state is State.PROBATION else None
 
+def never_connected(before, move):
+    return "connected" if move.after.snapshot.state is towline.State.CONNECTED else None
+
 WORLD = TableWorld(FIRMWARE, Update("", ""), lambda data: min(data.tries, 6), [never_on_probation])
+CONNECTION = [copy(WORLDS[0])]
+CONNECTION[0].invariants = [never_connected]
 NUMBER = 1
 """
 
@@ -72,13 +78,8 @@ def test_a_violation_in_your_own_world_is_shown_and_traced(tmp_path: Path) -> No
     assert (told.exit_code, told.output.splitlines()[-1]) == (0, "4 events replayed, none went another way")
 
 
-def test_a_violation_of_the_connection_is_shown_and_replays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never_connected(before: Situation, move: Move[Situation]) -> str | None:
-        return "connected" if move.after.snapshot.state is State.CONNECTED else None
-
-    monkeypatch.setattr(_world, "INVARIANTS", (never_connected,))
-    monkeypatch.setattr("towline.cli.machine._explore.connection_worlds", lambda: list(connection_worlds())[:1])
-    found = run("explore", "--out", "found.json")
+def test_a_violation_of_the_connection_is_shown_and_replays() -> None:
+    found = run("explore", "--table", "mine:CONNECTION", "--out", "found.json")
     assert found.exit_code == 1
     assert "never_connected does not hold: connected" in found.output
     told = run("trace", "found.json")

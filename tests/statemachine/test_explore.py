@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from connection_world import WORLDS as ALL
+from connection_world import ConnectionWorld
 from msgspec.structs import replace as changed
 
 from towline._exceptions import InvalidArgument
@@ -40,7 +42,6 @@ from towline.statemachine import (
     Trigger,
     Violation,
     action,
-    connection_worlds,
     explore,
     go,
     ignore,
@@ -51,10 +52,9 @@ from towline.statemachine import (
     step,
 )
 from towline.statemachine.lifecycle import _step
-from towline.statemachine.lifecycle._world import ConnectionWorld
 
 README = Path(__file__).parents[2] / "docs" / "machine" / "README.md"
-WORLDS = {world.name: world for world in connection_worlds()}
+WORLDS = {world.name: world for world in ALL}
 
 
 @pytest.mark.parametrize("name", ["a token that expires", "sources"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from connection_world import WORLDS
 
-from towline.statemachine import LIFECYCLE, connection_worlds, explore
+from towline.statemachine import LIFECYCLE, explore
 from towline.statemachine.lifecycle import _step
 
 
@@ -22,7 +23,7 @@ def test_every_branch_that_does_something_is_taken(monkeypatch: pytest.MonkeyPat
             return branch
 
     monkeypatch.setattr(_step, "LIFECYCLE", Watched())
-    for world in connection_worlds():
+    for world in WORLDS:
         assert explore(world).violations == []
     wanted = {
         (event, state, LIFECYCLE.cell(event, state).index(branch))

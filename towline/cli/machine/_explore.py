@@ -9,21 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from ..._exceptions import InvalidArgument
-from ...statemachine import History, Journey, Table, TableWorld, Violation, World, connection_worlds, journey, timeline
+from ...statemachine import History, Journey, Table, TableWorld, Violation, World, journey, timeline
 from ...statemachine import explore as visit
 from ...statemachine._explore import GRAPH_INVARIANTS
-from ._diagram import LIFECYCLE, fail, load
+from ._diagram import fail, load
 
 
 def _worlds(name: str) -> Iterable[World[Any]]:
-    if name == LIFECYCLE:
-        return connection_worlds()
     found = load(name)
     if isinstance(found, Table):
         return [TableWorld(found)]
-    if not isinstance(found, World):
+    worlds = list(found) if isinstance(found, Iterable) else [found]
+    if not all(isinstance(world, World) for world in worlds):
         raise fail(f"--table {name} is neither a towline.statemachine.Table nor a World")
-    return [found]
+    return worlds
 
 
 def _journey(trace: bytes) -> Journey:
@@ -34,7 +33,7 @@ def _journey(trace: bytes) -> Journey:
 
 
 def explore(
-    table: Annotated[str, typer.Option("--table", help="Your own Table or World, as MODULE:NAME.")] = LIFECYCLE,
+    table: Annotated[str, typer.Option("--table", help="Your Table or World, or several Worlds, as MODULE:NAME.")],
     check: Annotated[Path | None, typer.Option(help="Exit 1 if this document has other counts.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the trace of the first violation to this file.")] = None,
 ) -> None:

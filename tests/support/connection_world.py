@@ -13,21 +13,38 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from ..._exceptions import ForbiddenRequest
-from .._cells import Kind
-from .._explore import By, Move, Pace, StepInvariant
-from .._table import Table
-from . import _effects as do
-from . import _events as on
-from ._draft import OWNS, Draft, Resource
-from ._effects import AnyEffect
-from ._events import EXPIRIES, AnyEvent, Cause, Facts, State, Timer, Trigger
-from ._guards import _TOKEN_UNKNOWN, next_revival
-from ._history import Entry, History
-from ._lifecycle import LIFECYCLE
-from ._policy import Advice, Backoff, Delay, Policy
-from ._snapshot import Snapshot
-from ._step import Step, Verdict, step
+from towline._exceptions import ForbiddenRequest
+from towline.statemachine import (
+    EXPIRIES,
+    LIFECYCLE,
+    Advice,
+    AnyEffect,
+    AnyEvent,
+    Backoff,
+    By,
+    Cause,
+    Delay,
+    Entry,
+    Facts,
+    History,
+    Kind,
+    Move,
+    Pace,
+    Policy,
+    Snapshot,
+    State,
+    Step,
+    Table,
+    Timer,
+    Trigger,
+    Verdict,
+    step,
+)
+from towline.statemachine._explore import StepInvariant
+from towline.statemachine.lifecycle import _effects as do
+from towline.statemachine.lifecycle import _events as on
+from towline.statemachine.lifecycle._draft import OWNS, Draft, Resource
+from towline.statemachine.lifecycle._guards import _TOKEN_UNKNOWN, next_revival
 
 _BROKEN: Final = Cause(code="broken", text="the link broke")
 _VIOLATION: Final = Cause(code="violation", text="bytes that the protocol forbids", violation=True)
@@ -89,8 +106,7 @@ _TOKENS: Final[tuple[AnyEvent, ...]] = (
 )
 
 
-def connection_worlds(step: Callable[[Snapshot, AnyEvent, Facts, Policy], Step] = step) -> Iterator[ConnectionWorld]:
-    """The worlds of a connection: what happens to all, with one subject each, because together they are too many."""
+def _worlds() -> Iterator[ConnectionWorld]:
     here = Facts(now=0.0)
     stream = (
         *(on.GapFound(cause=_BROKEN), on.GapFound(cause=_VIOLATION), on.Lost(cause=_VIOLATION)),
@@ -105,15 +121,15 @@ def connection_worlds(step: Callable[[Snapshot, AnyEvent, Facts, Policy], Step] 
     )
     silence = (on.StillSilent(), on.JobPaused(), on.JobSpoke())
     fixed = replace(here, renewable=False, token_id="fixed", state_required=True)
-    yield ConnectionWorld("streams that break", stream, here, _SMALL, step)
+    yield ConnectionWorld("streams that break", stream, here, _SMALL)
     yield ConnectionWorld(
-        "sources", (on.SourceRefused(cause=_BROKEN),), replace(here, sources=2, state_call=False), _SMALL, step
+        "sources", (on.SourceRefused(cause=_BROKEN),), replace(here, sources=2, state_call=False), _SMALL
     )
-    yield ConnectionWorld("a token that can be renewed", _TOKENS, here, replace(_SMALL, free_restarts=0), step)
-    yield ConnectionWorld("a fixed token", _TOKENS, fixed, _SMALL, step)
-    yield ConnectionWorld("a token that expires", (on.TokenRenewed(),), replace(here, renew_in=60.0), _SMALL, step)
-    yield ConnectionWorld("refusals", refusals, here, _SMALL, step)
-    yield ConnectionWorld("silence", silence, here, replace(_SMALL, stall_limit=500.0), step)
+    yield ConnectionWorld("a token that can be renewed", _TOKENS, here, replace(_SMALL, free_restarts=0))
+    yield ConnectionWorld("a fixed token", _TOKENS, fixed, _SMALL)
+    yield ConnectionWorld("a token that expires", (on.TokenRenewed(),), replace(here, renew_in=60.0), _SMALL)
+    yield ConnectionWorld("refusals", refusals, here, _SMALL)
+    yield ConnectionWorld("silence", silence, here, replace(_SMALL, stall_limit=500.0))
 
 
 class ConnectionWorld:
@@ -125,7 +141,7 @@ class ConnectionWorld:
         events: tuple[AnyEvent, ...],
         facts: Facts,
         policy: Policy,
-        step: Callable[[Snapshot, AnyEvent, Facts, Policy], Step],
+        step: Callable[[Snapshot, AnyEvent, Facts, Policy], Step] = step,
     ) -> None:
         self.table: Table[Any, Any, Any, Any] = LIFECYCLE
         self.name = name
@@ -409,3 +425,6 @@ INVARIANTS: Final = (
     stale_changes_nothing,
     delays_within_policy,
 )
+
+#: The worlds of a connection: what happens to all, with one subject each, because together they are too many.
+WORLDS: Final = tuple(_worlds())
