@@ -6,6 +6,7 @@ when the event is handled. Both are msgspec structs, so a recorded history is JS
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
@@ -129,8 +130,16 @@ class Facts(Struct, frozen=True, kw_only=True):
     sources: int = 1
 
 
-class Event(Struct, frozen=True, kw_only=True, tag_field="event"):
-    """Base of all events. An event of an older `generation` or `fetch` is stale; None is never stale."""
+def snake(name: str) -> str:
+    """A class's name as the tag of its values: `JobEnded` is `job_ended`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class Event(Struct, frozen=True, kw_only=True, tag_field="event", tag=snake):
+    """Base of all events. An event of an older `generation` or `fetch` is stale; None is never stale.
+
+    Its `trigger` has the class's own name.
+    """
 
     trigger: ClassVar[Trigger]
     generation: int | None = None
@@ -144,215 +153,170 @@ class Expiry(Event, frozen=True, kw_only=True):
     ticket: int
 
 
-class Connect(Event, frozen=True, kw_only=True, tag="connect"):
+class Connect(Event, frozen=True, kw_only=True):
     """The user asks to follow the job, perhaps with another token."""
 
-    trigger = Trigger.CONNECT
     new_token: bool = False
 
 
-class Retry(Event, frozen=True, tag="retry"):
+class Retry(Event, frozen=True):
     """The user asks for an attempt now, even while the path is down or the host is in the background."""
 
-    trigger = Trigger.RETRY
 
-
-class Opened(Event, frozen=True, kw_only=True, tag="opened"):
+class Opened(Event, frozen=True, kw_only=True):
     """The link is open. `by_state`: it is in step after the job's state was fetched; otherwise its own facts decide."""
 
-    trigger = Trigger.OPENED
     by_state: bool = True
 
 
-class Synced(Event, frozen=True, tag="synced"):
+class Synced(Event, frozen=True):
     """Replay or snapshot is complete: the buffered frames continue the delivered ones."""
 
-    trigger = Trigger.SYNCED
 
-
-class GapFound(Event, frozen=True, kw_only=True, tag="gap_found"):
+class GapFound(Event, frozen=True, kw_only=True):
     """A gap: the received frames do not continue the delivered ones."""
 
-    trigger = Trigger.GAP_FOUND
     cause: Cause
 
 
-class Reopen(Event, frozen=True, kw_only=True, tag="reopen"):
+class Reopen(Event, frozen=True, kw_only=True):
     """The link must be opened again: after a gap that a replay can fill, or without a refused cursor."""
 
-    trigger = Trigger.REOPEN
     cause: Cause
 
 
-class SourceRefused(Event, frozen=True, kw_only=True, tag="source_refused"):
+class SourceRefused(Event, frozen=True, kw_only=True):
     """This way to follow the job cannot be used."""
 
-    trigger = Trigger.SOURCE_REFUSED
     cause: Cause
 
 
-class Lost(Event, frozen=True, kw_only=True, tag="lost"):
+class Lost(Event, frozen=True, kw_only=True):
     """The attempt, the sync or the link failed, and a retry may succeed."""
 
-    trigger = Trigger.LOST
     cause: Cause
 
 
-class TokenRejected(Event, frozen=True, kw_only=True, tag="token_rejected"):
+class TokenRejected(Event, frozen=True, kw_only=True):
     """The server rejected the token, at the upgrade or on the socket, or (`by_fetch`) at the state call."""
 
-    trigger = Trigger.TOKEN_REJECTED
     cause: Cause
     by_fetch: bool = False
 
 
-class Refused(Event, frozen=True, kw_only=True, tag="refused"):
+class Refused(Event, frozen=True, kw_only=True):
     """The server's refusal or a missing token rules out any further attempt.
 
     `by_fetch`: the state call was refused. `final`: the refusal is permanent; a retry cannot help.
     """
 
-    trigger = Trigger.REFUSED
     reason: Reason
     cause: Cause
     by_fetch: bool = False
     final: bool = False
 
 
-class JobEnded(Event, frozen=True, kw_only=True, tag="job_ended"):
+class JobEnded(Event, frozen=True, kw_only=True):
     """The job has ended. This event is never stale. `update` is the final update to deliver."""
 
-    trigger = Trigger.JOB_ENDED
     outcome: Literal["complete", "failed", "canceled"]
     update: Any = None
 
 
-class Stalled(Expiry, frozen=True, tag="stalled"):
+class Stalled(Expiry, frozen=True):
     """The next check of a silence is due, unless the job gave a sign after the timer was armed."""
 
-    trigger = Trigger.STALLED
     timer = Timer.STALL
 
 
-class StillSilent(Event, frozen=True, tag="still_silent"):
+class StillSilent(Event, frozen=True):
     """A check of the silence found no sign of the job, whether or not the state call worked."""
 
-    trigger = Trigger.STILL_SILENT
 
-
-class JobPaused(Event, frozen=True, tag="job_paused"):
+class JobPaused(Event, frozen=True):
     """The job waits for a person (input, a login), so its silence means nothing."""
 
-    trigger = Trigger.JOB_PAUSED
 
-
-class JobSpoke(Event, frozen=True, tag="job_spoke"):
+class JobSpoke(Event, frozen=True):
     """The job gave a sign after a noted silence or pause: a message about it, or a state that differs from the last."""
 
-    trigger = Trigger.JOB_SPOKE
 
-
-class CancelAccepted(Event, frozen=True, tag="cancel_accepted"):
+class CancelAccepted(Event, frozen=True):
     """The server agreed to stop the job, which has not ended yet."""
 
-    trigger = Trigger.CANCEL_ACCEPTED
 
-
-class TokenRenewed(Event, frozen=True, tag="token_renewed"):
+class TokenRenewed(Event, frozen=True):
     """A renewal of the token has ended, with a fresh token or without."""
 
-    trigger = Trigger.TOKEN_RENEWED
 
-
-class PathLost(Event, frozen=True, tag="path_lost"):
+class PathLost(Event, frozen=True):
     """The host has no network path now."""
 
-    trigger = Trigger.PATH_LOST
 
-
-class PathRestored(Event, frozen=True, tag="path_restored"):
+class PathRestored(Event, frozen=True):
     """The host has a network path again."""
 
-    trigger = Trigger.PATH_RESTORED
 
-
-class PathChanged(Event, frozen=True, tag="path_changed"):
+class PathChanged(Event, frozen=True):
     """The host has a different network path."""
 
-    trigger = Trigger.PATH_CHANGED
 
-
-class Woke(Event, frozen=True, tag="woke"):
+class Woke(Event, frozen=True):
     """The host was suspended and woke up."""
 
-    trigger = Trigger.WOKE
 
-
-class Background(Event, frozen=True, tag="background"):
+class Background(Event, frozen=True):
     """The host goes to the background. `grace`: how many seconds the link may stay open; None: the policy's value."""
 
-    trigger = Trigger.BACKGROUND
     grace: float | None = None
 
 
-class Foreground(Event, frozen=True, tag="foreground"):
+class Foreground(Event, frozen=True):
     """The host is back in the foreground."""
 
-    trigger = Trigger.FOREGROUND
 
-
-class BackoffElapsed(Expiry, frozen=True, tag="backoff_elapsed"):
+class BackoffElapsed(Expiry, frozen=True):
     """The wait before the next attempt is over."""
 
-    trigger = Trigger.BACKOFF_ELAPSED
     timer = Timer.BACKOFF
 
 
-class BudgetSpent(Expiry, frozen=True, tag="budget_spent"):
+class BudgetSpent(Expiry, frozen=True):
     """The outage has lasted as long as the policy allows."""
 
-    trigger = Trigger.BUDGET_SPENT
     timer = Timer.OUTAGE
 
 
-class LinkStable(Expiry, frozen=True, tag="link_stable"):
+class LinkStable(Expiry, frozen=True):
     """The link has stayed up, with frames coming in."""
 
-    trigger = Trigger.LINK_STABLE
     timer = Timer.STABILITY
 
 
-class GraceElapsed(Expiry, frozen=True, tag="grace_elapsed"):
+class GraceElapsed(Expiry, frozen=True):
     """The time that a link may stay open in the background is over."""
 
-    trigger = Trigger.GRACE_ELAPSED
     timer = Timer.GRACE
 
 
-class RevivalDue(Expiry, frozen=True, tag="revival_due"):
+class RevivalDue(Expiry, frozen=True):
     """A revival that was too early before is now allowed."""
 
-    trigger = Trigger.REVIVAL_DUE
     timer = Timer.REVIVAL
 
 
-class RenewalDue(Expiry, frozen=True, tag="renewal_due"):
+class RenewalDue(Expiry, frozen=True):
     """The token expires soon."""
 
-    trigger = Trigger.RENEWAL_DUE
     timer = Timer.RENEWAL
 
 
-class Cancel(Event, frozen=True, tag="cancel"):
+class Cancel(Event, frozen=True):
     """The user cancels the connection for good."""
 
-    trigger = Trigger.CANCEL
 
-
-class Close(Event, frozen=True, tag="close"):
+class Close(Event, frozen=True):
     """The user stops watching; the job continues."""
-
-    trigger = Trigger.CLOSE
 
 
 AnyExpiry: TypeAlias = BackoffElapsed | BudgetSpent | LinkStable | Stalled | GraceElapsed | RevivalDue | RenewalDue
@@ -393,3 +357,6 @@ AnyEvent: TypeAlias = (
     | Cancel
     | Close
 )
+
+for _event in get_args(AnyEvent):
+    _event.trigger = Trigger(snake(_event.__name__))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from html import escape as escape_html
-from typing import Any, Final
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -16,7 +15,7 @@ from .._connection import Connection
 from .._exceptions import Exhausted
 from .._text import escape
 from .._updates import AnyUpdate
-from ..statemachine import State, StateChange
+from ..statemachine import Journey, Passage, State, StateChange, timeline_svg
 from ..transport import Endpoint, Network, parse_url
 from ._audit import audit_updates
 from ._storm_script import StormScript
@@ -49,8 +48,21 @@ class Rehearsal(Struct, kw_only=True):
     seconds: float = 0.0
 
     def svg(self) -> str:
-        """Draw a picture over time: faults above, states below."""
-        return _draw(self)
+        """Draw the run as SVG: a lane for each state, and a row for each fault and each change of state."""
+        passages: list[Passage] = []
+        state = State.IDLE.value
+        for entry in self.entries:
+            if entry.state is None:
+                event, _, note = entry.what.partition(" ")
+                passage = Passage(at=entry.at, event=event, source=state, target=state, verdict="kept", note=note)
+            else:
+                before, state = state, entry.state
+                passage = Passage(
+                    at=entry.at, event=state, source=before, target=state, verdict="moved", note=entry.what
+                )
+            passages.append(passage)
+        states = tuple(state.value for state in State)
+        return timeline_svg(Journey(table=f"seed {self.seed}", states=states, passages=tuple(passages)))
 
 
 class Detour(Network):
@@ -138,56 +150,3 @@ async def rehearse(
     rehearsal.updates = len(updates)
     rehearsal.seconds = round(anyio.current_time() - started, 3)
     return rehearsal
-
-
-# --- the picture -------------------------------------------------------------------------------------------------
-
-_LANE: Final = 34
-_LEFT: Final = 110
-_TOP: Final = 100
-_WIDTH: Final = 1000
-
-
-def _draw(rehearsal: Rehearsal) -> str:
-    lanes = {state.value: _TOP + 40 + _LANE * place for place, state in enumerate(State)}
-    end = max([rehearsal.seconds, 0.001, *(entry.at for entry in rehearsal.entries)])
-    bottom = max(lanes.values()) + 30
-
-    def x(at: float) -> float:
-        return _LEFT + (_WIDTH - _LEFT - 20) * at / end
-
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {bottom + 20}" width="{_WIDTH}" '
-        f'height="{bottom + 20}" font-family="Helvetica, Arial, sans-serif" font-size="12">',
-        f"<title>A rehearsal with seed {rehearsal.seed}</title>",
-        '<rect width="100%" height="100%" fill="#ffffff"/>',
-        f'<text x="{_LEFT - 10}" y="{_TOP}" text-anchor="end" fill="#a03020">faults</text>',
-    ]
-    for name, y in lanes.items():
-        out.append(f'<line x1="{_LEFT}" y1="{y}" x2="{_WIDTH - 20}" y2="{y}" stroke="#dddddd"/>')
-        out.append(f'<text x="{_LEFT - 10}" y="{y + 4}" text-anchor="end" fill="#333333">{name}</text>')
-    state, points = State.IDLE.value, [f"{x(0):.1f},{lanes[State.IDLE.value]}"]
-    for entry in rehearsal.entries:
-        label = escape_html(f"{entry.at:.3f} s: {entry.state or ''} {entry.what}")
-        if entry.state is None:
-            colour = "#2f7d32" if entry.what == "heal" else "#a03020"
-            at, top, name = f"{x(entry.at):.1f}", _TOP - 12, escape_html(entry.what.partition(" ")[0])
-            out.append(
-                f'<line x1="{at}" y1="{top}" x2="{at}" y2="{bottom - 20}" '
-                f'stroke="{colour}" stroke-dasharray="3 3" stroke-width="1.5"><title>{label}</title></line>'
-            )
-            out.append(
-                f'<text x="{at}" y="{top - 4}" transform="rotate(-60 {at} {top - 4})" fill="{colour}">{name}</text>'
-            )
-        else:
-            points += [f"{x(entry.at):.1f},{lanes[state]}", f"{x(entry.at):.1f},{lanes[entry.state]}"]
-            state = entry.state
-            place = f'cx="{x(entry.at):.1f}" cy="{lanes[state]}"'
-            out.append(f'<circle {place} r="4" fill="#234a75"><title>{label}</title></circle>')
-    points.append(f"{x(end):.1f},{lanes[state]}")
-    out.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="#234a75" stroke-width="2"/>')
-    out += [
-        f'<text x="{x(at):.1f}" y="{bottom}" text-anchor="middle" fill="#666666">{at:.3g} s</text>'
-        for at in (end * part / 4 for part in range(5))
-    ]
-    return "\n".join([*out, "</svg>"]) + "\n"

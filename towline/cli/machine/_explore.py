@@ -16,7 +16,7 @@ from ._diagram import fail, load
 
 
 def _worlds(name: str) -> Iterable[World[Any]]:
-    found = load(name)
+    found: Any = load(name)
     if isinstance(found, Table):
         return [TableWorld(found)]
     worlds = list(found) if isinstance(found, Iterable) else [found]
