@@ -101,7 +101,7 @@ from .lifecycle._events import (
     Trigger,
     Woke,
 )
-from .lifecycle._history import Divergence, Entry, History, Recorder, coverage, journey, replay
+from .lifecycle._history import Entry, History, Recorder, journey, replay
 from .lifecycle._lifecycle import LIFECYCLE
 from .lifecycle._policy import Advice, Backoff, Delay, Policy
 from .lifecycle._snapshot import Snapshot
@@ -140,7 +140,6 @@ __all__ = [
     "Description",
     "Dial",
     "Disarm",
-    "Divergence",
     "Draft",
     "Entry",
     "Expiry",
@@ -215,7 +214,6 @@ __all__ = [
     "cause_of",
     "classify",
     "close_advice",
-    "coverage",
     "describe",
     "diff",
     "diff_markdown",

@@ -8,7 +8,7 @@ hints for pictures.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Final
+from typing import Any, Self
 
 import msgspec
 from msgspec import Struct
@@ -16,8 +16,7 @@ from msgspec import Struct
 from .._exceptions import InvalidArgument
 from ._cells import ANY_STATE, Branch, Kind, Picture, doc_of, name_of, one_line
 from ._table import Table
-
-VERSION: Final = 1
+from ._trace import Recorded
 
 
 class StateWords(Struct, frozen=True, kw_only=True):
@@ -84,10 +83,9 @@ class TimerWords(Struct, frozen=True, kw_only=True):
     runs_in: tuple[str, ...]
 
 
-class Description(Struct, frozen=True, kw_only=True):
+class Description(Recorded, frozen=True, kw_only=True):
     """The description of a whole table."""
 
-    version: int = VERSION
     name: str
     initial: str
     states: tuple[StateWords, ...]
@@ -99,19 +97,14 @@ class Description(Struct, frozen=True, kw_only=True):
     picture: Picture | None = None
     hash: str = ""
 
-    def to_json(self) -> str:
-        """The canonical JSON text: sorted keys, two spaces, one line feed at the end."""
-        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2).decode() + "\n"
+    def to_json(self) -> bytes:
+        """The canonical JSON: sorted keys, two spaces, one line feed at the end."""
+        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2) + b"\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Description:
+    def from_json(cls, data: bytes | str) -> Self:
         """Read a description; raise `InvalidArgument` if it is damaged, edited or of another version."""
-        try:
-            description = msgspec.json.decode(text, type=cls)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise InvalidArgument("description", str(error)) from error
-        if description.version != VERSION:
-            raise InvalidArgument("description", f"version {description.version} is unknown; use {VERSION}")
+        description = super().from_json(data)
         if description.hash != _hash(description):
             raise InvalidArgument("description", "the hash does not match: the file was edited or cut")
         return description

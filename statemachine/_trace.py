@@ -7,7 +7,7 @@ writes its own journeys; the connection's are in `lifecycle/_history.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 from msgspec import Struct
@@ -30,28 +30,34 @@ class Passage(Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
-class Journey(Struct, frozen=True, kw_only=True):
-    """A path through a machine. `states` are those of the table, in its order."""
+class Recorded(Struct, frozen=True, kw_only=True):
+    """A value that is kept as JSON, with the version of its form."""
 
     version: int = VERSION
-    table: str
-    states: tuple[str, ...]
-    passages: tuple[Passage, ...] = ()
 
     def to_json(self) -> bytes:
-        """The journey as JSON."""
+        """The value as JSON."""
         return msgspec.json.encode(self)
 
     @classmethod
-    def from_json(cls, data: bytes | str) -> Journey:
-        """Read a journey; raise `InvalidArgument` if it is damaged or of another version."""
+    def from_json(cls, data: bytes | str) -> Self:
+        """Read a value; raise `InvalidArgument` if it is damaged or of another version."""
+        name = cls.__name__.lower()
         try:
-            journey = msgspec.json.decode(data, type=cls)
+            found = msgspec.json.decode(data, type=cls)
         except (msgspec.DecodeError, RecursionError) as error:
-            raise InvalidArgument("journey", str(error)) from error
-        if journey.version != VERSION:
-            raise InvalidArgument("journey", f"version {journey.version} is unknown; use {VERSION}")
-        return journey
+            raise InvalidArgument(name, str(error)) from error
+        if found.version != VERSION:
+            raise InvalidArgument(name, f"version {found.version} is unknown; use {VERSION}")
+        return found
+
+
+class Journey(Recorded, frozen=True, kw_only=True):
+    """A path through a machine. `states` are those of the table, in its order."""
+
+    table: str
+    states: tuple[str, ...]
+    passages: tuple[Passage, ...] = ()
 
 
 class Departure(NamedTuple):

@@ -165,7 +165,7 @@ def back_off(draft: Draft) -> None:
     draft.set(trial=False)
     draft.start_clock()
     if path_down(draft):
-        _hold(draft)
+        hold.run(draft)
         return
     policy = draft.policy
     delay = policy.backoff.delay(n, shared=cause.shared, advice=cause.advice, limit=policy.advice_limit)
@@ -185,7 +185,7 @@ def wait_out_pause(draft: Draft) -> None:
     draft.stop_clock()
     draft.disarm(Timer.OUTAGE)
     if path_down(draft):
-        _hold(draft)
+        hold.run(draft)
     else:
         draft.arm(Timer.BACKOFF, Delay(*draft.policy.pause_looks))
     _fetch_status(draft)
@@ -206,14 +206,21 @@ def note_loss(draft: Draft) -> None:
 @action(arms=(Timer.BACKOFF,), disarms=(Timer.OUTAGE,))
 def hold(draft: Draft) -> None:
     """Delay the next attempt while the path is down; the budget is not used and the outage clock stops."""
-    _hold(draft)
+    now, until = draft.facts.now, draft.after.hold_until
+    draft.stop_clock()
+    draft.disarm(Timer.OUTAGE)
+    if until is None:
+        # Set once for each wait: a path that comes and goes must not postpone the trial without end.
+        until = now + draft.policy.hold
+        draft.set(hold_until=until)
+    draft.arm(Timer.BACKOFF, exactly(max(now, until, draft.after.advised_until or now) - now))
 
 
 @action(arms=(Timer.BACKOFF, Timer.OUTAGE), disarms=(Timer.OUTAGE,))
 def wait_briefly(draft: Draft) -> None:
     """Make the next attempt within the first window, because the path is back, regardless of earlier retries."""
     if path_down(draft):
-        _hold(draft)
+        hold.run(draft)
     else:
         _wait(
             draft, _advised(draft, min(draft.policy.prompt, draft.policy.restored_window), draft.policy.restored_window)
@@ -224,20 +231,9 @@ def wait_briefly(draft: Draft) -> None:
 def wait_a_moment(draft: Draft) -> None:
     """Make the next attempt almost at once, because the host is back; delay it if the path is down."""
     if path_down(draft):
-        _hold(draft)
+        hold.run(draft)
     else:
         _wait(draft, _advised(draft, 0.0, draft.policy.prompt))
-
-
-def _hold(draft: Draft) -> None:
-    now, until = draft.facts.now, draft.after.hold_until
-    draft.stop_clock()
-    draft.disarm(Timer.OUTAGE)
-    if until is None:
-        # Set once for each wait: a path that comes and goes must not postpone the trial without end.
-        until = now + draft.policy.hold
-        draft.set(hold_until=until)
-    draft.arm(Timer.BACKOFF, exactly(max(now, until, draft.after.advised_until or now) - now))
 
 
 def _advised(draft: Draft, low: float, high: float) -> Delay:
@@ -259,17 +255,13 @@ def _wait(draft: Draft, delay: Delay) -> None:
 @action(arms=(Timer.GRACE,))
 def greet(draft: Draft) -> None:
     """Begin after the cursor and fetch the state; in the background, restart the grace timer."""
-    _greet(draft)
+    await_facts.run(draft)
     draft.fetch(Purpose.SYNC)
 
 
 @action(arms=(Timer.GRACE,))
 def await_facts(draft: Draft) -> None:
     """Begin after the cursor; the link says when it is in step. In the background, restart the grace timer."""
-    _greet(draft)
-
-
-def _greet(draft: Draft) -> None:
     draft.emit(Greet())
     if not draft.facts.foreground:
         draft.arm(Timer.GRACE, exactly(draft.policy.grace))
@@ -311,8 +303,8 @@ def join(draft: Draft) -> None:
     draft.emit(ReleaseBuffer())
     draft.set(trial=False, peer_known=True, token_accepted=True, in_step_since=draft.facts.now)
     draft.arm(Timer.STABILITY, exactly(draft.policy.stable_after))
-    _await_next_look(draft)
-    _await_renewal(draft)
+    await_next_look.run(draft)
+    await_renewal.run(draft)
 
 
 # --- the token ---------------------------------------------------------------------------------------------------
@@ -335,10 +327,6 @@ def note_renewal(draft: Draft) -> None:
 @action(arms=(Timer.RENEWAL,))
 def await_renewal(draft: Draft) -> None:
     """Set the timer for the next renewal, if the token expires and can be renewed."""
-    _await_renewal(draft)
-
-
-def _await_renewal(draft: Draft) -> None:
     if draft.facts.renew_in is not None:
         draft.arm(Timer.RENEWAL, exactly(draft.facts.renew_in))
 
@@ -349,7 +337,11 @@ def _await_renewal(draft: Draft) -> None:
 @action(arms=(Timer.STALL,))
 def await_next_look(draft: Draft) -> None:
     """Set the timer for the next check of the silence."""
-    _await_next_look(draft)
+    if draft.after.paused:
+        draft.arm(Timer.STALL, exactly(draft.policy.pause_looks[0]))
+        return
+    left = draft.policy.next_look(draft.after.stalls) - draft.after.silent_seconds(draft.facts)
+    draft.arm(Timer.STALL, exactly(max(0.0, left)))
 
 
 @action(arms=(Timer.STALL,))
@@ -357,7 +349,7 @@ def look_into_silence(draft: Draft) -> None:
     """Fetch the state and set the timer for the next check."""
     draft.set(stalls=draft.after.stalls + 1)
     draft.fetch(Purpose.STALL)
-    _await_next_look(draft)
+    await_next_look.run(draft)
 
 
 @action()
@@ -389,14 +381,6 @@ def look_into_pause(draft: Draft) -> None:
     """Fetch the state, and look again later, because no message says when the pause ends."""
     _fetch_status(draft)
     draft.arm(Timer.STALL, exactly(draft.policy.pause_looks[1]))
-
-
-def _await_next_look(draft: Draft) -> None:
-    if draft.after.paused:
-        draft.arm(Timer.STALL, exactly(draft.policy.pause_looks[0]))
-        return
-    left = draft.policy.next_look(draft.after.stalls) - draft.after.silent_seconds(draft.facts)
-    draft.arm(Timer.STALL, exactly(max(0.0, left)))
 
 
 def _silence(draft: Draft) -> Cause:

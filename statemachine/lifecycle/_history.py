@@ -8,24 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
-from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from ..._exceptions import ForbiddenRequest, InvalidArgument
+from ..._exceptions import ForbiddenRequest
 from .._cells import Kind
-from .._trace import Journey, Passage
-from ._draft import Draft
+from .._trace import Departure, Journey, Passage, Recorded
 from ._effects import Arm, Dial
 from ._events import AnyEvent, Expiry, Facts, GapFound, JobEnded, Lost, Refused, State, Timer, TokenRejected
-from ._lifecycle import LIFECYCLE
 from ._policy import Delay, Policy
 from ._snapshot import Snapshot
-from ._step import Verdict, is_stale, step
-
-VERSION: Final = 1
+from ._step import Verdict, step
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -38,28 +32,12 @@ class Entry(Struct, frozen=True, kw_only=True):
     verdict: Verdict | None
 
 
-class History(Struct, frozen=True, kw_only=True):
+class History(Recorded, frozen=True, kw_only=True):
     """Entries in order, with everything needed to replay them."""
 
-    version: int = VERSION
     policy: Policy = Policy()
     start: Snapshot = Snapshot()
     entries: tuple[Entry, ...] = ()
-
-    def to_json(self) -> bytes:
-        """The history as JSON."""
-        return msgspec.json.encode(self)
-
-    @classmethod
-    def from_json(cls, data: bytes | str) -> History:
-        """Read a history; raise `InvalidArgument` if it is damaged or of another version."""
-        try:
-            history = msgspec.json.decode(data, type=cls)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise InvalidArgument("history", str(error)) from error
-        if history.version != VERSION:
-            raise InvalidArgument("history", f"version {history.version} is unknown; use {VERSION}")
-        return history
 
 
 class Recorder:
@@ -81,17 +59,7 @@ class Recorder:
         return History(policy=self._policy, start=start, entries=tuple(entry for _, entry in self._entries))
 
 
-class Divergence(NamedTuple):
-    """The first entry whose replay differs from the history: its place, and the result of the replay."""
-
-    place: int
-    entry: Entry
-    source: State
-    target: State
-    verdict: Verdict | None
-
-
-def replay(history: History) -> Divergence | None:
+def replay(history: History) -> Departure | None:
     """Run the history through the present machine; None if every step matches."""
     snapshot = history.start
     for place, entry in enumerate(history.entries):
@@ -102,21 +70,12 @@ def replay(history: History) -> Divergence | None:
         except ForbiddenRequest:
             verdict = None
         if (source, snapshot.state, verdict) != (entry.source, entry.target, entry.verdict):
-            return Divergence(place, entry, source, snapshot.state, verdict)
+            return Departure(place, journey(history).passages[place], snapshot.state.value, _verdict(verdict))
     return None
 
 
-def coverage(history: History) -> set[tuple[str, str, int]]:
-    """The branches of the table that a history took: event, state, place of the branch in its cell."""
-    snapshot, taken = history.start, set()
-    for entry in history.entries:
-        if not is_stale(snapshot, entry.event):
-            event, state = entry.event.trigger, snapshot.state
-            branch = LIFECYCLE.choose(event, Draft(snapshot, entry.event, entry.facts, history.policy))
-            taken.add((event.value, state.value, LIFECYCLE.cell(event, state).index(branch)))
-        with suppress(ForbiddenRequest):
-            snapshot = step(snapshot, entry.event, entry.facts, history.policy).snapshot
-    return taken
+def _verdict(verdict: Verdict | None) -> str:
+    return Kind.FORBIDDEN.value if verdict is None else verdict.value
 
 
 def path(entries: Iterable[Entry]) -> list[State]:
@@ -151,7 +110,7 @@ def journey(history: History) -> Journey:
                 event=entry.event.trigger.value,
                 source=entry.source.value,
                 target=entry.target.value,
-                verdict=entry.verdict.value if entry.verdict is not None else Kind.FORBIDDEN.value,
+                verdict=_verdict(entry.verdict),
                 note=", ".join(filter(None, notes)),
             )
         )

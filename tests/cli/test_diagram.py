@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
+from towline.cli._app import app
 from towline.cli.machine import _diagram
 from towline.statemachine import LIFECYCLE, Description, describe
 from towline.statemachine._description import BranchWords, _hash
@@ -18,7 +19,7 @@ LIFE = describe(LIFECYCLE)
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(_diagram.app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, ["diagram", *(str(argument) for argument in arguments)])
 
 
 def test_it_writes_what_it_checks(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def files(folder: Path, *descriptions: Description) -> list[Path]:
     paths = []
     for place, description in enumerate(descriptions):
         paths.append(folder / f"{place}.json")
-        paths[-1].write_text(description.to_json(), encoding="utf-8")
+        paths[-1].write_bytes(description.to_json())
     return paths
 
 
@@ -134,7 +135,7 @@ def test_git_revisions_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     git("init", "-q")
     for description in (LIFE, FORBIDDEN):
         (tmp_path / "docs" / "machine").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "docs" / "machine" / "connection.json").write_text(description.to_json(), encoding="utf-8")
+        (tmp_path / "docs" / "machine" / "connection.json").write_bytes(description.to_json())
         git("add", ".")
         git("commit", "-q", "-m", "a version")
     file = "docs/machine/connection.json"

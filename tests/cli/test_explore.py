@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
-from towline.cli._app import app as command_line
-from towline.cli.machine._explore import explore
-from towline.cli.machine._trace import trace
+from towline.cli._app import app
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "firmware"
 MODULE = """
@@ -48,9 +45,6 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run(*arguments: object) -> Result:
-    app = typer.Typer()
-    app.command("explore")(explore)
-    app.command("trace")(trace)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -95,6 +89,6 @@ def test_what_cannot_be_explored_is_said() -> None:
 def test_a_module_that_fails_is_the_caller_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken_table.py").write_text("TABLE = 1 / 0")
-    answer = CliRunner().invoke(command_line, ["explore", "--table", "broken_table:TABLE"])
+    answer = CliRunner().invoke(app, ["explore", "--table", "broken_table:TABLE"])
     assert answer.exit_code == 2
     assert "broken_table:TABLE cannot be loaded: ZeroDivisionError: division by zero" in answer.stderr

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import typer
 from dry_run import DryRun
 from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from towline import Connection
-from towline.cli.machine._trace import trace
+from towline.cli._app import app
 from towline.statemachine import Connect, Entry, History, Journey, Opened, Passage, Policy, Recorder, State
 from towline.testing import ScriptedServer, run_virtual, virtual_time_backends
 
@@ -19,9 +18,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "firmware"
 
 
 def run(*arguments: object) -> Result:
-    app = typer.Typer()
-    app.command()(trace)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, ["trace", *(str(argument) for argument in arguments)])
 
 
 def recorded() -> History:

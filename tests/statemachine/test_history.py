@@ -96,8 +96,9 @@ def test_the_first_divergence_is_shown(field: str, value: Any) -> None:
     entries[3] = replace(entries[3], **{field: value})
     found = replay(replace(history, entries=tuple(entries)))
     assert found is not None
-    assert (found.place, found.entry) == (3, entries[3])
-    assert (found.source, found.target, found.verdict) == (State.CONNECTED, State.RECONNECTING, Verdict.MOVED)
+    recorded = (found.passage.source, found.passage.target, found.passage.verdict)
+    assert (found.place, recorded) == (3, (entries[3].source.value, entries[3].target.value, entries[3].verdict.value))
+    assert (found.target, found.verdict) == ("reconnecting", "moved")
 
 
 def test_another_policy_diverges() -> None:
@@ -105,7 +106,7 @@ def test_another_policy_diverges() -> None:
     stingy = replace(history, policy=Policy(backoff=Backoff(attempts=0)))
     found = replay(stingy)
     assert found is not None
-    assert (found.place, found.target) == (3, State.EXHAUSTED)
+    assert (found.place, found.target) == (3, "exhausted")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_json_is_canonical_and_comes_back() -> None:
         assert describe(LIFECYCLE if description is LIFE else ODD).to_json() == text
         tree = msgspec.json.decode(text)
         assert list(tree) == sorted(tree)
-        assert text.endswith("}\n")
+        assert text.endswith(b"}\n")
 
 
 def test_the_hash_names_the_machine() -> None:
@@ -218,7 +218,7 @@ def test_mermaid_keeps_to_its_subset_and_is_there_if_the_event_moves_the_machine
 
 def test_the_committed_files_are_what_the_table_says() -> None:
     for name, text in {
-        "connection.json": LIFE.to_json(),
+        "connection.json": LIFE.to_json().decode(),
         "connection.md": markdown(LIFE),
         "connection.events.md": events_markdown(LIFE),
         "connection.overview.svg": overview(LIFE),

@@ -12,6 +12,7 @@ cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
@@ -33,6 +34,7 @@ from towline.statemachine import (
     CancelAccepted,
     Cause,
     GapFound,
+    History,
     JobPaused,
     JobSpoke,
     Kind,
@@ -52,10 +54,12 @@ from towline.statemachine import (
     TokenRejected,
     TokenRenewed,
     Trigger,
-    coverage,
     describe,
+    is_stale,
     markdown,
+    step,
 )
+from towline.statemachine.lifecycle._draft import Draft
 from towline.testing import Answer, Hang, Reach, ScriptedServer, controlled, run_virtual
 
 #: A branch: event, state, position in the cell.
@@ -106,6 +110,19 @@ class Tour:
     def markdown(self) -> str:
         """The matrix, with branches marked that the tour did not cover."""
         return markdown(describe(LIFECYCLE), covered=self.covered)
+
+
+def _covered(history: History) -> set[Place]:
+    """The branches of the table that a history took."""
+    snapshot, taken = history.start, set()
+    for entry in history.entries:
+        if not is_stale(snapshot, entry.event):
+            event, state = entry.event.trigger, snapshot.state
+            branch = LIFECYCLE.choose(event, Draft(snapshot, entry.event, entry.facts, history.policy))
+            taken.add((event.value, state.value, LIFECYCLE.cell(event, state).index(branch)))
+        with suppress(ForbiddenRequest):
+            snapshot = step(snapshot, entry.event, entry.facts, history.policy).snapshot
+    return taken
 
 
 def stops() -> Iterator[Stop]:
@@ -304,7 +321,7 @@ class _Visit:
                 if reaching.cancelled_caught or self.line.state is not self.stop.state:
                     return set(), [f"the state was not reached: it is {self.line.state.value}"]
                 await self._raise_event()
-                recorded = coverage(self.line.history())
+                recorded = _covered(self.line.history())
             await self._check_open_links()
         return recorded, self.findings
 

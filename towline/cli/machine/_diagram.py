@@ -24,6 +24,7 @@ from ...statemachine import (
     overview,
 )
 from ...statemachine._cells import HAS_DOCSTRINGS
+from .._exit import ExitCode, fail
 from .._loading import load_object
 
 app = typer.Typer(help="Draw the state machine, check the pictures, compare versions.")
@@ -38,35 +39,21 @@ _MAKERS: Final[dict[str, Callable[[Description], dict[str, str]]]] = {
     "layers": lambda description: {
         f".{name.replace(' ', '-')}.svg": drawn for name, drawn in layers(description).items()
     },
-    "json": lambda description: {".json": description.to_json()},
+    "json": lambda description: {".json": description.to_json().decode()},
 }
 _ALL: Final = ",".join(_MAKERS)
 
 TableOption = Annotated[str, typer.Option("--table", help="Your own table, as MODULE:NAME.")]
 
 
-def fail(problem: str) -> typer.Exit:
-    """Print what is wrong, and return the exit to raise."""
-    typer.echo(f"towline: {problem}", err=True)
-    return typer.Exit(2)
-
-
 def load_table(name: str) -> Table[Any, Any, Any, Any]:
     """Import a table by MODULE:NAME."""
     if not HAS_DOCSTRINGS:
-        raise fail("the documents need docstrings: run Python without -OO and PYTHONOPTIMIZE=2")
-    table = load(name)
+        fail(ExitCode.USAGE, "the documents need docstrings: run Python without -OO and PYTHONOPTIMIZE=2")
+    table = load_object(name, "--table")
     if not isinstance(table, Table):
-        raise fail(f"--table {name} is not a towline.statemachine.Table")
+        fail(ExitCode.USAGE, f"--table {name} is not a towline.statemachine.Table")
     return table
-
-
-def load(name: str) -> object:
-    """Import what MODULE:NAME names; the module may be in the current folder."""
-    try:
-        return load_object(name, "--table")
-    except InvalidArgument as error:
-        raise fail(str(error)) from error
 
 
 def pictures(description: Description, formats: str = _ALL) -> dict[str, str]:
@@ -74,7 +61,7 @@ def pictures(description: Description, formats: str = _ALL) -> dict[str, str]:
     wanted = [name.strip() for name in formats.split(",") if name.strip()]
     for name in wanted:
         if name not in _MAKERS:
-            raise fail(f"there is no format {name}: use {', '.join(_MAKERS)}")
+            fail(ExitCode.USAGE, f"there is no format {name}: use {', '.join(_MAKERS)}")
     return {description.name + end: text for name in wanted for end, text in _MAKERS[name](description).items()}
 
 
@@ -92,15 +79,15 @@ def diagram(
     if context.invoked_subcommand is not None:
         return
     if check and out is None:
-        raise fail("--check needs the folder of the files: add --out FOLDER")
+        fail(ExitCode.USAGE, "--check needs the folder of the files: add --out FOLDER")
     description = describe(load_table(table))
-    if check and out is not None:
-        raise typer.Exit(_check(pictures(description, formats or _ALL), out))
     if out is None:
         for text in pictures(description, formats or "md").values():
             typer.echo(text, nl=False)
         return
     texts = pictures(description, formats or _ALL)
+    if check:
+        raise typer.Exit(_check(texts, out))
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
@@ -133,7 +120,7 @@ def compare(
 ) -> None:
     """`towline diagram diff`."""
     if fail_on not in ("", "breaking"):
-        raise fail(f"--fail-on {fail_on}: use --fail-on breaking")
+        fail(ExitCode.USAGE, f"--fail-on {fail_on}: use --fail-on breaking")
     now = describe(load_table(table))
     old, new = read_description(base), read_description(head) if head else now
     changes = diff(old, new)
@@ -150,12 +137,13 @@ def read_description(source: str) -> Description:
         if Path(source).is_file():
             return Description.from_json(Path(source).read_bytes())
         if source.startswith("-") or ":" not in source:
-            raise fail(f"{source} is neither a file nor a REVISION:PATH in git")
+            fail(ExitCode.USAGE, f"{source} is neither a file nor a REVISION:PATH in git")
         shown = subprocess.run(["git", "show", source], capture_output=True, timeout=30, check=False)
         if shown.returncode:
-            raise fail(f"{source} is neither a file nor in git: {shown.stderr.decode(errors='replace').strip()}")
+            fail(
+                ExitCode.USAGE,
+                f"{source} is neither a file nor in git: {shown.stderr.decode(errors='replace').strip()}",
+            )
         return Description.from_json(shown.stdout)
-    except InvalidArgument as error:
-        raise fail(f"{source}: {error}") from error
-    except OSError as error:
-        raise fail(f"{source}: {error.strerror or error}") from error
+    except (InvalidArgument, OSError) as error:
+        fail(ExitCode.USAGE, f"{source}: {getattr(error, 'strerror', None) or error}")

@@ -12,16 +12,17 @@ from ..._exceptions import InvalidArgument
 from ...statemachine import History, Journey, Table, TableWorld, Violation, World, journey, timeline
 from ...statemachine import explore as visit
 from ...statemachine._explore import GRAPH_INVARIANTS
-from ._diagram import fail, load
+from .._exit import ExitCode, fail
+from .._loading import load_object
 
 
 def _worlds(name: str) -> Iterable[World[Any]]:
-    found: Any = load(name)
+    found = load_object(name, "--table")
     if isinstance(found, Table):
         return [TableWorld(found)]
     worlds = list(found) if isinstance(found, Iterable) else [found]
     if not all(isinstance(world, World) for world in worlds):
-        raise fail(f"--table {name} is neither a towline.statemachine.Table nor a World")
+        fail(ExitCode.USAGE, f"--table {name} is neither a towline.statemachine.Table nor a World")
     return worlds
 
 

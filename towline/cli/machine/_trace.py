@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from ...statemachine import (
     Departure,
     History,
     Journey,
+    Table,
     describe,
     journey,
     replay,
@@ -20,6 +21,7 @@ from ...statemachine import (
     timeline,
     timeline_svg,
 )
+from .._exit import ExitCode, fail
 from ._diagram import LIFECYCLE, TableOption, load_table
 
 
@@ -33,14 +35,11 @@ def trace(
     table: TableOption = LIFECYCLE,
 ) -> None:
     """`towline trace`."""
+    own = None if table == LIFECYCLE else load_table(table)
     try:
-        taken, found = _replayed(file.read_bytes(), table)
-    except OSError as error:
-        typer.echo(f"towline: {file}: {error.strerror or error}", err=True)
-        raise typer.Exit(2) from error
-    except InvalidArgument as error:
-        typer.echo(f"towline: {file}: {error}", err=True)
-        raise typer.Exit(2) from error
+        taken, found = _replayed(file.read_bytes(), own)
+    except (InvalidArgument, OSError) as error:
+        fail(ExitCode.USAGE, f"{file}: {getattr(error, 'strerror', None) or error}")
     place = None if found is None else found.place
     typer.echo(timeline(taken, place), nl=False)
     if svg is not None:
@@ -58,19 +57,15 @@ def trace(
     raise typer.Exit(1)
 
 
-def _replayed(data: bytes, table: str) -> tuple[Journey, Departure | None]:
+def _replayed(data: bytes, table: Table[Any, Any, Any, Any] | None) -> tuple[Journey, Departure | None]:
+    """The run and where it goes another way now; without a table, the run of a connection."""
     try:
         taken = Journey.from_json(data)
     except InvalidArgument:
-        if table != LIFECYCLE:
+        if table is not None:
             raise
-    else:
-        if table == LIFECYCLE:
-            raise InvalidArgument("table", f"this is a run of the table {taken.table}; pass --table MODULE:NAME")
-        return taken, retrace(load_table(table), taken)
-    history = History.from_json(data)
-    taken, divergence = journey(history), replay(history)
-    if divergence is None:
-        return taken, None
-    verdict = "forbidden" if divergence.verdict is None else divergence.verdict.value
-    return taken, Departure(divergence.place, taken.passages[divergence.place], divergence.target.value, verdict)
+        history = History.from_json(data)
+        return journey(history), replay(history)
+    if table is None:
+        raise InvalidArgument("table", f"this is a run of the table {taken.table}; pass --table MODULE:NAME")
+    return taken, retrace(table, taken)
