@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
-from .._exceptions import ReadFailed, TokenStoreError, WriteFailed
+from .._exceptions import Damaged, ReadFailed, TokenStoreError, WriteFailed
 
 PATIENCE: Final = 10.0  # seconds to wait for another process's lock, which is normally held for milliseconds
 TEMPORARY: Final = ".tmp"
+_CHUNK: Final = 64 * 1024
 
 
 class Stamp(NamedTuple):
@@ -21,6 +24,20 @@ class Stamp(NamedTuple):
     inode: int
     size: int
     changed_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Self:
+        """The stamp of a file with this status."""
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def read_file(fd: int, limit: int, path: Path) -> bytes:
+    """The bytes of an open file. Raises `Damaged` if it is longer than `limit`."""
+    data = io.BytesIO()  # not bytes: a traceback that prints locals must not show the content of a key file
+    while data.tell() <= limit:
+        if not data.write(os.read(fd, min(limit + 1 - data.tell(), _CHUNK))):
+            return data.getvalue()
+    raise Damaged(f"is longer than {limit} bytes", path=path)
 
 
 def never() -> None:

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import os
 import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
-from .._exceptions import Damaged, ReadFailed, UnsafePermissions, WriteFailed
-from ._folder import Stamp, never, renamed, says, take_lock, temporary_of
+from .._exceptions import ReadFailed, UnsafePermissions, WriteFailed
+from ._folder import Stamp, never, read_file, renamed, says, take_lock, temporary_of
 
 assert sys.platform != "win32"  # for type checkers: this module is for one system
 
-_CHUNK: Final = 64 * 1024
 # Linux: a read that updates the access time makes the next fsync write one more inode, a quarter of a save's time.
 _NO_ATIME: Final[int] = getattr(os, "O_NOATIME", 0)
 
@@ -80,9 +77,7 @@ class Folder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         with suppress(OSError):  # opened for reading, so a failed close loses nothing
             os.close(self._fd)
 
@@ -109,7 +104,7 @@ class Folder:
                 found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
             except FileNotFoundError:
                 return None
-        return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        return Stamp.of(found)
 
     def read(self, name: str, *, limit: int) -> bytes | None:
         """The file's bytes, or None if there is no such file.
@@ -131,14 +126,10 @@ class Folder:
                 if not stat.S_ISREG(found.st_mode):
                     raise UnsafePermissions("is not a regular file", path=self.path / name)
                 _check(found, self.path, 0o077, name)
-                data = io.BytesIO()  # not bytes: a traceback that prints locals must not show the content of a key file
-                while data.tell() <= limit:
-                    if not data.write(os.read(fd, min(limit + 1 - data.tell(), _CHUNK))):
-                        return data.getvalue()
+                return read_file(fd, limit, self.path / name)
         finally:
             with suppress(OSError):
                 os.close(fd)
-        raise Damaged(f"is longer than {limit} bytes", path=self.path / name)
 
     def _open(self, name: str) -> int:
         # O_NONBLOCK: opening a FIFO with this name would otherwise block until another process writes to it.

@@ -7,7 +7,6 @@ rename is as durable as NTFS's journal makes it.
 
 from __future__ import annotations
 
-import io
 import msvcrt
 import os
 import stat
@@ -16,16 +15,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
-from .._exceptions import Damaged, ReadFailed, UnsafePermissions, WriteFailed
-from ._folder import Stamp, never, renamed, says, take_lock, temporary_of
+from .._exceptions import ReadFailed, UnsafePermissions, WriteFailed
+from ._folder import Stamp, never, read_file, renamed, says, take_lock, temporary_of
 
 assert sys.platform == "win32"  # for type checkers: this module is for one system
 
 _LOCK: Final = "lock"
-_CHUNK: Final = 64 * 1024
 _REPLACE_TRIES: Final = 20  # a virus scanner that holds the file open releases it within milliseconds
 
 
@@ -64,9 +61,7 @@ class Folder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._lock is not None:
             with suppress(OSError):
                 os.close(self._lock)  # this also releases the lock
@@ -92,7 +87,7 @@ class Folder:
                 found = (self.path / name).lstat()
             except FileNotFoundError:
                 return None
-        return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        return Stamp.of(found)
 
     def read(self, name: str, *, limit: int) -> bytes | None:
         """The file's bytes, or None if there is no such file."""
@@ -106,13 +101,9 @@ class Folder:
             except FileNotFoundError:
                 return None
             try:
-                data = io.BytesIO()  # not bytes: a traceback that prints locals must not show the content of a key file
-                while data.tell() <= limit:
-                    if not data.write(os.read(fd, min(limit + 1 - data.tell(), _CHUNK))):
-                        return data.getvalue()
+                return read_file(fd, limit, path)
             finally:
                 os.close(fd)
-        raise Damaged(f"is longer than {limit} bytes", path=path)
 
     def names(self) -> list[str]:
         """The names of all files, sorted."""

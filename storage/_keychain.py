@@ -182,28 +182,17 @@ class Keychain:
         self._provider = provider or self._provider
 
     def _rewrapped(self, old: Entry, wrapping: Wrapping, role: Role) -> Entry:
-        return wrap(
-            unwrap_one(old, self._opened().asked, role, self._path),
-            wrapping.cipher,
-            role,
-            key_id=old.id,
-            made=old.made,
-            source=wrapping.source,
-            kdf=wrapping.kdf,
-            nonce=os.urandom(12),
-        )
+        key = unwrap_one(old, self._opened().asked, role, self._path)
+        return self._wrapped(key, wrapping, role, key_id=old.id, made=old.made)
 
     def _entry(self, wrapping: Wrapping, role: Role) -> Entry:
-        return wrap(
-            os.urandom(32),
-            wrapping.cipher,
-            role,
-            key_id=os.urandom(16).hex(),
-            made=round(self._now() * 1000),
-            source=wrapping.source,
-            kdf=wrapping.kdf,
-            nonce=os.urandom(12),
-        )
+        made = round(self._now() * 1000)
+        return self._wrapped(os.urandom(32), wrapping, role, key_id=os.urandom(16).hex(), made=made)
+
+    @staticmethod
+    def _wrapped(key: bytes, wrapping: Wrapping, role: Role, *, key_id: str, made: int) -> Entry:
+        source, kdf, cipher = wrapping
+        return wrap(key, cipher, role, key_id=key_id, made=made, source=source, kdf=kdf, nonce=os.urandom(12))
 
     def _write(self, folder: Folder, keyset: Keyset) -> None:
         data = spell(keyset)

@@ -1,4 +1,7 @@
-"""The token store's async interface, which does the file work in a worker thread."""
+"""The token store's async interface, which does the file work in a worker thread.
+
+A call there runs to its end once it has started, even if the caller is cancelled.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import anyio.from_thread
-import anyio.to_thread
+from anyio.to_thread import run_sync
 
 from .._exceptions import InvalidArgument
 from .._secret import Secret
@@ -18,8 +20,6 @@ from ._record import Parameter, Record, RecordKey, check_job, with_cursor, with_
 from ._vault import Vault, Verification
 from .keys._keyset import Source
 from .keys._providers import HOMES, KeyProvider, user_folder
-
-_T = TypeVar("_T")
 
 
 class Store(ABC):
@@ -151,7 +151,8 @@ class TokenStore(_EditedStore):
         provider: KeyProvider | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._vault = Vault(Path(folder) if folder else default_folder(app), app=app, provider=provider, now=now)
+        path = Path(folder) if folder else default_folder(app)
+        self._vault = Vault(path, app=app, provider=provider, now=now, tick=_tick)
         self._now = now
 
     def __repr__(self) -> str:
@@ -164,27 +165,27 @@ class TokenStore(_EditedStore):
 
     async def read(self, key: RecordKey) -> Record | None:
         """See `Store.read`."""
-        return await _in_thread(partial(self._vault.read, key, tick=_tick))
+        return await run_sync(self._vault.read, key)
 
     async def find(self, job: str) -> list[Record]:
         """See `Store.find`. It opens no other job's files."""
-        return await _in_thread(partial(self._vault.find, check_job(job), tick=_tick))
+        return await run_sync(self._vault.find, check_job(job))
 
     async def delete(self, key: RecordKey) -> None:
         """See `Store.delete`. It also removes an unreadable record."""
-        await _in_thread(partial(self._vault.delete, key, tick=_tick))
+        await run_sync(self._vault.delete, key)
 
     async def jobs(self) -> list[RecordKey]:
         """See `Store.jobs`."""
-        return await _in_thread(partial(self._vault.jobs, tick=_tick))
+        return await run_sync(self._vault.jobs)
 
     async def delete_all(self) -> None:
         """See `Store.delete_all`. It needs no key, so it also works if the key is lost."""
-        await _in_thread(partial(self._vault.delete_all, tick=_tick))
+        await run_sync(self._vault.delete_all)
 
     async def source(self) -> Source | None:
         """Return the kind of provider that wrapped the store, or None if there is no store. No key is requested."""
-        return await _in_thread(partial(self._vault.source, tick=_tick))
+        return await run_sync(self._vault.source)
 
     async def rotate(self) -> int:
         """Seal every record with a new key and drop the old one; return the number of sealed records.
@@ -193,24 +194,24 @@ class TokenStore(_EditedStore):
         the next one finishes the work. Raises `Damaged` if a record cannot be read: the old key stays until you
         delete that record.
         """
-        return await _in_thread(partial(self._vault.rotate, tick=_tick))
+        return await run_sync(self._vault.rotate)
 
     async def rewrap(self, provider: KeyProvider | None = None) -> None:
         """Wrap the store with another provider, which opens it from now on. None: the same one with today's costs."""
-        await _in_thread(partial(self._vault.rewrap, provider, tick=_tick))
+        await run_sync(self._vault.rewrap, provider)
 
     async def needs_rewrap(self) -> bool:
         """Return whether the store was wrapped with lower costs than today's default."""
-        return await _in_thread(partial(self._vault.needs_rewrap, tick=_tick))
+        return await run_sync(self._vault.needs_rewrap)
 
     async def verify(self) -> Verification:
         """Read everything, change nothing, and report damaged records."""
-        return await _in_thread(partial(self._vault.verify, tick=_tick))
+        return await run_sync(self._vault.verify)
 
     async def _change(
         self, key: RecordKey, edit: Callable[[Record | None], Record | None], *, begin: bool = False
     ) -> Record | None:
-        return await _in_thread(partial(self._vault.change, key, edit, begin=begin, tick=_tick))
+        return await run_sync(partial(self._vault.change, key, edit, begin=begin))
 
 
 class MemoryTokenStore(_EditedStore):
@@ -277,11 +278,6 @@ def _hidden(text: Secret | str) -> Secret:
 
 def _as_text(given: bytes | str) -> str:
     return given if isinstance(given, str) else given.decode("utf-8", "surrogateescape")
-
-
-async def _in_thread(call: Callable[[], _T]) -> _T:
-    """Run `call` in a worker thread. Once started it runs to its end, even if the caller is cancelled."""
-    return await anyio.to_thread.run_sync(call)
 
 
 def _tick() -> None:

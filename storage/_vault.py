@@ -56,35 +56,37 @@ class Vault:
     that holds the lock.
     """
 
-    def __init__(self, folder: Path, *, app: str, provider: KeyProvider | None, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        app: str,
+        provider: KeyProvider | None,
+        now: Callable[[], float],
+        tick: Callable[[], None] = never,
+    ) -> None:
         self.folder = folder
         self._now = now
+        self._tick = tick
         self._keychain = Keychain(folder, app=app, provider=provider, now=now)
 
     # --- one record ---
 
-    def read(self, key: RecordKey, tick: Callable[[], None] = never) -> Record | None:
+    def read(self, key: RecordKey) -> Record | None:
         """The record of this key, or None if it has no file."""
-        with self._session(exclusive=False, tick=tick) as session:
+        with self._session(exclusive=False) as session:
             opened = None if session is None else session.read(key)
         if opened is not None and self._is_over(opened):
-            self._sweep([opened], tick)
+            self._sweep([opened])
             return None
         return None if opened is None else opened.record
 
-    def change(
-        self,
-        key: RecordKey,
-        edit: Callable[[Record | None], Record | None],
-        *,
-        begin: bool,
-        tick: Callable[[], None] = never,
-    ) -> Record | None:
+    def change(self, key: RecordKey, edit: Callable[[Record | None], Record | None], *, begin: bool) -> Record | None:
         """Apply `edit` to the record and save the result if it differs; return the present record.
 
         If there is no store and `begin` is false, create none and return None without calling `edit`.
         """
-        with self._session(exclusive=True, begin=begin, tick=tick) as session:
+        with self._session(exclusive=True, begin=begin) as session:
             if session is None:
                 return None
             opened = session.read(key)
@@ -94,53 +96,53 @@ class Vault:
                 session.put(opened, new)
             return new
 
-    def delete(self, key: RecordKey, tick: Callable[[], None] = never) -> None:
+    def delete(self, key: RecordKey) -> None:
         """Remove the record, if there is one."""
-        with self._session(exclusive=True, tick=tick) as session:
+        with self._session(exclusive=True) as session:
             if session is not None:
                 session.remove(key)
 
     # --- several records ---
 
-    def find(self, job: str, tick: Callable[[], None] = never) -> list[Record]:
+    def find(self, job: str) -> list[Record]:
         """The records of all servers' jobs with this id, sorted by key."""
-        with self._session(exclusive=False, tick=tick) as session:
+        with self._session(exclusive=False) as session:
             found = [] if session is None else session.find(job)
-        return self._current(found, tick)
+        return self._current(found)
 
-    def jobs(self, tick: Callable[[], None] = never) -> list[RecordKey]:
+    def jobs(self) -> list[RecordKey]:
         """The keys of all records, sorted."""
-        with self._session(exclusive=False, tick=tick) as session:
+        with self._session(exclusive=False) as session:
             found = [] if session is None else [one for tag in session.tags() if (one := session.open(tag))]
-        return [record.key for record in self._current(found, tick)]
+        return [record.key for record in self._current(found)]
 
-    def delete_all(self, tick: Callable[[], None] = never) -> None:
+    def delete_all(self) -> None:
         """Remove every record and the keyset. It needs no key, so it also works if the key is lost."""
         folder = Folder.open(self.folder)
         if folder is None:
             return
         with folder:
-            folder.lock(exclusive=True, tick=tick)
+            folder.lock(exclusive=True, tick=self._tick)
             # In this order: a power cut in between must not leave records without a keyset.
             folder.remove(*(name for name in folder.names() if name.endswith((".tok", TEMPORARY))))
             folder.remove(KEYSET)
 
     # --- upkeep ---
 
-    def source(self, tick: Callable[[], None] = never) -> Source | None:
+    def source(self) -> Source | None:
         """The kind of provider that wrapped the store, or None if there is no store. No key is needed."""
         folder = Folder.open(self.folder)
         if folder is None:
             return None
         with folder:
-            folder.lock(exclusive=False, tick=tick)
+            folder.lock(exclusive=False, tick=self._tick)
             return self._keychain.source(folder)
 
-    def verify(self, tick: Callable[[], None] = never) -> Verification:
+    def verify(self) -> Verification:
         """Read everything, change nothing. Raises if the folder, the keyset or the key cannot be used."""
         records: list[Record] = []
         findings: list[TokenStoreError] = []
-        with self._session(exclusive=False, tick=tick) as session:
+        with self._session(exclusive=False) as session:
             if session is None:
                 return Verification((), (), (), ())
             for tag in session.tags():
@@ -157,7 +159,7 @@ class Vault:
                 strangers=tuple(session.strangers()),
             )
 
-    def rotate(self, tick: Callable[[], None] = never) -> int:
+    def rotate(self) -> int:
         """Seal every record with a new root key, then drop the old one. Returns the number of sealed records.
 
         The lock is released between records. If the call is interrupted, each record stays readable under the old key
@@ -165,16 +167,16 @@ class Vault:
         that it names is kept.
         """
         sealed = 0
-        with self._session(exclusive=True, tick=tick) as session:
+        with self._session(exclusive=True) as session:
             if session is None:
                 return sealed
             tags = session.tags()
             self._keychain.retire(session.folder, keep=session.keys_in_use())  # left by interrupted rotations
             self._keychain.add(session.folder)
         for tag in tags:
-            with self._session(exclusive=True, tick=tick) as session, suppress(*_UNREADABLE):
+            with self._session(exclusive=True) as session, suppress(*_UNREADABLE):
                 sealed += session is not None and session.reseal(tag)
-        with self._session(exclusive=True, tick=tick) as session:
+        with self._session(exclusive=True) as session:
             if session is None:
                 return sealed
             broken: list[TokenStoreError] = []
@@ -190,37 +192,37 @@ class Vault:
             raise Damaged(problem, path=broken[0].path) from broken[0]
         return sealed
 
-    def rewrap(self, provider: KeyProvider | None, tick: Callable[[], None] = never) -> None:
+    def rewrap(self, provider: KeyProvider | None) -> None:
         """Wrap the store's keys with another provider, or with the same at today's costs; records stay the same."""
-        with self._session(exclusive=False, tick=tick) as session:
+        with self._session(exclusive=False) as session:
             own = None if session is None else self._keychain.provider()
         wrapping = self._keychain.wrapping(provider or own)
-        with self._session(exclusive=True, tick=tick) as session:
+        with self._session(exclusive=True) as session:
             if session is not None:
                 self._keychain.rewrap(session.folder, wrapping)
             self._keychain.adopt(provider)
 
-    def needs_rewrap(self, tick: Callable[[], None] = never) -> bool:
+    def needs_rewrap(self) -> bool:
         """Whether the store was wrapped with lower costs than today's."""
-        with self._session(exclusive=False, tick=tick) as session:
+        with self._session(exclusive=False) as session:
             return session is not None and self._keychain.is_dated
 
     # --- the common part ---
 
     @contextmanager
-    def _session(self, *, exclusive: bool, tick: Callable[[], None], begin: bool = False) -> Iterator[Session | None]:
+    def _session(self, *, exclusive: bool, begin: bool = False) -> Iterator[Session | None]:
         """The locked folder and its keys, or None if there is no store and `begin` is false."""
         folder = Folder.make(self.folder) if begin else Folder.open(self.folder)
         if folder is None:
             yield None
             return
         with folder:
-            wrapping = self._keychain.prepare(folder, begin=begin, tick=tick)
-            folder.lock(exclusive=exclusive, tick=tick)
-            keys = self._keychain.current(folder, tick)
+            wrapping = self._keychain.prepare(folder, begin=begin, tick=self._tick)
+            folder.lock(exclusive=exclusive, tick=self._tick)
+            keys = self._keychain.current(folder, self._tick)
             if keys is None and begin:
                 self._keychain.begin(folder, wrapping or self._keychain.wrapping())
-                keys = self._keychain.current(folder, tick)  # read it back, as every later reader will
+                keys = self._keychain.current(folder, self._tick)  # read it back, as every later reader will
             if keys is None:
                 yield None
                 return
@@ -231,18 +233,18 @@ class Vault:
     def _is_over(self, opened: Opened) -> bool:
         return opened.record.is_over(self._now())
 
-    def _current(self, found: list[Opened], tick: Callable[[], None]) -> list[Record]:
+    def _current(self, found: list[Opened]) -> list[Record]:
         """The records that are not over, sorted; the others are removed."""
         now = self._now()
         over = [opened for opened in found if opened.record.is_over(now)]
         if over:
-            self._sweep(over, tick)
+            self._sweep(over)
         records = (opened.record for opened in found)
         return sorted((record for record in records if not record.is_over(now)), key=lambda record: record.key)
 
-    def _sweep(self, over: list[Opened], tick: Callable[[], None]) -> None:
+    def _sweep(self, over: list[Opened]) -> None:
         """Remove ended records that have expired. If that fails they stay on disk, but are not returned."""
-        with suppress(WriteFailed), self._session(exclusive=True, tick=tick) as session:
+        with suppress(WriteFailed), self._session(exclusive=True) as session:
             if session is None:
                 return
             for old in over:
