@@ -6,14 +6,13 @@ writes its own journeys; the connection's are in `lifecycle/_history.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 from msgspec import Struct
 
-from .._exceptions import ForbiddenRequest, InvalidArgument
-from ._cells import Kind
+from .._exceptions import InvalidArgument
 from ._table import Table
 
 VERSION: Final = 1
@@ -69,17 +68,12 @@ class Departure(NamedTuple):
     verdict: str
 
 
-def retrace(
-    table: Table[Any, Any, Any, Any],
-    journey: Journey,
-    scratch_for: Callable[[Passage, Any], Any] | None = None,
-) -> Departure | None:
-    """Run a journey through the table; None if every event gives the same result.
+def retrace(table: Table[Any, Any, Any, Any], journey: Journey) -> Departure | None:
+    """Run a journey through the table; None if every event can give the same result.
 
-    `scratch_for(passage, state)` makes the scratch for an event that starts in `state`. If the scratch needs data from
-    earlier events (counters, say), `scratch_for` must keep it. Without it no guard is asked: some branch of each cell
-    must give the recorded result. A stale event changed nothing and is passed over. Raises `InvalidArgument` if the
-    table does not have the journey's states and events.
+    A journey holds no data, so no guard is asked: some branch of each cell must give the recorded result. A stale event
+    changed nothing and is passed over. Raises `InvalidArgument` if the table does not have the journey's states and
+    events.
     """
     names = {member.value for kind in (table.states, table.events) for member in kind}
     if unknown := {name for one in journey.passages for name in (one.source, one.event)} - names:
@@ -88,17 +82,7 @@ def retrace(
     for place, passage in enumerate(journey.passages):
         if passage.verdict == "stale":
             continue
-        event = table.events(passage.event)
-        if scratch_for is None:
-            results = [(branch.target or state, branch.kind) for branch in table.cell(event, state)]
-        else:
-            scratch = scratch_for(passage, state)
-            try:
-                branch = table.fire(event, scratch)
-            except ForbiddenRequest:
-                results = [(state, Kind.FORBIDDEN)]
-            else:
-                results = [(scratch.state, branch.kind)]
+        results = [(branch.target or state, branch.kind) for branch in table.cell(table.events(passage.event), state)]
         recorded = (passage.source, passage.target, passage.verdict)
         same = [target for target, kind in results if (state.value, target.value, kind.value) == recorded]
         if not same:

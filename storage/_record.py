@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -89,10 +88,10 @@ class Record:
         """Whether the job has ended and its record has expired, so that it counts as deleted."""
         return self.ended and self.expires is not None and self.expires <= now
 
-    def for_address(self, protocol: str, address: str, path: Path | None = None) -> Record:
+    def for_address(self, protocol: str, address: str) -> Record:
         """Return this record if it is that server's, or raise `RecordMismatch`: its token goes nowhere else."""
         if (self.key.protocol, self.key.address) != (protocol, address):
-            raise RecordMismatch(f"the record is of {self.key.server}, not of {protocol} at {address}", path=path)
+            raise RecordMismatch(f"the record is of {self.key.server}, not of {protocol} at {address}")
         return self
 
 

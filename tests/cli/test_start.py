@@ -18,7 +18,7 @@ URL = "http://localhost/api/import/csv"
 def started(backend: str, script: Script, upload: bytes | Upload = b"x") -> StartedJob:
     async def main() -> StartedJob:
         async with script.running():
-            return await start_job(URL, upload, headers={"X-App": "demo"}, network=script.network)
+            return await start_job(URL, upload, script.network)
 
     return run_virtual(main, backend=backend)
 
@@ -35,7 +35,7 @@ def test_a_job_is_started(backend: str) -> None:
     assert (job.job, job.token.reveal()) == ("j9", "fresh")
     (seen,) = script.seen
     assert (seen.line, seen.body) == ("POST /api/import/csv HTTP/1.1", b"title,author\na,b\n")
-    assert (seen.headers["content-type"], seen.headers["x-app"]) == ("text/csv", "demo")
+    assert seen.headers["content-type"] == "text/csv"
     assert "authorization" not in seen.headers
     assert "fresh" not in repr(job)
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from towline import _exceptions as errors
 from towline.cli import _tokens
+from towline.cli._app import app
 from towline.storage import CallerKey, PassphraseKey, RecordKey, TokenStore
 from towline.storage.keys import _passphrase
 
@@ -46,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str, typed: str | None = None) -> Result:
-    result = CliRunner().invoke(_tokens.app, list(arguments), input=typed, terminal_width=200)
+    result = CliRunner().invoke(app, ["tokens", *arguments], input=typed, terminal_width=200)
     assert result.exception is None or isinstance(result.exception, SystemExit)
     if "--reveal" not in arguments:
         assert TOKEN not in result.output

@@ -197,26 +197,22 @@ WAY = Journey(
 )
 
 
-def scratch_for(passage: Passage, state: Door) -> Visit:
-    return Visit(state)
-
-
 def test_a_journey_is_json_and_is_retraced() -> None:
     assert Journey.from_json(WAY.to_json()) == WAY
-    assert retrace(door(), WAY, scratch_for) is None
+    assert retrace(door(), WAY) is None
 
 
 @pytest.mark.parametrize("field", ["source", "target", "verdict"])
 def test_where_a_journey_leaves_the_table_is_shown(field: str) -> None:
     passages = list(WAY.passages)
     passages[3] = replace(passages[3], **{field: "shut" if field != "verdict" else "moved"})
-    found = retrace(door(), replace(WAY, passages=tuple(passages)), scratch_for)
+    found = retrace(door(), replace(WAY, passages=tuple(passages)))
     assert found == Departure(3, passages[3], "open", "kept")
 
 
 def test_a_changed_table_is_noticed() -> None:
     changed = door(cells={Act.KICK: {Door.SHUT: (go(Door.OPEN),), Door.OPEN: (stay(),)}})
-    found = retrace(changed, WAY, scratch_for)
+    found = retrace(changed, WAY)
     assert found is not None
     assert (found.place, found.target, found.verdict) == (0, "open", "moved")
 
@@ -238,7 +234,7 @@ def is_hard(visit: Visit) -> bool:
 def test_names_that_the_table_does_not_have_are_refused() -> None:
     passages = (passage("shove", "ajar", "shut", "moved"), *WAY.passages)
     with pytest.raises(InvalidArgument, match="journey: the table door has no ajar, shove"):
-        retrace(door(), replace(WAY, passages=passages), scratch_for)
+        retrace(door(), replace(WAY, passages=passages))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"version": 9, "table": "x", "states": []}', b"[" * 100_000])

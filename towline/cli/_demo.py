@@ -27,7 +27,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from .._exceptions import InvalidArgument
 from .._text import escape
-from .._updates import AnyUpdate, JobComplete, JobFailed, Progress, Resynced
+from .._updates import AnyUpdate, JobComplete, Progress, Resynced
 from ..statemachine import History, State, StateChange, replay
 from ._exit import ExitCode, fail
 from ._sample import SAMPLE_FILE
@@ -278,28 +278,18 @@ async def _drop(story: Story, what: str, act: Callable[[], Awaitable[Any]]) -> N
 def _check(story: Story, database: Path) -> list[str]:
     """Compare the client's updates with the hub's log. Each finding is a sentence; no finding is a success."""
     from ..server import read_events
+    from ..testing import audit_updates
 
     logged = [event.seq for event in read_events(database, story.job)] if story.job else []
-    delivered: list[int] = []
-    findings = []
-    for update in story.updates:
-        if isinstance(update, Resynced):
-            if update.missed:
-                findings.append(f"{update.missed} events were missed")
-        elif update.seq is not None:
-            first = update.first_seq if isinstance(update, Progress) else None
-            delivered.extend(range(first or update.seq, update.seq + 1))
-    ends = [update for update in story.updates if isinstance(update, JobComplete | JobFailed)]
-    if not logged:
-        findings.append("the hub's log is empty")
-    if delivered != logged:
-        findings.append(
-            f"the client delivered {len(delivered)} events, not the {len(logged)} of the log, once each and in order"
-        )
-    if len(ends) != 1 or story.updates[-1] is not ends[-1]:
-        findings.append(f"the end was delivered {len(ends)} times, or not last")
-    elif not isinstance(ends[0], JobComplete):
-        findings.append(f"the job did not complete: {in_words(ends[0])}")
+    findings = audit_updates(story.updates)
+    findings += [
+        f"{one.missed} events were missed" for one in story.updates if isinstance(one, Resynced) and one.missed
+    ]
+    last = story.updates[-1] if story.updates else None
+    if last is None or logged[-1:] != [last.seq]:
+        findings.append(f"the last update is not the last of the {len(logged)} events of the hub's log")
+    if not isinstance(last, JobComplete):
+        findings.append("the job did not complete" + ("" if last is None else f": {in_words(last)}"))
     return findings
 
 

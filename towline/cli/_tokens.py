@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -183,23 +182,15 @@ def _run(store: Path | None, call: Callable[[TokenStore], Coroutine[Any, Any, _T
             tokens = TokenStore(store, provider=PassphraseKey(_ask))
         return await call(tokens)
 
-    with _advised():
+    try:
         return anyio.run(run)
+    except errors.TokenStoreError as error:
+        _print_error(error)
+        raise typer.Exit(ExitCode.TROUBLE) from None
 
 
 def _ask() -> str:
     return str(typer.prompt("Passphrase of the token store", hide_input=True, err=True))
-
-
-@contextmanager
-def _advised() -> Iterator[None]:
-    try:
-        yield
-    except errors.TokenStoreError as error:
-        _print_error(error)
-        raise typer.Exit(ExitCode.TROUBLE) from None
-    except errors.InvalidArgument as error:
-        fail(ExitCode.USAGE, error)
 
 
 def _report(findings: tuple[errors.TokenStoreError, ...]) -> None:

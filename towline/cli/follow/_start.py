@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..._exceptions import UnexpectedResponse
-from ..._headers import as_pairs
 from ..._secret import Secret
 from ...protocols.wire.codec import Codec
-from ...transport import URL, Headers, Network, Upload, request
+from ...transport import URL, Network, Upload, request
 
 #: What hubs answer when a job was started.
 _STARTED = frozenset({200, 201, 202})
@@ -21,29 +20,14 @@ class StartedJob(NamedTuple):
     token: Secret
 
 
-async def start_job(
-    url: str | URL,
-    body: bytes | Upload,
-    *,
-    content_type: str = "text/csv",
-    headers: Headers = (),
-    network: Network | None = None,
-    deadline: float = 30.0,
-) -> StartedJob:
-    """Upload a job's input to the URL of its pipeline. An `Upload` of any size is sent in bounded memory.
+async def start_job(url: str | URL, body: bytes | Upload, network: Network | None = None) -> StartedJob:
+    """Upload a job's input, a CSV file, to the URL of its pipeline, in bounded memory.
 
-    `deadline` (seconds) restarts with each piece sent. Raises `UnexpectedResponse` for any status but 200, 201 and 202,
-    `MalformedMessage` for an answer without token or id, and as `transport.request`.
+    Raises `UnexpectedResponse` for any status but 200, 201 and 202, `MalformedMessage` for an answer without token or
+    id, and as `transport.request`.
     """
-    response = await request(
-        "POST",
-        url,
-        headers=[("Content-Type", content_type), ("Accept", "application/json"), *as_pairs(headers)],
-        body=body,
-        deadline=deadline,
-        max_body=1 << 20,
-        network=network,
-    )
+    headers = [("Content-Type", "text/csv"), ("Accept", "application/json")]
+    response = await request("POST", url, headers=headers, body=body, deadline=30.0, max_body=1 << 20, network=network)
     if response.status not in _STARTED:
         raise UnexpectedResponse(response.status, "the job was not started", retry_after=response.retry_after)
     answer = Codec().decode_token(response.body)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -73,8 +73,7 @@ class JsonView:
 class PlainView:
     """Prints a line for each state and each update, and at most one line of progress per second."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._next_progress = 0.0
 
     def state(self, change: StateChange) -> None:
@@ -83,7 +82,7 @@ class PlainView:
 
     def update(self, update: AnyUpdate) -> None:
         if isinstance(update, Progress):
-            now = self._clock()
+            now = time.monotonic()
             if now < self._next_progress:
                 return
             self._next_progress = now + _PLAIN_EVERY
