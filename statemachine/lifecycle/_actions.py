@@ -97,12 +97,7 @@ def dial(draft: Draft) -> None:
         advised_until=None,
     )
     draft.emit(
-        Dial(
-            generation=draft.after.generation,
-            not_before=not_before,
-            fresh_token=rejected,
-            source=draft.after.source,
-        )
+        Dial(generation=draft.after.generation, not_before=not_before, fresh_token=rejected, source=draft.after.source)
     )
 
 

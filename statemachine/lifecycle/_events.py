@@ -21,10 +21,7 @@ class State(Named):
 
     IDLE = "idle", "Nothing runs. After the job has ended, the outcome is here. `connect` starts."
     CONNECTING = "connecting", "One attempt is in progress, up to the server's answer, within one deadline."
-    SYNCING = (
-        "syncing",
-        "The link is open but not in step: what it brings is buffered while the state is fetched.",
-    )
+    SYNCING = "syncing", "The link is open but not in step: what it brings is buffered while the state is fetched."
     CONNECTED = "connected", "The link is open, and delivery is up to date with the server."
     RECONNECTING = "reconnecting", "The engine waits for the next attempt."
     BACKGROUNDED = (

@@ -59,19 +59,13 @@ _FAILED: Final[LifecycleCell] = (
     go(S.RECONNECTING, do.back_off, when=when.budget_left),
     go(S.EXHAUSTED, do.give_up_on_budget),
 )
-_LOST: Final[LifecycleCell] = (
-    go(S.EXHAUSTED, do.give_up_on_protocol, when=when.broken_too_often),
-    *_FAILED,
-)
+_LOST: Final[LifecycleCell] = (go(S.EXHAUSTED, do.give_up_on_protocol, when=when.broken_too_often), *_FAILED)
 _LOST_LINK: Final[LifecycleCell] = (
     *_LOST[:2],
     go(S.RECONNECTING, do.wait_out_pause, when=when.job_is_paused),
     *_LOST[2:],
 )
-_REOPEN: Final[LifecycleCell] = (
-    go(S.CONNECTING, do.use_free_restart, when=when.free_restart_left),
-    *_FAILED,
-)
+_REOPEN: Final[LifecycleCell] = (go(S.CONNECTING, do.use_free_restart, when=when.free_restart_left), *_FAILED)
 _SOURCE_REFUSED_IN_STEP: Final[LifecycleCell] = (
     go(S.CONNECTING, do.use_next_source, when=when.another_source_left),
     # A proxy that answers for a known server: the ways to it may work again.
@@ -111,15 +105,9 @@ _CANCEL: Final[LifecycleBranch] = go(S.CANCELLED, do.stop_delivery)
 _CLOSE: Final[LifecycleBranch] = go(S.IDLE, do.fresh_budget, do.stop_delivery)
 _BEGIN_GRACE: Final[LifecycleBranch] = stay(do.begin_grace)
 _GRACE_ELAPSED: Final[LifecycleBranch] = go(S.BACKGROUNDED)
-_RESTART: Final[LifecycleCell] = (
-    go(S.CONNECTING, do.use_free_restart, when=when.free_restart_left),
-    stay(),
-)
+_RESTART: Final[LifecycleCell] = (go(S.CONNECTING, do.use_free_restart, when=when.free_restart_left), stay())
 _RETRY_SOON: Final[LifecycleBranch] = stay(do.wait_briefly)
-_REVIVE: Final[LifecycleCell] = (
-    go(S.CONNECTING, do.revive, when=when.revival_allowed),
-    stay(do.await_revival),
-)
+_REVIVE: Final[LifecycleCell] = (go(S.CONNECTING, do.revive, when=when.revival_allowed), stay(do.await_revival))
 _START_AGAIN: Final[LifecycleCell] = (
     forbid("the server refused this very token: call connect(token=...) with a new one", when=when.same_refused_token),
     go(S.CONNECTING, do.fresh_start),

@@ -31,24 +31,22 @@ if TYPE_CHECKING:
 
 def rehearse(
     url: Annotated[str | None, typer.Argument(help="URL of the job's stream: ws(s)://…")] = None,
-    job: Annotated[str | None, typer.Option("--job", help="Id of the job.")] = None,
+    job: Annotated[str | None, typer.Option(help="Id of the job.")] = None,
     script: Annotated[
-        Path | None,
-        typer.Option("--script", help="TOML file with the faults.", exists=True, dir_okay=False, readable=True),
+        Path | None, typer.Option(help="TOML file with the faults.", exists=True, dir_okay=False, readable=True)
     ] = None,
     recording: Annotated[
         Path | None,
         typer.Option(
-            "--recording",
             help="Instead of a script: check the protocol on this recording (`towline watch --record`). Nothing is "
-            "sent; URL and --job are those of the recorded job.",
+            "sent; URL and --job are those of the recorded job."
         ),
     ] = None,
     protocol: ProtocolOption = None,
     given: FieldsOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed, instead of the one in the script.")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this file, as JSON.")] = None,
-    svg: Annotated[Path | None, typer.Option("--svg", help="Draw states and faults to this SVG file.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, instead of the one in the script.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report to this file, as JSON.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw states and faults to this SVG file.")] = None,
     token_file: TokenFileOption = None,
     store: StoreOption = None,
     backend: BackendOption = "asyncio",

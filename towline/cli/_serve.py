@@ -45,49 +45,37 @@ def serve(
             metavar="[MODULE:HUB]", help="A Hub of your own, or a function that makes it; without it, CSV imports."
         ),
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = _HOST,
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 chooses a free one and prints it.")] = 8470,
-    uds: Annotated[Path | None, typer.Option("--uds", help="Unix socket to listen on instead.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = _HOST,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one and prints it.")] = 8470,
+    uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on instead.")] = None,
     fd: Annotated[
-        int | None, typer.Option("--fd", help="File descriptor of a listening socket; systemd's first is 3.", min=0)
+        int | None, typer.Option(help="File descriptor of a listening socket; systemd's first is 3.", min=0)
     ] = None,
-    log_level: Annotated[
-        LogLevel, typer.Option("--log-level", help="What to log on standard error.")
-    ] = LogLevel.WARNING,
+    log_level: Annotated[LogLevel, typer.Option(help="What to log on standard error.")] = LogLevel.WARNING,
     origins: Annotated[
-        list[str] | None,
-        typer.Option("--origins", help="Origin of pages that may use the hub (https://…). May be repeated."),
+        list[str] | None, typer.Option(help="Origin of pages that may use the hub (https://…). May be repeated.")
     ] = None,
     watchers: Annotated[
-        int | None, typer.Option("--watchers", help="Number of followers that a job may have at once (64).", min=1)
+        int | None, typer.Option(help="Number of followers that a job may have at once (64).", min=1)
     ] = None,
     sample: Annotated[
         bool, typer.Option("--sample", help="Also start a sample job, and print how to follow it.")
     ] = False,
-    database: Annotated[Path, typer.Option("--database", help="SQLite file; created if it is missing.")] = Path(
-        "towline-hub.db"
-    ),
+    database: Annotated[Path, typer.Option(help="SQLite file; created if it is missing.")] = Path("towline-hub.db"),
     redis: Annotated[
         str | None,
         typer.Option(
-            "--redis",
             envvar="TOWLINE_REDIS",  # every user of the machine can see arguments, and a password in them
             help="Keep the log in Redis instead (redis://…, rediss://…, unix://…).",
             metavar="URL",
         ),
     ] = None,
     files: Annotated[
-        Path | None,
-        typer.Option("--files", help="Folder of uploads and large results; <database>.files by default."),
+        Path | None, typer.Option(help="Folder of uploads and large results; <database>.files by default.")
     ] = None,
-    workers: Annotated[
-        int, typer.Option("--workers", help="Number of processes; more than one need --redis.", min=1)
-    ] = 1,
+    workers: Annotated[int, typer.Option(help="Number of processes; more than one need --redis.", min=1)] = 1,
     row_delay: Annotated[
-        float | None,
-        typer.Option(
-            "--row-delay", help="Pause after each row of a CSV file, in seconds (0; 0.25 for --sample).", min=0
-        ),
+        float | None, typer.Option(help="Pause after each row of a CSV file, in seconds (0; 0.25 for --sample).", min=0)
     ] = None,
     store: StoreOption = None,
 ) -> None:

@@ -24,8 +24,7 @@ _T = TypeVar("_T")
 
 JobArgument = Annotated[str, typer.Argument(help="Id of the job.", metavar="JOB")]
 UrlOption = Annotated[
-    str | None,
-    typer.Option("--url", help="URL of the job's stream, if several servers' jobs with this id are stored."),
+    str | None, typer.Option(help="URL of the job's stream, if several servers' jobs with this id are stored.")
 ]
 
 # What the user can do; subclasses come before their base classes.
@@ -35,10 +34,7 @@ ADVICE: Final[tuple[tuple[type[errors.TokenStoreError], str], ...]] = (
         errors.KeyUnavailable,
         "The tokens cannot be read without that key. Restore it, or start over with `towline tokens delete --all`.",
     ),
-    (
-        errors.WrongKey,
-        "Set the key or passphrase of this store, or start over with `towline tokens delete --all`.",
-    ),
+    (errors.WrongKey, "Set the key or passphrase of this store, or start over with `towline tokens delete --all`."),
     (
         errors.Damaged,
         "The file was changed or cut short; Towline left it as it is. `towline tokens verify` lists all such files. "

@@ -1,25 +1,9 @@
-"""Virtual time for `anyio` programs: when every task waits, the clock jumps to the next timer.
+"""Virtual time for `anyio` programs: when every task waits, the clock jumps to the next timer (docs/testing.md).
 
-An hour of sleep then takes no time, and two runs of the same program behave the same::
-
-    import pytest
-    from towline.testing import virtual_time, virtual_time_backends
-
-    @pytest.fixture(params=virtual_time_backends())
-    def anyio_backend(request):
-        return virtual_time(request.param)
-
-    @pytest.mark.anyio
-    async def test_an_hour():
-        await anyio.sleep(3600)         # at once, on asyncio and on trio
-
-Outside pytest: `run_virtual(main, backend="trio")`, or `anyio.run(main, backend=name, backend_options=options)` with
-`name, options = virtual_time("trio")`.
-
-Limits: a jumping clock does not wait for anything outside its loop. It runs past worker threads (`anyio.to_thread`,
-name resolution) and past real sockets and processes, so use memory streams only. Only the end of a run waits in real
-time, for the threads of asyncio's executor (they resolve names). A program in which every task waits and no timer is
-set hangs, as it would in real time. Only the loop's own clock is virtual (`anyio.current_time`, `sleep`, `fail_after`,
+A jumping clock does not wait for anything outside its loop. It runs past worker threads (`anyio.to_thread`, name
+resolution) and past real sockets and processes, so use memory streams only. Only the end of a run waits in real time,
+for the threads of asyncio's executor (they resolve names). A program in which every task waits and no timer is set
+hangs, as it would in real time. Only the loop's own clock is virtual (`anyio.current_time`, `sleep`, `fail_after`,
 deadlines); `time.monotonic()` is not.
 """
 

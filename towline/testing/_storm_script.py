@@ -1,23 +1,4 @@
-"""A storm as a script: which faults affect a `FaultProxy`, and when. Written in TOML, or made from a seed.
-
-seed = 7
-
-[[step]]
-after = 1.5             # seconds after the previous step
-do = "cut"
-ending = "rst"
-
-[[step]]
-after = 3
-do = "black_hole"
-directions = ["down"]
-last = 8                # seconds; then everything works again
-
-[random]                # and then twenty more, as the seed decides
-steps = 20
-between = [0.5, 5]
-faults = ["cut", "black_hole", "refuse"]
-"""
+"""A storm as a script: which faults affect a `FaultProxy`, and when. In TOML (docs/testing.md), or made from a seed."""
 
 from __future__ import annotations
 

@@ -40,34 +40,28 @@ Backend = Literal["asyncio", "trio"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 StoreOption = Annotated[
-    Path | None, typer.Option("--store", envvar="TOWLINE_STORE", help="Folder of the token store; your own by default.")
+    Path | None, typer.Option(envvar="TOWLINE_STORE", help="Folder of the token store; your own by default.")
 ]
-BackendOption = Annotated[Backend, typer.Option("--backend", help="Event loop to run on.")]
+BackendOption = Annotated[Backend, typer.Option(help="Event loop to run on.")]
 InsecureOption = Annotated[
     bool, typer.Option("--allow-insecure", help="Allow connections without TLS to other machines.")
 ]
-PingOption = Annotated[float, typer.Option("--ping-after", help="Send a ping after this many seconds of silence.")]
-LostOption = Annotated[float, typer.Option("--lost-after", help="Reconnect after this many seconds of silence.")]
+PingOption = Annotated[float, typer.Option(help="Send a ping after this many seconds of silence.")]
+LostOption = Annotated[float, typer.Option(help="Reconnect after this many seconds of silence.")]
 TokenFileOption = Annotated[
     Path | None,
-    typer.Option(
-        "--token-file",
-        help="File with the token (- for standard input). Default: TOWLINE_TOKEN, then the token store.",
-    ),
+    typer.Option(help="File with the token (- for standard input). Default: TOWLINE_TOKEN, then the token store."),
 ]
-HistoryOption = Annotated[
-    Path | None, typer.Option("--history", help="Write the history to this file, for `towline trace`.")
-]
+HistoryOption = Annotated[Path | None, typer.Option(help="Write the history to this file, for `towline trace`.")]
 RecordOption = Annotated[
-    Path | None,
-    typer.Option("--record", help="Write what the server says to this file, without tokens: a recording."),
+    Path | None, typer.Option(help="Write what the server says to this file, without tokens: a recording.")
 ]
 _DEFAULTS: Final = Policy()
 
 
 def import_csv(
     file: Annotated[Path, typer.Argument(help="CSV file to import.", exists=True, dir_okay=False, readable=True)],
-    url: Annotated[str, typer.Option("--url", help="URL of the hub: http(s)://host[:port][/path].")],
+    url: Annotated[str, typer.Option(help="URL of the hub: http(s)://host[:port][/path].")],
     json: JsonOption = False,
     detach: Annotated[bool, typer.Option("--detach", help="Start the job, store its token and exit.")] = False,
     store: StoreOption = None,
@@ -119,8 +113,7 @@ def watch(
     ] = None,
     protocol: ProtocolOption = None,
     url: Annotated[
-        str | None,
-        typer.Option("--url", help="URL of the job: ws(s)://… Default: the stored one, if there is only one."),
+        str | None, typer.Option(help="URL of the job: ws(s)://… Default: the stored one, if there is only one.")
     ] = None,
     given: FieldsOption = None,
     token_file: TokenFileOption = None,

@@ -20,9 +20,8 @@ from .._loading import load_object
 ProtocolOption = Annotated[
     str | None,
     typer.Option(
-        "--protocol",
         help="How to follow the job: a name that `towline protocols` lists, or module:object, which is a protocol of "
-        "yours or a function that makes one.",
+        "yours or a function that makes one."
     ),
 ]
 FieldsOption = Annotated[

@@ -34,7 +34,7 @@ def _journey(trace: bytes) -> Journey:
 
 
 def explore(
-    table: Annotated[str, typer.Option("--table", help="Your Table or World, or several Worlds, as MODULE:NAME.")],
+    table: Annotated[str, typer.Option(help="Your Table or World, or several Worlds, as MODULE:NAME.")],
     check: Annotated[Path | None, typer.Option(help="Exit 1 if this document has other counts.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the trace of the first violation to this file.")] = None,
 ) -> None:

@@ -1,16 +1,7 @@
-"""An in-memory job server that a test scripts: WebSocket and HTTP, on the links of a `MemoryNetwork`.
-
-    async with ScriptedServer() as server:
-        job = server.job("j1", token="t1")
-        server.script("upgrade", Answer(503, headers={"retry-after": "3"}))    # only the first attempt
-        async with towline.Connection("ws://hub/ws/progress", job="j1", token="t1", network=server.network) as line:
-            await server.wait_ready()
-            job.start(total_count=2)
-            server.socket.cut("rst")
-            job.complete({"books": [], "errors": [], "successRate": "2/2"})    # while the client is away
+"""An in-memory job server that a test scripts: WebSocket and HTTP, on the links of a `MemoryNetwork` (docs/testing.md).
 
 Without a script it behaves like the job hub: it checks tokens, replays its log after `ready`, answers the job calls and
-closes with 1000 after the end. `docs/testing.md` has the details.
+closes with 1000 after the end.
 """
 
 from __future__ import annotations

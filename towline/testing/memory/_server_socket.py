@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 from wsproto import WSConnection
-from wsproto.events import (
-    BytesMessage,
-    CloseConnection,
-    Event,
-    Message,
-    Ping,
-    TextMessage,
-)
+from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
 
 from ...protocols.wire.messages import Ready

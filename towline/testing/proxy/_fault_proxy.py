@@ -1,12 +1,4 @@
-"""A TCP proxy on loopback that injects network faults on real sockets.
-
-    async with FaultProxy("127.0.0.1", server_port) as proxy:
-        ... connect to 127.0.0.1, proxy.port ...
-        await proxy.cut("rst")                          # every link, now
-        await proxy.refuse()                            # refuse new connections too
-        await proxy.heal()                              # remove all faults
-        proxy.black_hole("down")                        # nothing arrives from the server any more
-        proxy.cut_after(1500, "down")                   # the next link to carry 1,500 bytes ends there
+"""A TCP proxy on loopback that injects network faults on real sockets (docs/testing.md).
 
 Lasting faults (latency, bandwidth, black holes, refusal) affect all links, present and new, until `heal()`. An armed
 fault (`cut_after`, `flip_bit`) strikes once, or as often as requested. "up" is towards the server, "down" towards the
