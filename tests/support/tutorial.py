@@ -15,7 +15,8 @@ from queue import Empty, Queue
 from typing import NamedTuple
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial"
-PATIENCE = 50.0
+#: Seconds without a line, after which a program hangs; not less on a busy machine.
+PATIENCE = 150.0
 _BLOCK = re.compile(r"(?P<before>[^\n]*)\n\n```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 
 
