@@ -1,7 +1,9 @@
 """The documentation site: `make docs` builds it into build/docs, and a warning is an error."""
 
 import re
+from pathlib import Path
 
+from sphinx.application import Sphinx
 from typer import Context
 from typer.cli import get_docs_for_click
 from typer.main import get_command
@@ -35,9 +37,15 @@ myst_enable_extensions = ["colon_fence"]
 suppress_warnings = ["ref.python"]
 
 
-def name_files_of_the_repository(app: object, name: str, source: list[str]) -> None:
+def name_files_of_the_repository(app: Sphinx, name: str, source: list[str]) -> None:
     """A link that leads out of this folder works where the repository is shown; on the site the file is named."""
-    source[0] = re.sub(r"\[([^\]]*)\]\((?:\.\./)+(?!machine|protocols)([\w./-]+)[^)]*\)", r"\1 (`\2`)", source[0])
+
+    def named(link: re.Match[str]) -> str:
+        target = Path(app.srcdir, name).parent.joinpath(link[2]).resolve()
+        inside = target.is_relative_to(app.srcdir)
+        return link[0] if inside else f"{link[1]} (`{target.relative_to(app.srcdir.parent)}`)"
+
+    source[0] = re.sub(r"\[([^\]]*)\]\((\.\./[\w./-]+)[^)]*\)", named, source[0])
 
 
 def describe_the_command_line(app: object, name: str, source: list[str]) -> None:
@@ -47,6 +55,6 @@ def describe_the_command_line(app: object, name: str, source: list[str]) -> None
         source[0] = get_docs_for_click(obj=command, ctx=Context(command), name="towline", title="The command line")
 
 
-def setup(app: object) -> None:
+def setup(app: Sphinx) -> None:
     app.connect("source-read", describe_the_command_line)
     app.connect("source-read", name_files_of_the_repository)
