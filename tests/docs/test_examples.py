@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +39,6 @@ def guide_functions() -> dict[str, Callable[..., object]]:
 
 
 FUNCTIONS = guide_functions()
-
-
-@pytest.fixture(autouse=True)
-def same_log_level() -> Iterator[None]:
-    """The guide sets one."""
-    yield
-    logging.getLogger("towline").setLevel(logging.NOTSET)
 
 
 async def start(hub: str) -> StartedJob:

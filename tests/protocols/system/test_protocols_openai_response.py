@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio.to_thread
 import httpx
 import pytest
-from harness import PARAMETERS, PROGRAMS, TOKEN, Job, Record, Server, Stage, facts, get, headers, play, post, program
+from harness import (
+    PARAMETERS,
+    PROGRAMS,
+    ROOT,
+    TOKEN,
+    Job,
+    Record,
+    Server,
+    Stage,
+    facts,
+    get,
+    headers,
+    play,
+    post,
+    program,
+)
 
 import towline
 from towline.protocols import OpenAIResponse
@@ -252,6 +268,33 @@ def test_the_page_s_program(running: Any, monkeypatch: pytest.MonkeyPatch, capsy
     shown = capsys.readouterr().out
     assert shown.splitlines()[1] == "w0 w1 w2 "
     assert "JobComplete(" in shown
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_openai_background_response(
+    backend: str, running: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page in docs/how-to: OpenAI's own client creates the response; the connection is cut while it is followed."""
+    pytest.importorskip("openai", reason="no openai (tests/system/requirements.txt)")
+    main = program("../how-to/openai-background-response")
+    monkeypatch.setenv("OPENAI_API_KEY", TOKEN)
+
+    printed = ""
+
+    async def follow(stage: Stage) -> None:
+        nonlocal printed
+        monkeypatch.setenv("OPENAI_BASE_URL", stage.url)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(main, "go")
+            while "w1" not in printed:
+                await anyio.sleep(0.02)
+                printed += capsys.readouterr().out
+            await stage.cut()
+
+    play(follow, AZURE, running(AZURE), backend)
+    text = (ROOT / "docs" / "how-to" / "openai-background-response.md").read_text()
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert re.sub(r"^created \S+", "created resp_123", printed + capsys.readouterr().out) == shown
 
 
 # --- a server that runs its responses again ------------------------------------------------------------------------

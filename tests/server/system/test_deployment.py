@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,9 @@ import towline
 from towline.protocols import Towline
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "hub"
-PAGE = Path(__file__).parents[3] / "docs" / "hub.md"
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = DOCS / "hub.md"
+SOCKET = "/run/towline/hub.sock"
 NGINX = """
 daemon off; pid nginx.pid; error_log error.log; worker_processes 1;
 events {{ }}
@@ -46,11 +49,11 @@ def start_command() -> list[str]:
 
 
 @contextlib.contextmanager
-def running(folder: Path, command: list[str], **environment: str) -> Iterator[str]:
+def running(folder: Path, command: list[str], *, fds: tuple[int, ...] = (), **environment: str) -> Iterator[str]:
     """Run a hub in a folder of its data; gives where it listens."""
     variables = {**os.environ, "PYTHONPATH": str(EXAMPLES), **environment}
     process = subprocess.Popen(
-        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, pass_fds=fds
     )
     assert process.stdout is not None
     try:
@@ -63,13 +66,25 @@ def running(folder: Path, command: list[str], **environment: str) -> Iterator[st
 
 
 @contextlib.contextmanager
-def hub_of_the_unit(folder: Path) -> Iterator[Path]:
+def socket_of_the_unit(folder: Path) -> Iterator[tuple[Path, list[str], int]]:
+    """What systemd does: the socket is open before the hub starts, which gets it as a descriptor."""
     pytest.importorskip("fastapi", reason="FastAPI is not installed")
+    assert re.findall(r"^ListenStream=(.*)$", (EXAMPLES / "towline.socket").read_text(), re.MULTILINE) == [SOCKET]
     path = folder / "hub.sock"
-    command = [str(path) if part == "/run/towline/hub.sock" else part for part in start_command()]
-    with running(folder, command) as place:
-        assert place == f"unix:{path}"
-        yield path
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o666)  # as systemd's SocketMode
+        listener.listen()
+        command = start_command()
+        assert command[-4:-2] == ["--fd", "3"]  # systemd's first
+        yield path, [str(listener.fileno()) if part == "3" else part for part in command], listener.fileno()
+
+
+@contextlib.contextmanager
+def hub_of_the_unit(folder: Path) -> Iterator[Path]:
+    with socket_of_the_unit(folder) as (path, command, descriptor):
+        with running(folder, command, fds=(descriptor,)):
+            yield path
 
 
 def check_site(url: str) -> None:
@@ -114,7 +129,7 @@ def test_behind_nginx(tmp_path: Path) -> None:
     port = free_port()
     with hub_of_the_unit(tmp_path) as path:
         site = (EXAMPLES / "nginx.conf").read_text()
-        for old, new in (("unix:/run/towline/hub.sock", f"unix:{path}"), ("listen 80;", f"listen 127.0.0.1:{port};")):
+        for old, new in ((f"unix:{SOCKET}", f"unix:{path}"), ("listen 80;", f"listen 127.0.0.1:{port};")):
             assert site.count(old) == 1
             site = site.replace(old, new)
         (tmp_path / "site.conf").write_text(site)
@@ -149,8 +164,10 @@ def test_the_unit_is_well_formed(tmp_path: Path) -> None:
     """systemd-analyze complains about unknown settings; only the program's path is another one here."""
     text = (EXAMPLES / "towline.service").read_text().replace("/srv/towline/venv/bin/towline", sys.executable)
     (tmp_path / "towline.service").write_text(text)
+    shutil.copy(EXAMPLES / "towline.socket", tmp_path)
+    units = [str(tmp_path / name) for name in ("towline.socket", "towline.service")]
     answer = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(tmp_path / "towline.service")],
+        ["systemd-analyze", "verify", "--man=no", *units],
         capture_output=True,
         text=True,
         timeout=60,
@@ -164,6 +181,23 @@ def test_the_unit_is_well_formed(tmp_path: Path) -> None:
         timeout=60,
     )
     assert "StatDirectory" in answer.stderr
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+def test_deploy_the_hub(tmp_path: Path) -> None:
+    """The page in docs/how-to: its files are there, its check works, and nobody is refused while the hub restarts."""
+    (script,) = re.findall(r"^```sh\n(.*?)^```$", (DOCS / "how-to" / "deploy-the-hub.md").read_text(), re.M | re.S)
+    for name in re.findall(r"\b(?:app\.py|towline\.(?:socket|service))\b", script):
+        assert (EXAMPLES / name).is_file()
+    assert "/srv/towline/venv/bin/towline" in (EXAMPLES / "towline.service").read_text()
+    check = next(line for line in script.splitlines() if line.startswith("curl"))
+    with socket_of_the_unit(tmp_path) as (path, command, descriptor):
+        check = ["curl", "--silent", "--show-error", *shlex.split(check.replace(SOCKET, str(path)))[1:]]
+        with running(tmp_path, command, fds=(descriptor,)):
+            assert subprocess.run(check, timeout=30).returncode == 0
+        with subprocess.Popen(check) as asks:  # while no hub runs
+            with running(tmp_path, command, fds=(descriptor,)):
+                assert asks.wait(30) == 0
 
 
 def test_the_commands_of_the_image(tmp_path: Path) -> None:
