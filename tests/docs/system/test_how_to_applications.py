@@ -248,7 +248,9 @@ def run_notebook(book: Any, hub: str, job: StartedJob, monkeypatch: pytest.Monke
 def test_jupyter_and_textual(hub: str, job: StartedJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The cells run in a real kernel; the block about Textual is a part of the example, which its own tests run."""
     first, second, example = blocks("jupyter-and-textual")
-    assert textwrap.indent(example, "    ") in (ROOT / "examples" / "textual_watch.py").read_text(encoding="utf-8")
+    assert textwrap.indent(example.replace("\n\n\n", "\n\n"), "    ") in (
+        ROOT / "examples" / "textual_watch.py"
+    ).read_text(encoding="utf-8")
     wrong = "try:\n    import anyio\n    anyio.run(anyio.sleep, 0)\nexcept RuntimeError as error:\n    print(error)"
     book = notebook_of(first, second, "print(connection.state.value)", "await task", wrong)
     run_notebook(book, hub, job, monkeypatch, tmp_path)
@@ -301,18 +303,18 @@ def test_resume_after_a_crash(running: Running, tmp_path: Path) -> None:
 # --- private-ca-or-proxy -------------------------------------------------------------------------------------------
 
 
-async def copy(source: AnyByteStream, target: AnyByteStream) -> None:
-    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-        async for data in source:
-            await target.send(data)
-        await target.send_eof()
-
-
 async def join(one: AnyByteStream, other: AnyByteStream) -> None:
+    """Pass bytes on in both directions, until one side ends."""
     async with one, other, anyio.create_task_group() as tasks:
+
+        async def copy(source: AnyByteStream, target: AnyByteStream) -> None:
+            with suppress(anyio.BrokenResourceError):
+                async for data in source:
+                    await target.send(data)
+            tasks.cancel_scope.cancel()
+
         tasks.start_soon(copy, one, other)
-        await copy(other, one)
-        tasks.cancel_scope.cancel()
+        tasks.start_soon(copy, other, one)
 
 
 @asynccontextmanager
