@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all soak bench bench-hub docs fuzz test-system lint check clean mutations
+.PHONY: help install demo test coverage test-all soak bench bench-hub docs fuzz test-system lint check clean mutations
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,6 +23,12 @@ demo: install  ## follow one real job through every kind of drop
 
 test: install  ## the quick suite, on asyncio and trio
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+
+coverage: install  ## the quick suite, and which branches it runs: fails below the share that pyproject.toml names
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/coverage run -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 test-all:  ## the quick suite on every Python from 3.11 to 3.14 on this machine, and with the lowest dependencies
 	bash .ci/test-all $(ARGS)
@@ -52,7 +58,7 @@ test-system: install  ## what takes long, and other servers, Redis, nginx: what 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/system/requirements.txt
 	$(BIN)/python -m pytest $$(find tests -type d -name system) $(ARGS)
 
-check: lint test  ## what CI runs
+check: lint coverage  ## what CI runs
 
 docs: install  ## the documentation as a site, in build/docs; a warning is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

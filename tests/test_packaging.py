@@ -37,8 +37,8 @@ def test_the_wheel_holds_every_module_and_says_that_it_is_typed(wheel: zipfile.Z
 
 
 def modules_after(statement: str) -> set[str]:
-    """The modules that a fresh interpreter has loaded after `statement`."""
-    code = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
+    """The modules that `statement` loads in a fresh interpreter, over those it starts with."""
+    code = f"import sys\nbefore = set(sys.modules)\n{statement}\nprint('\\n'.join(set(sys.modules) - before))"
     answer = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True, timeout=50)
     return set(answer.stdout.split())
 
