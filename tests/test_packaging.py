@@ -39,7 +39,7 @@ def test_the_wheel_holds_every_module_and_says_that_it_is_typed(wheel: zipfile.Z
 def modules_after(statement: str) -> set[str]:
     """The modules that `statement` loads in a fresh interpreter, over those it starts with."""
     code = f"import sys\nbefore = set(sys.modules)\n{statement}\nprint('\\n'.join(set(sys.modules) - before))"
-    answer = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True, timeout=50)
+    answer = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True, timeout=250)
     return set(answer.stdout.split())
 
 
@@ -63,6 +63,6 @@ def test_the_command_line_alone_pulls_in_no_server() -> None:
 
 def test_without_its_extra_the_command_line_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None; from towline.cli import main; main()"
-    answer = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=50)
+    answer = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=250)
     assert answer.returncode == 2
     assert answer.stderr == "towline: the command line needs its extra: pip install 'towline[cli]'\n"

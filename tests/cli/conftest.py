@@ -30,7 +30,7 @@ if sys.platform != "win32":  # a pseudo-terminal is POSIX's
     import termios
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-PATIENCE = 40.0
+PATIENCE = 120
 
 
 def towline(*arguments: str) -> list[str]:
@@ -61,7 +61,7 @@ def run(environment: dict[str, str]) -> Run:
 
     def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         answer = subprocess.run(
-            towline(*arguments), env={**environment, **variables}, capture_output=True, text=True, timeout=50
+            towline(*arguments), env={**environment, **variables}, capture_output=True, text=True, timeout=250
         )
         assert "Traceback" not in answer.stderr
         return answer
@@ -221,7 +221,7 @@ class JobServer:
                 with suppress(TimeoutError):
                     socket.recv(timeout=0.1)
             tell("job_complete")
-            socket.recv(timeout=10)
+            socket.recv(timeout=120)
         except ConnectionClosed as error:
             self.closes.append(error.rcvd.code if error.rcvd is not None else None)
         finally:

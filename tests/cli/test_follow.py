@@ -62,7 +62,7 @@ def test_ctrl_c_stops_following_and_the_job_is_resumed(run: Run, begin: Begin, h
                 seen.append(told["seq"])
             if len(seen) == 5:
                 process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(120) == 130
         # Nobody is at a terminal: there is no word of a second Ctrl-C, and no wait for it.
         assert said == "stopped following; the job continues. Resume with"
         assert command.split()[:3] == ["towline", "watch", job]
@@ -89,7 +89,7 @@ def test_a_killed_process_is_resumed_by_the_job_id_alone(
             if len(seen) >= 5 and list(Path(environment["TOWLINE_STORE"]).glob("*.tok")):
                 process.kill()
                 break
-        assert process.wait(20) == -signal.SIGKILL
+        assert process.wait(120) == -signal.SIGKILL
     resumed = run("watch", job, "--json")
     assert resumed.returncode == 0
     again = [int(str(line["seq"])) for line in lines_of(resumed) if line.get("seq")]

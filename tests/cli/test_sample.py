@@ -53,7 +53,7 @@ def sample(begin: Begin, folder: Path, *arguments: str) -> Iterator[list[str]]:
         assert hub.stdout is not None
         yield [hub.stdout.readline().rstrip() for _ in range(5)]
         hub.terminate()
-        assert (hub.wait(20), hub.stdout.read()) == (0, "")
+        assert (hub.wait(120), hub.stdout.read()) == (0, "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the hub is stopped by a signal")

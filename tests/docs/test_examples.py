@@ -76,7 +76,7 @@ def test_the_readme_s_program_prints_what_the_readme_shows(tmp_path: Path) -> No
         port = lines[0].rpartition(":")[2].rstrip()
         assert "".join(lines).replace(port, "8470") == announced
         answer = subprocess.run(
-            [sys.executable, "-P", "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=50
+            [sys.executable, "-P", "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=250
         )
         hub.terminate()
     assert (answer.returncode, answer.stderr) == (0, "")

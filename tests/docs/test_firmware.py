@@ -107,7 +107,7 @@ def test_an_update_goes_on_after_a_kill(device: Any, update: Any, tmp_path: Path
     device.open.clear()
     command = [sys.executable, EXAMPLE / "install.py", update.device, update.image, "0.05"]
     with subprocess.Popen(command, cwd=tmp_path) as program:
-        assert device.reached.wait(30), "the upload did not begin"
+        assert device.reached.wait(120), "the upload did not begin"
         program.kill()
     device.open.set()
     assert run(update, tmp_path, backend)[0] == ["done", "uploading", "→", "verifying", "verify"]

@@ -300,7 +300,7 @@ async def test_an_unclaimed_inbox_that_overflowed_says_so_when_it_is_claimed() -
     assert delivery.overflows == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kinds=st.lists(st.sampled_from(["progress", "progress", "started", "stalled", "resynced", "take"]), max_size=900),
     together=st.sampled_from([1, 2, 7, 300]),

@@ -103,7 +103,6 @@ def test_the_size_of_an_output_is_in_bytes(value: object, size: int) -> None:
     assert size_of(Progress(fraction=0.5)) == 0
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(KINDS), max_size=60))
 def test_joining_changes_neither_the_text_nor_the_order_of_the_rest(kinds: list[str]) -> None:
     sent = numbered(kinds)
@@ -120,7 +119,6 @@ def test_joining_changes_neither_the_text_nor_the_order_of_the_rest(kinds: list[
                 assert shown(after).get(key) == shown(before).get(key)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(KINDS), max_size=60))
 def test_no_position_skips_what_was_not_shown(kinds: list[str]) -> None:
     """A process that stops after any update goes on behind its position."""
@@ -136,7 +134,7 @@ def test_no_position_skips_what_was_not_shown(kinds: list[str]) -> None:
 
 
 @pytest.mark.parametrize("backend", virtual_time_backends())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     kinds=st.lists(st.sampled_from(KINDS), max_size=120),
     repeat=st.integers(1, 12),

@@ -59,7 +59,7 @@ class FakeNetworkManager:
     def become(self, connectivity: int, state: int = CONNECTED_GLOBAL) -> None:
         done = threading.Event()
         self._orders.put(({"Connectivity": ("u", connectivity), "State": ("u", state)}, done))
-        assert done.wait(5)
+        assert done.wait(120)
 
     def close(self) -> None:
         """Leave the bus, which tells everybody."""

@@ -578,7 +578,7 @@ def flat(struct: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("type_", "name"), CHANGES)
 @given(value=ANY_JSON)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_any_value_in_one_field_costs_only_that_field(type_: str, name: str, value: str) -> None:
     read: Callable[[bytes], Any] = CODEC.decode_state if type_ == "state" else CODEC.decode
     usual, changed = read(known(type_, "unknown", "1")), read(known(type_, name, value))
@@ -592,7 +592,7 @@ ENDS = st.sampled_from(["job_complete", "error", "job_canceled", "COMPLETED", "j
 
 
 @given(ENDS, ANY_JSON, ANY_JSON, st.sampled_from(["jobId", "payload", "seq", "epoch", "pipeline", "message", "x"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_end_always_ends(word: str, payload: str, other: str, name: str) -> None:
     for data in (
         f'{{"type": "{word}", "payload": {payload}, "{name}": {other}}}',
@@ -620,7 +620,7 @@ READERS: tuple[Callable[[bytes], Any], ...] = (
 @given(
     ANY_JSON, st.sampled_from(["%s", '{"type": "job_progress", "payload": %s}', '{"type": %s}', '{"data": %s}', "%s x"])
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_for_any_json_nothing_is_raised_but_a_report(value: str, shape: str) -> None:
     for read in READERS:
         with suppress(MalformedMessage):

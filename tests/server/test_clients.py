@@ -124,7 +124,7 @@ async def test_the_engine_lets_its_half_open_socket_go(
     port = int(client.url.rpartition(":")[2])
     async with FaultProxy("127.0.0.1", port) as far, FaultProxy("127.0.0.1", far.port) as near:
         async with connection(f"http://127.0.0.1:{near.port}", client) as line:
-            await line.wait_for(towline.State.CONNECTED, timeout=20)
+            await line.wait_for(towline.State.CONNECTED, timeout=120)
             far.black_hole()
             near.target = ("127.0.0.1", port)
             await anyio.to_thread.run_sync(lambda: eventually(lambda: hub.statistics().closes.get(REPLACED) == 1))
@@ -138,7 +138,7 @@ async def test_the_engine_lets_its_half_open_socket_go(
 async def test_an_engine_that_is_replaced_stays_away(client: Any, hub: Hub, ready: Any, following: Any) -> None:
     """Two programs with one identity do not replace each other for ever: the replaced one gives up, and says why."""
     async with connection(client.url, client) as line:
-        await line.wait_for(towline.State.CONNECTED, timeout=20)
+        await line.wait_for(towline.State.CONNECTED, timeout=120)
         [(_, name)] = vars(hub.log.clients)["_sockets"]
 
         def usurp() -> None:

@@ -79,7 +79,7 @@ def test_a_backup_of_a_running_hub_is_restored(tmp_path: Path, serving: Any, eve
     with serving(hub) as client:
         assert client.start(b"hello", "/start", content_type="application/octet-stream").status_code == 202
         eventually(lambda: "kept" in found)
-        subprocess.run(["/bin/sh", "-ec", f"umask {script}"], cwd=tmp_path, check=True, timeout=30)
+        subprocess.run(["/bin/sh", "-ec", f"umask {script}"], cwd=tmp_path, check=True, timeout=120)
         job, token = client.job, client.token
     folder = tmp_path / "restored"
     folder.mkdir()

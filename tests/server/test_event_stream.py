@@ -119,7 +119,7 @@ def test_a_stream_brings_what_a_socket_brings(make_hub: MakeHub, serving: Any, r
             stream.read(lambda stream: stream.seqs == [1, 2, 3, 4])
             end_job(hub, client)
             stream.read()
-            texts = [other.recv(timeout=20) for _ in range(6)]
+            texts = [other.recv(timeout=120) for _ in range(6)]
         assert stream.whole
         assert (stream.ack["from"], stream.ack["epoch"]) == (1, stream.events[0]["epoch"])
         assert set(stream.ack) == set(json.loads(texts[0]))

@@ -67,7 +67,7 @@ def by_socket(client: Any) -> Iterator[Frames]:
         def frames() -> Frames:
             with contextlib.suppress(websockets.exceptions.ConnectionClosedOK):
                 while True:
-                    yield json.loads(websocket.recv(timeout=20))
+                    yield json.loads(websocket.recv(timeout=120))
 
         yield frames()
 

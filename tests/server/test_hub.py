@@ -213,7 +213,7 @@ def test_a_cursor_at_the_end_gets_nothing_more_and_a_close(client: Any, ready: A
     end = client.follow()
     with client.socket() as socket:
         ready(socket, end.cursor)
-        ack = json.loads(socket.recv(timeout=10))
+        ack = json.loads(socket.recv(timeout=120))
         assert (ack["from"], ack["to"]) == (13, 12)
         assert following(socket).code == 1000
 
@@ -236,7 +236,7 @@ def test_a_client_that_speaks_late_is_told_nothing_twice(
         early = following(socket, lambda frame: frame["seq"] == 11)
         assert (early.ack, early.seqs) == ({}, list(range(1, 12)))
         ready(socket, cursor and {"epoch": early.cursor["epoch"], **cursor})
-        ack = json.loads(socket.recv(timeout=10))
+        ack = json.loads(socket.recv(timeout=120))
         assert (ack["type"], ack["from"], ack["to"]) == ("ready_ack", 12, 11)
         gate.open = True
         assert following(socket).seqs == [12]
@@ -250,7 +250,7 @@ def test_a_silent_job_has_a_heartbeat(tmp_path: Path, gate: Gate, serving: Any, 
             ready(socket)
             pings = 0
             while pings < 3:
-                frame = json.loads(socket.recv(timeout=10))
+                frame = json.loads(socket.recv(timeout=120))
                 pings += frame["type"] == "ping"
                 assert ("seq" in frame) == (frame["type"] not in {"ping", "ready_ack"})
             gate.open = True

@@ -239,7 +239,7 @@ def test_out_of_descriptors_is_logged_once_and_passes(tmp_path: Path, free_port:
         eventually(healthy)
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(120) == 0
 
 
 SLOW_START = """
@@ -263,7 +263,7 @@ def test_a_stop_while_the_hub_starts_is_a_stop(tmp_path: Path, sig: signal.Signa
         assert process.stdout is not None
         assert process.stdout.readline() == "starting\n"
         os.kill(process.pid, sig)
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=120)
     assert (process.returncode, output, errors) == (0, "", "")
 
 
@@ -294,7 +294,7 @@ def test_a_second_hub_says_whom_it_waits_for_and_can_be_stopped(hub_process: Any
         assert process.stderr is not None
         assert f"for another hub (process {first.process_id}) to stop" in process.stderr.readline()
         os.kill(hub_id, sig)
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=120)
     # It neither began to serve nor waited until it had to give up.
     assert (process.returncode, output, errors) == (0, "", "")
 
@@ -309,5 +309,5 @@ def test_a_second_hub_goes_on_when_the_first_has_stopped(hub_process: Any) -> No
         first.kill()
         assert "listening on" in process.stdout.readline()
         os.kill(hub_id, signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
     assert process.returncode == 0

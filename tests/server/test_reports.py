@@ -332,7 +332,7 @@ def test_the_script_of_the_documentation(tmp_path: Path, serving: Any, eventuall
             input=f"{tokens[client.job]}\n",
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
 
     with serving(hub) as client:

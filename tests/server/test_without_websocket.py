@@ -17,7 +17,7 @@ from towline.protocols import Towline
 from towline.server import Hub, JobContext, Upload
 from towline.testing import FaultProxy, audit_updates
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.anyio]
+pytestmark = pytest.mark.anyio
 STEPS = 40
 
 

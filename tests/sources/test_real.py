@@ -26,7 +26,7 @@ from towline.sources import Access, Source, UnusableAnswer, call, open_source, r
 pytestmark = pytest.mark.anyio
 
 #: Seconds for what takes milliseconds.
-PATIENCE = 20
+PATIENCE = 120
 
 BACKENDS = [
     pytest.param(("asyncio", {}), id="asyncio"),

@@ -150,7 +150,7 @@ def descriptions(draw: st.DrawFn) -> Description:
 
 
 # A picture takes up to a second, so a failure is shown as it was found instead of being made smaller for minutes.
-@settings(max_examples=15, deadline=None, phases=[Phase.generate])
+@settings(max_examples=15, phases=[Phase.generate])
 @given(description=descriptions())
 def test_nothing_overlaps_in_any_picture(description: Description) -> None:
     check(overview(description))

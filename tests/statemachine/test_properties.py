@@ -328,7 +328,7 @@ class World(RuleBasedStateMachine):
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestWorld.settings = settings(max_examples=60, stateful_step_count=60)
 
 
 EVENTS = st.one_of(

@@ -39,7 +39,7 @@ print(json.dumps(dict(texts("towline", get_command(app)))))
 
 
 def python(*arguments: str) -> str:
-    answer = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=50, check=False)
+    answer = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=250, check=False)
     assert (answer.returncode, answer.stderr) == (0, ""), arguments
     return answer.stdout
 
@@ -67,7 +67,7 @@ def test_a_picture_without_its_words_is_not_made() -> None:
             [sys.executable, "-OO", "-m", "towline", *arguments],
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=250,
             check=False,
         )
         assert (answer.returncode, answer.stdout) == (2, "")

@@ -18,7 +18,7 @@ RIG = Path(__file__).parent / "rig.py"
 
 
 def run(*arguments: str) -> dict[str, object]:
-    done = subprocess.run([sys.executable, RIG, *arguments], capture_output=True, text=True, timeout=55)
+    done = subprocess.run([sys.executable, RIG, *arguments], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert isinstance(figures, dict)

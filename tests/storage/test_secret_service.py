@@ -73,7 +73,7 @@ def run(home: Path, program: str) -> list[list[str]]:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

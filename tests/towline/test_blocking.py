@@ -63,7 +63,7 @@ def served(backend: str) -> Iterator[tuple[str, ScriptedJob, anyio.from_thread.B
 
     with anyio.from_thread.start_blocking_portal(backend) as portal:
         future = portal.start_task_soon(main)
-        assert ready.wait(5)
+        assert ready.wait(120)
         yield found[0], found[1], portal  # type: ignore[misc]
         portal.call(over[0].set)
         future.result(5)
@@ -79,13 +79,13 @@ def test_a_job_is_followed_from_a_plain_thread(backend: str) -> None:
 
     with served(backend) as (url, job, portal):
         with Connection(url, job="j1", token=provider, backend=backend) as line:
-            assert line.wait_for(State.CONNECTED, timeout=5) is State.CONNECTED
+            assert line.wait_for(State.CONNECTED, timeout=120) is State.CONNECTED
             with pytest.raises(DeadlineExceeded):
                 line.result(timeout=0.01)
             portal.call(lambda: job.progress(0.5, processed=1))
             portal.call(lambda: job.complete(RESULT))
             assert [update.seq for update in line] == [1, 2]
-            assert isinstance(line.result(timeout=5), JobComplete)
+            assert isinstance(line.result(timeout=120), JobComplete)
             assert list(line) == [line.outcome]
             assert line.statistics().updates == 2
             assert line.history().entries
@@ -99,14 +99,14 @@ def test_a_job_is_followed_from_a_plain_thread(backend: str) -> None:
 def test_an_iterator_that_a_thread_keeps_does_not_stop_its_wait_for_the_end(backend: str) -> None:
     with served(backend) as (url, job, portal):
         with Connection(url, job="j1", token="t1", backend=backend) as line:
-            line.wait_for(State.CONNECTED, timeout=5)
+            line.wait_for(State.CONNECTED, timeout=120)
             kept = line.updates()
             portal.call(job.start)
             assert next(kept).seq == 1
             for _ in range(2 * INBOX_LIMIT):
                 portal.call(job.start)
             portal.call(lambda: job.complete(RESULT))
-            outcome = line.result(timeout=30)
+            outcome = line.result(timeout=120)
             assert isinstance(outcome, JobComplete)
             assert list(kept)[-1] == outcome
 
@@ -115,7 +115,7 @@ def test_an_iterator_that_a_thread_keeps_does_not_stop_its_wait_for_the_end(back
 def test_cancel_from_another_thread_ends_whoever_waits(backend: str) -> None:
     with served(backend) as (url, _, _portal):
         with Connection(url, job="j1", token="t1", backend=backend) as line:
-            line.wait_for(State.CONNECTED, timeout=5)
+            line.wait_for(State.CONNECTED, timeout=120)
             answers: list[bool] = []
             timers = [threading.Timer(0.1, lambda: answers.append(line.cancel())) for _ in range(3)]
             for timer in timers:
@@ -134,11 +134,11 @@ def test_the_bodys_errors_come_out_and_closing_can_be_begun_anew(backend: str) -
     with served(backend) as (url, _, _portal):
         with pytest.raises(KeyError, match="mine"):
             with Connection(url, job="j1", token="t1", backend=backend, policy=Policy(dial_spacing=0)) as line:
-                line.wait_for(State.CONNECTED, timeout=5)
+                line.wait_for(State.CONNECTED, timeout=120)
                 line.close()
                 assert line.state is State.IDLE
                 line.connect()
-                line.wait_for(State.CONNECTED, timeout=10)
+                line.wait_for(State.CONNECTED, timeout=120)
                 raise KeyError("mine")
         with pytest.raises(ForbiddenRequest):
             line.result()
@@ -157,11 +157,11 @@ def test_a_window_of_another_thread_is_hidden_and_shown(backend: str, monkeypatc
         with line, attach(line, job_control=True) as host:
             assert host.sources == {"suspension"}
             assert set(host.missing) >= {"path", "job control"}  # a server on this machine, another thread's signals
-            line.wait_for(State.CONNECTED, timeout=10)
+            line.wait_for(State.CONNECTED, timeout=120)
             window = threading.Thread(target=host.background)
             window.start()
             window.join()
-            line.wait_for(State.BACKGROUNDED, timeout=10)
+            line.wait_for(State.BACKGROUNDED, timeout=120)
             portal.call(lambda: job.complete(RESULT))
             host.foreground()
             assert isinstance(line.result(10), JobComplete)
@@ -172,7 +172,7 @@ def run_alone(script: str, backend: str) -> tuple[int, str, str]:
     with served(backend) as (url, job, portal):
         portal.call(job.start)
         command = [sys.executable, "-c", script, url, backend]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return answer.returncode, answer.stdout, answer.stderr
 
 
@@ -245,7 +245,7 @@ left = []
 
 def follow(number):
     with Connection(sys.argv[1], job="j1", token="t1") as line:
-        line.wait_for(State.CONNECTED, timeout=10)
+        line.wait_for(State.CONNECTED, timeout=120)
         gevent.sleep(0.5)
         left.append((number, line.state.value))
 

@@ -44,14 +44,12 @@ def is_asyncio() -> bool:
     return anyio.get_cancelled_exc_class() is asyncio.CancelledError
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cancel_between_any_two_lines_is_kept_and_answered_truly(backend: str) -> None:
     """Lines between entering and leaving, evenly spread; `system` tries more of them."""
     interrupt_everywhere(backend, interrupted_cancel, tried=30)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("request_", ["connect", "retry", "background", "path", "wake"])
 def test_other_requests_between_any_two_lines_lose_nothing(backend: str, request_: str) -> None:

@@ -1041,7 +1041,7 @@ ACTIONS: dict[str, Callable[[World, int], None]] = {
 OFTEN = ["progress", "deliver", "deliver", "deliver", "fetch", "fetch", "connect", "fetch something old"]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(
     story=st.lists(st.tuples(st.sampled_from([*ACTIONS, *OFTEN]), st.integers(0, 9)), min_size=10, max_size=60),
     replays=st.booleans(),
@@ -1071,7 +1071,7 @@ def test_whatever_happens_nothing_is_lost_untold_nor_told_twice(
     assert world.checker.at == world.server.last
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     story=st.lists(
         st.one_of(
@@ -1099,7 +1099,7 @@ def test_without_a_log_no_count_ever_goes_back_and_the_end_comes(story: list[tup
     assert isinstance(follower.take(complete(None))[0], End)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     story=st.lists(st.sampled_from(["emit", "emit", "read", "read", "drop", "repeat"]), max_size=60),
     marked=st.booleans(),

@@ -13,9 +13,7 @@ from towline.testing import virtual_time_backends
 @pytest.mark.parametrize("backend", virtual_time_backends())
 def test_whatever_happens_the_end_is_told_once_and_nothing_is_left(backend: str) -> None:
     case = connection_machine(backend).TestCase
-    case.settings = settings(
-        max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    case.settings = settings(max_examples=40, stateful_step_count=25, suppress_health_check=list(HealthCheck))
     case("runTest").runTest()
 
 

@@ -20,7 +20,7 @@ from towline.transport.net._dialling import dial_address, literal
 pytestmark = pytest.mark.anyio
 
 #: Seconds for what takes milliseconds.
-PATIENCE = 20
+PATIENCE = 120
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ class Machine:
         self._run("-n", self.name, *arguments)
 
     def next_path(self) -> tuple[float, Path]:
-        return self.paths.get(timeout=15)
+        return self.paths.get(timeout=120)
 
     def close(self) -> None:
         self.process.terminate()
@@ -298,7 +298,7 @@ def test_rules_are_heard_and_a_way_to_the_server_is_enough(backend: str) -> None
         names.parent.mkdir(parents=True)
         names.touch()
         command = ["ip", "netns", "exec", name, sys.executable, "-c", ALONE, backend]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True)
         shutil.rmtree(names.parent)
