@@ -6,7 +6,6 @@ dropped. It holds no token and no job data: of a job's end it keeps only the kin
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
 import msgspec
@@ -45,13 +44,15 @@ class Recorder:
 
     def __init__(self, policy: Policy, limit: int = 256) -> None:
         self._policy = policy
-        self._entries: deque[tuple[Snapshot, Entry]] = deque(maxlen=limit)
+        self._limit = limit
+        self._entries: list[tuple[Snapshot, Entry]] = []
 
     def record(self, before: Snapshot, entry: Entry) -> None:
         """Add an entry; beyond the limit, drop the oldest."""
         if isinstance(entry.event, JobEnded):
             entry = msgspec.structs.replace(entry, event=msgspec.structs.replace(entry.event, update=None))
         self._entries.append((before, entry))
+        del self._entries[: -self._limit]
 
     def history(self) -> History:
         """The history of the entries kept now."""

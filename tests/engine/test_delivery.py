@@ -316,7 +316,7 @@ def test_an_inbox_is_bounded_and_in_order_whatever_comes(kinds: list[str], toget
     batch: list[AnyUpdate] = []
 
     def take() -> None:
-        update = inbox.waiting.popleft()
+        update = inbox.waiting.pop(0)
         delivery.taken(inbox, update)
         taken.append(update)
 

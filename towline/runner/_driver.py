@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
@@ -64,11 +64,12 @@ class Driver(Generic[S, E, F, L, N]):
         self._expired = expired
         self._broke = broke
         self._timers = Timers(tasks, self._expiry)
-        # The step that was processed last, the effects still to perform, and the events and calls waiting.
+        # The step that was processed last, the effects still to perform, and the events and calls waiting. They are
+        # lists, because few wait, and three empty deques take 2 KiB. Other threads add to them, which is atomic.
         self._taken = steps.take_first()
-        self._effects: deque[tuple[int, F | Stepped[S, F, L, N]]] = deque()
-        self._events: deque[E] = deque()
-        self._calls: deque[Callable[[], object]] = deque()
+        self._effects: list[tuple[int, F | Stepped[S, F, L, N]]] = []
+        self._events: list[E] = []
+        self._calls: list[Callable[[], object]] = []
         #: The thread that pumps, or 0.
         self._pumping = 0
         # Created when a task waits for a change, and set at the next change.
@@ -139,9 +140,9 @@ class Driver(Generic[S, E, F, L, N]):
         try:
             for _ in range(_TURN):
                 if self._calls:
-                    self._make(self._calls.popleft())
+                    self._make(self._calls.pop(0))
                 elif self._effects:
-                    generation, effect = self._effects.popleft()
+                    generation, effect = self._effects.pop(0)
                     if isinstance(effect, Stepped):
                         self._make(self._changed, effect)
                     elif generation == self.snapshot.generation or isinstance(effect, self._always):
@@ -149,7 +150,7 @@ class Driver(Generic[S, E, F, L, N]):
                 elif not self.process_steps():
                     if not self._events:
                         break
-                    self.steps.add(self._events.popleft())
+                    self.steps.add(self._events.pop(0))
         finally:
             self._pumping = 0
             # After a whole turn, or if a signal handler made a request just before.

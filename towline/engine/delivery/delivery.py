@@ -15,7 +15,6 @@ and for those that no task has read yet.
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,7 +59,7 @@ class Subscription(AsyncIterator[AnyUpdate]):
             await self._wait_for_more(inbox)
             self._delivery.catch_up()
             inbox = self._inbox
-        update = inbox.in_hand = inbox.waiting.popleft()
+        update = inbox.in_hand = inbox.waiting.pop(0)
         inbox.reader = caller()
         if inbox.size or inbox.is_full:
             self._delivery.taken(inbox, update)
@@ -131,7 +130,7 @@ class Delivery:
     _unclaimed: Inbox | None = field(default=None, init=False)
     _claimed: dict[Inbox, weakref.ref[Subscription]] = field(default_factory=dict, init=False)
     # The inboxes of garbage-collected consumers; the callback may run at any moment and in any thread.
-    _dropped: deque[Inbox] = field(default_factory=deque, init=False)
+    _dropped: list[Inbox] = field(default_factory=list, init=False)
 
     # --- consumers -------------------------------------------------------------------------------------------------
 
@@ -200,7 +199,7 @@ class Delivery:
 
     def _sweep(self) -> None:
         while self._dropped:
-            self.leave(self._dropped.popleft())
+            self.leave(self._dropped.pop(0))
 
     def stop(self) -> None:
         """End every iteration."""

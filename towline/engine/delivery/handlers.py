@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from itertools import groupby
 from typing import Any, Final, TypeAlias, TypeVar
@@ -44,7 +43,7 @@ class Handlers:
         self._made_room = made_room
         self._max_waiting = max_waiting
         self._tasks = tasks
-        self._waiting: deque[tuple[Handler[Any], Any]] = deque()
+        self._waiting: list[tuple[Handler[Any], Any]] = []
         # The bytes of output among them, and how many are left when they were last joined.
         self._size = 0
         self._joined = 0
@@ -94,7 +93,7 @@ class Handlers:
         return len(self._waiting) > WAITING_LIMIT or self._size > self._max_waiting
 
     def _join(self) -> None:
-        calls: deque[tuple[Handler[Any], Any]] = deque()
+        calls: list[tuple[Handler[Any], Any]] = []
         for (handler, are_updates), run in groupby(self._waiting, lambda call: (call[0], isinstance(call[1], Update))):
             values = [value for _, value in run]
             calls.extend((handler, value) for value in (joined(values) if are_updates else values))
@@ -112,7 +111,7 @@ class Handlers:
         try:
             with scope:
                 while self._waiting:
-                    handler, value = self._waiting.popleft()
+                    handler, value = self._waiting.pop(0)
                     self._size -= size_of(value)
                     self._joined = min(self._joined, len(self._waiting))
                     self._made_room()
@@ -144,7 +143,7 @@ class Handlers:
 
     def give_up_after(self, seconds: float) -> None:
         """Let the waiting calls run for at most `seconds`, without waiting here; drop those with updates."""
-        self._waiting = deque(call for call in self._waiting if not isinstance(call[1], Update))
+        self._waiting = [call for call in self._waiting if not isinstance(call[1], Update)]
         self._size = 0
         if self._scope is not None:
             self._scope.deadline = anyio.current_time() + seconds
