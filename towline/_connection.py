@@ -199,6 +199,7 @@ class Connection(AsyncContextManagerMixin):
         with anyio.CancelScope() as self._opening:
             self._raise_if_cancelled("entering")
             found = await self._resume()
+        self._opening = None
         self._raise_if_cancelled("entering")
         return found
 

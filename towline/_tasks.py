@@ -16,10 +16,11 @@ import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Final, Self, TypeVarTuple
+from typing import Any, Final, Self, TypeVarTuple
 
 import anyio
 import anyio.lowlevel
+from anyio import TaskHandle
 from anyio.abc import TaskGroup
 
 from ._exceptions import ForbiddenRequest, TowlineError, UnexpectedFailure
@@ -117,51 +118,55 @@ class Tasks:
         self._finish = finish
         #: Called with failures that no task expected; without it they leave the block as from any task group.
         self.unforeseen: Callable[[UnexpectedFailure], None] | None = None
+        #: Called when the block is left, in any task.
+        self.on_leaving: Callable[[], object] = lambda: None
+        self.loop = Loop()
         self._group: TaskGroup = anyio.create_task_group()
         self._owner = 0
-        self._loop: Loop | None = None
         self._open = False
-        # A scope for each task. The group's own cannot be cancelled after its owner has ended, because it would keep
+        # The tasks that run, by number; None for one that a program's eager task factory has started within
+        # `start_soon`. Each is cancelled by itself: after the group's owner has ended, the group's scope would keep
         # cancelling that task.
-        self._scopes: set[anyio.CancelScope] = set()
-        self._running = 0
+        self._running: dict[int, TaskHandle[None, Any] | None] = {}
+        self._started = 0
         self._all_ended: anyio.Event | None = None
         # Ends the block without being a failure: the end of the process, or a task that the program cancelled.
         self._ending: BaseException | None = None
 
     async def __aenter__(self) -> Self:
         self._owner = anyio.get_current_task().id
-        self._loop = Loop()
         await self._group.__aenter__()
         self._open = True
         return self
 
-    def start_soon(self, call: Callable[[*Ts], Awaitable[object]], *args: *Ts, name: str) -> None:
+    def start_soon(
+        self, call: Callable[[*Ts], Awaitable[object]], *args: *Ts, name: str
+    ) -> TaskHandle[None, Any] | None:
         """Start a task; does nothing once the block is left."""
-        if self._open:
-            self._running += 1
-            self._group.start_soon(self._run, call, args, name, name=name)
+        if not self._open:
+            return None
+        self._started += 1
+        number = self._started
+        self._running[number] = None
+        handle = self._group.start_soon(self._run, call, args, number, name, name=name)
+        if number in self._running:
+            self._running[number] = handle
+        return handle
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Wake the loop and have a task make a call. Safe from any thread, signal handler or finalizer."""
         # In a task, because a callback of the loop must not raise.
-        if self._loop is not None:
-            self._loop.soon(lambda: self.start_soon(_make, call, name="towline requests"))
+        self.loop.soon(lambda: self.start_soon(_make, call, name="towline requests"))
 
-    async def _run(self, call: Callable[[*Ts], Awaitable[object]], args: tuple[*Ts], name: str) -> None:
-        scope = anyio.CancelScope()
-        self._scopes.add(scope)
+    async def _run(self, call: Callable[[*Ts], Awaitable[object]], args: tuple[*Ts], number: int, name: str) -> None:
         try:
-            with scope:
-                if not self._open and not self._finish:
-                    scope.cancel()  # it runs to its first wait, so that it can close what it was given
-                try:
-                    await call(*args)
-                except BaseException as error:
-                    if self.unforeseen is None:
-                        raise
-                    failure = await failure_of(error, name)
-                    self.unforeseen(failure if isinstance(failure, UnexpectedFailure) else unexpected(error, name))
+            try:
+                await call(*args)
+            except BaseException as error:
+                if self.unforeseen is None:
+                    raise
+                failure = await failure_of(error, name)
+                self.unforeseen(failure if isinstance(failure, UnexpectedFailure) else unexpected(error, name))
         except (KeyboardInterrupt, SystemExit) as error:
             self.end_with(error)
         except asyncio.CancelledError as error:
@@ -170,8 +175,7 @@ class Tasks:
                 self.end_with(unexpected(error, name))
             raise
         finally:
-            self._scopes.discard(scope)
-            self._running -= 1
+            del self._running[number]
             if not self._running and self._all_ended is not None:
                 self._all_ended.set()
 
@@ -182,13 +186,15 @@ class Tasks:
 
     def cancel(self) -> None:
         """Cancel every task."""
-        for scope in self._scopes:
-            scope.cancel()
+        for handle in self._running.values():
+            if handle is not None:
+                handle.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         self._open = False
+        self.on_leaving()
         if not self._finish:
             self.cancel()
         if anyio.get_current_task().id != self._owner:

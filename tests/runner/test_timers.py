@@ -1,11 +1,14 @@
-"""The timers alone: deadlines on the loop's clock, tickets, and one task at most."""
+"""The timers alone: deadlines on the loop's clock, tickets, and no task while they wait."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from towline._tasks import Tasks
@@ -29,7 +32,7 @@ class Clocked:
 
     @property
     def tasks(self) -> int:
-        return self._tasks._running
+        return len(self._tasks._running)
 
 
 @asynccontextmanager
@@ -103,34 +106,42 @@ async def test_an_expiry_may_disarm_and_re_arm_another_of_the_same_time() -> Non
         assert at.expiries == [(10, "a", 0), (15, "c", 9)]
 
 
-async def test_there_is_one_task_while_a_timer_runs_and_none_otherwise() -> None:
+async def test_there_is_no_task_while_a_timer_waits() -> None:
     async with clocked() as at:
-        assert at.tasks == 0
+        at.then["a"] = lambda: running.append(at.tasks)
+        running: list[int] = []
         at.timers.arm("a", 1, 10)
-        at.timers.arm("b", 2, 10)
-        assert at.tasks == 1
+        at.timers.arm("b", 2, 20)
         await anyio.sleep(5)
-        at.timers.disarm("a")
-        await anyio.sleep(1)
-        assert at.tasks == 1
-        at.timers.disarm("b")
-        await anyio.sleep(1)
         assert at.tasks == 0
-        at.timers.arm("a", 3, 10)
-        assert at.tasks == 1
-        await anyio.sleep(11)
-        assert at.tasks == 0
-        assert at.expiries == [(16 + 1, "a", 3)]
+        await anyio.sleep(6)
+        assert (running, at.tasks) == ([1], 0)
 
 
-async def test_a_timer_armed_while_the_task_is_ending_is_not_forgotten() -> None:
+async def test_a_timer_armed_for_later_than_a_disarmed_one_expires_in_time() -> None:
     async with clocked() as at:
         at.timers.arm("a", 1, 10)
+        at.timers.arm("b", 2, 15)
         await anyio.sleep(5)
         at.timers.disarm("a")
-        at.timers.arm("b", 2, 10)
+        at.timers.arm("a", 3, 20)
         await anyio.sleep(100)
-        assert at.expiries == [(15, "b", 2)]
+        assert at.expiries == [(15, "b", 2), (25, "a", 3)]
+
+
+async def test_leaving_the_block_stops_every_timer_and_keeps_none() -> None:
+    async with Tasks() as tasks:
+        at = Clocked(tasks)
+        at.timers.arm("a", 1, 10)
+        at.timers.arm("b", 2, 20)
+        await anyio.sleep(15)
+    left, expiries = weakref.ref(at), at.expiries
+    del at, tasks
+    await anyio.lowlevel.checkpoint()
+    gc.collect()
+    assert left() is None
+    await anyio.sleep(100)
+    assert expiries == [(10, "a", 1)]
 
 
 async def test_an_expiry_that_raises_does_not_stop_the_timers_armed_later() -> None:

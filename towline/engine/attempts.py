@@ -1,4 +1,4 @@
-"""Attempts to follow the job: one task, one scope and one source each, and never two sources at once.
+"""Attempts to follow the job: one task and one source each, and never two sources at once.
 
 A source that is no longer used is closed before the next attempt opens one. Only the job's end, `aclose()` and
 `cancel()` wait for the server's answer. Every such wait is shielded and has a deadline.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import anyio
+from anyio import TaskHandle
 
 from .._exceptions import InvalidArgument, TowlineError
 from .._facts import Follow, InStepAt, Meaning, Position, Received, Request, Text, Via, is_resumed
@@ -40,25 +41,26 @@ class GetToken(Protocol):
 
 
 class Link:
-    """One attempt and the source that it opens: one task, one scope."""
+    """One attempt and the source that it opens, in one task."""
 
     __slots__ = (
         "after",
         "closing",
         "generation",
         "in_step",
-        "left",
         "may_be_silent",
         "meant",
-        "scope",
         "source",
+        "task",
         "to_send",
         "want",
     )
 
     def __init__(self, generation: int) -> None:
         self.generation = generation
-        self.scope = anyio.CancelScope()
+        #: The attempt's task, and the one that closes its source; None if there is none.
+        self.task: TaskHandle[None, Any] | None = None
+        self.closing: TaskHandle[None, Any] | None = None
         self.want = Follow("websocket")
         #: The position that the request goes on after; None if it begins elsewhere.
         self.after: Position | None = None
@@ -70,9 +72,6 @@ class Link:
         #: What a message asked for beyond its facts about the job: messages to send, and what it means for the link.
         self.to_send: list[Text] = []
         self.meant: Meaning | None = None
-        #: `left`: the link's task has ended. `closing`: another task closes the source.
-        self.left = anyio.Event()
-        self.closing = False
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -99,9 +98,8 @@ class Attempts:
     meant: Callable[[Meaning, Link], Awaitable[object]]
     #: The current attempt or open source.
     current: Link | None = field(default=None, init=False)
-    # Attempts that were given up and sources that are being closed, until they are gone.
-    _leaving: set[Link] = field(default_factory=set, init=False)
-    _one_left: anyio.Event | None = field(default=None, init=False)
+    # Attempts that were given up and sources that are being closed.
+    _leaving: list[Link] = field(default_factory=list, init=False)
     # With these a server recognizes the links of this connection, and the newest of them.
     _client: str = field(default_factory=lambda: secrets.token_hex(8), init=False)
     _links: int = field(default=0, init=False)
@@ -111,7 +109,7 @@ class Attempts:
     def dial(self, effect: Dial) -> None:
         """Start an attempt."""
         self.current = Link(effect.generation)
-        self.tasks.start_soon(self._run, self.current, effect, name="towline link")
+        self.current.task = self.tasks.start_soon(self._run, self.current, effect, name="towline link")
 
     def abandon_dial(self, effect: AbandonDial) -> None:
         """Give up the current attempt."""
@@ -131,15 +129,17 @@ class Attempts:
             return
         self._release(link)
         if link.source is not None:
-            link.closing = True
-            self.tasks.start_soon(self._close, link, link.source, effect, name="towline close")
+            link.closing = self.tasks.start_soon(self._close, link, link.source, effect, name="towline close")
 
     async def all_gone(self) -> None:
         """Wait until all attempts that were given up, and all sources being closed, are gone."""
         while self._leaving:
-            if self._one_left is None:
-                self._one_left = anyio.Event()
-            await self._one_left.wait()
+            link = self._leaving[0]
+            for task in (link.task, link.closing):
+                if task is not None:
+                    await task.wait()
+            if link in self._leaving:  # several tasks may wait
+                self._leaving.remove(link)
 
     def is_silent_since(self, moment: float) -> bool:
         """Whether nothing was received after `moment` (on the loop's clock), though something should have been."""
@@ -149,41 +149,31 @@ class Attempts:
         return link.source.last_received <= moment
 
     def _release(self, link: Link) -> None:
-        self._leaving.add(link)
-        link.scope.cancel()
-
-    def _note_closed(self, link: Link) -> None:
-        self._leaving.discard(link)
-        if self._one_left is not None:
-            self._one_left.set()
-            self._one_left = None
+        self._leaving.append(link)
+        if link.task is not None:
+            link.task.cancel()
 
     async def _close(self, link: Link, source: Source, effect: CloseSocket) -> None:
         try:
             # The reader was cancelled, and uses the source until it has ended.
-            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 1.0):
-                await link.left.wait()
+            if link.task is not None:
+                with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 1.0):
+                    await link.task.wait()
             await source.leave(effect.code, wait=effect.wait)
         except BaseException as error:
             await failure_of(error, "closing a source")  # it is gone in any case
-        finally:
-            self._note_closed(link)
 
     async def _run(self, link: Link, dial: Dial) -> None:
         try:
-            with link.scope:
-                await self._follow(link, dial)
+            await self._follow(link, dial)
         finally:
-            link.left.set()
-            if link in self._leaving and not link.closing:
-                # It was given up as an attempt. If it opened in that very moment, no one else closes it.
+            if link in self._leaving and link.closing is None and link.source is not None:
+                # It was given up as an attempt, but opened in that very moment, so no one else closes it.
                 try:
-                    if link.source is not None:
+                    with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CLOSE_MARGIN):
                         await link.source.leave(1001)
                 except BaseException as error:
                     await failure_of(error, "closing a source")
-                finally:
-                    self._note_closed(link)
 
     async def _follow(self, link: Link, dial: Dial) -> None:
         """Run one attempt and its source until it ends."""

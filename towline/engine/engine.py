@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-import anyio
+from anyio import TaskHandle
 
 from .._exceptions import Exhausted
 from .._facts import Position
@@ -106,7 +106,7 @@ class Engine:
         self._tasks = tasks
         self._lifecycle = lifecycle
         self._cursor = cursor
-        self._renewal: anyio.CancelScope | None = None
+        self._renewal: TaskHandle[None, Any] | None = None
         self.runner: ConnectionRunner = Driver(
             lifecycle.steps,
             tasks,
@@ -365,17 +365,15 @@ class Engine:
     # --- the token and the store -----------------------------------------------------------------------------------
 
     def _renew_token(self) -> None:
-        self._renewal = anyio.CancelScope()
-        self._tasks.start_soon(self._renew, self._renewal, name="towline token")
+        self._renewal = self._tasks.start_soon(self._renew, name="towline token")
 
-    async def _renew(self, scope: anyio.CancelScope) -> None:
-        with scope:
-            try:
-                await self.tokens.get()
-            except BaseException as error:
-                failure = await failure_of(error, "renewing the token")
-                _LOG.warning("the token could not be renewed: %s", escape(str(failure)))
-            self.runner.post(TokenRenewed())
+    async def _renew(self) -> None:
+        try:
+            await self.tokens.get()
+        except BaseException as error:
+            failure = await failure_of(error, "renewing the token")
+            _LOG.warning("the token could not be renewed: %s", escape(str(failure)))
+        self.runner.post(TokenRenewed())
 
     def _stop_renewal(self) -> None:
         if self._renewal is not None:

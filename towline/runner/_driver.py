@@ -20,7 +20,6 @@ from typing import Any, Final, Generic
 import anyio
 
 from .._exceptions import UnexpectedFailure
-from .._loop import Loop
 from .._tasks import Tasks, unexpected
 from ._steps import E, F, L, N, S, Stepped, Steps
 from ._timers import Timers
@@ -54,7 +53,7 @@ class Driver(Generic[S, E, F, L, N]):
     ) -> None:
         self.steps = steps
         self.tasks = tasks
-        self.clock = Loop().time
+        self.clock = tasks.loop.time
         #: How often each state was entered, so that a wait for one does not miss a short visit.
         self.visits: Counter[Any] = Counter()
         self._perform = perform

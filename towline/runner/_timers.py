@@ -1,11 +1,10 @@
-"""The timers of a lifecycle: one task while any timer runs, otherwise none."""
+"""The timers of a lifecycle. They need no task while they wait: many connections do little else."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import anyio
 
 from .._tasks import Tasks
 
@@ -16,43 +15,54 @@ class _Armed(NamedTuple):
 
 
 class Timers:
-    """Deadlines on the loop's clock. Calls `expired(timer, ticket)`, which must not raise, once for each of them."""
+    """Deadlines on the loop's clock. Calls `expired(timer, ticket)`, which must not raise, once for each of them.
+
+    The calls are made in a task. Leaving the block of `tasks` stops every timer.
+    """
+
+    __slots__ = ("_alarm", "_armed", "_expired", "_rings_at", "_tasks")
 
     def __init__(self, tasks: Tasks, expired: Callable[[Any, int], None]) -> None:
         self._tasks = tasks
         self._expired = expired
         self._armed: dict[Any, _Armed] = {}
-        self._scope: anyio.CancelScope | None = None
-        self._running = False
+        # The loop's next call, and a function that prevents it. It may come before the next deadline, but never after.
+        self._rings_at = math.inf
+        self._alarm: Callable[[], object] | None = None
+        tasks.on_leaving = self._stop
 
     def arm(self, timer: Any, ticket: int, seconds: float) -> None:
         """Start a timer, replacing one of the same name."""
-        self._armed[timer] = _Armed(anyio.current_time() + seconds, ticket)
-        if not self._running:
-            self._running = True
-            self._tasks.start_soon(self._run, name="towline timers")
-        elif self._scope is not None:
-            self._scope.deadline = self._next()
+        self._armed[timer] = _Armed(self._tasks.loop.time() + seconds, ticket)
+        self._set_alarm()
 
     def disarm(self, timer: Any) -> None:
-        """Stop a timer if it runs; the task ends with the last one."""
+        """Stop a timer if it runs."""
         self._armed.pop(timer, None)
-        if self._scope is not None:
-            self._scope.deadline = self._next() if self._armed else float("-inf")
+        if not self._armed:
+            self._stop()
 
-    def _next(self) -> float:
-        return min(armed.deadline for armed in self._armed.values())
+    def _stop(self) -> None:
+        self._armed.clear()
+        if self._alarm is not None:
+            self._alarm()
+            self._alarm, self._rings_at = None, math.inf
 
-    async def _run(self) -> None:
-        try:
-            while self._armed:
-                with anyio.CancelScope(deadline=self._next()) as self._scope:
-                    await anyio.sleep_forever()
-                self._scope = None
-                self._fire(anyio.current_time())
-        finally:
-            self._scope = None
-            self._running = False
+    def _set_alarm(self) -> None:
+        moment = min((armed.deadline for armed in self._armed.values()), default=math.inf)
+        if moment < self._rings_at:
+            if self._alarm is not None:
+                self._alarm()
+            self._rings_at = moment
+            self._alarm = self._tasks.loop.at(moment, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm, self._rings_at = None, math.inf
+        self._tasks.start_soon(self._fire_due, name="towline timers")
+
+    async def _fire_due(self) -> None:
+        self._fire(self._tasks.loop.time())
+        self._set_alarm()
 
     def _fire(self, now: float) -> None:
         for timer, armed in sorted(self._armed.items(), key=lambda item: item[1].deadline):
