@@ -331,7 +331,8 @@ class Connection(AsyncContextManagerMixin):
         """Iterate over the updates. Each of several iterators gets all updates from its start on.
 
         An iterator that is kept but not read lets at most `Limits.max_waiting` bytes of output or 256 updates wait;
-        then nothing more is read from the server until it is read or dropped, or its reader calls `result`.
+        then nothing more is read from the server until it is read or dropped, or its reader calls `result`, or ends
+        while another task waits there.
 
         Ends after the job's end, and on `cancel()` and `aclose()`. Raises `Exhausted` when the engine gives up; with
         `wait` it waits until the connection is revived. If it starts after the end, it yields the end.
@@ -356,9 +357,9 @@ class Connection(AsyncContextManagerMixin):
     async def result(self) -> Outcome:
         """Wait for the job's end and return it: completed, failed or cancelled.
 
-        Meanwhile an iterator that this task has read, or none yet, does not stop the reading: of what it has not read,
-        too much is dropped, and a `Resynced` reports that. One that another task reads is waited for (`updates`), and a
-        coroutine function that is `on_update` too, so that one must not wait for the end.
+        Meanwhile an iterator that this task read last, or no task, or one that has ended, does not stop the reading: of
+        what it has not read, too much is dropped, and a `Resynced` reports that. One that another task reads is waited
+        for (`updates`), and a coroutine function that is `on_update` too, so that one must not wait for the end.
 
         Raises `Exhausted` when the engine gives up, `Cancelled` after `cancel()`, `StateUnreachable` after `aclose()`.
         """

@@ -11,11 +11,13 @@ other comes from something that the program's code waited for, and is a failure 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from types import TracebackType
+from threading import Thread
+from types import CoroutineType, TracebackType
 from typing import Any, Final, Self, TypeVarTuple
 
 import anyio
@@ -45,7 +47,19 @@ def caller() -> object:
     # This is asked for each update, and anyio's answer takes 3 µs.
     if asyncio._get_running_loop() is not None and (task := asyncio.current_task()) is not None:
         return task
-    return anyio.get_current_task().id
+    import trio
+
+    return trio.lowlevel.current_task()
+
+
+def has_ended(reader: object) -> bool:
+    """Whether what `caller` returned can run no more code."""
+    if isinstance(reader, asyncio.Task):
+        return reader.done()
+    if isinstance(reader, Thread):
+        return not reader.is_alive()
+    coroutine = getattr(reader, "coro", None)  # of a task of trio, which has no flag for its end
+    return isinstance(coroutine, CoroutineType) and inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
 def is_failure(error: BaseException) -> bool:

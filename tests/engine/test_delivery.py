@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
@@ -247,10 +248,11 @@ async def test_an_iterator_that_was_passed_on_loses_nothing() -> None:
     passed_on = delivery.subscribe(wait=False)
     delivery.give(started(1), started(2))
     assert await anext(passed_on) == started(1)
-    assert await read_by_another_task(delivery, passed_on) == started(2)
-    with delivery.end_awaited():
-        delivery.give(*map(started, range(3, INBOX_LIMIT + 4)))
-        assert delivery.room() is not None
+    async with another_task() as read:
+        assert await read(passed_on) == started(2)
+        with delivery.end_awaited():
+            delivery.give(*map(started, range(3, INBOX_LIMIT + 4)))
+            assert delivery.room() is not None
     assert await anext(passed_on) == started(3)
     assert delivery.overflows == 0
 
@@ -258,13 +260,15 @@ async def test_an_iterator_that_was_passed_on_loses_nothing() -> None:
 async def test_who_waits_for_the_end_holds_up_no_one_by_what_only_it_reads() -> None:
     delivery = Deliveries()
     unread, mine, other = (delivery.subscribe(wait=False) for _ in range(3))
-    assert await read_by_another_task(delivery, other) == started(1)
+    delivery.give(started(1))
     assert await anext(mine) == started(1)
-    assert not delivery.give(*map(started, range(2, INBOX_LIMIT + 3)))
-    with delivery.end_awaited():
-        assert delivery.room() is not None, "the other task reads its own"
-        assert await read_by_another_task(delivery, other) == started(2)
-        assert delivery.room() is None
+    async with another_task() as read:
+        assert await read(other) == started(1)
+        assert not delivery.give(*map(started, range(2, INBOX_LIMIT + 3)))
+        with delivery.end_awaited():
+            assert delivery.room() is not None, "the other task reads its own"
+            assert await read(other) == started(2)
+            assert delivery.room() is None
     assert delivery.overflows == 0
     for subscription in (unread, mine):
         with anyio.move_on_after(1):
@@ -278,17 +282,40 @@ async def test_who_waits_for_the_end_holds_up_no_one_by_what_only_it_reads() -> 
         assert await anext(subscription) == progress(INBOX_LIMIT + 4)
 
 
-async def read_by_another_task(delivery: Deliveries, subscription: Subscription) -> AnyUpdate:
-    read: list[AnyUpdate] = []
+async def test_an_iterator_whose_reader_has_ended_holds_up_no_one_who_waits_for_the_end() -> None:
+    delivery = Deliveries()
+    early, late = (delivery.subscribe(wait=False) for _ in range(2))
+    delivery.give(started(1))
+    async with another_task() as read_late:
+        async with another_task() as read_early:
+            assert await read_early(early) == await read_late(late) == started(1)
+        delivery.give(*map(started, range(2, INBOX_LIMIT + 3)))
+        with delivery.end_awaited():
+            assert (len(early._inbox.waiting), len(late._inbox.waiting)) == (0, INBOX_LIMIT + 1)  # type: ignore[union-attr]
+            assert delivery.room() is not None
+    with delivery.end_awaited():
+        assert delivery.room() is None
+    assert late._inbox.waiting == []  # type: ignore[union-attr]
+
+
+@asynccontextmanager
+async def another_task() -> AsyncIterator[Callable[[Subscription], Awaitable[AnyUpdate]]]:
+    """A function with which another task, which lives as long as the block, reads one update."""
+    ask, asked = anyio.create_memory_object_stream[Subscription]()
+    answer, answered = anyio.create_memory_object_stream[AnyUpdate]()
 
     async def run() -> None:
-        read.append(await anext(subscription))
+        async for subscription in asked:
+            await answer.send(await anext(subscription))
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run)
-        if not delivery.applied:
-            delivery.give(started(1))
-    return read[0]
+    async def read(subscription: Subscription) -> AnyUpdate:
+        await ask.send(subscription)
+        return await answered.receive()
+
+    with asked, answer, answered:
+        async with anyio.create_task_group() as tasks, ask:
+            tasks.start_soon(run)
+            yield read
 
 
 async def test_an_unclaimed_inbox_that_overflowed_says_so_when_it_is_claimed() -> None:

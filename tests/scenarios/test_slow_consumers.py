@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from job_server import JobServer
 from scenario import check, fractions, gaps
@@ -151,6 +153,52 @@ async def test_an_iterator_that_its_own_task_keeps_does_not_stop_a_wait_for_the_
         assert isinstance(lost, Resynced)
         assert end == outcome
     assert connection.statistics().retries == 0
+
+
+@pytest.mark.parametrize("server", ["websocket", "lines"], indirect=True)
+@pytest.mark.parametrize("reads_for", [0, 3600])
+async def test_an_iterator_whose_reader_has_ended_does_not_stop_a_wait_for_the_end(
+    server: JobServer, reads_for: float
+) -> None:
+    """Whether the reader ends before too much waits, or while the engine waits for it."""
+
+    async def read_one() -> None:
+        assert isinstance(await anext(kept), Output)
+        await anyio.sleep(reads_for)
+
+    async with server.follow(limits=LIMITS) as connection, anyio.create_task_group() as tasks:
+        await connection.wait_for(State.CONNECTED)
+        kept = connection.updates()
+        tasks.start_soon(read_one)
+        server.publish(log="first\n")
+        await publish(server)
+        server.end()
+        with anyio.move_on_after(7200) as waiting:
+            await anyio.sleep(1)
+            assert connection.outcome is None, "the iterator stops the reading until someone waits for the end"
+            outcome = await connection.result()
+        assert not waiting.cancelled_caught
+        assert reads_for <= anyio.current_time() < reads_for + 30
+        lost, end = [update async for update in kept][-2:]
+        assert isinstance(lost, Resynced)
+        assert end == outcome
+
+
+@pytest.mark.parametrize("server", ["websocket"], indirect=True)
+async def test_an_iterator_read_with_a_timeout_of_asyncio_does_not_stop_a_wait_for_the_end(server: JobServer) -> None:
+    """Python 3.11 runs what `asyncio.wait_for` waits for in a task of its own."""
+    if not isinstance(anyio.lowlevel.current_token().native_token, asyncio.AbstractEventLoop):
+        pytest.skip("it is asyncio's")
+    async with server.follow(limits=LIMITS) as connection:
+        await connection.wait_for(State.CONNECTED)
+        kept = connection.updates()
+        server.publish(log="first\n")
+        assert isinstance(await asyncio.wait_for(anext(kept), 1), Output)
+        await publish(server)
+        server.end()
+        with anyio.fail_after(60):
+            outcome = await connection.result()
+        assert [update async for update in kept][-1] == outcome
 
 
 @pytest.mark.parametrize("server", ["websocket+state", "events"], indirect=True)

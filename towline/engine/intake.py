@@ -27,6 +27,9 @@ from .sequence.sequencer import Sequencer
 
 _LOG: Final = logging.getLogger("towline")
 
+#: Seconds after which reading that waits for a consumer looks whether its task has ended.
+_LOOK_AGAIN: Final = 5.0
+
 
 @dataclass(slots=True, eq=False, repr=False)
 class Intake:
@@ -147,7 +150,8 @@ class Intake:
         self.is_paused = True
         try:
             while (room := self.no_room()) is not None:
-                await room.wait()
+                with anyio.move_on_after(_LOOK_AGAIN):
+                    await room.wait()
         finally:
             self._last_sign = self.last_sign
             self.is_paused = False

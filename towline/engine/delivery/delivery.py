@@ -9,7 +9,7 @@ While there is no consumer, one inbox waits for the next. So no update is lost b
 iterations. It never stops the reading, because there may never be a consumer: a program can wait for the end alone. If
 too much waits in it, its updates are dropped, and a `Resynced` says what the next consumer missed. The final update
 always arrives. A task that waits for the end reads nothing, so the same then holds for the inboxes that it read last,
-and for those that no task has read yet.
+and for those that no task reads: none has yet, or the last one has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import anyio
 
 from ..._exceptions import Exhausted
 from ..._facts import Numbered, Position
-from ..._tasks import caller
+from ..._tasks import caller, has_ended
 from ..._updates import AnyUpdate, Outcome
 from .inbox import Inbox
 
@@ -178,9 +178,12 @@ class Delivery:
             self._awaiting_end.remove(reader)
 
     def _drop_unread(self) -> None:
-        """Drop what is too much for consumers that do not read now."""
+        """Drop what is too much for consumers that do not read now, if a task waits for the end."""
+        if not self._awaiting_end:
+            return
         for inbox in self._claimed:
-            if inbox.is_full and (inbox.reader is None or inbox.reader in self._awaiting_end):
+            reader = inbox.reader
+            if inbox.is_full and (reader is None or reader in self._awaiting_end or has_ended(reader)):
                 inbox.drop()
                 self.look_for_room()
 
@@ -226,12 +229,15 @@ class Delivery:
                 self._unclaimed.drop()
         for inbox in self._claimed:
             inbox.put(updates)
-        if self._awaiting_end:
-            self._drop_unread()
+        self._drop_unread()
         self.moved()
 
     def room(self) -> anyio.Event | None:
-        """None if every consumer has room; else an event that is set when this may have changed."""
+        """None if every consumer has room; else an event that is set when this may have changed.
+
+        It is not set when the task of a consumer ends.
+        """
+        self._drop_unread()
         for inbox in self._claimed:
             if inbox.is_full:
                 break
