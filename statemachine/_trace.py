@@ -52,7 +52,11 @@ class Recorded(Struct, frozen=True, kw_only=True):
 
 
 class Journey(Recorded, frozen=True, kw_only=True):
-    """A path through a machine. `states` are those of the table, in its order."""
+    """A path through a machine. `states` are those of the table, in its order.
+
+    `to_json()` gives it as JSON. `from_json(data)` reads that, and raises `InvalidArgument` if it is damaged or of
+    another version.
+    """
 
     table: str
     states: tuple[str, ...]

@@ -6,8 +6,6 @@ dropped. It holds no token and no job data: of a job's end it keeps only the kin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import msgspec
 from msgspec import Struct
 
@@ -32,7 +30,11 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 class History(Recorded, frozen=True, kw_only=True):
-    """Entries in order, with everything needed to replay them."""
+    """Entries in order, with everything needed to replay them.
+
+    `to_json()` gives it as JSON. `from_json(data)` reads that, and raises `InvalidArgument` if it is damaged or of
+    another version.
+    """
 
     policy: Policy = Policy()
     start: Snapshot = Snapshot()
@@ -77,17 +79,6 @@ def replay(history: History) -> Departure | None:
 
 def _verdict(verdict: Verdict | None) -> str:
     return Kind.FORBIDDEN.value if verdict is None else verdict.value
-
-
-def path(entries: Iterable[Entry]) -> list[State]:
-    """The states that the entries went through, without repeats."""
-    states: list[State] = []
-    for entry in entries:
-        if not states:
-            states.append(entry.source)
-        if entry.target is not states[-1]:
-            states.append(entry.target)
-    return states
 
 
 # --- as a journey -----------------------------------------------------------------------------------------------------
