@@ -285,7 +285,7 @@ def test_a_silent_job_has_comments(make_sqlite_hub: MakeHub, serving: Any) -> No
 def test_a_stream_at_another_hub_of_the_same_log(request: pytest.FixtureRequest, tmp_path: Path, serving: Any) -> None:
     """It brings the events while they happen, and goes on at the first hub."""
     make_hub = hub_maker(request, tmp_path, "redis")
-    one, two = make_hub(), make_hub()
+    one, two = (make_hub(lifetimes=Lifetimes()) for _ in range(2))  # a lease so long that the other hub never runs it
     with serving(one) as client, serving(two) as other:
         start(client, "counting", 3)
         other.job, other.token = client.job, client.token

@@ -530,7 +530,8 @@ def test_starts_and_calls_have_a_rate(tmp_path: Path, serving: Any) -> None:
         path = f"/api/job-state/{client.job}"
         assert [client.http.get(path, headers=client.auth).status_code for _ in range(6)] == [200] * 5 + [429]
         refused = client.refusal(f"/ws/progress?jobId={client.job}", additional_headers=client.auth)
-        assert (refused.status_code, refused.headers["retry-after"]) == (429, "12")
+        assert refused.status_code == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 12
 
 
 def test_a_rate_does_not_hang_on_the_wall_clock(tmp_path: Path, serving: Any) -> None:
