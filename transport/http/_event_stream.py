@@ -27,10 +27,9 @@ _T = TypeVar("_T")
 # Either a whole event in the form that most servers write (id, event, data, each at most once and not empty), or one
 # line. One match for a whole event is several times as fast as one for each line. Possessive quantifiers keep the time
 # linear.
-_TOKENS: Final = re.compile(
-    r"(?:id: ?+([^\n\0]++)\n)?+(?:event: ?+(.++)\n)?+data: ?+(.++)\n\n"  # `.` stops at a line feed only
-    r"|(.*+)\n"
-)
+_EVENT: Final = r"(?:id: ?+([^\n\0]++)\n)?+(?:event: ?+(.++)\n)?+data: ?+(.++)\n\n"  # `.` stops at a line feed only
+_find_all: Final = re.compile(_EVENT + r"|(.*+)\n").findall
+_match_event: Final = re.compile(_EVENT).fullmatch
 
 
 class StreamEvent(Struct, frozen=True, gc=False):
@@ -65,6 +64,7 @@ class EventParser:
         self.comments = 0
         self._lines = _Lines(max_line)
         self._max_event = max_event
+        self._max_line = max_line
         self._problem: MessageTooBig | None = None
         # The event whose blank line has not come.
         self._type = ""
@@ -74,6 +74,10 @@ class EventParser:
         self._has_id = False
         # Whether nothing of an event has come: the next line begins one.
         self._between = True
+        # Whether the next piece may be taken as events, not line by line; and the beginning of one that waits for its
+        # end.
+        self._by_event = False
+        self._begun = b""
 
     def feed(self, data: bytes) -> Iterable[StreamEvent]:
         """Take the next bytes and return the events that they complete.
@@ -81,9 +85,33 @@ class EventParser:
         Past a limit, iterating raises `MessageTooBig` after the events before it; every later call does the same. At
         the end of the stream, drop the parser: an unfinished event does not count.
         """
+        if self._by_event:
+            if self._begun:
+                data, self._begun = self._begun + data, b""
+            if len(data) <= self._max_line and _CR not in data:
+                if data[-2:] == b"\n\n":
+                    text = data.decode("utf-8", "replace")
+                    if (match := _match_event(text)) is None:
+                        return self._parse(text)
+                    event_id, event_type, value = match.groups()
+                    if event_id is None:
+                        return [StreamEvent(event_type or "message", value, self.last_id)]
+                    self.last_id = self._id = event_id
+                    return [StreamEvent(event_type or "message", value, event_id, True)]
+                end = data.rfind(b"\n\n") + 2
+                whole, begun = (data[:end], data[end:]) if end > 1 else (b"", data)
+                if _is_part_of_event(begun):
+                    self._begun = begun
+                    return self._parse(whole.decode("utf-8", "replace")) if whole else []
         if self._problem is None:
+            if not self._lines.is_started:
+                if not self._lines.start(data):
+                    return []
+                self._by_event = True
+                return self.feed(self._lines.take_rest())
             lines = self._lines.take(data)
             events = self._parse(lines.decode("utf-8", "replace")) if lines else []
+            self._by_event = self._between and self._lines.is_plain and self._problem is None
             if self._problem is None and self._lines.problem is None:
                 return events
             self._problem = self._problem or self._lines.problem
@@ -94,7 +122,7 @@ class EventParser:
     def _parse(self, text: str) -> list[StreamEvent]:
         events: list[StreamEvent] = []
         last_id, between = self.last_id, self._between
-        for event_id, event_type, data, line in _TOKENS.findall(text):
+        for event_id, event_type, data, line in _find_all(text):
             if data and between:
                 # Nearly every event: it begins and ends here.
                 if event_id:
@@ -182,6 +210,13 @@ class LineParser:
         return [rest] if rest else []
 
 
+def _is_part_of_event(begun: bytes) -> bool:
+    """Whether bytes begin an event, and nothing in them counts before its end, as a comment and `retry` do."""
+    if len(begun) < len(b"event:"):
+        return b"id:".startswith(begun[:3]) or b"event:".startswith(begun) or b"data:".startswith(begun[:5])
+    return begun.startswith((b"id:", b"event:", b"data:")) and b"\n:" not in begun and b"\nr" not in begun
+
+
 def is_event_stream(content_type: bytes | None) -> bool:
     """Whether a `Content-Type` names an event stream. Case and parameters do not matter: it is always UTF-8."""
     return content_type is not None and content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
@@ -196,24 +231,41 @@ class _Lines:
         #: The unfinished line.
         self.rest = bytearray()
         self._max_line = max_line
-        self._started = False
+        #: Whether the byte order mark is decided.
+        self.is_started = False
         # Whether the next byte begins as any other: not the stream, not after a CR, not after the end.
         self._plain = False
         self._after_cr = False
 
+    def start(self, data: bytes) -> bool:
+        """Take the first bytes without the byte order mark into `rest`; returns False if they may be a part of it."""
+        self.rest += data
+        if len(self.rest) < len(_BOM) and _BOM.startswith(self.rest):
+            return False
+        self.is_started = self._plain = True
+        self.rest = self.rest.removeprefix(_BOM)
+        return True
+
+    def take_rest(self) -> bytes:
+        """Take the unfinished line out."""
+        rest = bytes(self.rest)
+        self.rest.clear()
+        return rest
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no byte waits, and the next begins as any other."""
+        return self._plain and not self.rest
+
     def take(self, data: bytes) -> bytes:
-        if self._plain and _CR not in data and data[-1:] == b"\n" and not self.rest and len(data) <= self._max_line:
-            return data  # the usual case, when the server sends whole events
+        if self.is_plain and _CR not in data and data[-1:] == b"\n" and len(data) <= self._max_line:
+            return data
         if self.problem is not None or not data:
             return b""
-        if not self._started:
-            data = bytes(self.rest) + data
-            self.rest.clear()
-            if len(data) < len(_BOM) and _BOM.startswith(data):
-                self.rest += data
+        if not self.is_started:
+            if not self.start(data):
                 return b""
-            self._started = self._plain = True
-            data = data.removeprefix(_BOM)
+            data = self.take_rest()
         if self._after_cr or _CR in data:
             data = self._with_lf(data)
         place = data.rfind(b"\n") + 1
