@@ -71,6 +71,10 @@ from .transport import Limits, Liveness, Network
 
 T = TypeVar("T")
 
+# Shared, because an idle connection should cost little.
+_POLICY: Final = Policy()
+_LIMITS: Final = Limits()
+
 #: The default limit of `fetch_result` for a result's size, in bytes.
 MAX_RESULT: Final = 256 << 20
 
@@ -158,12 +162,12 @@ class Connection(AsyncContextManagerMixin):
         self._event_loop: anyio.lowlevel.EventLoopToken | None = None
         self._entered = self._left = False
         # Created here, so that `cancel()` works at any moment, even before there is an engine.
-        policy = policy or Policy()
+        policy = policy or _POLICY
         self._lifecycle = Lifecycle(policy)
         self._tasks: Tasks | None = None
         self._opening: anyio.CancelScope | None = None
         self._policy = policy
-        self._limits = limits or Limits()
+        self._limits = limits or _LIMITS
         self._on_update, self._on_state = on_update, on_state
         # `towline.testing.controlled` replaces these two.
         self._random: Callable[[], float] = random.random

@@ -42,24 +42,29 @@ class History(Recorded, frozen=True, kw_only=True):
 
 
 class Recorder:
-    """Keeps the last `limit` entries. A snapshot is shared, not copied: an entry costs a few hundred bytes."""
+    """Keeps the last `limit` entries and the snapshot before them."""
 
     def __init__(self, policy: Policy, limit: int = 256) -> None:
         self._policy = policy
         self._limit = limit
-        self._entries: list[tuple[Snapshot, Entry]] = []
+        self._start = Snapshot()
+        self._entries: list[Entry] = []
 
     def record(self, before: Snapshot, entry: Entry) -> None:
         """Add an entry; beyond the limit, drop the oldest."""
         if isinstance(entry.event, JobEnded):
             entry = msgspec.structs.replace(entry, event=msgspec.structs.replace(entry.event, update=None))
-        self._entries.append((before, entry))
-        del self._entries[: -self._limit]
+        if not self._entries:
+            self._start = before
+        self._entries.append(entry)
+        if len(self._entries) > self._limit:
+            oldest = self._entries.pop(0)
+            with suppress(ForbiddenRequest):
+                self._start = step(self._start, oldest.event, oldest.facts, self._policy).snapshot
 
     def history(self) -> History:
         """The history of the entries kept now."""
-        start = self._entries[0][0] if self._entries else Snapshot()
-        return History(policy=self._policy, start=start, entries=tuple(entry for _, entry in self._entries))
+        return History(policy=self._policy, start=self._start, entries=tuple(self._entries))
 
 
 def replay(history: History) -> Departure | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Final
 
 from anyio import TaskHandle
@@ -118,6 +119,7 @@ class Engine:
             broke=lambda failure: self.failures.unexpected(failure),
         )
         post, reader = self.runner.post, Reader(settings.protocol)
+        self._reader = reader
 
         def snapshot() -> Snapshot:
             return lifecycle.steps.snapshot
@@ -188,24 +190,6 @@ class Engine:
             failed=lambda *args: self.failures.failed(*args),
             finished=self._look_finished,
         )
-        self.failures = Failures(
-            settings,
-            reader,
-            want=lambda: None if self.attempts.current is None else self.attempts.current.want,
-            snapshot=snapshot,
-            path_up=lambda: lifecycle.steps.last.levels.path_up,
-            renewable=lambda: self.tokens.renewable,
-            answered=lambda: self.looks.answered,
-            held_end=self.sequencer.held_end,
-            awaited_end=self.sequencer.awaited_end,
-            end_of=self.sequencer.look,
-            ask_state=self.looks.ask_state,
-            act=self.publisher.act,
-            skip_state=self.publisher.skip_state,
-            post=post,
-            retry=self._retry_advice,
-            forget_cursor=lambda: self.attempts.forget_cursor(),
-        )
         self.attempts = Attempts(
             settings,
             tasks,
@@ -216,22 +200,50 @@ class Engine:
             opened=lambda link: post(Opened(generation=link.generation, by_state=link.in_step == "state")),
             received=self.intake.take_in,
             room=self.intake.room,
-            failed=self.failures.failed,
-            meant=self.failures.meant,
-        )
-        self.requested = RequestedCalls(
-            settings,
-            reader,
-            self.tokens,
-            fetch_state=self.looks.fetch,
-            snapshot=snapshot,
-            outcome=lambda: self.outcome,
-            post=post,
-            ended=lambda state: self.publisher.act(self.sequencer.look(state), self.snapshot.generation),
+            failed=lambda *args: self.failures.failed(*args),
+            meant=lambda *args: self.failures.meant(*args),
         )
         # Whether giving up waits to be reported until the state fetch has finished.
         self._giving_up = False
         lifecycle.facts = self.facts
+
+    # --- parts that many connections never need -------------------------------------------------------------------
+
+    @cached_property
+    def failures(self) -> Failures:
+        """What errors mean; made at the first, because an idle connection needs none."""
+        return Failures(
+            self.settings,
+            self._reader,
+            want=lambda: None if self.attempts.current is None else self.attempts.current.want,
+            snapshot=lambda: self.snapshot,
+            path_up=lambda: self._lifecycle.steps.last.levels.path_up,
+            renewable=lambda: self.tokens.renewable,
+            answered=lambda: self.looks.answered,
+            held_end=self.sequencer.held_end,
+            awaited_end=self.sequencer.awaited_end,
+            end_of=self.sequencer.look,
+            ask_state=self.looks.ask_state,
+            act=self.publisher.act,
+            skip_state=self.publisher.skip_state,
+            post=self.runner.post,
+            retry=self._retry_advice,
+            forget_cursor=lambda: self.attempts.forget_cursor(),
+        )
+
+    @cached_property
+    def requested(self) -> RequestedCalls:
+        """The calls about the job that the program asks for; made at the first."""
+        return RequestedCalls(
+            self.settings,
+            self._reader,
+            self.tokens,
+            fetch_state=self.looks.fetch,
+            snapshot=lambda: self.snapshot,
+            outcome=lambda: self.outcome,
+            post=self.runner.post,
+            ended=lambda state: self.publisher.act(self.sequencer.look(state), self.snapshot.generation),
+        )
 
     # --- what the parts read ---------------------------------------------------------------------------------------
 
@@ -355,7 +367,7 @@ class Engine:
 
     def _stop_delivery(self, effect: StopDelivery) -> None:
         self.delivery.stop()
-        if effect.final:
+        if effect.final and "requested" in vars(self):
             self.requested.give_up()
 
     def _wake_waiters(self) -> None:
