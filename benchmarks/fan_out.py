@@ -58,5 +58,8 @@ if __name__ == "__main__":
     app = Starlette(routes=[Route("/start", start, methods=["POST"]), WebSocketRoute("/ws/progress", follow)])
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    config = uvicorn.Config(app, ws="websockets-sansio", ws_per_message_deflate=False, log_level="warning")
+    # The hub's server and event loop.
+    config = uvicorn.Config(
+        app, ws="websockets-sansio", ws_per_message_deflate=False, log_level="warning", loop="asyncio"
+    )
     uvicorn.Server(config).run([listener])

@@ -9,7 +9,6 @@ import pytest
 
 from towline import InvalidArgument
 from towline.server.log._base import (
-    WORKER_TOKENS,
     Change,
     Entry,
     Event,
@@ -371,11 +370,6 @@ async def test_tokens(open_log: OpenLog) -> None:
         assert await log.token(b"b") is None
         assert await log.token(b"n0") is None
         assert await log.token(b"n39") is not None
-        for number in range(40):  # of workers, which do not push the others out
-            await log.add_token(Token(digest=b"w%d" % number, job_id="j", expires=WORKER_TOKENS + number))
-        await log.add_token(Token(digest=b"later", job_id="j", expires=2000))
-        kept = {name: await log.token(name) is not None for name in (b"n39", b"n8", b"later", b"w7", b"w8", b"w39")}
-        assert kept == {b"n39": True, b"n8": False, b"later": True, b"w7": False, b"w8": True, b"w39": True}
 
 
 async def test_what_has_outlived_its_time_is_removed(open_log: OpenLog) -> None:

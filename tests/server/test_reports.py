@@ -12,11 +12,15 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from msgspec import UNSET
 
 from towline import InvalidArgument
 from towline.server import Hub, HubLimits, JobContext, Lifetimes, Upload
 from towline.server._keeping import Silences
 from towline.server.log._base import Job
+from towline.server.log._drafts import progressed
+from towline.server.web._answers import Refusal
+from towline.server.web.reports._reading import check_repeated
 
 pytestmark = pytest.mark.anyio
 
@@ -276,7 +280,31 @@ async def test_each_token_is_for_one_purpose(worker: Worker) -> None:
     assert (await worker.http.post(f"/api/jobs/{worker.job}/cancel", headers=headers)).status_code == 401
     assert await worker.types() == []
     worker.job = "nope"
-    assert await worker.refused(keep_alive) == (404, "unknown_job")
+    assert await worker.refused(keep_alive) == (401, "unauthorized")
+
+
+async def test_a_wrong_token_costs_no_look_into_the_log(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    await worker.accepted(number=1, type="job_progress", processedCount=1)
+
+    async def never(*args: Any) -> Any:
+        raise AssertionError("the log was asked")
+
+    with monkeypatch.context() as patch:
+        for name in ("job", "token", "read", "append_all", "keep_note"):
+            patch.setattr(worker.hub.log, name, never)
+        assert await worker.refused({"type": "keep_alive"}, "wrong") == (401, "unauthorized")
+    await worker.accepted(number=2, type="job_progress", processedCount=2)
+
+
+async def test_a_number_that_came_too_early_is_no_count_below(worker: Worker) -> None:
+    """Between the refusal by the log and the look for its reason another worker may have filled the gap."""
+    await worker.accepted(number=1, type="job_progress", processedCount=1)
+    job = await worker.hub.log.job(worker.job)
+    assert isinstance(job, Job)
+    for count, code in ((5, "wrong_number"), (0, "count_below")):
+        with pytest.raises(Refusal) as refused:
+            await check_repeated(worker.hub.log, job, 2, progressed(count, None, None, "", UNSET))
+        assert refused.value.code == code
 
 
 async def test_a_token_is_for_jobs_of_workers_elsewhere(worker: Worker) -> None:

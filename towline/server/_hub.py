@@ -211,7 +211,7 @@ class HubWork(AsyncContextManagerMixin):
         job = await self.log.job(job_id)
         if not isinstance(job, Job) or job.pipeline not in self._dispatches:
             raise InvalidArgument("job_id", "is no job that was handed to workers")
-        return await self.tokens.grant_worker(job_id)
+        return await self.tokens.worker_token(job_id)
 
     def _add_pipeline(self, pipeline: Pipeline) -> None:
         if pipeline.name in self._pipelines:

@@ -1,6 +1,9 @@
 """Tokens of jobs: made, kept by digest, checked, refreshed.
 
-A token is 256 random bits, so a plain digest is enough at rest: there is nothing to guess.
+A follower's token is 256 random bits, so a plain digest is enough at rest: there is nothing to guess.
+
+A worker's token is computed from the job's id and a random key that the log keeps. It costs nothing to check, so calls
+with wrong ones cost nothing either, and the two kinds cannot be taken for each other.
 
 Refreshing does not end the old token. It ends (after a grace period) when its successor is first used, which proves
 that the answer arrived: a lost answer costs nothing, the call is simply made again.
@@ -10,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from .._secret import Secret
 from ._settings import Lifetimes
-from .log._base import WORKER_TOKENS, EventLog, Job, Token
+from .log._base import EventLog, Job, Token
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Tokens:
         self._log = log
         self._lifetimes = lifetimes
         self._now = now
+        self._worker_key: bytes | None = None
 
     async def grant(self, job_id: str, *, replaces: bytes | None = None, seconds: float | None = None) -> Grant:
         """Make a token for a job, for the usual time or for so many seconds."""
@@ -50,16 +55,16 @@ class Tokens:
         await self._log.add_token(Token(digest=_digest(text), job_id=job_id, expires=expires, replaces=replaces))
         return Grant(Secret(text), int(lifetime))
 
-    async def grant_worker(self, job_id: str) -> Secret:
-        """Make a token for a job's worker. It opens nothing but reports, and holds as long as the job runs."""
-        text = secrets.token_urlsafe(32)
-        digest = _digest(text, worker=True)
-        await self._log.add_token(Token(digest=digest, job_id=job_id, expires=WORKER_TOKENS + self._now()))
-        return Secret(text)
+    async def worker_token(self, job_id: str) -> Secret:
+        """The token of a job's workers. It opens nothing but reports, and holds as long as the job runs."""
+        if self._worker_key is None:
+            self._worker_key = (await self._log.keep_note("worker-key", os.urandom(32).hex(), replace=False)).encode()
+        return Secret(hmac.digest(self._worker_key, _bytes(job_id), "sha256").hex())
 
-    async def admits_worker(self, job: Job, presented: Secret) -> bool:
-        """Whether it is the token of a worker of this job."""
-        return await self._find(job.id, presented, worker=True) is not None
+    async def admits_worker(self, job_id: str, presented: Secret) -> bool:
+        """Whether it is the token of the workers of this job, which need not be there."""
+        token = await self.worker_token(job_id)
+        return hmac.compare_digest(_bytes(token.reveal()), _bytes(presented.reveal()))
 
     async def admits(self, job: Job, presented: Secret) -> bool:
         """Whether the token opens the job now."""
@@ -85,14 +90,14 @@ class Tokens:
             return TooEarly(int(left - self._lifetimes.refresh_window) + 1)
         return await self.grant(job_id, replaces=token.digest)
 
-    async def _find(self, job_id: str, presented: Secret, *, worker: bool = False) -> Token | None:
-        digest = _digest(presented.reveal(), worker=worker)
+    async def _find(self, job_id: str, presented: Secret) -> Token | None:
+        digest = _digest(presented.reveal())
         token = await self._log.token(digest)
         if token is None:
             return None
         # Both compared whole, so that the time taken says nothing of either.
         same_digest = hmac.compare_digest(token.digest, digest)
-        same_job = hmac.compare_digest(token.job_id.encode(), job_id.encode(errors="surrogateescape"))
+        same_job = hmac.compare_digest(token.job_id.encode(), _bytes(job_id))
         return token if same_digest and same_job else None
 
 
@@ -101,7 +106,9 @@ def _outlived_by(token: Token, job: Job) -> bool:
     return job.ended is not None and job.ended < token.expires
 
 
-def _digest(text: str, *, worker: bool = False) -> bytes:
-    # The two kinds have digests of different functions, so no text is a token of both.
-    data = text.encode(errors="surrogateescape")
-    return hmac.digest(b"worker", data, "sha256") if worker else hashlib.sha256(data).digest()
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(_bytes(text)).digest()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")

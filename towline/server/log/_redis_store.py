@@ -30,7 +30,6 @@ from ..._exceptions import HubStorageError, InvalidArgument
 from ._base import (
     ENDS,
     TOKENS_PER_JOB,
-    WORKER_TOKENS,
     Change,
     Entry,
     Event,
@@ -118,11 +117,9 @@ return redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 
 # KEYS: token, the job's tokens. ARGV: digest, expires, how many to keep, token prefix, field, value, …
 _ADD_TOKEN: Final = """
-redis.call('HSET', KEYS[1], unpack(ARGV, 6))
+redis.call('HSET', KEYS[1], unpack(ARGV, 5))
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-local low, high = '-inf', '(' .. ARGV[5]
-if tonumber(ARGV[2]) >= tonumber(ARGV[5]) then low, high = ARGV[5], '+inf' end
-for _, old in ipairs(redis.call('ZREVRANGEBYSCORE', KEYS[2], high, low, 'LIMIT', ARGV[3], -1)) do
+for _, old in ipairs(redis.call('ZREVRANGE', KEYS[2], ARGV[3], -1)) do
     redis.call('DEL', ARGV[4] .. old)
     redis.call('ZREM', KEYS[2], old)
 end
@@ -472,7 +469,7 @@ class RedisStore:
         digest = token.digest.hex()
         keys = [self._key("token", digest), self._key("tokens", token.job_id)]
         with self._renaming_errors():
-            args: list[Any] = [digest, token.expires, TOKENS_PER_JOB, self._key("token", ""), WORKER_TOKENS, *fields]
+            args: list[Any] = [digest, token.expires, TOKENS_PER_JOB, self._key("token", ""), *fields]
             self._add_token(keys=keys, args=args)
 
     def token(self, digest: bytes) -> Token | None:

@@ -31,7 +31,6 @@ from ..._tasks import Tasks
 from ._base import (
     ENDS,
     TOKENS_PER_JOB,
-    WORKER_TOKENS,
     Bell,
     Bells,
     Change,
@@ -88,6 +87,7 @@ FROM events JOIN jobs ON jobs.id = events.job WHERE events.job = ? AND events.se
 """
 
 _MAX_BATCH: Final = 256  # appends that share one transaction
+_BETWEEN: Final = 0.003  # seconds between two transactions in which more may come
 _MAX_WAITING: Final = 1024  # appends that wait for the writer before callers wait too
 _READERS: Final = 4
 _OWNER_WAIT: Final = 10.0  # seconds a new hub waits for the one before it to stop
@@ -286,8 +286,12 @@ class SqliteLog(AsyncContextManagerMixin):
     async def _write_all(self, writer: sqlite3.Connection, waiting: MemoryObjectReceiveStream[_Write[Any]]) -> None:
         # Ends by its queue being closed, never by cancellation: what was handed in is written and answered.
         with anyio.CancelScope(shield=True), waiting:
+            may_begin = 0.0
             async for first in waiting:
                 batch = [first]
+                if (wait := may_begin - anyio.current_time()) > 0:
+                    await anyio.sleep(wait)
+                may_begin = anyio.current_time() + _BETWEEN
                 with suppress(anyio.WouldBlock, anyio.EndOfStream):
                     while len(batch) < _MAX_BATCH:
                         batch.append(waiting.receive_nowait())
@@ -383,9 +387,8 @@ class SqliteLog(AsyncContextManagerMixin):
             )
             writer.execute(
                 "DELETE FROM tokens WHERE digest IN "
-                "(SELECT digest FROM tokens WHERE job = ?1 AND (expires < ?2) = (?3 < ?2) "
-                "ORDER BY expires DESC LIMIT -1 OFFSET ?4)",
-                (token.job_id, WORKER_TOKENS, token.expires, TOKENS_PER_JOB),
+                "(SELECT digest FROM tokens WHERE job = ? ORDER BY expires DESC LIMIT -1 OFFSET ?)",
+                (token.job_id, TOKENS_PER_JOB),
             )
 
         await self._write(apply)
@@ -496,14 +499,14 @@ def _commit(writer: sqlite3.Connection, batch: list[_Write[Any]], check: Callabl
     try:
         check()
         writer.execute("BEGIN IMMEDIATE")
-        for write in batch:
-            writer.execute("SAVEPOINT one")
-            try:
+        try:
+            for write in batch:
                 write.result = write.apply(writer)
-            except Exception as error:  # the caller's to hear
-                write.error = error
-                writer.execute("ROLLBACK TO one")
-            writer.execute("RELEASE one")
+        except Exception:  # savepoints cost time, and changes seldom fail: they are used when one has failed
+            if writer.in_transaction:
+                writer.execute("ROLLBACK")
+            writer.execute("BEGIN IMMEDIATE")
+            _apply_each(writer, batch)
         writer.execute("COMMIT")
     except Exception as error:  # nothing of this batch is kept, and every caller gets the error
         if writer.in_transaction:
@@ -511,6 +514,17 @@ def _commit(writer: sqlite3.Connection, batch: list[_Write[Any]], check: Callabl
                 writer.execute("ROLLBACK")
         for write in batch:
             write.result, write.error = None, error
+
+
+def _apply_each(writer: sqlite3.Connection, batch: list[_Write[Any]]) -> None:
+    for write in batch:
+        writer.execute("SAVEPOINT one")
+        try:
+            write.result = write.apply(writer)
+        except Exception as error:  # the caller's to hear
+            write.result, write.error = None, error
+            writer.execute("ROLLBACK TO one")
+        writer.execute("RELEASE one")
 
 
 def _append(writer: sqlite3.Connection, job_id: str, entry: Entry) -> Event | None:

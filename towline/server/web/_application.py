@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from .._hub import HubWork
-from ._routes import Api
+from .calls._routes import routes
 
 
 def _cors(origins: Collection[str]) -> Middleware:
@@ -55,7 +55,7 @@ class Hub(HubWork):
         if self._application is None:
             self._is_served = True
             self._application = Starlette(
-                routes=Api(self, metrics=self._metrics).routes(self._pipelines),
+                routes=routes(self, self._pipelines, metrics=self._metrics),
                 middleware=[_cors(self.origins)] if self.origins else [],
                 lifespan=self._lifespan,
             )

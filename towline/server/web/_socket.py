@@ -9,12 +9,13 @@ from typing import Any, Final
 import anyio
 import msgspec
 from msgspec import Struct
+from starlette.types import Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from ...protocols.wire.messages import PingFrame, Ready, encode
 from .._settings import HubLimits
 from .._statistics import Counters
-from ..log._base import Bell, Event, EventLog, Job
+from ..log._base import Bell, Event, EventLog, Job, text_message
 from ..log._clients import REPLACED, Arrival
 from ._watcher import PeerGone, Watcher
 
@@ -36,6 +37,7 @@ class SocketWatcher(Watcher):
     def __init__(
         self,
         websocket: WebSocket,
+        send: Send,
         job: Job,
         log: EventLog,
         limits: HubLimits,
@@ -44,6 +46,7 @@ class SocketWatcher(Watcher):
     ) -> None:
         super().__init__(job, log, limits, counters, now, limits.heartbeat)
         self._websocket = websocket
+        self._asgi_send = send
         self._arrival: Arrival | None = None
 
     async def run(self, subprotocol: str | None) -> None:
@@ -125,8 +128,8 @@ class SocketWatcher(Watcher):
 
     async def _write(self, text: str, event: Event | None) -> None:
         try:
-            await self._websocket.send_text(text)
-        except (RuntimeError, WebSocketDisconnect) as error:  # the server has sent a close itself, or the peer is gone
+            await self._asgi_send(event.message if event is not None and event.text is text else text_message(text))
+        except (RuntimeError, OSError) as error:  # the server has sent a close itself, or the peer is gone
             raise PeerGone from error
 
     async def _write_sign(self) -> None:

@@ -167,7 +167,8 @@ class Watcher(ABC):
             if (ready := self._take_ready()) is not None:
                 await self._acknowledge(ready)
             merging = self._merging and self._sent >= self._exact_to
-            events = await self._log.read(self._job.id, self._sent, _MERGED_BATCH if merging else _BATCH)
+            limit = _MERGED_BATCH if merging else _BATCH
+            events = await self._log.read(self._job.id, self._sent, limit)
             for first, event in _runs(events) if merging else ((event.seq, event) for event in events):
                 await self._send(self._write(event.text_from(first), event))
                 self._sent = event.seq
@@ -176,7 +177,8 @@ class Watcher(ABC):
                     return
                 if self._ready is not None:
                     break
-            if not events and self._ready is None:
+            caught_up = not events or (len(events) < limit and not bell.rung)
+            if caught_up and self._ready is None:
                 self._merging = False
                 self._waits += 1
                 self._waiting = True

@@ -53,11 +53,13 @@ async def check_repeated(log: EventLog, job: Job, number: int, draft: Draft) -> 
             return
     if not job.running:
         raise ended(job)
-    if number != job.seq + 1:
-        problem = "is the number of another event: does another worker report on this job?"
-        text = f"{number} {problem if number <= job.seq else 'leaves a gap'}; the next number is {job.seq + 1}"
-        raise Refusal(409, "wrong_number", text)
-    raise Refusal(409, "count_below", f"a processedCount is not below an earlier one, {job.processed}")
+    count = draft.change.processed
+    if number == job.seq + 1 and count is not UNSET and job.processed is not None and count < job.processed:
+        raise Refusal(409, "count_below", f"a processedCount is not below an earlier one, {job.processed}")
+    # With the next number it came too early, and the event before it has been reported since: by another worker.
+    problem = "leaves a gap" if number > job.seq else "is the number of another event"
+    text = f"{number} {problem}; the next number is {job.seq + 1}. Does another worker report on this job?"
+    raise Refusal(409, "wrong_number", text)
 
 
 def ended(job: Job) -> Refusal:
