@@ -6,7 +6,6 @@
 import dataclasses
 import os
 import random
-import sys
 from collections import deque
 from collections.abc import Iterator
 
@@ -19,8 +18,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
 from towline._exceptions import InvalidArgument, MessageTooBig, ProtocolViolation
 from towline.transport import Limits, Liveness, Message
-from towline.transport.websocket import _framing
-from towline.transport.websocket._framing import FrameReader, encode_frame
+from towline.transport.websocket._framing import FrameReader
 
 STREAMS = int(os.environ.get("TOWLINE_SOAK_STREAMS", "4000"))
 
@@ -349,34 +347,6 @@ def test_an_exception_inside_wsproto_becomes_a_failure(monkeypatch: pytest.Monke
     assert isinstance(reader.failure.error, ProtocolViolation)
     assert "hunter2" not in str(reader.failure.error)
     assert reader.failure.error.__context__ is None
-
-
-# --- sending --------------------------------------------------------------------------------------------------------
-
-
-@given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
-def test_our_frames_are_what_wsproto_reads(payload: bytes, mask: bytes) -> None:
-    server = Connection(ConnectionType.SERVER)
-    server.receive_data(encode_frame(0x82, payload, mask))
-    (event,) = server.events()
-    assert isinstance(event, BytesMessage)
-    assert bytes(event.data) == payload
-    assert event.message_finished
-
-
-@pytest.mark.parametrize("extra", [True, False], ids=["bitarray", "no-extra"])
-@pytest.mark.parametrize("size", [0, 1, 125, 126, 2047, 2048, 2051, 65535, 65536, 65537, (1 << 20) + 6, 16 << 20])
-def test_our_frames_of_each_length_form(size: int, extra: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    _framing._bits.cache_clear()
-    if not extra:
-        monkeypatch.setitem(sys.modules, "bitarray", None)
-    payload = random.Random(size).randbytes(size)
-    wire = encode_frame(0x82, payload, b"\x01\x02\x83\x04")
-    assert (_framing._bits() is not None) is extra
-    server = Connection(ConnectionType.SERVER)
-    server.receive_data(wire)
-    assert b"".join(bytes(event.data) for event in server.events() if isinstance(event, BytesMessage)) == payload
-    _framing._bits.cache_clear()
 
 
 # --- large frames: stored while they arrive, decoded once -----------------------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
+from threading import Thread
 from typing import Any
 
 import anyio
@@ -23,7 +24,7 @@ from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 
 from towline._exceptions import ConnectionBroken
-from towline.transport import WebSocket
+from towline.transport import Limits, Message, WebSocket
 from towline.transport.net._asyncio_stream import AsyncioSocketStream, is_supported
 from towline.transport.net._socket_stream import SocketStream
 from towline.transport.net._timed_stream import ScopedStream, TimedStream
@@ -372,9 +373,62 @@ async def counting_turns() -> AsyncIterator[Counter[str]]:
 async def test_who_sends_much_lets_others_run(pair: Pair) -> None:
     _, stream = pair
     async with counting_turns() as turns:
-        for _ in range(160):
+        for _ in range(200):
             await stream.send_before(never(stream), b"x")
-    assert turns["taken"] >= 5
+    assert turns["taken"] >= 2
+
+
+async def test_a_large_send_counts_as_many(peer_and_socket: tuple[socket.socket, socket.socket]) -> None:
+    peer, mine = peer_and_socket
+    stream = SocketStream(mine)
+    assert stream.send_nowait(b"x")
+    assert stream.may_send_now
+    stream.send_nowait(bytes(4 << 20))
+    assert not stream.may_send_now
+    await stream.aclose()
+    peer.close()
+
+
+async def test_what_is_there_can_be_read_without_a_wait(pair: Pair) -> None:
+    peer, stream = pair
+    if not isinstance(stream, SocketStream):
+        return
+    assert stream.receive_nowait(256 << 10) is None
+    for text in (b"a", b"b" * 100_000):
+        sender = Thread(target=peer.sendall, args=[text])
+        sender.start()
+        got = b""
+        while len(got) < len(text):
+            # Each size of a read in turn: the large one keeps its memory with TLS.
+            got += stream.receive_nowait((256 << 10, 100)[len(got) % 2]) or b""
+        sender.join()
+        assert got == text
+    peer.close()
+    with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+        while stream.receive_nowait(256 << 10) is None:
+            await stream.receive_before(never(stream), 100)
+    await stream.aclose()
+    assert stream.receive_nowait(100) is None
+
+
+@pytest.mark.parametrize(("text", "least", "most"), [(b"x" * 996, 3, 7), (b"", 8, 14)], ids=["large", "small"])
+async def test_full_reads_follow_each_other_but_others_run(
+    peer_and_socket: tuple[socket.socket, socket.socket], text: bytes, least: int, most: int
+) -> None:
+    """A turn has four reads of one message each, but only two of 500."""
+    peer, mine = peer_and_socket
+    stream = AsyncioSocketStream(mine) if is_supported() else SocketStream(mine)
+    web_socket = WebSocket(stream, limits=Limits(read_size=1000))
+    frame = b"\x82\x7e" + len(text).to_bytes(2, "big") + text if text else b"\x82\x00"
+    peer.sendall(frame * (20_000 // len(frame)))
+    got: list[Message] = []
+    async with counting_turns() as turns:
+        for _ in range(20):
+            got += await web_socket.receive_batch()
+    assert got == [text] * (20_000 // len(frame))
+    assert least <= turns["taken"] <= most
+    await web_socket.aclose_forcefully()
+    peer.close()
 
 
 async def test_who_reads_much_lets_others_run(pair: Pair) -> None:

@@ -17,13 +17,19 @@ import anyio
 from anyio.abc import ByteStream
 from anyio.lowlevel import checkpoint
 
-from ._tls import TLS
+from ._tls import SEALED_RECORD, TLS
 
-# A sender whose peer reads fast would keep the loop to itself: after this many sends, other tasks run.
-_SENDS_A_TURN: Final = 16
+# A sender whose peer reads fast would keep the loop to itself: after this many sends, other tasks run. Each 32 KiB of a
+# send count as one more, so that a turn takes half a millisecond, as one of reading does.
+_SENDS_A_TURN: Final = 64
+_LIKE_A_SEND: Final = 32 << 10
 
 # Bytes to encrypt at once, so that a large message does not lie in memory twice while the peer is slow.
 _SEALED_AT_ONCE: Final = 64 << 10
+
+# From this size on, the memory of a read is kept for the next one with TLS. Each read needs three such pieces, and the
+# allocator would give their pages back and fetch new ones each time (M_TRIM_THRESHOLD in glibc's mallopt(3)).
+_KEPT_READ: Final = 128 << 10
 
 # Bytes to read at once in the TLS handshake: a server's certificates are a few KiB.
 _HANDSHAKE_READ: Final = 16 << 10
@@ -39,6 +45,7 @@ class SocketStream(ByteStream):
         self._sends = 0
         self._waiting: anyio.CancelScope | None = None
         self._tls: TLS | None = None
+        self._sealed: bytearray | None = None
         # What the next receiver gets without reading: bytes, or the end that followed the last bytes.
         self._came: bytes | Exception | None = None
         # Bytes for the kernel that it has not taken, and bytes of ours behind them that are not encrypted yet.
@@ -120,11 +127,29 @@ class SocketStream(ByteStream):
             data = await self.receive_before(inf, max_bytes)
         return data
 
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """The bytes that are there, None if only `receive_before` can tell. Raises as it does."""
+        if self._came is None and not self._closed:
+            self._came = self._take(max_bytes)
+            if self._came is not None:
+                return self._hand_over(max_bytes)
+        return None
+
     def _take(self, max_bytes: int) -> bytes | None:
         """The bytes the kernel has, decrypted, None if there are none yet. With TLS they may be more than asked for."""
         self._sends = 0
+        data: bytes | memoryview
         try:
-            data = self._socket.recv(max_bytes)
+            if self._tls is None or max_bytes < _KEPT_READ:
+                self._sealed = None
+                data = self._socket.recv(max_bytes)
+            else:
+                # A part of a record came before. With its rest it is no more content than asked for: the few bytes over
+                # would be a read of their own.
+                size = max_bytes - SEALED_RECORD
+                if self._sealed is None or len(self._sealed) != size:
+                    self._sealed = bytearray(size)
+                data = memoryview(self._sealed)[: self._socket.recv_into(self._sealed)]
         except (BlockingIOError, InterruptedError):
             return None
         except OSError as error:
@@ -132,9 +157,9 @@ class SocketStream(ByteStream):
             raise anyio.BrokenResourceError from error
         if not data:
             raise anyio.EndOfStream
-        return data if self._tls is None else self._open(self._tls, data)
+        return bytes(data) if self._tls is None else self._open(self._tls, data)
 
-    def _open(self, tls: TLS, data: bytes) -> bytes | None:
+    def _open(self, tls: TLS, data: bytes | memoryview) -> bytes | None:
         opened = tls.open(data)
         if tls.wants_to_send or self._unsealed:
             # An alert, or a part of a new handshake. If the kernel is full, the next send takes it along.
@@ -194,7 +219,7 @@ class SocketStream(ByteStream):
         The stream keeps the rest: call `send_rest_before`, ahead of any other send. Raises `BrokenResourceError`,
         `ClosedResourceError`.
         """
-        self._sends += 1
+        self._sends += 1 + len(data) // _LIKE_A_SEND
         if self._tls is None:
             self._unsent = data
         else:

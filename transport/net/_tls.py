@@ -15,6 +15,9 @@ import anyio
 #: The largest record's content (RFC 8446 section 5.1): OpenSSL returns at most one record per read.
 _RECORD: Final = 16 << 10
 
+#: The largest record as sent (section 5.2), with its header.
+SEALED_RECORD: Final = _RECORD + 256 + 5
+
 _MAX_SESSIONS: Final = 64
 
 
@@ -45,7 +48,7 @@ class TLS:
             return False
         return True
 
-    def open(self, data: bytes) -> bytes:
+    def open(self, data: bytes | memoryview) -> bytes:
         """Decrypt bytes from the peer. Returns the complete content, perhaps none; check `end` after each call."""
         self._incoming.write(data)
         pieces: list[bytes] = []

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 from codecs import getincrementaldecoder
 from collections.abc import Callable
-from functools import cache
-from importlib import import_module
 from itertools import repeat
 from struct import Struct
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
-from wsproto.frame_protocol import XorMaskerSimple
 
 from ..._exceptions import MessageTooBig, ProtocolViolation
 from .._limits import Limits
@@ -55,20 +52,10 @@ _CHECKED_EARLY: Final = 64 << 10
 # Pings waiting for their pong: beyond this, only the newest are answered, as section 5.5.3 allows.
 _PENDING_PINGS: Final = 16
 
-# From this size on, bitarray is faster than one XOR of two big integers. So are wsproto's four table look-ups in C over
-# every fourth byte.
-_LARGE: Final = 2048
-
-# Bytes to mask at once: the keys stay in the processor's cache.
-_STEP: Final = 64 << 10
-
 # wsproto's text for a failure in our deflate extension.
 _IN_EXTENSION: Final = "error in extension"
 
 _unpack_header: Final = Struct("!BBH").unpack_from
-_pack_short: Final = Struct("!BB4s").pack
-_pack_medium: Final = Struct("!BBH4s").pack
-_pack_long: Final = Struct("!BBQ4s").pack
 _utf8: Final = getincrementaldecoder("utf-8")
 
 
@@ -385,41 +372,3 @@ def _joined(parts: list[str] | list[bytes]) -> Message:
     if len(parts) == 1:
         return parts[0]
     return (b"" if isinstance(parts[0], bytes) else "").join(parts)  # type: ignore[arg-type]
-
-
-def encode_frame(head: int, payload: bytes, mask: bytes) -> bytes | bytearray:
-    """Encode a client's frame: `head` is FIN, reserved bits and opcode; `mask` is four random bytes (section 5.3)."""
-    length = len(payload)
-    if length < 126:
-        header = _pack_short(head, 0x80 | length, mask)
-    elif length < 1 << 16:
-        header = _pack_medium(head, 0xFE, length, mask)
-    else:
-        header = _pack_long(head, 0xFF, length, mask)
-    if length >= _LARGE:
-        return _large_frame(header, payload, mask)
-    keys = int.from_bytes((mask * ((length + 3) >> 2))[:length], "little")
-    return header + (int.from_bytes(payload, "little") ^ keys).to_bytes(length, "little")
-
-
-def _large_frame(header: bytes, payload: bytes, mask: bytes) -> bytes | bytearray:
-    bits = _bits()
-    if bits is None:
-        return b"".join((header, XorMaskerSimple(mask).process(bytearray(payload))))
-    # Fresh pages cost more than the mask: the payload is copied once, and masked where it lies.
-    frame = bytearray().join((header, payload))
-    masked = memoryview(frame)[len(header) :]
-    keys = memoryview(mask * (_STEP // 4))
-    for start in range(0, len(payload), _STEP):
-        piece = bits(buffer=masked[start : start + _STEP])
-        piece ^= bits(buffer=keys[: piece.nbytes])
-    return frame
-
-
-@cache
-def _bits() -> Any:
-    """The class that XORs memory in place in C, None without the extra `speed`; imported for a large frame only."""
-    try:
-        return import_module("bitarray").bitarray
-    except ImportError:
-        return None

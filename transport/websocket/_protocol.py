@@ -19,14 +19,17 @@ from ..._exceptions import ConnectionBroken, ConnectionClosed, InvalidArgument, 
 from ..._secret import Secret, revealed
 from .._limits import DEFAULT_LIMITS, Limits
 from ._deflate import DeflateExtension
-from ._framing import FrameReader, Message, encode_frame
+from ._framing import FrameReader, Message
 from ._handshake import Entropy
+from ._masking import encode_frame
 
 #: Close codes a client may send (RFC 6455 section 7.4): registered ones, and those of libraries and applications.
 _SENDABLE = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 
 # Bytes of masks to draw at once.
 _MASKS = 64
+
+_TEXTS = (str, Secret)
 
 
 class WebSocketProtocol:
@@ -191,7 +194,7 @@ class WebSocketProtocol:
 
 def _encoded(message: Message | Secret) -> tuple[int, bytes]:
     """The first byte and the payload of a message's frame. Raises `InvalidArgument`."""
-    if isinstance(message, str | Secret):
+    if isinstance(message, _TEXTS):
         try:
             # No variable holds a secret before it is encoded: the error's frame would show it.
             return 0x81, revealed(message).encode()
