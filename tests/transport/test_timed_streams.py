@@ -507,7 +507,7 @@ async def test_a_websocket_survives_a_cancellation_while_others_have_their_turn(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(cancel)
         with scope:
-            for _ in range(100):
+            for _ in range(200):
                 await websocket.send("x")
     assert scope.cancelled_caught
     await websocket.send("y")

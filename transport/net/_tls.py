@@ -120,9 +120,10 @@ class ResumingObject(ssl.SSLObject):
         """Read as the base class, and keep the session."""
         data = super().read(*arguments, **options)
         # In TLS 1.3 the ticket arrives after the handshake, before the server's first data.
-        if not self._remembered and self.server_hostname is not None and self.session is not None:
+        # Each look at the attribute makes a copy.
+        if not self._remembered and self.server_hostname is not None and (session := self.session) is not None:
             self._remembered = True
             while len(self.sessions) >= _MAX_SESSIONS:
                 self.sessions.pop(next(iter(self.sessions)), None)  # loops in several threads may share the context
-            self.sessions[self.server_hostname, self.port] = self.session
+            self.sessions[self.server_hostname, self.port] = session
         return data
