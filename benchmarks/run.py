@@ -79,6 +79,7 @@ ROWS = (
         100_000,
         SENDERS,
         over_websockets(3),
+        quick=False,
     ),
     Row("round trip of 200 B, TCP", "echo", "/echo/200", 20_000, MAIN, over_websockets(1.7), tried="round-trips"),
     Row(
@@ -125,7 +126,7 @@ ROWS = (
         "sending 64 KiB, with `towline[speed]`",
         "send",
         "/sink/65536/{n}",
-        1_000,
+        4_000,
         SENDERS,
         {"towline": BOTH},
         tried="sending-large-messages",
@@ -235,7 +236,7 @@ def print_row(row: Row, taken: dict[str, list[float]]) -> None:
         if not ours.startswith("towline") or not taken[ours]:
             continue
         backend = ours.partition("-")[2] or "asyncio"
-        spent = f"{statistics.median(taken[ours]) * 1e6:.3g} µs"
+        spent = f"{statistics.median(taken[ours]) * 1e6:.4g} µs"
         main = [cell(ratios(taken, ours, peer)) for peer in COLUMNS]
         others = [peer for peer in row.contestants if not peer.startswith("towline") and peer not in COLUMNS]
         other = ", ".join(f"{peer} {cell(values)}" for peer in others if (values := ratios(taken, ours, peer)))
