@@ -6,6 +6,8 @@ dropped. It holds no token and no job data: of a job's end it keeps only the kin
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 from msgspec import Struct
 
