@@ -89,7 +89,7 @@ def test_a_name_with_fields() -> None:
         ("shop_protocol:failing", None, None, [], "failed: ZeroDivisionError"),
         ("shop_protocol:made", "https://h", None, [], "leave the URL and -p out"),
         ("shop_protocol:plain", None, None, [], "pass -p tenant=VALUE"),
-        ("shop_protocol:plain", "https://h", None, ["tenant=a"], "takes no URL"),
+        ("shop_protocol:plain", "https://h", None, ["tenant=a"], "has no parameter `url`: leave the URL out"),
         ("shop_protocol:make", "https://h", "j1", ["typed=2"], "typed=2 does not fit"),
     ],
 )

@@ -11,13 +11,14 @@ import anyio
 import pytest
 
 from towline import JobComplete, MalformedMessage, Paused, Progress
-from towline._facts import Answer, Message, Numbered, Received
+from towline._facts import Answer, Message, Numbered, Received, ServerEvent
 from towline._updates import AnyUpdate
 from towline.engine.attempts import Link
 from towline.engine.intake import Intake
 from towline.engine.reader import Reader
 from towline.engine.sequence.findings import End, Finding, Gap
 from towline.engine.sequence.sequencer import Sequencer
+from towline.protocols.event_stream import EventStream
 from towline.protocols.messages import Messages
 from towline.protocols.polling import Polling
 from towline.protocols.towline import Towline
@@ -199,6 +200,31 @@ async def test_a_fetch_may_wait_for_the_next_read() -> None:
         await anyio.sleep(1)
         assert tasks.cancel_scope.cancel_called is False
         taking.take()
+
+
+@pytest.mark.parametrize("is_event", [True, False])
+async def test_messages_of_which_nothing_was_ever_read_are_warned_of(
+    is_event: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For example because the server's events have types and the protocol does not ask for them."""
+    taking = Taking(EventStream("http://hub/job", each) if is_event else None)
+    news = '{"percent": 5}'
+    said: Received = ServerEvent("stage", news, None) if is_event else Message(news)
+    for count in range(5):
+        assert len(caplog.records) == (count > 2)
+        taking.intake.take_in(taking.link, [said])
+    name, kind = ("event_stream", "an event of the type 'stage'") if is_event else ("messages", "a message")
+    [record] = caplog.records
+    assert record.getMessage() == (
+        f"the protocol {name!r} read nothing from the first 3 messages; the last is {kind}: does it fit this server?"
+    )
+
+
+async def test_messages_that_are_not_for_us_are_no_warning_once_one_was(caplog: pytest.LogCaptureFixture) -> None:
+    taking = Taking()
+    assert taking.take({}, {}, {"done": 0.5}, {}, {}) == [Progress(fraction=0.5, job="j1")]
+    assert taking.counts["unread_messages"] == 4
+    assert caplog.records == []
 
 
 async def test_an_error_of_the_protocol_names_it() -> None:

@@ -131,9 +131,25 @@ def test_facts_are_returned_in_order_whatever_holds_them(facts: tuple[Fact, ...]
 async def test_a_read_that_raises_is_a_failure_with_its_cause(
     make: Any, error: BaseException, received: Received
 ) -> None:
-    with pytest.raises(ProtocolFailed, match=f"read raised {type(error).__name__}$") as raised:
+    with pytest.raises(ProtocolFailed, match=f"read raised {type(error).__name__} \\(") as raised:
         read(make(error), received)
     assert raised.value.__cause__ is error
+
+
+def test_the_first_error_of_a_protocol_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    def each() -> Any:
+        return {}["percent"]
+
+    reader = Reader(Own(read=each))
+    for _ in range(2):
+        with pytest.raises(ProtocolFailed) as raised:
+            reader.read(WANT, SAID)
+        line = each.__code__.co_firstlineno + 1
+        assert raised.value.problem == f"read raised KeyError (each, test_reader.py, line {line})"
+    [record] = caplog.records
+    assert record.getMessage() == "the protocol 'own' raised an error in read"
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], KeyError)
 
 
 @pytest.mark.parametrize("make", [raising, lambda error: yielding(PROGRESS, then=error)])
@@ -156,8 +172,8 @@ async def test_the_end_of_the_process_is_no_failure_of_the_protocol(make: Any, e
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (None, "read raised TypeError"),
-        (7, "read raised TypeError"),
+        (None, "read returned NoneType, not an iterable of facts"),
+        (7, "read returned int, not an iterable of facts"),
         ("ab", "read returned str, which is not a fact"),
         ([None], "read returned NoneType, which is not a fact"),
         ([Progress(fraction=0.5)], "read returned Progress, which is not a fact"),

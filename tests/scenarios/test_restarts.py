@@ -7,7 +7,7 @@ import pytest
 from job_server import JobServer
 from scenario import LONG, check, fractions, run
 
-from towline import Connection, History, JobComplete, MemoryTokenStore, State
+from towline import Connection, History, JobComplete, MemoryTokenStore, Resynced, State
 from towline._updates import Paused
 from towline.statemachine import replay
 
@@ -39,6 +39,13 @@ async def test_another_connection_resumes_from_the_store(server: JobServer) -> N
     # that again, and only an event stream goes on from there.
     resumed = {"events": [0.2, 0.3, 0.4], "websocket": [0.4], "lines": [0.4]}
     assert fractions(told) == resumed.get(server.way, [0.3, 0.4])
+    # What was missed between the two is reported, also where the server's messages have no position.
+    [resynced] = [update for update in told if isinstance(update, Resynced)]
+    assert (resynced.kind, resynced.missed) == {
+        "events": ("replay", 0),
+        "websocket": ("unavailable", None),
+        "lines": ("unavailable", None),
+    }.get(server.way, ("snapshot", None))
 
 
 async def test_an_end_on_record_needs_no_server(server: JobServer) -> None:

@@ -140,10 +140,11 @@ async def test_nothing_can_be_sent() -> None:
     ("status", "problem"),
     [
         (204, "there is nothing to follow, and 204 asks not to reconnect"),
-        (202, "a stream has the status 200"),
+        (202, "only an answer with the status 200 is a stream"),
         (307, "a redirect is not followed, because the token must not go elsewhere: use the final URL of the stream"),
-        (401, "a stream has the status 200"),
-        (503, "a stream has the status 200"),
+        (401, "only an answer with the status 200 is a stream"),
+        (404, "it knows no such job or path"),
+        (503, "only an answer with the status 200 is a stream"),
     ],
 )
 @pytest.mark.parametrize("via", ["events", "lines"])

@@ -69,7 +69,7 @@ from .intake import Intake
 from .lifecycle import ConnectionRunner, ConnectionStep, Levels, Lifecycle
 from .looks import Looks
 from .reader import Reader
-from .sequence.sequencer import Sequencer
+from .sequence.sequencer import UNPLACED, Sequencer
 from .settings import Settings
 from .tokens import TokenSource
 
@@ -140,7 +140,7 @@ class Engine:
             handled=settings.on_update is not None,
             handlers_full=lambda: self.handlers.is_full,
         )
-        self.journal = Journal(settings, tasks, self.delivery.position)
+        self.journal = Journal(settings, tasks, self._position_to_store)
         self.delivery.moved = self.journal.cursor_moved
         self.tokens = TokenSource(
             settings.job,
@@ -395,11 +395,15 @@ class Engine:
         if self.outcome is not None:
             self.journal.ended(self.outcome)
 
+    def _position_to_store(self) -> Position | None:
+        position = self.delivery.position()
+        return UNPLACED if position is None and self.sequencer.outlet.has_shown else position
+
     # --- start and stop --------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Follow the job."""
-        self.delivery.begin(self._cursor)
+        self.delivery.begin(self.sequencer.applied)
         self.journal.begin(self._cursor)
 
     def start_ended(self, outcome: Outcome) -> None:

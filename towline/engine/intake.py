@@ -14,7 +14,7 @@ from typing import Final
 import anyio
 
 from .._exceptions import MalformedMessage
-from .._facts import Answer, Fact, Item, Means, Numbered, Received, Send, Wait, has_sign
+from .._facts import Answer, Fact, Item, Means, Numbered, Received, Send, ServerEvent, Wait, has_sign
 from .._text import escape
 from .._updates import AnyUpdate, Paused
 from ..sources import UnusableAnswer
@@ -27,6 +27,8 @@ from .sequence.sequencer import Sequencer
 
 _LOG: Final = logging.getLogger("towline")
 
+#: After so many messages from which nothing was read, a warning is logged if nothing was ever read.
+_UNREAD_TOLD: Final = 3
 #: Seconds after which reading that waits for a consumer looks whether its task has ended.
 _LOOK_AGAIN: Final = 5.0
 
@@ -128,8 +130,16 @@ class Intake:
                 raise UnusableAnswer(received, "the job's state was expected", retry_after=advice)
             return self.note_state(facts, link.generation, moved=False)
         if not facts:
-            self.counts["unread_messages"] += 1
+            self._note_unread(received)
         return has_sign(facts)
+
+    def _note_unread(self, received: Received) -> None:
+        self.counts["unread_messages"] += 1
+        if self.counts["unread_messages"] == _UNREAD_TOLD and not self.sequencer.outlet.has_shown:
+            # Some servers begin with a message or two that are not for us. What it holds may be a secret.
+            kind = f"an event of the type {received.type!r}" if isinstance(received, ServerEvent) else "a message"
+            text = "the protocol %r read nothing from the first %d messages; the last is %s: does it fit this server?"
+            _LOG.warning(text, self.reader.protocol.name, _UNREAD_TOLD, escape(kind))
 
     @property
     def last_sign(self) -> float | None:

@@ -7,7 +7,9 @@ it. An end that was read before stands.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Final, NoReturn, get_args
 
 from .._exceptions import MalformedMessage, ProtocolFailed
@@ -31,10 +33,11 @@ _OUTCOMES: Final = get_args(Outcome)
 class Reader:
     """Calls one protocol. Raises `ProtocolFailed` if it does not keep its contract."""
 
-    __slots__ = ("protocol",)
+    __slots__ = ("_has_raised", "protocol")
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
+        self._has_raised = False
 
     def ask(self, want: Want, token: Secret | None) -> Request | None:
         """Return the protocol's request for `want`; None if its server has no such request."""
@@ -43,7 +46,7 @@ class Reader:
         except BaseException as error:
             if not is_failure(error):
                 raise
-            raise self._failed(f"ask raised {type(error).__name__}") from error
+            raise self._raised("ask", error) from error
         if asked is not None and not isinstance(asked, Request):
             raise self._failed(f"ask returned {type(asked).__name__}, not a Request or None")
         return asked
@@ -59,7 +62,7 @@ class Reader:
         """Raise what an error that the protocol's `read` raised means."""
         if isinstance(error, MalformedMessage | ProtocolFailed) or not is_failure(error):
             raise error
-        raise self._failed(f"read raised {type(error).__name__}") from error
+        raise self._raised("read", error) from error
 
     def checked(self, facts: Iterable[Fact]) -> tuple[Fact, ...]:
         """Return what `read` returned, if it keeps the contract."""
@@ -67,6 +70,8 @@ class Reader:
             fact = facts[0]
             if type(fact) is Item and type(fact.update) is Progress and fact.at is None:
                 return facts  # nearly every message of a server without a log
+        if not isinstance(facts, Iterable):
+            raise self._failed(f"read returned {type(facts).__name__}, not an iterable of facts")
         checked: list[Fact] = []
         try:
             for fact in facts:
@@ -79,13 +84,22 @@ class Reader:
             if not is_failure(error):
                 raise
             known = isinstance(error, MalformedMessage | ProtocolFailed)
-            failure = error if known else self._failed(f"read raised {type(error).__name__}")
+            failure = error if known else self._raised("read", error)
             if not any(isinstance(fact, Ended) for fact in checked):
                 if known:
                     raise
                 raise failure from error
             _LOG.warning("the job has ended, but then the protocol failed: %s", escape(str(failure)))
         return tuple(checked)
+
+    def _raised(self, call: str, error: BaseException) -> ProtocolFailed:
+        """The failure of a call that raised. The first one is logged with its traceback."""
+        if not self._has_raised:
+            self._has_raised = True
+            _LOG.error("the protocol %r raised an error in %s", self.protocol.name, call, exc_info=error)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{place.name}, {PurePath(place.filename).name}, line {place.lineno}"
+        return self._failed(f"{call} raised {type(error).__name__} ({where})")
 
     def _failed(self, problem: str) -> ProtocolFailed:
         return ProtocolFailed(self.protocol.name, problem)

@@ -172,8 +172,10 @@ def _problem(download: Download, via: Via) -> str | None:
         return "there is nothing to follow, and 204 asks not to reconnect"
     if 300 <= download.status < 400:
         return "a redirect is not followed, because the token must not go elsewhere: use the final URL of the stream"
+    if download.status in (404, 410):
+        return "it knows no such job or path"
     if download.status != 200:
-        return "a stream has the status 200"
+        return "only an answer with the status 200 is a stream"
     if content_type in _HTML:
         return "it is an HTML page and no stream: check the URL, and whether a network's login page answers"
     if via == "events" and not is_event_stream(named):

@@ -23,7 +23,7 @@ from ...host._attach import attach
 from ...host._interrupts import WINDOW, Interruption, watch_interrupts
 from ...protocols.towline import PROGRESS_PATH
 from ...protocols.wire.messages import NAME
-from ...statemachine import Policy
+from ...statemachine import Policy, State
 from ...storage import RecordKey, TokenStore
 from ...transport import Network, Upload, parse_url
 from .._exit import ExitCode, code_of
@@ -193,6 +193,10 @@ async def _follow(line: Connection, view: View, write_history: Callable[[bytes],
         try:
             async with line:
                 entered = True
+                if line.state is State.IDLE:
+                    view.say(
+                        "stored", "the end of this job is stored; delete its record (towline tokens) to follow it again"
+                    )
                 # Started first, because D-Bus may be slow to answer `attach`.
                 if sys.platform != "win32":  # on Windows, Ctrl-C raises KeyboardInterrupt, which closes everything too
                     tasks.start_soon(stop_on_signal)

@@ -51,7 +51,8 @@ def chosen_protocol(name: str | None, url: str | None, job: str | None, given: S
     types_of, needed = _parameters(maker)
     values = {field: _value(field, text, types_of, name or "towline") for field, text in texts.items()}
     if url is not None and "url" not in types_of:
-        raise InvalidArgument("url", f"{name} takes no URL: leave it out")
+        problem = f"{name} has no parameter `url`: leave the URL out, or pass a function of it that returns a protocol"
+        raise InvalidArgument("url", problem)
     named = {"url": url, "job": job}
     values |= {field: value for field, value in named.items() if value is not None and field in types_of}
     if missing := [field for field in needed if field not in values]:

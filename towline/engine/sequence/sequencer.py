@@ -34,6 +34,10 @@ from .placing import State, missed_before_end, placed_at, placed_last, positione
 #: How many facts a sync buffers before it merges progress. Too many facts of other kinds count as a gap.
 BUFFER_LIMIT: Final = 1024
 
+#: Stored for updates without a position: the next process reports that some may be missing. No server gives this mark
+#: a meaning.
+UNPLACED: Final = Mark("")
+
 #: No event has this number.
 _UNKNOWN: Final = -2
 
@@ -56,7 +60,8 @@ class _Awaited(NamedTuple):
 class Sequencer:
     """Turns the facts of one job into updates. Never blocks; `take()` returns the updates to deliver.
 
-    `replays_end`: a new link shows what came before the end.
+    `cursor`: the position of an earlier process; None if it delivered nothing. `replays_end`: a new link shows what
+    came before the end.
     """
 
     def __init__(self, job: str, *, cursor: Position | None = None, replays_end: bool = False) -> None:
@@ -64,7 +69,7 @@ class Sequencer:
         self._replays_end = replays_end
         self._awaited: _Awaited | None = None
         self._phase = Phase.HOLDING
-        self.order = Order(cursor)
+        self.order = Order(None if cursor == UNPLACED else cursor)
         self.outlet = Outlet(job, has_shown=cursor is not None)
         self.duplicates = 0
         self._held: list[Held] = []
