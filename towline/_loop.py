@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -54,7 +55,12 @@ class Loop:
 
         scope = trio.CancelScope(deadline=moment)
         trio.lowlevel.spawn_system_task(_call_at_deadline, scope, call, context=self._context.copy())
-        return scope.cancel
+
+        def prevent() -> None:
+            scope.deadline = math.inf  # it may have passed already, while the task has not run since
+            scope.cancel()
+
+        return prevent
 
 
 async def _call_at_deadline(scope: trio.CancelScope, call: Callable[[], object]) -> None:

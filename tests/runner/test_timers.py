@@ -11,6 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from towline._loop import Loop
 from towline._tasks import Tasks
 from towline.runner._timers import Timers
 
@@ -156,3 +157,15 @@ async def test_an_expiry_that_raises_does_not_stop_the_timers_armed_later() -> N
         await anyio.sleep(11)
         assert at.expiries == [(10, "a", 1), (21, "b", 2)]
     assert failures == ["towline timers raised ZeroDivisionError"]
+
+
+async def test_a_call_that_is_prevented_at_its_moment_is_not_made_afterwards() -> None:
+    for _ in range(50):  # the loop may choose which of the two comes first
+        calls: list[float] = []
+        moment = anyio.current_time() + 10
+        prevent = Loop().at(moment, lambda calls=calls: calls.append(anyio.current_time()))
+        await anyio.sleep_until(moment)
+        before = calls[:]
+        prevent()
+        await anyio.sleep(1)
+        assert calls == before
