@@ -169,3 +169,20 @@ async def test_a_call_that_is_prevented_at_its_moment_is_not_made_afterwards() -
         prevent()
         await anyio.sleep(1)
         assert calls == before
+
+
+async def test_an_alarm_that_rings_a_step_of_the_clock_early_expires_its_timer() -> None:
+    class Early(Loop):
+        rung = 0
+
+        def at(self, moment: float, call: Callable[[], object]) -> Callable[[], object]:
+            self.rung += 1
+            assert self.rung == 1
+            return super().at(moment - 1e-9, call)
+
+    async with Tasks() as tasks:
+        tasks.loop = Early()
+        at = Clocked(tasks)
+        at.timers.arm("a", 1, 10)
+        await anyio.sleep(100)
+        assert at.expiries == [(10, "a", 1)]

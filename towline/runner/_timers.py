@@ -57,11 +57,12 @@ class Timers:
             self._alarm = self._tasks.loop.at(moment, self._ring)
 
     def _ring(self) -> None:
-        self._alarm, self._rings_at = None, math.inf
-        self._tasks.start_soon(self._fire_due, name="towline timers")
+        moment, self._alarm, self._rings_at = self._rings_at, None, math.inf
+        self._tasks.start_soon(self._fire_due, moment, name="towline timers")
 
-    async def _fire_due(self) -> None:
-        self._fire(self._tasks.loop.time())
+    async def _fire_due(self, moment: float) -> None:
+        # asyncio makes a call up to one step of its clock early: ringing again for it would not end.
+        self._fire(max(moment, self._tasks.loop.time()))
         self._set_alarm()
 
     def _fire(self, now: float) -> None:
