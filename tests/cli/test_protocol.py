@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,15 @@ def test_the_protocols_are_listed(run: Run) -> None:
     (place,) = [number for number, line in enumerate(lines) if line.startswith("mcp_task ")]
     assert lines[place + 1] == "  may be lost: status messages between two polls"
     assert "fields: url (needed), each (needed), token_in, " in answer.stdout
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_fields_of_a_protocol_are_explained(run: Run, name: str) -> None:
+    answer = run("protocols", name)
+    assert answer.returncode == 0
+    for field in fields(protocol_class(name)):
+        assert f"`{field.name}`" in answer.stdout
+
+
+def test_the_fields_of_an_unknown_protocol_are_an_error(run: Run) -> None:
+    assert "'nope' is not built in: these are towline, " in run("protocols", "nope").stderr

@@ -121,6 +121,15 @@ def test_a_job_of_two_servers_is_chosen_by_its_url(folder: Path) -> None:
     assert json.loads(run("show", "j1", "--json").stdout)["address"] == OTHER
 
 
+def test_a_record_of_another_protocol_is_deleted_by_its_url(folder: Path) -> None:
+    store = TokenStore(folder, now=lambda: 1_700_000_000)
+    for port in (1, 2):
+        anyio.run(store.save, RecordKey("event_stream", f"http://127.0.0.1:{port}/jobs/7", "/jobs/7"), None)
+    assert run("delete", "/jobs/7").exit_code == 5
+    assert run("delete", "/jobs/7", "--url", "http://127.0.0.1:1/jobs/7").exit_code == 0
+    assert json.loads(run("show", "/jobs/7", "--json").stdout)["address"] == "http://127.0.0.1:2/jobs/7"
+
+
 def test_a_damaged_record_is_deleted_by_its_url(folder: Path) -> None:
     store = TokenStore(folder)
     before = set(folder.glob("*.tok"))

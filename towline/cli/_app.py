@@ -49,7 +49,7 @@ def towline(
 
 app.command("import", help="Upload a CSV file to a hub and follow the job.")(import_csv)
 app.command("watch", help="Follow a job to its end. A job in the token store needs only its id.")(watch)
-app.command("protocols", help="List the protocols that a job can be followed with.")(protocols)
+app.command("protocols", help="List the protocols that a job can be followed with. With NAME, explain one.")(protocols)
 app.command("serve", help="Run a job hub on this machine. It imports CSV files and reports their progress.")(serve)
 app.command("demo", help="Follow a real job through every kind of drop. Then check that no update was lost.")(demo)
 app.command(

@@ -13,7 +13,7 @@ import typer
 
 from .. import _exceptions as errors
 from .._text import escape
-from ..protocols.wire.messages import NAME
+from ..protocols._shared.names import CLASSES
 from ..storage import KeyFile, PassphraseKey, Record, RecordKey, TokenStore, Verification
 from ..storage._record import check_cursor
 from ..transport import parse_url
@@ -160,7 +160,8 @@ async def _find(tokens: TokenStore, job: str, url: str | None) -> Record | None:
 
 async def _delete(tokens: TokenStore, job: str, url: str | None) -> None:
     if url is not None:  # an unreadable record too, which no search can find
-        await tokens.delete(RecordKey(NAME, _address(url), job))
+        for protocol in CLASSES:
+            await tokens.delete(RecordKey(protocol, _address(url), job))
     elif (record := await _find(tokens, job, None)) is not None:
         await tokens.delete(record.key)
 

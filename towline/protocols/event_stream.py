@@ -37,7 +37,8 @@ class EventStream(OwnServer, HTTPServer):
     (`Last-Event-ID`). If it does, every update arrives exactly once.
 
     - `via`: `events` for Server-Sent Events, `lines` for one JSON value a line (NDJSON), which has no ids.
-    - `with_type`: call `each(type, json)` instead of `each(json)`.
+    - `with_type`: call `each(type, json)` instead of `each(json)`, for events with names (`event: progress`). The type
+      of an event without a name is "message".
     - `method`, `body`: the request, for a server whose stream is the answer to a POST that may be repeated.
     - `silence`: the seconds between the keep-alives that the server promises. Without it, silence is no loss.
     - `state`: the URL of a call that answers the job's state as JSON. `each` reads it too, if `with_type` with the type

@@ -94,7 +94,7 @@ _NOTHING: Final[tuple[Fact, ...]] = ()
 class Towline:
     """Follows a job on a server that speaks Towline's own wire.
 
-    - `url`: the WebSocket's URL. The job's id is added to its query.
+    - `url`, `job`: the WebSocket's URL, and the job's id, which is added to its query.
     - `api_origin`: the origin of the HTTP calls, by default the URL's own. Calls and the token may go there too.
     - `prefix`: the path below which the calls are, by default the part of the URL's path before `/ws/progress`.
     - `state_path`, `refresh_path`, `cancel_path`, `result_path`: the paths of the calls below `prefix`. `{job}` stands

@@ -113,7 +113,11 @@ def watch(
     ] = None,
     protocol: ProtocolOption = None,
     url: Annotated[
-        str | None, typer.Option(help="URL of the job: ws(s)://… Default: the stored one, if there is only one.")
+        str | None,
+        typer.Option(
+            help="URL of the job: ws(s)://…, with --protocol also http(s)://… Default: the stored one, if there is "
+            "only one."
+        ),
     ] = None,
     given: FieldsOption = None,
     token_file: TokenFileOption = None,

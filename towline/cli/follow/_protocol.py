@@ -140,8 +140,16 @@ def _missing(field: str, name: str) -> str:
 # --- towline protocols -----------------------------------------------------------------------------------------
 
 
-def protocols() -> None:
+def protocols(
+    explained: Annotated[
+        str | None, typer.Argument(help="Explain the fields of this protocol.", metavar="NAME")
+    ] = None,
+) -> None:
     """`towline protocols`."""
+    if explained is not None:
+        for part in protocol_class(explained).__mro__[:-1]:
+            typer.echo(f"{inspect.cleandoc(part.__doc__ or '')}\n")
+        return
     rows = [("name", "sources", "promise", "what it follows"), *(_row(name) for name in CLASSES)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row, name in zip(rows, ("", *CLASSES), strict=True):
@@ -150,6 +158,7 @@ def protocols() -> None:
         if name:
             typer.echo(f"  may be lost: {MAY_LOSE.get(name, 'nothing')}")
             typer.echo(f"  fields: {', '.join(_fields(protocol_class(name)))}")
+    typer.echo("`towline protocols NAME` explains the fields.")
 
 
 def _row(name: str) -> tuple[str, str, str, str]:
