@@ -106,7 +106,12 @@ class Backoff(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def patient(cls) -> Backoff:
-        """The default: full jitter from 1 s (5 s for a shared cause), cap 30 s, 20 retries or 10 minutes."""
+        """The default: up to 20 retries, within 10 minutes; each wait is random, so that clients do not come together.
+
+        The first wait is 0.25 to 1 s (to 5 s for a cause that all clients share). The upper bound doubles up to 30 s.
+        Together the 20 waits last 4 minutes on average (243 s), and almost 5 if each attempt fails at once, because
+        attempts start at least 4 s apart (`Policy.dial_spacing`).
+        """
         return cls()
 
     @classmethod

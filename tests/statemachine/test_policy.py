@@ -31,6 +31,10 @@ def test_patient_is_the_default_and_caps_before_it_jitters() -> None:
     assert [backoff.window(n, shared=True) for n in range(7)] == [5, 5, 5, 8, 16, 30, 30]
     assert backoff.delay(9) == Delay(0.25, 30.0)
     assert (backoff.attempts, backoff.seconds) == (20, 600.0)
+    delays = [backoff.delay(n) for n in range(backoff.attempts)]
+    assert sum((delay.low + delay.high) / 2 for delay in delays) == 243.0  # as its docstring says
+    instant = Backoff(base=0.1, factor=3, shared_window=0.1)  # as docs/how-to/reconnect-a-websocket.md says
+    assert [instant.delay(n, shared=True).high for n in range(3)] == pytest.approx([0.1, 0.3, 0.9])
     # Capped after the jitter, most late delays would be exactly the cap and all clients in step.
     drawn = [backoff.delay(12).draw(random.Random(1).random) for _ in range(1000)]
     assert 30.0 not in drawn
