@@ -1,7 +1,7 @@
 """A small server of your own with one kind of job, to be followed in three ways: `python own_server.py`.
 
 - `/jobs/7/ws` sends JSON messages over a WebSocket.
-- `/jobs/7/events` sends Server-Sent Events with ids, and continues after `Last-Event-ID`.
+- `/jobs/7/events` sends Server-Sent Events with names and ids, and continues after `Last-Event-ID`.
 - `/jobs/7` answers 202 while the job runs, then 200 with the result.
 
 The job makes a step whenever it is asked for one, so the example needs no clock.
@@ -39,10 +39,14 @@ async def _socket(socket: WebSocket) -> None:
     await socket.close()
 
 
+def _event(numbered: tuple[int, dict[str, Any]]) -> str:
+    number, message = numbered
+    return f"id: {number}\nevent: {message.pop('event')}\ndata: {json.dumps(message)}\n\n"
+
+
 async def _events(request: Request) -> Response:
     after = int(request.headers.get("Last-Event-ID", "0"))
-    events = (f"id: {number}\ndata: {json.dumps(message)}\n\n" for number, message in _messages(after))
-    return StreamingResponse(events, media_type="text/event-stream")
+    return StreamingResponse(map(_event, _messages(after)), media_type="text/event-stream")
 
 
 async def _job(request: Request) -> Response:

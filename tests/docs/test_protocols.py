@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
+import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +19,8 @@ from typing import Any
 
 import pytest
 
+import towline
+from towline._facts import Answer, Ended, Follow, Item, Mark, Means, ServerEvent
 from towline.protocols import LangGraphRun
 from towline.protocols._shared.names import protocol_class
 from towline.protocols._shared.recording import dump_line, load_lines
@@ -23,6 +28,7 @@ from towline.protocols._shared.recording import dump_line, load_lines
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
 OWN = (ROOT / "docs" / "own-server.md").read_text(encoding="utf-8")
+OWN_CODE = re.findall(r"^```python\n(.*?)^```$", OWN, re.MULTILINE | re.DOTALL)
 NAMES = ("messages", "events", "polling")
 
 
@@ -69,11 +75,57 @@ async def test_a_program_follows_the_job_to_its_end(
 
 
 def test_the_page_shows_the_programs() -> None:
-    shown = re.findall(r"^```python\n(.*?)^```$", OWN, re.MULTILINE | re.DOTALL)
-    for name, block in zip(NAMES, shown, strict=True):
+    for name in NAMES:
         source = (ROOT / "examples" / f"own_{name}.py").read_text(encoding="utf-8")
-        assert source.partition("\n\nif __name__")[0].rstrip() == block.rstrip()
-        assert len([line for line in block.splitlines() if line]) <= 15
+        program = source.partition("\n\nif __name__")[0].rstrip() + "\n"
+        assert program in OWN_CODE
+        assert len([line for line in program.splitlines() if line]) <= 15
+    assert len(OWN_CODE) == len(NAMES) + 2
+
+
+def test_an_event_has_the_form_that_the_page_shows() -> None:
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", OWN, re.MULTILINE | re.DOTALL)
+    server = load("server")
+    assert server._event((1, {"event": "progress", "percent": 25})) == f"{shown}\n"
+
+
+def test_text_is_followed_as_the_page_says() -> None:
+    """The page's protocol for data that is not JSON, on each way a text can come."""
+    (text,) = [block for block in OWN_CODE if "class TextStream" in block]
+    names: dict[str, Any] = {"towline": towline}
+    exec(compile(text, "docs/own-server.md", "exec"), names)
+    protocol = names["TextStream"]("http://127.0.0.1/jobs/7", names["each_text"])
+    follow = Follow("events")
+    step = Item(towline.Progress(fraction=None, status='20% "of" it'), Mark("1"))
+    assert protocol.read(follow, ServerEvent("message", '20% "of" it', "1")) == (step,)
+    assert protocol.read(follow, ServerEvent("message", "[DONE]")) == (Ended(towline.JobComplete()),)
+    assert protocol.read(follow, Answer(204)) == (Means("ended"),)
+
+
+def test_the_command_line_follows_a_function_that_makes_the_protocol(port: int, tmp_path: Path) -> None:
+    """`make` of the page, in a module with its program for events."""
+    (make,) = [block for block in OWN_CODE if block.startswith("def make")]
+    (program,) = [block for block in OWN_CODE if "EventStream(url, each, with_type=True)) as" in block]
+    (tmp_path / "my_module.py").write_text(f"{program}\n\n{make}")
+    url = f"http://127.0.0.1:{port}/jobs/command/events"
+    (command,) = re.findall(r"^towline (watch .*my_module:make --url) http\S+$", OWN, re.MULTILINE)
+    towline_command = [sys.executable, "-P", "-m", "towline"]
+    store = ["--json", "--store", str(tmp_path / "store")]
+    environment = {**os.environ, "TOWLINE_KEY": base64.b64encode(bytes(range(32))).decode()}
+    for attempt in ("followed", "taken from the record"):
+        answer = subprocess.run(
+            [*towline_command, *command.split(), url, *store],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (answer.returncode, answer.stderr) == (0, ""), attempt
+        updates = [json.loads(line) for line in answer.stdout.splitlines()]
+        types = [update["type"] for update in updates]
+        assert ("progress" in types) is (attempt == "followed")
+        assert (types[-1], updates[-1]["result"]) == ("job_complete", {"books": 318})
 
 
 def test_the_page_s_line_of_a_recording_is_one() -> None:
