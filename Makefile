@@ -58,7 +58,7 @@ test-system: install  ## what takes long, and other servers, Redis, nginx: what 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/system/requirements.txt
 	$(BIN)/python -m pytest $$(find tests -type d -name system) $(ARGS)
 
-check: lint test  ## what a change must pass; CI measures the coverage too
+check: lint test  ## what CI runs
 
 docs: install  ## the documentation as a site, in build/docs; a warning is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
