@@ -26,9 +26,7 @@ test: install  ## the quick suite, on asyncio and trio
 
 coverage: install  ## the quick suite, and which branches it runs: fails below the share that pyproject.toml names
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/coverage run -m pytest --numprocesses 2 --dist worksteal $(ARGS)
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 test-all:  ## the quick suite on every Python from 3.11 to 3.14 on this machine, and with the lowest dependencies
 	bash .ci/test-all $(ARGS)
