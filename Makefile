@@ -60,6 +60,7 @@ check: lint test  ## what CI runs
 
 docs: install  ## the documentation as a site, in build/docs; a warning is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	rm -rf build/docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
 
 bench: install  ## Towline beside its peers, as ratios
