@@ -420,3 +420,13 @@ def compare_with_httpx_sse(count: int, start: int = 0) -> int:
 
 def test_httpx_sse_reads_the_same() -> None:
     assert compare_with_httpx_sse(STREAMS) > 2 * STREAMS
+
+
+def test_a_large_event_in_small_pieces_is_not_copied_with_each_of_them() -> None:
+    """Else a server could cost 57 s of processor time with 200 KB."""
+    parser = EventParser()
+    assert [event.data for event in parser.feed(b"data: before\n\n")] == ["before"]
+    for piece in [b"data: ", *[b"x"] * 20_000]:
+        assert list(parser.feed(piece)) == []
+        assert len(parser._begun) <= 16 << 10
+    assert [event.data for event in parser.feed(b"\n\n")] == ["x" * 20_000]

@@ -28,6 +28,8 @@ _T = TypeVar("_T")
 # line. One match for a whole event is several times as fast as one for each line. Possessive quantifiers keep the time
 # linear.
 _EVENT: Final = r"(?:id: ?+([^\n\0]++)\n)?+(?:event: ?+(.++)\n)?+data: ?+(.++)\n\n"  # `.` stops at a line feed only
+# What waits of an event is copied with each piece that follows: beyond this many bytes it is read line by line instead.
+_MOST_BEGUN: Final = 16 << 10
 _find_all: Final = re.compile(_EVENT + r"|(.*+)\n").findall
 _match_event: Final = re.compile(_EVENT).fullmatch
 
@@ -100,7 +102,7 @@ class EventParser:
                     return [StreamEvent(event_type or "message", value, event_id, True)]
                 end = data.rfind(b"\n\n") + 2
                 whole, begun = (data[:end], data[end:]) if end > 1 else (b"", data)
-                if _is_part_of_event(begun):
+                if len(begun) <= _MOST_BEGUN and _is_part_of_event(begun):
                     self._begun = begun
                     return self._parse(whole.decode("utf-8", "replace")) if whole else []
         if self._problem is None:
