@@ -26,7 +26,7 @@ from .._openapi import CancelAnswer, CancelRequest, RefreshAnswer, RefreshReques
 from .._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
 from ..reports._reading import check_repeated, draft_of, ended, read_report
 from ..reports._types import KeepAliveReport, ReportAnswer
-from ._shared import CHALLENGE, NO_TOKEN, RETRY_SOON, Calls, Handler, decode, retry, small_body
+from ._shared import NO_TOKEN, RETRY_SOON, Calls, Handler, decode, retry, small_body
 
 if TYPE_CHECKING:
     from ..._hub import StartedJob
@@ -98,7 +98,7 @@ class JobCalls(Calls):
         hub.check_open()
         job_id, token = request.path_params["job_id"], bearer_token(request)
         if token is None or not await hub.tokens.admits_worker(job_id, token):
-            raise Refusal(401, *NO_TOKEN, CHALLENGE)
+            raise Refusal(*NO_TOKEN)
         hub.check_reports(job_id)
         job = await self.known_job(job_id)
         report = read_report(await small_body(request, hub.limits.report))
@@ -123,7 +123,7 @@ class JobCalls(Calls):
         self.hub.check_calls(asked.job_id)
         grant = await self.hub.tokens.refresh(asked.job_id, Secret(asked.old_token))
         if grant is None:
-            raise Refusal(401, *NO_TOKEN, CHALLENGE)
+            raise Refusal(*NO_TOKEN)
         if isinstance(grant, TooEarly):
             raise Refusal(425, "too_early", "the token has time left", {"retry-after": str(grant.retry_after)})
         return json_answer(RefreshAnswer(asked.job_id, grant.token.reveal(), grant.expires_in))

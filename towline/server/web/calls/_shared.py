@@ -28,8 +28,7 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 MAX_BODY: Final = 16 * 1024
 RETRY_SOON: Final = 5  # seconds
-NO_TOKEN: Final = ("unauthorized", "a valid token of this job is needed")
-CHALLENGE: Final = {"www-authenticate": "Bearer"}
+NO_TOKEN: Final = (401, "unauthorized", "a valid token of this job is needed", {"www-authenticate": "Bearer"})
 _USUAL: Final = frozenset({401, 404, 409, 410, 425, 426})  # refusals that clients of a healthy hub meet
 
 
@@ -64,18 +63,16 @@ class Calls:
         )
 
     async def job(self, job_id: str, token: Secret | None) -> Job:
-        """Find the job for a caller with its token, who does not call too often."""
-        if token is not None:
-            self.hub.check_calls(job_id)
-        return await self.find_job(job_id, token)
+        """Find the job for a caller with its token, who does not call too often.
 
-    async def find_job(self, job_id: str, token: Secret | None) -> Job:
-        """Find the job for a caller with a token. Without a token not even the job's absence is said."""
+        Without a token not even the job's absence is said.
+        """
         if token is None:
-            raise Refusal(401, *NO_TOKEN, CHALLENGE)
+            raise Refusal(*NO_TOKEN)
+        self.hub.check_calls(job_id)
         job = await self.known_job(job_id)
         if not await self.hub.tokens.admits(job, token):
-            raise Refusal(401, *NO_TOKEN, CHALLENGE)
+            raise Refusal(*NO_TOKEN)
         return job
 
     async def known_job(self, job_id: str) -> Job:
