@@ -34,6 +34,7 @@ from ._facts import CancelWord, GetState, Position, Protocol, RefreshToken
 from ._secret import Secret
 from ._target import Target
 from ._tasks import Tasks, failure_of
+from ._text import JobLog
 from ._updates import AnyUpdate, Outcome, load_outcome
 from .engine.delivery.delivery import Subscription as Subscription
 from .engine.delivery.handlers import Handler
@@ -185,7 +186,7 @@ class Connection(AsyncContextManagerMixin):
         self._thread = threading.get_ident()
         self._event_loop = anyio.lowlevel.current_token()
         try:
-            async with Tasks() as self._tasks:
+            async with Tasks(log=JobLog(self._job)) as self._tasks:
                 settings, record = await self._open()
                 cursor = None if record is None or record.cursor is None else load_cursor(record.cursor)
                 engine = Engine(settings, self._tasks, self._lifecycle, cursor)
@@ -225,7 +226,7 @@ class Connection(AsyncContextManagerMixin):
             try:
                 record = await target.find(store, needed=needed)
             except BaseException as error:
-                failure = await failure_of(error, "the store")
+                failure = await failure_of(error, "the store", JobLog(self._job))
                 # With url and token given, the connection works without the store. The first save reports the problem.
                 at_hand = target.url is not None and not needed
                 if not (at_hand and isinstance(failure, TokenStoreError | UnexpectedFailure)):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -27,10 +26,9 @@ from anyio.abc import TaskGroup
 
 from ._exceptions import ForbiddenRequest, TowlineError, UnexpectedFailure
 from ._loop import Loop
+from ._text import LOG, AnyLog
 
 Ts = TypeVarTuple("Ts")
-
-_LOG: Final = logging.getLogger("towline")
 
 #: Seconds that a block left in the wrong task waits for its tasks to end.
 _ENDING: Final = 5.0
@@ -72,11 +70,11 @@ def is_failure(error: BaseException) -> bool:
     return isinstance(error, Exception) or _is_cancellation(error)
 
 
-async def failure_of(error: BaseException, who: str, *, log: bool = True) -> TowlineError:
+async def failure_of(error: BaseException, who: str, log: AnyLog | None = LOG) -> TowlineError:
     """Translate an error raised by an awaited call into one of Towline's own; `who` names the call.
 
     Raises it again if it is not a failure: a cancellation of this task, or the end of the process. An error other than
-    Towline's own is logged with its traceback, unless `log` is False.
+    Towline's own is written to `log` with its traceback.
     """
     if isinstance(error, TowlineError):
         return error
@@ -86,15 +84,15 @@ async def failure_of(error: BaseException, who: str, *, log: bool = True) -> Tow
         # Something else may have been cancelled at the same time; a scope recognizes only its own cancellation.
         await anyio.lowlevel.checkpoint_if_cancelled()
         raise error
-    return unexpected(error, who, log=log)
+    return unexpected(error, who, log)
 
 
-def unexpected(error: BaseException, who: str, *, log: bool = True) -> UnexpectedFailure:
-    """Wrap an unexpected error, and log it with its traceback."""
+def unexpected(error: BaseException, who: str, log: AnyLog | None = LOG) -> UnexpectedFailure:
+    """Wrap an unexpected error, and write it to `log` with its traceback."""
     failure = UnexpectedFailure(who, _described(error))
     failure.__cause__ = error
-    if log:
-        _LOG.error("%s", failure, exc_info=error)
+    if log is not None:
+        log.error("%s", failure, exc_info=error)
     return failure
 
 
@@ -128,7 +126,9 @@ class Tasks:
     Errors of the body are raised unchanged. Leaving the block cancels the tasks, or with `finish` waits for them.
     """
 
-    def __init__(self, *, finish: bool = False) -> None:
+    def __init__(self, *, finish: bool = False, log: AnyLog = LOG) -> None:
+        #: Where errors that nobody expected are written.
+        self.log = log
         self._finish = finish
         #: Called with failures that no task expected; without it they leave the block as from any task group.
         self.unforeseen: Callable[[UnexpectedFailure], None] | None = None
@@ -179,14 +179,16 @@ class Tasks:
             except BaseException as error:
                 if self.unforeseen is None:
                     raise
-                failure = await failure_of(error, name)
-                self.unforeseen(failure if isinstance(failure, UnexpectedFailure) else unexpected(error, name))
+                failure = await failure_of(error, name, self.log)
+                if not isinstance(failure, UnexpectedFailure):
+                    failure = unexpected(error, name, self.log)
+                self.unforeseen(failure)
         except (KeyboardInterrupt, SystemExit) as error:
             self.end_with(error)
         except asyncio.CancelledError as error:
             if anyio.current_effective_deadline() != -math.inf and self._open:
                 # The program cancelled a task of ours, as a loop over `asyncio.all_tasks()` does.
-                self.end_with(unexpected(error, name))
+                self.end_with(unexpected(error, name, self.log))
             raise
         finally:
             del self._running[number]
@@ -227,7 +229,7 @@ class Tasks:
             raise self._ending
         if swallowed and error is not None:
             # The group was cancelled, but not by us: the program cancelled one of our tasks before its first step.
-            raise unexpected(error, "a task of the connection")
+            raise unexpected(error, "a task of the connection", self.log)
         return swallowed
 
     async def _wait_ended(self) -> None:

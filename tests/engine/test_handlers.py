@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from towline import JobStarted, Output, Progress
+from towline._tasks import Tasks
 from towline.engine.delivery.handlers import WAITING_LIMIT, Handlers
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +26,7 @@ async def test_coroutine_functions_are_called_in_order_one_after_the_other() -> 
         async def __call__(self, told: str) -> None:
             await tell(told)
 
-    async with anyio.create_task_group() as tasks:
+    async with Tasks(finish=True) as tasks:
         handlers = Handlers(tasks, max_waiting=1 << 20)
         handlers.call(tell, "a")
         handlers.call(functools.partial(tell), "b")
@@ -39,7 +40,7 @@ async def test_one_that_raises_is_counted_and_the_next_is_called(caplog: pytest.
         raise ValueError("mine")
 
     seen: list[object] = []
-    async with anyio.create_task_group() as tasks:
+    async with Tasks(finish=True) as tasks:
         handlers = Handlers(tasks, max_waiting=1 << 20)
         handlers.call(broken, 1)
         handlers.call(lambda told: 1 / 0, 2)
@@ -65,7 +66,7 @@ async def test_a_slow_one_gets_joined_updates_and_other_calls_are_dropped_when_t
     async def slow_too(told: int) -> None:
         others.append(told)
 
-    async with anyio.create_task_group() as tasks:
+    async with Tasks(finish=True) as tasks:
         handlers = Handlers(tasks, max_waiting=1 << 20)
         for number in range(1000):
             handlers.call(slow, Progress(job="j", fraction=0.1))
@@ -91,7 +92,7 @@ async def test_one_that_cannot_keep_up_is_full_until_it_has_caught_up(what: str)
         nonlocal room
         room += not handlers.is_full
 
-    async with anyio.create_task_group() as tasks:
+    async with Tasks(finish=True) as tasks:
         handlers = Handlers(tasks, made_room=made_room, max_waiting=1000)
         for _ in range(WAITING_LIMIT + 2 if what == "updates" else 11):
             handlers.call(slow, JobStarted(job="j") if what == "updates" else Output(job="j", key="k", value="x" * 100))
@@ -108,7 +109,7 @@ async def test_giving_up_ends_the_call_under_way_and_forgets_the_rest() -> None:
         seen.append(told)
         await anyio.sleep_forever()
 
-    async with anyio.create_task_group() as tasks:
+    async with Tasks(finish=True) as tasks:
         handlers = Handlers(tasks, max_waiting=1 << 20)
         handlers.call(endless, 1)
         handlers.call(endless, 2)

@@ -216,7 +216,8 @@ async def test_messages_of_which_nothing_was_ever_read_are_warned_of(
     name, kind = ("event_stream", "an event of the type 'stage'") if is_event else ("messages", "a message")
     [record] = caplog.records
     assert record.getMessage() == (
-        f"the protocol {name!r} read nothing from the first 3 messages; the last is {kind}: does it fit this server?"
+        f"job {taking.intake.reader.protocol.job}: the protocol {name!r} read nothing from the first 3 messages; "
+        f"the last is {kind}: does it fit this server?"
     )
 
 

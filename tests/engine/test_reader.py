@@ -147,7 +147,7 @@ def test_the_first_error_of_a_protocol_is_logged_with_its_traceback(caplog: pyte
         line = each.__code__.co_firstlineno + 1
         assert raised.value.problem == f"read raised KeyError (each, test_reader.py, line {line})"
     [record] = caplog.records
-    assert record.getMessage() == "the protocol 'own' raised an error in read"
+    assert record.getMessage() == "job j1: the protocol 'own' raised an error in read"
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], KeyError)
 

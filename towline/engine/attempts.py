@@ -161,7 +161,7 @@ class Attempts:
                     await link.task.wait()
             await source.leave(effect.code, wait=effect.wait)
         except BaseException as error:
-            await failure_of(error, "closing a source")  # it is gone in any case
+            await failure_of(error, "closing a source", self.tasks.log)  # it is gone in any case
 
     async def _run(self, link: Link, dial: Dial) -> None:
         try:
@@ -173,7 +173,7 @@ class Attempts:
                     with anyio.CancelScope(shield=True, deadline=anyio.current_time() + CLOSE_MARGIN):
                         await link.source.leave(1001)
                 except BaseException as error:
-                    await failure_of(error, "closing a source")
+                    await failure_of(error, "closing a source", self.tasks.log)
 
     async def _follow(self, link: Link, dial: Dial) -> None:
         """Run one attempt and its source until it ends."""
@@ -203,7 +203,7 @@ class Attempts:
                     await room
             await self.meant(link.meant, link)
         except BaseException as error:
-            failure = await failure_of(error, _WORK[place])
+            failure = await failure_of(error, _WORK[place], self.tasks.log)
             await self.failed(failure, place, link.generation)
 
     def forget_cursor(self) -> None:

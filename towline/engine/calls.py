@@ -146,7 +146,7 @@ class RequestedCalls:
         try:
             return await self._with_fresh_token(make)
         except BaseException as error:
-            raise await failure_of(error, "a call about the job")  # noqa: B904 - it has its cause
+            raise await failure_of(error, "a call about the job", self.reader.log)  # noqa: B904 - it has its cause
 
     async def _with_fresh_token(self, make: Callable[[Secret | None], Awaitable[T]]) -> T:
         try:

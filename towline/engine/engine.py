@@ -11,7 +11,6 @@ Its rules, next to those of the runner:
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
@@ -72,8 +71,6 @@ from .reader import Reader
 from .sequence.sequencer import UNPLACED, Sequencer
 from .settings import Settings
 from .tokens import TokenSource
-
-_LOG: Final = logging.getLogger("towline")
 
 #: Seconds that coroutine handlers may continue after `cancel()`.
 HANDLERS_WAIT: Final = 0.5
@@ -308,7 +305,7 @@ class Engine:
         at = 0.0 if entry is None else entry.facts.now
         change = StateChange(previous=before.state, state=after.state, cause=cause, at=at)
         why = "" if cause is None else f" ({escape(cause.text)})"
-        _LOG.info("%s -> %s%s", before.state.value, after.state.value, why)
+        self._tasks.log.info("%s -> %s%s", before.state.value, after.state.value, why)
         self.handlers.call(self.settings.on_state, change)
         if after.state is State.CANCELLED:
             self.handlers.give_up_after(HANDLERS_WAIT)
@@ -383,8 +380,8 @@ class Engine:
         try:
             await self.tokens.get()
         except BaseException as error:
-            failure = await failure_of(error, "renewing the token")
-            _LOG.warning("the token could not be renewed: %s", escape(str(failure)))
+            failure = await failure_of(error, "renewing the token", self._tasks.log)
+            self._tasks.log.warning("the token could not be renewed: %s", escape(str(failure)))
         self.runner.post(TokenRenewed())
 
     def _stop_renewal(self) -> None:

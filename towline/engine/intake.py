@@ -25,8 +25,6 @@ from .sequence.findings import Finding, Phase
 from .sequence.placing import content_of, pause_in
 from .sequence.sequencer import Sequencer
 
-_LOG: Final = logging.getLogger("towline")
-
 #: After so many messages from which nothing was read, a warning is logged if nothing was ever read.
 _UNREAD_TOLD: Final = 3
 #: Seconds after which reading that waits for a consumer looks whether its task has ended.
@@ -139,7 +137,7 @@ class Intake:
             # Some servers begin with a message or two that are not for us. What it holds may be a secret.
             kind = f"an event of the type {received.type!r}" if isinstance(received, ServerEvent) else "a message"
             text = "the protocol %r read nothing from the first %d messages; the last is %s: does it fit this server?"
-            _LOG.warning(text, self.reader.protocol.name, _UNREAD_TOLD, escape(kind))
+            self.reader.log.warning(text, self.reader.protocol.name, _UNREAD_TOLD, escape(kind))
 
     @property
     def last_sign(self) -> float | None:
@@ -192,4 +190,4 @@ class Intake:
         self.counts["malformed_messages"] += 1
         # A server that sends one usually sends more, so only the first is logged as a warning.
         level = logging.WARNING if self.counts["malformed_messages"] == 1 else logging.DEBUG
-        _LOG.log(level, "skipped: %s", escape(str(error)))
+        self.reader.log.log(level, "skipped: %s", escape(str(error)))

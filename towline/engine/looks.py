@@ -93,7 +93,7 @@ class Looks:
         except UnexpectedResponse as error:
             return meaning.gone if meaning.gone is not None and error.status in (404, 410) else meaning.otherwise
         except BaseException as error:
-            await failure_of(error, "a state call")
+            await failure_of(error, "a state call", self.tasks.log)
             return meaning.otherwise
         if not has_ended(facts):
             return meaning.otherwise
@@ -182,7 +182,7 @@ class Looks:
                 return StateUnreachable("the job's state", "without a token")
             return await self.fetch(token, self.settings.policy.status_deadline)
         except BaseException as error:
-            return await failure_of(error, "a state call")
+            return await failure_of(error, "a state call", self.tasks.log)
 
     async def _fetched_patiently(self, token: Secret | None) -> StateFacts:
         """Make the state call with the policy's retries, each after its wait or the server's longer advice.

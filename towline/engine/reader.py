@@ -6,7 +6,6 @@ it. An end that was read before stands.
 
 from __future__ import annotations
 
-import logging
 import traceback
 from collections.abc import Iterable
 from pathlib import PurePath
@@ -16,10 +15,8 @@ from .._exceptions import MalformedMessage, ProtocolFailed
 from .._facts import Ended, Fact, Item, Mark, Numbered, Protocol, Received, Request, Snapshot, Want
 from .._secret import Secret
 from .._tasks import is_failure
-from .._text import escape
+from .._text import JobLog, escape
 from .._updates import Outcome, Progress, Update
-
-_LOG: Final = logging.getLogger("towline")
 
 #: The most facts of one message.
 FACTS_LIMIT: Final = 10_000
@@ -33,10 +30,11 @@ _OUTCOMES: Final = get_args(Outcome)
 class Reader:
     """Calls one protocol. Raises `ProtocolFailed` if it does not keep its contract."""
 
-    __slots__ = ("_has_raised", "protocol")
+    __slots__ = ("_has_raised", "log", "protocol")
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
+        self.log = JobLog(protocol.job)
         self._has_raised = False
 
     def ask(self, want: Want, token: Secret | None) -> Request | None:
@@ -89,14 +87,14 @@ class Reader:
                 if known:
                     raise
                 raise failure from error
-            _LOG.warning("the job has ended, but then the protocol failed: %s", escape(str(failure)))
+            self.log.warning("the job has ended, but then the protocol failed: %s", escape(str(failure)))
         return tuple(checked)
 
     def _raised(self, call: str, error: BaseException) -> ProtocolFailed:
         """The failure of a call that raised. The first one is logged with its traceback."""
         if not self._has_raised:
             self._has_raised = True
-            _LOG.error("the protocol %r raised an error in %s", self.protocol.name, call, exc_info=error)
+            self.log.error("the protocol %r raised an error in %s", self.protocol.name, call, exc_info=error)
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.name}, {PurePath(place.filename).name}, line {place.lineno}"
         return self._failed(f"{call} raised {type(error).__name__} ({where})")

@@ -197,7 +197,7 @@ class TokenSource:
                 given = await answer
             except BaseException as error:
                 # Not logged with its text, which may quote the token.
-                if await failure_of(error, "the token provider", log=False) is error:
+                if await failure_of(error, "the token provider", log=None) is error:
                     raise
                 raise TokenProviderFailed(f"raised {type(error).__name__}") from error
             return as_token(given)

@@ -115,7 +115,7 @@ class Host:
             await watch()
         except BaseException as error:
             # A source that the system lacks is not the user's error: the connection works without it.
-            await failure_of(error, source, log=False)
+            await failure_of(error, source, log=None)
             self._drop_source(source, error)
 
     def _drop_source(self, source: Source, error: BaseException) -> None:
@@ -174,7 +174,7 @@ class _Watchers:
         try:
             await start()
         except BaseException as error:
-            await failure_of(error, source, log=False)
+            await failure_of(error, source, log=None)
             self._note_missing(source, error)
 
     def _note_missing(self, source: Source, error: BaseException) -> None:

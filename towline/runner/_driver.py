@@ -189,7 +189,9 @@ class Driver(Generic[S, E, F, L, N]):
         try:
             call(*args)
         except Exception as error:
-            self.broke(error if isinstance(error, UnexpectedFailure) else unexpected(error, "the runner"))
+            if not isinstance(error, UnexpectedFailure):
+                error = unexpected(error, "the runner", self.tasks.log)
+            self.broke(error)
 
     # --- timers ----------------------------------------------------------------------------------------------------
 

@@ -325,7 +325,7 @@ class Runner(Generic[S, E, V]):
             try:
                 result = await (call(due.data) if started is None else started)
             except BaseException as error:
-                failure = await failure_of(error, f"effect {due.effect}", log=False)
+                failure = await failure_of(error, f"effect {due.effect}", log=None)
                 self._effect_failed(error if isinstance(error, Exception) else failure, due)
             else:
                 self._report(result, due)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Awaitable, Callable
 from itertools import groupby
 from typing import Any, Final, TypeAlias, TypeVar
@@ -17,8 +16,6 @@ from .joining import joined, size_of
 Value = TypeVar("Value")
 #: A plain function is called at once, within the engine's step; a coroutine function in order, in a task.
 Handler: TypeAlias = Callable[[Value], Awaitable[None] | None]
-
-_LOG: Final = logging.getLogger("towline")
 
 #: How many calls of coroutine functions may wait. Beyond it updates are joined, and the engine stops reading. Of the
 #: calls with other values the oldest is dropped.
@@ -122,7 +119,7 @@ class Handlers:
                         if answer is not None:
                             await answer
                     except BaseException as error:
-                        await failure_of(error, "a handler", log=False)
+                        await failure_of(error, "a handler", log=None)
                         self.report(error)
         finally:
             self._scope = self._done = None
@@ -156,4 +153,4 @@ class Handlers:
     def report(self, error: BaseException) -> None:
         """Log and count an error that the program's own function raised."""
         self.errors += 1
-        _LOG.error("a handler raised an error; the connection goes on", exc_info=error)
+        self._tasks.log.error("a handler raised an error; the connection goes on", exc_info=error)

@@ -6,7 +6,6 @@ A failing store never stops the connection: the token stays in memory, the probl
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -21,8 +20,6 @@ from ..._updates import Outcome, dump_outcome
 from ...storage import Store
 from ..settings import Settings
 from ..tokens import Token
-
-_LOG: Final = logging.getLogger("towline")
 
 #: The least time between two saves of the cursor, in seconds.
 SAVE_EVERY: Final = 5.0
@@ -174,9 +171,9 @@ class Journal:
             await call()
         except BaseException as error:
             # Also `InvalidArgument`: the server's text (an epoch, an outcome) may be impossible to store.
-            problem = await failure_of(error, "the store", log=self.problem is None)
+            problem = await failure_of(error, "the store", self._tasks.log if self.problem is None else None)
             if self.problem is None:
-                _LOG.warning("the store failed; the connection goes on without it: %s", escape(str(problem)))
+                self._tasks.log.warning("the store failed; the connection goes on without it: %s", escape(str(problem)))
             self.problem = problem
         else:
             self.problem = None
