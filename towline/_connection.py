@@ -120,7 +120,7 @@ class Connection(AsyncContextManagerMixin):
       loopback. The `job`'s id is added to its query. Without a target, the store's record of the job names the
       protocol; entering raises `AmbiguousJob` if jobs with this id are on record for several servers.
     - `token`: text, a `Secret`, a `Token` (which may have an expiry), or an async function that returns one of them.
-      Without it, the store's is used.
+      Without it, the store's is used, which another one replaces once the server has accepted it.
     - `store`: keeps the progress for another process, and the token if it belongs to the job. With a token, nothing is
       stored unless you pass a store. Without a target, or without a token that belongs to the job, the user's default
       `TokenStore` is opened.
@@ -289,7 +289,10 @@ class Connection(AsyncContextManagerMixin):
             or (dict(record.parameters), dict(record.secrets)) != kept
         )
         if is_new and (given is not None or not engine.settings.token_required):
-            engine.journal.token_changed(given)
+            if given is None or record is None or record.token is None:
+                engine.journal.token_changed(given)
+            else:
+                engine.store_if_accepted(given)
         engine.runner.take(Connect())
 
     def _engine_of(self, request: str) -> Engine:
@@ -324,7 +327,7 @@ class Connection(AsyncContextManagerMixin):
             engine.tokens.give(token)
         engine.runner.request(event)
         if token is not None:
-            engine.runner.soon(lambda: engine.journal.token_changed(token))
+            engine.runner.soon(lambda: engine.store_if_accepted(token))
 
     # --- updates ---------------------------------------------------------------------------------------------------
 

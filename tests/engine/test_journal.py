@@ -159,6 +159,25 @@ async def test_cancelling_the_owner_still_saves_where_it_was(follow: Follow, ser
     assert record.cursor == '{"seq":2,"epoch":"e1"}'
 
 
+async def test_a_given_token_replaces_the_one_on_record_only_if_the_server_accepts_it(
+    follow: Follow, server: ScriptedServer
+) -> None:
+    """The given one may be wrong: for example what the environment holds for another server."""
+    store = Store()
+    await store.save(key("j1"), "t1", None)
+    async with follow(server, store=store, token="bad") as line:
+        await line.wait_for(State.EXHAUSTED)
+    record = await store.read(key("j1"))
+    assert record is not None
+    assert record.token == Secret("t1")
+    await store.save(key("j1"), "old", None)
+    async with follow(server, store=store, token="t1") as line:
+        await line.wait_for(State.CONNECTED)
+    record = await store.read(key("j1"))
+    assert record is not None
+    assert record.token == Secret("t1")
+
+
 async def test_another_token_given_later_is_put_on_record(follow: Follow, server: ScriptedServer) -> None:
     store = Store()
     async with follow(server, store=store, token="bad") as line:

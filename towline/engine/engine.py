@@ -70,7 +70,7 @@ from .looks import Looks
 from .reader import Reader
 from .sequence.sequencer import UNPLACED, Sequencer
 from .settings import Settings
-from .tokens import TokenSource
+from .tokens import Token, TokenSource
 
 #: Seconds that coroutine handlers may continue after `cancel()`.
 HANDLERS_WAIT: Final = 0.5
@@ -105,6 +105,8 @@ class Engine:
         self._lifecycle = lifecycle
         self._cursor = cursor
         self._renewal: TaskHandle[None, Any] | None = None
+        # A given token that goes to the store once the server has accepted it.
+        self._unproven: Token | None = None
         self.runner: ConnectionRunner = Driver(
             lifecycle.steps,
             tasks,
@@ -147,7 +149,7 @@ class Engine:
             exchanges=settings.exchanges_tokens,
             required=settings.token_required,
             deadline=settings.policy.token_deadline,
-            changed=self.journal.token_changed,
+            changed=self._token_renewed,
         )
         self.publisher = Publisher(
             self.sequencer,
@@ -307,6 +309,8 @@ class Engine:
         why = "" if cause is None else f" ({escape(cause.text)})"
         self._tasks.log.info("%s -> %s%s", before.state.value, after.state.value, why)
         self.handlers.call(self.settings.on_state, change)
+        if after.state is State.CONNECTED and self._unproven is not None:
+            self._token_renewed(self._unproven)
         if after.state is State.CANCELLED:
             self.handlers.give_up_after(HANDLERS_WAIT)
         self._wake_waiters()
@@ -372,6 +376,16 @@ class Engine:
         self.delivery.look()
 
     # --- the token and the store -----------------------------------------------------------------------------------
+
+    def store_if_accepted(self, token: Token) -> None:
+        """Store a given token when the server has accepted it. It may be wrong, and the stored one right."""
+        self._unproven = token
+        if self.snapshot.state is State.CONNECTED:
+            self._token_renewed(token)
+
+    def _token_renewed(self, token: Token) -> None:
+        self._unproven = None
+        self.journal.token_changed(token)
 
     def _renew_token(self) -> None:
         self._renewal = self._tasks.start_soon(self._renew, name="towline token")
