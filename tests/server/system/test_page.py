@@ -103,7 +103,7 @@ def test_live_progress_over_a_killed_hub(hub_process: Any, open_tab: Any, eventu
     eventually(lambda: "reconnecting" in tab.evaluate("links"))
     eventually(lambda: tab.evaluate("document.body.dataset.hub") == "down")
     [notice] = texts(tab, "#notice")
-    assert notice.startswith("The hub is not reachable since ")
+    assert notice.startswith("The hub has not answered since ")
     hub.start()
     eventually(lambda: tab.evaluate("document.querySelector('.job').dataset.state") == "complete")
     eventually(lambda: tab.evaluate("document.body.dataset.hub") is None)

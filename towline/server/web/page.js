@@ -406,7 +406,7 @@ function hubFails(error) {
   document.body.dataset.hub = "down";
   put(element("notice"), error.status === 401 || error.status === 403
     ? "You may not see jobs here. Sign in, then reload this page."
-    : `The hub is not reachable since ${moment(downSince)}. The jobs are shown as of then; the page keeps trying.`);
+    : `The hub has not answered since ${moment(downSince)}. The jobs are shown as of then; the page keeps trying.`);
 }
 
 look();
