@@ -172,10 +172,11 @@ ROWS = (
             f"/events/200/{chunk}",
             100_000,
             ("towline", "httpx-sse"),
-            {"towline": {"httpx-sse": goal}},
+            {"towline": {"httpx-sse": 4}},
             quick=chunk > 1_400,
+            tried="event-streams",
         )
-        for shape, chunk, goal in (("chunks of 64 KiB", 65_536, 4), ("an event a chunk", 0, 2), ("1,400 B", 1_400, 2))
+        for shape, chunk in (("chunks of 64 KiB", 65_536), ("an event a chunk", 0), ("1,400 B", 1_400))
     ),
 )
 
