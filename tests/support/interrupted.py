@@ -59,6 +59,7 @@ async def interrupted_cancel(at: int | None) -> Seen:
         job.start(total_count=3)
         line = connection(server, policy=Policy(dial_spacing=0, backoff=Backoff(base=0.1, shared_window=0.1)))
         interrupt = Interrupt(at, lambda: answers.append(line.cancel()))
+        tracer = sys.gettrace()  # that of coverage
         sys.settrace(interrupt)
         try:
             with anyio.fail_after(60):
@@ -77,7 +78,7 @@ async def interrupted_cancel(at: int | None) -> Seen:
         except TimeoutError:
             wrong.append("the block was not left")
         finally:
-            sys.settrace(None)
+            sys.settrace(tracer)
         # An update that the iteration had in its hand already is the one of the moment; a second one is not.
         if len(after) > 1:
             wrong.append(f"delivered after cancel(): {after}")
@@ -115,6 +116,7 @@ async def interrupted_request(at: int | None, request: str) -> Seen:
         job.start(total_count=3)
         line = connection(server, policy=Policy(dial_spacing=0, backoff=Backoff(base=0.1, shared_window=0.1)))
         interrupt = Interrupt(at, act)
+        tracer = sys.gettrace()  # that of coverage
         sys.settrace(interrupt)
         try:
             with anyio.fail_after(120):
@@ -126,7 +128,7 @@ async def interrupted_request(at: int | None, request: str) -> Seen:
         except TimeoutError:
             wrong.append(f"{line.state.value}: the end did not come")
         finally:
-            sys.settrace(None)
+            sys.settrace(tracer)
         if not isinstance(line.outcome, JobComplete):
             wrong.append("no outcome")
         if any(isinstance(answer, ForbiddenRequest) for answer in answers) and not (
