@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 from job_server import JobServer
-from scenario import LONG, check, fractions, run
+from scenario import LONG, check, fractions, gaps, run
 
 from towline import Connection, History, JobComplete, MemoryTokenStore, Resynced, State
 from towline._updates import Paused
@@ -78,6 +78,8 @@ async def test_the_end_while_no_process_follows(server: JobServer) -> None:
     assert sum(isinstance(update, JobComplete) for update in told) == 1
     # The first one was in hand when the program ended.
     assert fractions(told) == ([0.1, 0.2] if server.way == "events" else [])
+    # A stream whose events have ids shows all of them again, so none is missing.
+    assert (gaps(told) == []) == (server.way not in ("websocket", "lines"))
 
 
 async def test_a_job_paused_for_longer_than_an_outage_may_last(server: JobServer) -> None:

@@ -407,8 +407,9 @@ class Engine:
             self.journal.ended(self.outcome)
 
     def _position_to_store(self) -> Position | None:
-        position = self.delivery.position()
-        return UNPLACED if position is None and self.sequencer.outlet.has_shown else position
+        # With positions, one that no consumer has reached is not stored: the next process gets the updates again.
+        without = self.sequencer.applied is None and self.sequencer.outlet.has_shown
+        return UNPLACED if without else self.delivery.position()
 
     # --- start and stop --------------------------------------------------------------------------------------------
 
