@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import stat
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -302,6 +304,23 @@ async def leave_by_an_error(run: Runner[State, Event, Upload]) -> None:
 async def fail_a_save(run: Runner[State, Event, Upload]) -> None:
     run.request(Event.NOTE, "unsaved")
     await anyio.sleep_forever()
+
+
+async def test_a_result_while_the_block_is_left_starts_no_timer() -> None:
+    async def send(data: Upload) -> Event:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(5)
+        return Event.FAILED
+
+    async with runner(send) as run:
+        run.request(Event.START)
+        await anyio.sleep(1)
+    assert run.snapshot.state is State.WAITING
+    left = weakref.ref(run)
+    del run
+    await anyio.lowlevel.checkpoint()
+    gc.collect()
+    assert left() is None
 
 
 @pytest.mark.parametrize("leave", [anyio.sleep, leave_by_an_error, fail_a_save])

@@ -20,7 +20,7 @@ class Timers:
     The calls are made in a task. Leaving the block of `tasks` stops every timer.
     """
 
-    __slots__ = ("_alarm", "_armed", "_expired", "_rings_at", "_tasks")
+    __slots__ = ("_alarm", "_armed", "_expired", "_left", "_rings_at", "_tasks")
 
     def __init__(self, tasks: Tasks, expired: Callable[[Any, int], None]) -> None:
         self._tasks = tasks
@@ -29,10 +29,13 @@ class Timers:
         # The loop's next call, and a function that prevents it. It may come before the next deadline, but never after.
         self._rings_at = math.inf
         self._alarm: Callable[[], object] | None = None
-        tasks.on_leaving = self._stop
+        self._left = False
+        tasks.on_leaving = self._leave
 
     def arm(self, timer: Any, ticket: int, seconds: float) -> None:
-        """Start a timer, replacing one of the same name."""
+        """Start a timer, replacing one of the same name; does nothing once the block of `tasks` is left."""
+        if self._left:
+            return
         self._armed[timer] = _Armed(self._tasks.loop.time() + seconds, ticket)
         self._set_alarm()
 
@@ -41,6 +44,11 @@ class Timers:
         self._armed.pop(timer, None)
         if not self._armed:
             self._stop()
+
+    def _leave(self) -> None:
+        # A task that ends later, such as one that was shielded, may still take a step.
+        self._left = True
+        self._stop()
 
     def _stop(self) -> None:
         self._armed.clear()
