@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import anyio
@@ -157,6 +159,22 @@ async def test_the_next_attempt_waits_until_the_last_source_is_closed(
     link = attempting.attempts.current
     assert link is not None
     assert (link.generation, link.want.socket) == (2, 2)
+
+
+async def test_a_closed_source_is_not_kept_until_the_next_attempt(
+    attempting: Attempting, server: ScriptedServer
+) -> None:
+    """With its buffers: a connection may be in the background for hours."""
+    attempting.attempts.dial(dial())
+    await server.wait_ready()
+    link = attempting.attempts.current
+    assert link is not None
+    closed = weakref.ref(link.source)
+    del link
+    attempting.attempts.close_socket(CloseSocket(code=1001))
+    await anyio.sleep(1)
+    gc.collect()
+    assert closed() is None
 
 
 async def test_nothing_more_is_read_while_there_is_no_room(attempting: Attempting, job: ScriptedJob) -> None:

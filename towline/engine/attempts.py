@@ -138,8 +138,7 @@ class Attempts:
             for task in (link.task, link.closing):
                 if task is not None:
                     await task.wait()
-            if link in self._leaving:  # several tasks may wait
-                self._leaving.remove(link)
+            self._forget(link)
 
     def is_silent_since(self, moment: float) -> bool:
         """Whether nothing was received after `moment` (on the loop's clock), though something should have been."""
@@ -153,6 +152,10 @@ class Attempts:
         if link.task is not None:
             link.task.cancel()
 
+    def _forget(self, link: Link) -> None:
+        if link in self._leaving:
+            self._leaving.remove(link)
+
     async def _close(self, link: Link, source: Source, effect: CloseSocket) -> None:
         try:
             # The reader was cancelled, and uses the source until it has ended.
@@ -162,6 +165,8 @@ class Attempts:
             await source.leave(effect.code, wait=effect.wait)
         except BaseException as error:
             await failure_of(error, "closing a source", self.tasks.log)  # it is gone in any case
+        finally:
+            self._forget(link)
 
     async def _run(self, link: Link, dial: Dial) -> None:
         try:
@@ -174,6 +179,8 @@ class Attempts:
                         await link.source.leave(1001)
                 except BaseException as error:
                     await failure_of(error, "closing a source", self.tasks.log)
+                finally:
+                    self._forget(link)
 
     async def _follow(self, link: Link, dial: Dial) -> None:
         """Run one attempt and its source until it ends."""
