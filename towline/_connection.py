@@ -365,9 +365,10 @@ class Connection(AsyncContextManagerMixin):
     async def result(self) -> Outcome:
         """Wait for the job's end and return it: completed, failed or cancelled.
 
-        Meanwhile an iterator that this task read last, or no task, or one that has ended, does not stop the reading: of
-        what it has not read, too much is dropped, and a `Resynced` reports that. One that another task reads is waited
-        for (`updates`), and a coroutine function that is `on_update` too, so that one must not wait for the end.
+        Meanwhile an iterator that this task read last, or no task, or one that has ended (10 seconds before, and no
+        other followed), does not stop the reading: of what it has not read, too much is dropped, and a `Resynced`
+        reports that. One that another task reads is waited for (`updates`), and a coroutine function that is
+        `on_update` too, so that one must not wait for the end.
 
         Raises `Exhausted` when the engine gives up, `Cancelled` after `cancel()`, `StateUnreachable` after `aclose()`.
         """

@@ -232,3 +232,31 @@ async def test_a_wait_for_the_end_drops_nothing_of_a_slow_consumer_in_another_ta
         server.end()
         assert isinstance(await connection.result(), JobComplete)
     assert text(slow) == "".join(f"line {number}\n" for number in range(LINES))
+
+
+@pytest.mark.parametrize("server", ["websocket", "events"], indirect=True)
+async def test_a_slow_consumer_with_a_task_for_each_read_loses_nothing_while_another_task_waits_for_the_end(
+    server: JobServer,
+) -> None:
+    """As with `asyncio.wait_for(anext(updates), …)` on Python 3.11."""
+    told: list[Any] = []
+
+    async def read_in_tasks(connection: Connection) -> None:
+        updates = connection.updates()
+
+        async def read() -> None:
+            told.append(await anext(updates))
+
+        while not told or not isinstance(told[-1], JobComplete):
+            async with anyio.create_task_group() as one:
+                one.start_soon(read)
+            await anyio.sleep(8)
+
+    async with server.follow(limits=LIMITS) as connection, anyio.create_task_group() as tasks:
+        await connection.wait_for(State.CONNECTED)
+        tasks.start_soon(read_in_tasks, connection)
+        tasks.start_soon(connection.result)
+        await publish(server)
+        server.end()
+    assert text(told) == "".join(f"line {number}\n" for number in range(LINES))
+    assert gaps(told) == []

@@ -9,7 +9,7 @@ While there is no consumer, one inbox waits for the next. So no update is lost b
 iterations. It never stops the reading, because there may never be a consumer: a program can wait for the end alone. If
 too much waits in it, its updates are dropped, and a `Resynced` says what the next consumer missed. The final update
 always arrives. A task that waits for the end reads nothing, so the same then holds for the inboxes that it read last,
-and for those that no task reads: none has yet, or the last one has ended.
+and for those that no task reads: none has yet, or the last one has ended and no other has followed it for 10 s.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import anyio
 
@@ -26,6 +27,10 @@ from ..._facts import Numbered, Position
 from ..._tasks import caller, has_ended
 from ..._updates import AnyUpdate, Outcome
 from .inbox import Inbox
+
+#: Seconds that an iterator whose reader has ended waits for the next: some programs read each update in a task of its
+#: own, as `asyncio.wait_for` does on Python 3.11.
+NEXT_READER_WAIT: Final = 10.0
 
 
 class Subscription(AsyncIterator[AnyUpdate]):
@@ -182,10 +187,19 @@ class Delivery:
         if not self._awaiting_end:
             return
         for inbox in self._claimed:
-            reader = inbox.reader
-            if inbox.is_full and (reader is None or reader in self._awaiting_end or has_ended(reader)):
+            if inbox.is_full and self._is_unread(inbox):
                 inbox.drop()
                 self.look_for_room()
+
+    def _is_unread(self, inbox: Inbox) -> bool:
+        reader = inbox.reader
+        if reader is None or reader in self._awaiting_end:
+            return True
+        if not has_ended(reader):
+            return False
+        if inbox.ended is None or inbox.ended[0] is not reader:
+            inbox.ended = reader, anyio.current_time()
+        return anyio.current_time() - inbox.ended[1] >= NEXT_READER_WAIT
 
     def leave(self, inbox: Inbox) -> None:
         """Remove a consumer. If it was the last, its remaining updates wait for the next, with the one in hand."""

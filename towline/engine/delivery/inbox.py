@@ -89,6 +89,8 @@ class Inbox:
         self.lost: _Lost | None = None
         #: Who read it last, as `caller` says; None before the first read.
         self.reader: object = None
+        #: A reader that was found to have ended, and when.
+        self.ended: tuple[object, float] | None = None
         self.wake: anyio.Event | None = None
         self._max_waiting = max_waiting
 
