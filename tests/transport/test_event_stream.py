@@ -317,6 +317,16 @@ def test_one_line_is_bounded_as_it_came() -> None:
         assert [event.data for event in parsed(pieces, max_line=100, max_event=100)[0]] == ["\ufffd" * 95]
 
 
+def test_an_event_that_broken_bytes_make_too_large_is_refused_in_every_cut() -> None:
+    line = b"data:" + b"\xff" * 10 + b"\n"
+    for pieces in cuts(line * 2 + b"\n"):
+        parser = EventParser(max_line=40, max_event=40)
+        with pytest.raises(MessageTooBig):
+            assert [event for piece in pieces for event in parser.feed(piece)] == "the event was passed over"
+        with pytest.raises(MessageTooBig):
+            list(parser.feed(b"data:b\n\n"))
+
+
 def test_nothing_else_is_bounded() -> None:
     """A stream of comments, ids and types without a blank line goes on for days."""
     parser = EventParser(max_line=20, max_event=20)

@@ -112,7 +112,7 @@ class EventParser:
                 self._by_event = True
                 return self.feed(self._lines.take_rest())
             lines = self._lines.take(data)
-            events = self._parse(lines.decode("utf-8", "replace")) if lines else []
+            events: Iterable[StreamEvent] = self._parse(lines.decode("utf-8", "replace")) if lines else []
             self._by_event = self._between and self._lines.is_plain and self._problem is None
             if self._problem is None and self._lines.problem is None:
                 return events
@@ -121,7 +121,7 @@ class EventParser:
             events = []
         return _then_raise(events, self._problem)
 
-    def _parse(self, text: str) -> list[StreamEvent]:
+    def _parse(self, text: str) -> Iterable[StreamEvent]:
         events: list[StreamEvent] = []
         last_id, between = self.last_id, self._between
         for event_id, event_type, data, line in _find_all(text):
@@ -143,7 +143,8 @@ class EventParser:
             elif line:
                 self._take_line(line)
             if self._problem is not None:
-                return events
+                self._by_event = False
+                return _then_raise(events, self._problem)
             if not line:
                 self._dispatch(events)
             last_id = self.last_id
@@ -314,6 +315,6 @@ class _Lines:
         self.problem = MessageTooBig("bytes in a line", self._max_line)
 
 
-def _then_raise(items: list[_T], problem: MessageTooBig) -> Iterator[_T]:
+def _then_raise(items: Iterable[_T], problem: MessageTooBig) -> Iterator[_T]:
     yield from items
     raise problem
