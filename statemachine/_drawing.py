@@ -303,10 +303,12 @@ def timeline_svg(journey: Journey, departure: int | None = None) -> str:
     A row is higher after a longer time. `departure` marks the place where a replay differed.
     """
     passages = journey.passages
-    lanes = {name: _LEFT + _LANE * (place + 0.5) for place, name in enumerate(journey.states)}
+    # The journey may come from a file, so its passages may name other states than it lists.
+    names = dict.fromkeys([*journey.states, *(name for one in passages for name in (one.source, one.target))])
+    lanes = {name: _LEFT + _LANE * (place + 0.5) for place, name in enumerate(names)}
     right = _LEFT + _LANE * len(lanes) + 12
     notes = right + 7 * max((len(passage.event) for passage in passages), default=0) + 14
-    top = 16 + 7 * max(map(len, lanes))
+    top = 16 + 7 * max(map(len, lanes), default=0)
     rows: list[float] = []
     texts: list[list[str]] = []
     y = float(top)

@@ -79,8 +79,9 @@ def retrace(table: Table[Any, Any, Any, Any], journey: Journey) -> Departure | N
     changed nothing and is passed over. Raises `InvalidArgument` if the table does not have the journey's states and
     events.
     """
-    names = {member.value for kind in (table.states, table.events) for member in kind}
-    if unknown := {name for one in journey.passages for name in (one.source, one.event)} - names:
+    states, events = ({member.value for member in kind} for kind in (table.states, table.events))
+    sources, taken = {one.source for one in journey.passages}, {one.event for one in journey.passages}
+    if unknown := (sources - states) | (taken - events):
         raise InvalidArgument("journey", f"the table {table.name} has no {', '.join(sorted(unknown))}")
     state = table.states(journey.passages[0].source) if journey.passages else table.initial
     for place, passage in enumerate(journey.passages):

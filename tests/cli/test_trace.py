@@ -106,6 +106,24 @@ def test_the_journey_of_a_table_of_one_s_own_is_replayed(tmp_path: Path, monkeyp
     assert run(file, "--table", "firmware:NOTHING").exit_code == 2
 
 
+def test_a_journey_with_wrong_names_is_told_or_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    file, svg = tmp_path / "run.json", tmp_path / "run.svg"
+    passage = Passage(at=1.0, event="install", source="idle", target="uploading", verdict="moved")
+
+    def trace(*passages: Passage) -> Result:
+        file.write_bytes(Journey(table="firmware", states=(), passages=passages).to_json())
+        return run(file, "--table", "firmware:FIRMWARE", "--svg", svg)
+
+    assert trace().exit_code == 0
+    assert trace(passage).exit_code == 0
+    assert ">uploading</text>" in svg.read_text()
+    assert trace(replace(passage, target="gone")).exit_code == 1
+    assert ">gone</text>" in svg.read_text()
+    swapped = trace(replace(passage, source="install", event="idle"))
+    assert (swapped.exit_code, "the table firmware has no idle, install" in swapped.output) == (2, True)
+
+
 def test_what_is_no_history_is_told(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     for path in (tmp_path / "run.json", tmp_path / "nothing.json"):
