@@ -115,7 +115,7 @@ def _timeline(journey: Journey, departure: int | None) -> Iterator[str]:
     for place, passage in enumerate(journey.passages):
         mark = "!" if place == departure else " "
         line = f"{mark} {passage.at - start:10.3f} s  {passage.event:<{event_width}}  {_way(passage):<{width}}"
-        yield f"{line}  {printable(passage.note)}".rstrip()
+        yield printable(f"{line}  {passage.note}").rstrip()
 
 
 def _way(passage: Passage) -> str:
@@ -126,5 +126,5 @@ def _way(passage: Passage) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape text that may come from a server, so that it cannot control the terminal."""
+    """Escape text that may come from a server or a file, so that it cannot control the terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

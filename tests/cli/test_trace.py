@@ -120,6 +120,8 @@ def test_a_journey_with_wrong_names_is_told_or_drawn(tmp_path: Path, monkeypatch
     assert ">uploading</text>" in svg.read_text()
     assert trace(replace(passage, target="gone")).exit_code == 1
     assert ">gone</text>" in svg.read_text()
+    hostile = trace(replace(passage, target="\x1b]0;owned\x07", verdict="\x07"))
+    assert (hostile.exit_code, "\x07" in hostile.output) == (1, False)
     swapped = trace(replace(passage, source="install", event="idle"))
     assert (swapped.exit_code, "the table firmware has no idle, install" in swapped.output) == (2, True)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..._exceptions import InvalidArgument
+from ..._text import escape
 from ...statemachine import (
     Departure,
     History,
@@ -50,9 +51,10 @@ def trace(
         typer.echo(f"{len(taken.passages)} events replayed, none went another way")
         return
     was = found.passage
+    recorded = escape(f"{was.source} → {was.target} ({was.verdict})")
     typer.echo(
-        f"event {found.place + 1} ({was.event}) goes another way: recorded {was.source} → {was.target} "
-        f"({was.verdict}), now → {found.target} ({found.verdict})"
+        f"event {found.place + 1} ({was.event}) goes another way: recorded {recorded}, "
+        f"now → {found.target} ({found.verdict})"
     )
     raise typer.Exit(1)
 
