@@ -128,6 +128,10 @@ def test_a_record_of_another_protocol_is_deleted_by_its_url(folder: Path) -> Non
     assert run("delete", "/jobs/7").exit_code == 5
     assert run("delete", "/jobs/7", "--url", "http://127.0.0.1:1/jobs/7").exit_code == 0
     assert json.loads(run("show", "/jobs/7", "--json").stdout)["address"] == "http://127.0.0.1:2/jobs/7"
+    anyio.run(store.save, RecordKey("mine", "http://127.0.0.1:2/jobs/7", "/jobs/7"), None)  # a protocol of one's own
+    assert run("delete", "/jobs/7", "--url", "http://127.0.0.1:2/jobs/7").exit_code == 0
+    assert run("show", "/jobs/7").exit_code == 5
+    assert "/jobs/7" not in run("list").stdout
 
 
 def test_a_damaged_record_is_deleted_by_its_url(folder: Path) -> None:

@@ -160,7 +160,8 @@ async def _find(tokens: TokenStore, job: str, url: str | None) -> Record | None:
 
 async def _delete(tokens: TokenStore, job: str, url: str | None) -> None:
     if url is not None:  # an unreadable record too, which no search can find
-        for protocol in CLASSES:
+        stored = {record.key.protocol for record in (await tokens.verify()).records}  # also protocols of the user's
+        for protocol in stored.union(CLASSES):
             await tokens.delete(RecordKey(protocol, _address(url), job))
     elif (record := await _find(tokens, job, None)) is not None:
         await tokens.delete(record.key)
