@@ -29,6 +29,7 @@ WORLD = TableWorld(FIRMWARE, Update("", ""), lambda data: min(data.tries, 6), [n
 CONNECTION = [copy(WORLDS[0])]
 CONNECTION[0].invariants = [never_connected]
 NUMBER = 1
+NOTHING = []
 """
 
 
@@ -81,7 +82,7 @@ def test_a_violation_of_the_connection_is_shown_and_replays() -> None:
 
 
 def test_what_cannot_be_explored_is_said() -> None:
-    for name in ("nothing:AT_ALL", "mine:NUMBER"):
+    for name in ("nothing:AT_ALL", "mine:NUMBER", "mine:NOTHING"):
         told = run("explore", "--table", name)
         assert (told.exit_code, name in told.output) == (2, True)
 

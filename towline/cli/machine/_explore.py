@@ -21,7 +21,7 @@ def _worlds(name: str) -> Iterable[World[Any]]:
     if isinstance(found, Table):
         return [TableWorld(found)]
     worlds = list(found) if isinstance(found, Iterable) else [found]
-    if not all(isinstance(world, World) for world in worlds):
+    if not worlds or not all(isinstance(world, World) for world in worlds):
         fail(ExitCode.USAGE, f"--table {name} is neither a towline.statemachine.Table nor a World")
     return worlds
 
