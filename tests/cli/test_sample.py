@@ -45,6 +45,14 @@ def test_every_option_and_argument_says_what_it_is() -> None:
     assert len(commands) > 12
 
 
+def test_no_option_does_nothing() -> None:
+    """A flag whose opposite is the default has no `--no-` form."""
+    commands = [get_command(app)]
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+        assert not any(getattr(parameter, "secondary_opts", []) for parameter in command.params), command.name
+
+
 @contextmanager
 def sample(begin: Begin, folder: Path, *arguments: str) -> Iterator[list[str]]:
     """Run `towline serve --sample`; yields the lines that it prints. The hub is stopped at the end."""

@@ -41,7 +41,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback(help="Follow long-running jobs to their end, across lost connections and restarts.")
 def towline(
     version: Annotated[
-        bool, typer.Option(help="Print the version and exit.", callback=_print_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """`towline`."""
