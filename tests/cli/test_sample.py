@@ -93,6 +93,12 @@ def test_what_a_sample_cannot_do_is_said() -> None:
         assert (refused.exit_code, f"leave out {option[0]}" in refused.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_number_that_is_no_port_is_refused(port: str) -> None:
+    refused = CliRunner().invoke(app, ["serve", "no_module:hub", "--port", port])
+    assert (refused.exit_code, "--port" in refused.stderr) == (2, True)
+
+
 def test_a_store_that_cannot_be_used_stops_the_sample_with_a_sentence(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     database = str(tmp_path / "hub.db")

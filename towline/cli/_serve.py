@@ -46,7 +46,9 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = _HOST,
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one and prints it.")] = 8470,
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 chooses a free one and prints it.", min=0, max=65_535)
+    ] = 8470,
     uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on instead.")] = None,
     fd: Annotated[
         int | None, typer.Option(help="File descriptor of a listening socket; systemd's first is 3.", min=0)
