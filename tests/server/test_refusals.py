@@ -311,3 +311,9 @@ def test_a_second_hub_goes_on_when_the_first_has_stopped(hub_process: Any) -> No
         os.kill(hub_id, signal.SIGTERM)
         process.communicate(timeout=120)
     assert process.returncode == 0
+
+
+def test_a_refused_upgrade_is_no_error(serving: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(make_hub(tmp_path)) as client:
+        assert client.refusal("/ws/progress?jobId=j1&token=wrong").status_code == 401
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []

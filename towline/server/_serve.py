@@ -213,7 +213,13 @@ def make_server(
     return _Server(_config(hub), hub, _listen(hub, host, port), announce, ready)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the error that `websockets-sansio` logs after each upgrade that was refused with a status."""
+    return record.msg != "ASGI callable returned without completing handshake."
+
+
 def _config(hub: Hub) -> uvicorn.Config:
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     return uvicorn.Config(
         hub,
         ws="websockets-sansio",
