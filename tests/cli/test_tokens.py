@@ -189,6 +189,7 @@ def test_every_failure_has_its_advice(folder: Path, tmp_path: Path, monkeypatch:
     assert {kind for kind, _ in _tokens.ADVICE} == kinds - {errors.TokenStoreError}
     folder.chmod(0o755)
     assert "chmod -R go-rwx" in run("list").stderr
+    assert "pass another --store" in run("list", "--store", __file__).stderr  # no folder
     folder.chmod(0o700)
     (tmp_path / "config" / "towline" / "key").unlink()
     assert "Restore it" in run("list").stderr

@@ -42,7 +42,10 @@ ADVICE: Final[tuple[tuple[type[errors.TokenStoreError], str], ...]] = (
     ),
     (errors.RecordMismatch, "The record belongs to another job or server. Delete it and pass the token again."),
     (errors.AmbiguousJob, "`towline tokens list` shows the address of each; pass one with --url."),
-    (errors.UnsafePermissions, "Remove the access of other users: chmod -R go-rwx FOLDER."),
+    (
+        errors.UnsafePermissions,
+        "Remove the access of other users from a folder of yours (chmod -R go-rwx FOLDER), or pass another --store.",
+    ),
     (
         errors.UnknownVersion,
         "Use the version of Towline that wrote it, or start over with `towline tokens delete --all`.",
