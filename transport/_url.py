@@ -133,7 +133,8 @@ def parse_url(text: str, *, schemes: Iterable[str] = ("wss", "ws"), allow_insecu
     absolute = parts.hostname.endswith(".") and not is_address(host)
     secure = _SECURE[scheme]
     if not secure and not allow_insecure and not is_loopback(host):
-        raise _wrong_url(f"{scheme} is not encrypted: use {scheme}s, or allow it with Network(allow_insecure=True)")
+        ways = "Network(allow_insecure=True), --allow-insecure on the command line"
+        raise _wrong_url(f"{scheme} is not encrypted: use {scheme}s, or allow it ({ways})")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     _check_target(target)
     return URL(scheme, Origin(secure, host, port or _DEFAULT_PORT[secure]), target, zone, absolute)

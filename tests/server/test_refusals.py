@@ -109,9 +109,20 @@ async def test_without_named_origins_no_other_page_may_call(tmp_path: Path) -> N
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_any_origin_at_once_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="name each origin"):
-        Hub(tmp_path / "hub.db", origins=["*"])
+@pytest.mark.parametrize(
+    ("origin", "problem"),
+    [
+        ("*", "name each origin"),
+        ("app.example", "'app.example' is no origin"),
+        ("https://app.example/", "without a path"),
+        ("HTTPS://app.example", "is no origin"),
+    ],
+)
+def test_what_is_no_origin_is_refused(tmp_path: Path, origin: str, problem: str) -> None:
+    """It would match no page, or any."""
+    with pytest.raises(InvalidArgument, match=problem):
+        Hub(tmp_path / "hub.db", origins=[APP, origin])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def serve(
     ] = None,
     workers: Annotated[int, typer.Option(help="Number of processes; more than one need --redis.", min=1)] = 1,
     row_delay: Annotated[
-        float | None, typer.Option(help="Pause after each row of a CSV file, in seconds (0; 0.25 for --sample).", min=0)
+        float | None,
+        typer.Option(help="Pause after each row of a CSV file, in seconds (0; 0.25 for --sample).", min=0, max=3600),
     ] = None,
     store: StoreOption = None,
 ) -> None:

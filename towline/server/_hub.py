@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import secrets
 import shutil
 import time
@@ -54,6 +55,7 @@ logger: Final = logging.getLogger("towline.server")
 
 _DRAIN_WAIT: Final = 3.0
 _DOWN_FOR: Final = 1.0  # seconds a client is asked to leave a hub that restarts alone
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")  # as browsers send it (RFC 6454 section 6.2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,20 +105,18 @@ class HubWork(AsyncContextManagerMixin):
             raise InvalidArgument("accept_rate", "must be above zero")
         if base_path and (not base_path.startswith("/") or base_path.endswith("/")):
             raise InvalidArgument("base_path", "begins with a slash and ends with none")
-        if "*" in origins:
-            raise InvalidArgument("origins", "name each origin: with * any page could act for its visitor")
+        self.limits = limits or HubLimits()
+        self.origins: frozenset[str] = frozenset()
+        self.adjust(origins=origins)
         self.log: Final = _open_log(database, prefix, replicas)
         if files is None and self.log.shared:
             raise InvalidArgument("files", "hubs that share a log need a folder they share")
         self.files: Final = files or Path(f"{database}.files")
         self.authorize: Final = authorize
-        self.limits = limits or HubLimits()
         self.token_in_query: Final = token_in_query
         self.subprotocol: Final = subprotocol
         self._lifetimes = lifetimes or Lifetimes()
         self.base_path: Final = base_path
-        self.origins: frozenset[str] = frozenset()
-        self.adjust(origins=origins)
         self._accept_rate = accept_rate
         self._metrics = metrics
         self._pipelines: dict[str, Pipeline] = {}
@@ -155,6 +155,11 @@ class HubWork(AsyncContextManagerMixin):
         """Add origins of pages, or change how many followers a job may have, before the hub is served."""
         if "*" in origins:
             raise InvalidArgument("origins", "name each origin: with * any page could act for its visitor")
+        for origin in origins:
+            if _ORIGIN.fullmatch(origin) is None:
+                raise InvalidArgument(
+                    "origins", f"{origin!r} is no origin, such as https://app.example, without a path"
+                )
         self.origins |= set(origins)
         if watchers is not None:
             self.limits = replace(self.limits, watchers=watchers)

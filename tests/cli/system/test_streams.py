@@ -161,6 +161,12 @@ def test_a_token_file_as_editors_write_it(
     assert words in answer.stderr.decode()
 
 
+def test_a_token_file_that_cannot_be_read_is_a_wrong_use(call: Call, tmp_path: Path) -> None:
+    answer = call("watch", "j1", "--url", "ws://127.0.0.1:1/", "--token-file", str(tmp_path / "none"))
+    assert answer.returncode == 2
+    assert f"token_file: {tmp_path / 'none'} cannot be read: No such file" in answer.stderr.decode()
+
+
 def test_escapes_are_those_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     with io.TextIOWrapper(raw, encoding="cp1252", write_through=True) as stream:

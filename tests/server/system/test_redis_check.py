@@ -270,6 +270,8 @@ async def test_an_event_is_shown_only_when_a_replica_has_it(
             assert await append(log)
             assert (await next_event(log, 0)).seq == 1
             new.replicaof("NO", "ONE")
+            with pytest.raises(HubStorageError, match="0 of 1 replicas"):
+                await log.keep_note("key", "ours", replace=False)
             with log.subscribe("j") as bell:
                 assert await append(log)  # it is written, and nobody sees it
                 with pytest.raises(HubStorageError, match="0 of 1 replicas"):

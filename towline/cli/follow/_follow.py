@@ -169,7 +169,10 @@ async def _pieces(file: Path) -> AsyncIterator[bytes]:
 def given_token(file: Path | None) -> Secret | None:
     """Read the token from a file or the environment. Every user of the machine could see an argument."""
     if file is not None:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        try:
+            data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        except OSError as error:
+            raise InvalidArgument("token_file", f"{file} cannot be read: {error.strerror}") from error
         text = data.removeprefix(codecs.BOM_UTF8).strip().decode("ascii", "replace")
         if not text:
             raise InvalidArgument("token_file", "the file is empty; it must hold the token")

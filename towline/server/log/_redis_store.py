@@ -301,6 +301,8 @@ class RedisStore:
     def keep_note(self, name: str, value: str, *, replace: bool) -> str:
         with self._renaming_errors():
             (self.client.hset if replace else self.client.hsetnx)(self._key("notes"), name, value)
+        if not replace:
+            self.wait_replicated()  # a hub that asks the next primary must get the same answer
         kept = self.note(name)
         return value if kept is None else kept
 
