@@ -74,6 +74,31 @@ class FrameReader:
     `failure`, further bytes are ignored. While `has_more`, frames wait in the buffer: call `receive(b"")`.
     """
 
+    __slots__ = (
+        "_all_heads",
+        "_buffer",
+        "_check",
+        "_deflate",
+        "_fragments",
+        "_head",
+        "_heads",
+        "_length",
+        "_limits",
+        "_medium",
+        "_message_room",
+        "_message_size",
+        "_missing",
+        "_parts",
+        "_rest",
+        "_short",
+        "_store",
+        "_wsproto",
+        "close",
+        "failure",
+        "has_more",
+        "pings",
+    )
+
     def __init__(self, limits: Limits, deflate: DeflateExtension | None = None) -> None:
         # wsproto exists only while it handles a frame or message: most sockets are idle or use the fast path.
         self._wsproto: Connection | None = None

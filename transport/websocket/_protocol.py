@@ -35,6 +35,22 @@ _TEXTS = (str, Secret)
 class WebSocketProtocol:
     """The state of one open WebSocket. `end` is None while it is open, then the error that says how it ended."""
 
+    __slots__ = (
+        "_deflate",
+        "_entropy",
+        "_masks",
+        "_masks_used",
+        "_out",
+        "_reader",
+        "_send_failed",
+        "_sent_close",
+        "bytes_received",
+        "bytes_sent",
+        "end",
+        "messages_received",
+        "messages_sent",
+    )
+
     def __init__(
         self,
         *,

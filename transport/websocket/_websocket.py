@@ -74,6 +74,32 @@ class WebSocket:
     peer down.
     """
 
+    # Thousands may be open and idle: slots take less memory.
+    __slots__ = (
+        "_iterated",
+        "_large_read",
+        "_liveness",
+        "_next_message",
+        "_overdue_since",
+        "_ping_wanted",
+        "_pinged_at",
+        "_probe",
+        "_protocol",
+        "_read_size",
+        "_reads_left",
+        "_ready",
+        "_receiver_left",
+        "_receiving",
+        "_send_lock",
+        "_small_read",
+        "_socket",
+        "_stream",
+        "_stream_closed",
+        "_time",
+        "last_received",
+        "subprotocol",
+    )
+
     def __init__(
         self,
         stream: ByteStream,
