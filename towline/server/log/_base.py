@@ -86,11 +86,6 @@ class Event:
         """The text frame, made once however many sockets it goes to."""
         return self._encode()
 
-    @cached_property
-    def message(self) -> dict[str, str]:
-        """The ASGI message with the text frame; no server changes what it is given."""
-        return text_message(self.text)
-
     def text_from(self, first: int) -> str:
         """The text frame of a progress that also stands for the progress from `first` on."""
         return self.text if first == self.seq else self._encode(first_seq=first)
@@ -108,11 +103,6 @@ class Event:
                 **fields,
             )
         ).decode()
-
-
-def text_message(text: str) -> dict[str, str]:
-    """An ASGI message with a text frame."""
-    return {"type": "websocket.send", "text": text}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from ...protocols.wire.messages import PingFrame, Ready, encode
 from .._settings import HubLimits
 from .._statistics import Counters
-from ..log._base import Bell, Event, EventLog, Job, text_message
+from ..log._base import Bell, Event, EventLog, Job
 from ..log._clients import REPLACED, Arrival
 from ._watcher import PeerGone, Watcher
 
@@ -128,7 +128,7 @@ class SocketWatcher(Watcher):
 
     async def _write(self, text: str, event: Event | None) -> None:
         try:
-            await self._asgi_send(event.message if event is not None and event.text is text else text_message(text))
+            await self._asgi_send({"type": "websocket.send", "text": text})
         except (RuntimeError, OSError) as error:  # the server has sent a close itself, or the peer is gone
             raise PeerGone from error
 
