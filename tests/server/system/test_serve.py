@@ -206,7 +206,7 @@ def test_a_stop_lets_an_upload_come_to_its_end(served: Served, eventually: Any, 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--workers", "2"], 2, "an SQLite file has one owner"),
+        (["--workers", "2"], 2, "must be 1 with an SQLite file"),
         (["--workers", "2", "--redis", "redis://127.0.0.1:1"], 5, "refused"),
         (["--redis", "http://127.0.0.1"], 2, "redis://"),
         (["--redis", "redis://:se/cret@127.0.0.1:6379"], 2, "percent-encoded"),

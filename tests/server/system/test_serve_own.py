@@ -196,7 +196,7 @@ def test_a_socket_of_the_parents(folder: Path, family: str) -> None:
         (["app:nothing"], 2, "AttributeError"),
         (["app:broken"], 2, "app:broken is a int, which is not a Hub"),
         (["app:anybody"], 2, "app:anybody failed: TypeError"),
-        (["app:hub", "--workers", "2"], 2, "an SQLite file has one owner"),
+        (["app:hub", "--workers", "2"], 2, "must be 1 with an SQLite file"),
         (["app:hub", "--database", "x.db", "--row-delay", "1"], 2, "leave out --database, --row-delay"),
         (["app:hub", "--sample"], 2, "leave out --sample"),
         (["--sample", "--uds", "x"], 2, "leave out --uds"),

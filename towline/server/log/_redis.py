@@ -60,6 +60,7 @@ class RedisLog(AsyncContextManagerMixin):
         self._failure: HubStorageError | None = None  # of the last check
         self._checked = 0
         self._check_heard = anyio.Event()
+        self._subscribed = anyio.Event()  # of the present subscription
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
@@ -113,14 +114,16 @@ class RedisLog(AsyncContextManagerMixin):
                         break
                 if messages:
                     self._store.wait_replicated(link)
-                    anyio.from_thread.run_sync(self._hear_all, messages)
+                    anyio.from_thread.run_sync(self._hear_all, messages, subscription)
 
-    def _hear_all(self, messages: Sequence[dict[str, Any]]) -> None:
+    def _hear_all(self, messages: Sequence[dict[str, Any]], subscription: int) -> None:
         for message in messages:
             try:
                 if message["type"] == "subscribe":
                     # What was published while this hub did not listen is in the streams.
                     self._catch_up()
+                    if subscription == self._subscription:
+                        self._subscribed.set()
                 elif message["type"] == "message" and message["channel"] == self._arrivals:
                     self._arrived(message["data"])
                 elif message["type"] == "message":
@@ -138,7 +141,9 @@ class RedisLog(AsyncContextManagerMixin):
             if failure is not None:
                 if self._failure is None:
                     logger.error("the log does not work, reconnecting until it does: %s", failure)
-                self._subscription += 1
+                if self._subscribed.is_set():  # one that is being made is not given up for a new one
+                    self._subscribed = anyio.Event()
+                    self._subscription += 1
                 self._store.reconnect()
                 self._catch_up()
             elif self._failure is not None:
@@ -146,6 +151,9 @@ class RedisLog(AsyncContextManagerMixin):
             self._failure = failure
 
     async def _find_failure(self, limiter: CapacityLimiter) -> HubStorageError | None:
+        # An event from before the subscription is never heard, and checks that are always too early would always fail.
+        with anyio.move_on_after(_HEAR_WITHIN):
+            await self._subscribed.wait()
         self._checked += 1
         self._check_heard = anyio.Event()
         try:
