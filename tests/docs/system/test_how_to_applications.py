@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ from towline.server import Hub, serve
 hub = Hub("hub.db")
 
 
-@hub.job("count", path="/start")
+@hub.job("count", path="/start", media_types=("text/csv",))
 async def count(context, upload):
     done = 0
     while not Path("end").exists():
@@ -151,7 +150,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
         assert process.stdout is not None
         try:
             url = process.stdout.readline().split()[-1]
-            started = anyio.run(partial(start_job, content_type="application/octet-stream"), f"{url}/start", b"x")
+            started = anyio.run(start_job, f"{url}/start", b"x")
             yield Running(stream_of(url), started, folder)
         finally:
             process.terminate()
