@@ -154,6 +154,7 @@ class Connection(AsyncContextManagerMixin):
         self._network = network or Network()
         self._target = Target(target, job, allow_insecure=self._network.allow_insecure)
         self._job = self._target.job
+        self._log = JobLog(self._job)
         self._token = token
         self._store = store
         self._store_token = store_token
@@ -186,7 +187,7 @@ class Connection(AsyncContextManagerMixin):
         self._thread = threading.get_ident()
         self._event_loop = anyio.lowlevel.current_token()
         try:
-            async with Tasks(log=JobLog(self._job)) as self._tasks:
+            async with Tasks(log=self._log) as self._tasks:
                 settings, record = await self._open()
                 cursor = None if record is None or record.cursor is None else load_cursor(record.cursor)
                 engine = Engine(settings, self._tasks, self._lifecycle, cursor)
@@ -226,7 +227,7 @@ class Connection(AsyncContextManagerMixin):
             try:
                 record = await target.find(store, needed=needed)
             except BaseException as error:
-                failure = await failure_of(error, "the store", JobLog(self._job))
+                failure = await failure_of(error, "the store", self._log)
                 # With url and token given, the connection works without the store. The first save reports the problem.
                 at_hand = target.url is not None and not needed
                 if not (at_hand and isinstance(failure, TokenStoreError | UnexpectedFailure)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 LOG: Final = logging.getLogger("towline")
 
@@ -38,4 +38,4 @@ class JobLog(logging.LoggerAdapter[logging.Logger]):
 
 
 #: What `unexpected` and others write to.
-AnyLog = logging.Logger | JobLog
+AnyLog: TypeAlias = logging.Logger | JobLog

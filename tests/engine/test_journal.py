@@ -63,6 +63,13 @@ class Store(MemoryTokenStore):
         return await super().save_cursor(key, cursor)
 
 
+async def stored_token(store: Store) -> Secret | None:
+    """The token on record of the job `j1`."""
+    record = await store.read(key("j1"))
+    assert record is not None
+    return record.token
+
+
 async def test_a_job_is_taken_up_by_its_id_alone(follow: Follow, server: ScriptedServer) -> None:
     store, job = Store(), server.job("j2", token="t2")
     async with follow(server, url="ws://hub/ws/progress?v=2", job="j2", token="t2", store=store) as line:
@@ -167,15 +174,11 @@ async def test_a_given_token_replaces_the_one_on_record_only_if_the_server_accep
     await store.save(key("j1"), "t1", None)
     async with follow(server, store=store, token="bad") as line:
         await line.wait_for(State.EXHAUSTED)
-    record = await store.read(key("j1"))
-    assert record is not None
-    assert record.token == Secret("t1")
+    assert await stored_token(store) == Secret("t1")
     await store.save(key("j1"), "old", None)
     async with follow(server, store=store, token="t1") as line:
         await line.wait_for(State.CONNECTED)
-    record = await store.read(key("j1"))
-    assert record is not None
-    assert record.token == Secret("t1")
+    assert await stored_token(store) == Secret("t1")
 
 
 async def test_another_token_given_later_is_put_on_record(follow: Follow, server: ScriptedServer) -> None:
@@ -186,9 +189,7 @@ async def test_another_token_given_later_is_put_on_record(follow: Follow, server
             line.connect()
         line.connect(token="t1")
         await line.wait_for(State.CONNECTED, timeout=10)
-    record = await store.read(key("j1"))
-    assert record is not None
-    assert record.token == Secret("t1")
+    assert await stored_token(store) == Secret("t1")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -37,6 +38,17 @@ class Interrupt:
         return self
 
 
+@contextmanager
+def traced(tracer: Interrupt) -> Iterator[None]:
+    """Trace a block, and give the process its own tracer back: that of coverage."""
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 class Seen(NamedTuple):
     lines: int
     where: str
@@ -59,10 +71,8 @@ async def interrupted_cancel(at: int | None) -> Seen:
         job.start(total_count=3)
         line = connection(server, policy=Policy(dial_spacing=0, backoff=Backoff(base=0.1, shared_window=0.1)))
         interrupt = Interrupt(at, lambda: answers.append(line.cancel()))
-        tracer = sys.gettrace()  # that of coverage
-        sys.settrace(interrupt)
         try:
-            with anyio.fail_after(60):
+            with traced(interrupt), anyio.fail_after(60):
                 async with line:
                     await line.wait_for(State.CONNECTED, State.CANCELLED)
                     job.progress(0.5)
@@ -77,8 +87,6 @@ async def interrupted_cancel(at: int | None) -> Seen:
                 wrong.append("entering raised Cancelled")
         except TimeoutError:
             wrong.append("the block was not left")
-        finally:
-            sys.settrace(tracer)
         # An update that the iteration had in its hand already is the one of the moment; a second one is not.
         if len(after) > 1:
             wrong.append(f"delivered after cancel(): {after}")
@@ -116,10 +124,8 @@ async def interrupted_request(at: int | None, request: str) -> Seen:
         job.start(total_count=3)
         line = connection(server, policy=Policy(dial_spacing=0, backoff=Backoff(base=0.1, shared_window=0.1)))
         interrupt = Interrupt(at, act)
-        tracer = sys.gettrace()  # that of coverage
-        sys.settrace(interrupt)
         try:
-            with anyio.fail_after(120):
+            with traced(interrupt), anyio.fail_after(120):
                 async with line:
                     async for update in line:
                         if not isinstance(update, JobComplete):
@@ -127,8 +133,6 @@ async def interrupted_request(at: int | None, request: str) -> Seen:
                             job.complete(RESULT)
         except TimeoutError:
             wrong.append(f"{line.state.value}: the end did not come")
-        finally:
-            sys.settrace(tracer)
         if not isinstance(line.outcome, JobComplete):
             wrong.append("no outcome")
         if any(isinstance(answer, ForbiddenRequest) for answer in answers) and not (

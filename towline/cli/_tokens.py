@@ -164,8 +164,9 @@ async def _find(tokens: TokenStore, job: str, url: str | None) -> Record | None:
 async def _delete(tokens: TokenStore, job: str, url: str | None) -> None:
     if url is not None:  # an unreadable record too, which no search can find
         stored = {record.key.protocol for record in (await tokens.verify()).records}  # also protocols of the user's
+        address = _address(url)
         for protocol in stored.union(CLASSES):
-            await tokens.delete(RecordKey(protocol, _address(url), job))
+            await tokens.delete(RecordKey(protocol, address, job))
     elif (record := await _find(tokens, job, None)) is not None:
         await tokens.delete(record.key)
 

@@ -149,7 +149,7 @@ class Engine:
             exchanges=settings.exchanges_tokens,
             required=settings.token_required,
             deadline=settings.policy.token_deadline,
-            changed=self._token_renewed,
+            changed=self._store_token,
         )
         self.publisher = Publisher(
             self.sequencer,
@@ -310,7 +310,7 @@ class Engine:
         self._tasks.log.info("%s -> %s%s", before.state.value, after.state.value, why)
         self.handlers.call(self.settings.on_state, change)
         if after.state is State.CONNECTED and self._unproven is not None:
-            self._token_renewed(self._unproven)
+            self._store_token(self._unproven)
         if after.state is State.CANCELLED:
             self.handlers.give_up_after(HANDLERS_WAIT)
         self._wake_waiters()
@@ -381,9 +381,9 @@ class Engine:
         """Store a given token when the server has accepted it. It may be wrong, and the stored one right."""
         self._unproven = token
         if self.snapshot.state is State.CONNECTED:
-            self._token_renewed(token)
+            self._store_token(token)
 
-    def _token_renewed(self, token: Token) -> None:
+    def _store_token(self, token: Token) -> None:
         self._unproven = None
         self.journal.token_changed(token)
 

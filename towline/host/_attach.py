@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import anyio
 
 from .._tasks import Tasks, failure_of
+from .._text import LOG
 from ..statemachine import State
 from ..transport._url import is_loopback
 from ._job_control import watch_job_control
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from .._connection import Connection
     from .sleep._announced import AnnouncedSleep
     from .sleep._logind import Logind
-
-logger = logging.getLogger("towline")
 
 #: The sources of reports about the machine.
 Source: TypeAlias = Literal["path", "connectivity", "sleep", "suspension", "job control"]
@@ -122,7 +120,7 @@ class Host:
         self.sources.discard(source)
         self.missing[source] = str(error) or type(error).__name__
         trace = None if isinstance(error, OSError) else error  # failures of the system need no traceback
-        logger.warning("the host no longer reports %s: %s", source, self.missing[source], exc_info=trace)
+        LOG.warning("the host no longer reports %s: %s", source, self.missing[source], exc_info=trace)
         self._unhide(source)
         if source == "path":
             self.connection.report_network(True)  # the path is unknown now: connecting will find out
@@ -179,7 +177,7 @@ class _Watchers:
 
     def _note_missing(self, source: Source, error: BaseException) -> None:
         self._host.missing[source] = str(error) or type(error).__name__
-        logger.info("the host cannot report %s: %s", source, self._host.missing[source])
+        LOG.info("the host cannot report %s: %s", source, self._host.missing[source])
 
     async def start_path(self, monitor: PathMonitor | None, *, connectivity: bool) -> None:
         if monitor is None:

@@ -114,9 +114,9 @@ class EventParser:
             lines = self._lines.take(data)
             events: Iterable[StreamEvent] = self._parse(lines.decode("utf-8", "replace")) if lines else []
             self._by_event = self._between and self._lines.is_plain and self._problem is None
-            if self._problem is None and self._lines.problem is None:
-                return events
-            self._problem = self._problem or self._lines.problem
+            if self._problem is not None or self._lines.problem is None:
+                return events  # which raise the problem of an event themselves
+            self._problem = self._lines.problem
         else:
             events = []
         return _then_raise(events, self._problem)
