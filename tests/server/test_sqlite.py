@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from towline.server import Hub, HubStorageError, read_events
-from towline.server.log import _sqlite
+from towline.server.log import _sqlite, _sqlite_writer
 from towline.server.log._base import Change, Job
 from towline.server.log._sqlite import SqliteLog
 
@@ -198,13 +198,13 @@ async def test_health_is_a_real_write(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(_sqlite, "_CHECKED_FOR", 0)
     hub = Hub(tmp_path / "hub.db")
     writers: list[sqlite3.Connection] = []
-    commit = _sqlite._commit
+    commit = _sqlite_writer._commit
 
     def remember(writer: sqlite3.Connection, *args: Any) -> None:
         writers.append(writer)
         commit(writer, *args)
 
-    monkeypatch.setattr(_sqlite, "_commit", remember)
+    monkeypatch.setattr(_sqlite_writer, "_commit", remember)
     transport = httpx.ASGITransport(hub)
     async with hub, httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         assert (await client.get("/healthz")).status_code == 200

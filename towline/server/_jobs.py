@@ -32,6 +32,7 @@ from ._files import UPLOAD_FILE, UPLOAD_NAME_FILE, clear_job_folder, keep_result
 from ._settings import HubLimits
 from ._statistics import Counters
 from .log._base import Entry, EventLog, Job
+from .log._bells import Bell
 from .log._drafts import Draft, completed, completed_by_url, failed, progressed, result_url, started
 
 logger: Final = logging.getLogger("towline.server")
@@ -84,8 +85,8 @@ class JobContext:
         self._unkept_start: list[Entry] = []
         self._queued = self._written = 0
         self._failure: Exception | None = None
-        self._more = anyio.Event()
-        self._progress = anyio.Event()
+        self._more = Bell()
+        self._progress: anyio.Event | None = None
 
     async def start(self, total: int | None = None, estimated_duration: float | None = None) -> None:
         """Report that the work begins: how many items, and how many seconds it may take. Reported once per job."""
@@ -126,7 +127,7 @@ class JobContext:
         self._waiting.append(Entry(draft.type, draft.payload, self._now(), draft.change))
         self._queued += 1
         place = self._queued if kept else self._queued - _MOST_WAITING
-        self._more.set()
+        self._more.ring()
         await self._wait_written(place)
         await anyio.lowlevel.checkpoint()
 
@@ -147,14 +148,14 @@ class JobContext:
 
     async def _wait_written(self, place: int) -> None:
         while self._written < place:
+            self._progress = self._progress or anyio.Event()
             await self._progress.wait()
 
     async def _write(self) -> None:
         # What was reported before it is cancelled is still written.
         try:
             while True:
-                await self._more.wait()
-                self._more = anyio.Event()
+                await self._more.wait_ring()
                 await self._write_waiting()
         finally:
             await self._write_waiting()
@@ -176,8 +177,9 @@ class JobContext:
                 except Exception as error:  # a value that the log has no room for, say: the function's to hear
                     self._failure = error
             self._written += len(queued)
-            self._progress.set()
-            self._progress = anyio.Event()
+            if self._progress is not None:
+                self._progress.set()
+                self._progress = None
 
 
 class Runner:
@@ -274,7 +276,7 @@ class Runner:
             attempt = await self._log.count_attempt(job_id)
             logger.info("job %s (%s): run %d from event %d", job_id, job.pipeline, attempt, job.seq)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._stop_when_ended, job, tasks.cancel_scope)
+                tasks.start_soon(self._stop_when_ended, job_id, tasks.cancel_scope)
                 if self._log.shared:
                     tasks.start_soon(self._stop_without_lease, job_id, tasks.cancel_scope)
                 context = JobContext(self._log, job, self.directory(job_id), attempt, self._counters, self._now)
@@ -303,25 +305,21 @@ class Runner:
         else:
             await self.end(job.id, draft)
 
-    async def _stop_when_ended(self, job: Job, work: anyio.CancelScope) -> None:
+    async def _stop_when_ended(self, job_id: str, work: anyio.CancelScope) -> None:
         # The log decides who ends a job; this makes the decision felt, wherever it was taken.
-        with self._log.subscribe(job.id) as bell:
-            after = job.seq
+        with self._log.subscribe(job_id, ends_only=True) as bell:
             while True:
                 try:
-                    events = await self._log.read(job.id, after, 64)
+                    job = await self._log.job(job_id)
                 except HubStorageError as error:
                     self._counters.log_failures += 1
-                    logger.warning("job %s: whether it has ended is not known: %s", job.id, error)
+                    logger.warning("job %s: whether it has ended is not known: %s", job_id, error)
                     await anyio.sleep(1)
                     continue
-                if any(event.terminal for event in events):
+                if not isinstance(job, Job) or not job.running:
                     work.cancel()
                     return
-                if events:
-                    after = events[-1].seq
-                else:
-                    await bell.wait_ring()
+                await bell.wait_ring()
 
     async def _stop_without_lease(self, job_id: str, work: anyio.CancelScope) -> None:
         kept_until = anyio.current_time() + self._lease

@@ -8,15 +8,14 @@ An engine knows nothing of sockets, pipelines or time: moments come in as millis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-import anyio
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from ...protocols.wire.messages import (
     TERMINAL_TYPES,
@@ -28,6 +27,7 @@ from ...protocols.wire.messages import (
     JobStartedFrame,
     encode,
 )
+from ._bells import Bell
 from ._clients import Arrival, Clients
 
 Status: TypeAlias = Literal["running", "complete", "failed", "canceled"]
@@ -64,9 +64,11 @@ class Missing(Enum):
     GONE = "gone"
 
 
-@dataclass(frozen=True)
-class Event:
-    """One event of a job's log. `payload` is JSON with its type repeated, `timestamp` milliseconds since 1970."""
+class Event(Struct, frozen=True, dict=True):
+    """One event of a job's log. `payload` is JSON with its type repeated, `timestamp` milliseconds since 1970.
+
+    `first` is set in a progress that stands for all progress from that `seq` on.
+    """
 
     job_id: str
     pipeline: str
@@ -75,8 +77,9 @@ class Event:
     type: str
     timestamp: int
     payload: bytes
+    first: int | None = None
 
-    @property
+    @cached_property
     def terminal(self) -> bool:
         """Whether the job sends nothing after this."""
         return self.type in TERMINAL_TYPES
@@ -84,13 +87,7 @@ class Event:
     @cached_property
     def text(self) -> str:
         """The text frame, made once however many sockets it goes to."""
-        return self._encode()
-
-    def text_from(self, first: int) -> str:
-        """The text frame of a progress that also stands for the progress from `first` on."""
-        return self.text if first == self.seq else self._encode(first_seq=first)
-
-    def _encode(self, **fields: Any) -> str:
+        merged = {} if self.first is None else {"first_seq": self.first}
         return encode(
             _FRAMES[self.type](
                 job_id=self.job_id,
@@ -100,7 +97,7 @@ class Event:
                 seq=self.seq,
                 epoch=self.epoch,
                 payload=Raw(self.payload),
-                **fields,
+                **merged,
             )
         ).decode()
 
@@ -134,8 +131,7 @@ class Job:
         return self.status == "running"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
+class Change(Struct, frozen=True, kw_only=True):
     """What an event changes in the state; what is UNSET stays as it is."""
 
     total: int | UnsetType | None = UNSET
@@ -145,8 +141,7 @@ class Change:
     outcome: bytes | UnsetType = UNSET
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """An event that is to be written; `payload` and `at` as in `Event`. With a `number`, only as the event with it."""
 
     type: str
@@ -176,64 +171,6 @@ class Token:
 
 class RequestMismatch(Exception):
     """The owner has used this key for another request; nothing was created."""
-
-
-class Bell:
-    """Wakes one reader. A ring between two waits is kept, so nothing falls between reading and waiting."""
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-        # `anyio.Event()` looks for the event loop each time, which takes 3 µs; the class that it has found does not.
-        self._new_event = type(self._event)
-
-    @property
-    def rung(self) -> bool:
-        """Whether it has rung since the last wait."""
-        return self._event.is_set()
-
-    def ring(self) -> None:
-        """Let the reader look again."""
-        self._event.set()
-
-    async def wait_ring(self) -> None:
-        """Wait until it has rung since the last wait."""
-        if not self._event.is_set():
-            await self._event.wait()
-        self._event = self._new_event()
-
-
-class Bells:
-    """The bells of all readers, by job."""
-
-    def __init__(self) -> None:
-        self._bells: dict[str, set[Bell]] = {}
-
-    @contextmanager
-    def subscribe(self, job_id: str) -> Iterator[Bell]:
-        """Give a bell that rings at each new event of the job."""
-        bell = Bell()
-        self._bells.setdefault(job_id, set()).add(bell)
-        try:
-            yield bell
-        finally:
-            bells = self._bells[job_id]
-            bells.remove(bell)
-            if not bells:
-                del self._bells[job_id]
-
-    def ring(self, job_id: str) -> None:
-        """Wake every reader of the job."""
-        for bell in self._bells.get(job_id, ()):
-            bell.ring()
-
-    def ring_all(self) -> None:
-        """Wake every reader there is."""
-        for job_id in self._bells:
-            self.ring(job_id)
-
-    def count(self, job_id: str) -> int:
-        """How many readers the job has here."""
-        return len(self._bells.get(job_id, ()))
 
 
 class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
@@ -296,8 +233,8 @@ class EventLog(AbstractAsyncContextManager[Any, bool | None], Protocol):
         An event may be in the state a moment before it can be read; the bell rings when it can.
         """
 
-    def subscribe(self, job_id: str) -> AbstractContextManager[Bell]:
-        """Give a bell that rings after each new event of any hub or worker."""
+    def subscribe(self, job_id: str, *, ends_only: bool = False) -> AbstractContextManager[Bell]:
+        """Give a bell that rings after each new event of any hub or worker, or only when the job may have ended."""
 
     @property
     def clients(self) -> Clients:

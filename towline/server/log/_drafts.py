@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -17,8 +16,7 @@ MAX_RESULT: Final = 16 * 1024 * 1024  # what one answer of the hub's may hold
 _MAX_TEXT: Final = 500  # characters of an item or status text
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(Struct, frozen=True):
     """One event to be written. `payload` is JSON with its type repeated."""
 
     type: str

@@ -22,7 +22,8 @@ from anyio import AsyncContextManagerMixin, CapacityLimiter
 
 from ..._exceptions import HubStorageError
 from ..._tasks import Tasks
-from ._base import Bell, Bells, Change, Entry, Event, Job, Missing, Place, Request, Token
+from ._base import Change, Entry, Event, Job, Missing, Place, Request, Token
+from ._bells import Bell, Bells
 from ._clients import Arrival, Clients
 from ._redis_store import NOT_HEARD, RedisStore
 from ._tails import Tails
@@ -184,19 +185,21 @@ class RedisLog(AsyncContextManagerMixin):
         if job_id == self._store.check_id:
             if payload == str(self._checked):
                 self._check_heard.set()
-        elif self._bells.count(job_id):
-            self._tails.add(Event(job_id, pipeline, epoch, seq, event_type, int(at), payload.encode()))
-            self._bells.ring(job_id)
+            return
+        event = Event(job_id, pipeline, epoch, seq, event_type, int(at), payload.encode())
+        if self._bells.count(job_id):
+            self._tails.add(event)
         else:
             # The job has no reader here. A list that lacks its end would look complete.
             self._tails.forget(job_id)
+        self._bells.ring(job_id, ended=event.terminal)
 
     def _arrived(self, data: bytes) -> None:
         job_id, client, socket = msgspec.msgpack.decode(data, type=tuple[str, str, int])
         self.clients.arrived(Arrival(job_id=job_id, client=client, socket=socket))
 
-    def subscribe(self, job_id: str) -> AbstractContextManager[Bell]:
-        return self._bells.subscribe(job_id)
+    def subscribe(self, job_id: str, *, ends_only: bool = False) -> AbstractContextManager[Bell]:
+        return self._bells.subscribe(job_id, ends_only=ends_only)
 
     async def arrive(self, arrival: Arrival) -> int:
         here = self.clients.arrived(arrival)

@@ -371,7 +371,7 @@ class RedisStore:
 
     def _appending(self, job_id: str, entry: Entry) -> tuple[list[str], list[Any]]:
         change, at = entry.change, entry.at
-        values = {} if change is None else {name: getattr(change, name) for name in Change.__dataclass_fields__}
+        values = {} if change is None else {name: getattr(change, name) for name in Change.__struct_fields__}
         values = {"updated": at, "attempts": 0} | {name: v for name, v in values.items() if v is not UNSET}
         kept = [part for name, value in values.items() if value is not None for part in (name, value)]
         dropped = [name for name, value in values.items() if value is None]

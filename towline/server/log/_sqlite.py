@@ -1,7 +1,7 @@
 """The hub's log in one SQLite file: the embedded engine.
 
-One writer connection, in a worker thread, commits all that waits for it in one transaction: each append is atomic, and
-many of them share one fsync. Readers have connections of their own (WAL: they never wait for the writer).
+One writer commits all that waits for it in one transaction: each append is atomic, and many of them share one fsync.
+Readers have connections of their own (WAL: they never wait for the writer).
 
 One hub owns a database. It holds a second file, `<database>-owner`, in an exclusive transaction for as long as it runs;
 the operating system releases it however the process ends. Before each transaction the hub looks whether the files at
@@ -15,15 +15,13 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import anyio
 import anyio.to_thread
 import msgspec
 from anyio import AsyncContextManagerMixin, CapacityLimiter
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from msgspec import UNSET
 
 from ..._exceptions import HubStorageError
@@ -31,8 +29,6 @@ from ..._tasks import Tasks
 from ._base import (
     ENDS,
     TOKENS_PER_JOB,
-    Bell,
-    Bells,
     Change,
     Entry,
     Event,
@@ -43,7 +39,9 @@ from ._base import (
     RequestMismatch,
     Token,
 )
+from ._bells import Bell, Bells
 from ._clients import Arrival, Clients
+from ._sqlite_writer import Writer, Written
 from ._tails import Tails
 
 logger: Final = logging.getLogger("towline.server")
@@ -86,9 +84,6 @@ SELECT jobs.id, jobs.pipeline, jobs.epoch, events.seq, events.type, events.at, e
 FROM events JOIN jobs ON jobs.id = events.job WHERE events.job = ? AND events.seq > ? ORDER BY events.seq LIMIT ?
 """
 
-_MAX_BATCH: Final = 256  # appends that share one transaction
-_BETWEEN: Final = 0.003  # seconds between two transactions in which more may come
-_MAX_WAITING: Final = 1024  # appends that wait for the writer before callers wait too
 _READERS: Final = 4
 _OWNER_WAIT: Final = 10.0  # seconds a new hub waits for the one before it to stop
 _OWNER_LOOK: Final = 0.1  # seconds between two tries
@@ -97,20 +92,6 @@ _CHECKED_FOR: Final = 1.0  # seconds for which a check counts
 _NO_LIMIT: Final = 2**62
 
 T = TypeVar("T")
-
-
-class _Written(list[Event]):
-    """The events of a write: their readers are to hear of them."""
-
-
-@dataclass(eq=False)
-class _Write(Generic[T]):
-    """One change on its way to the writer."""
-
-    apply: Callable[[sqlite3.Connection], T]
-    done: anyio.Event = field(default_factory=anyio.Event)
-    result: T | None = None
-    error: Exception | None = None
 
 
 class SqliteLog(AsyncContextManagerMixin):
@@ -131,13 +112,12 @@ class SqliteLog(AsyncContextManagerMixin):
         self._misplaced = False
         self._checked_at = -_CHECKED_FOR
         self._checks = 0
-        self._queue: MemoryObjectSendStream[_Write[Any]] | None = None
+        self._writer: Writer | None = None
         self._idle_readers: list[sqlite3.Connection] = []
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
         self._read_limit = CapacityLimiter(_READERS)
-        self._write_limit = CapacityLimiter(1)
         start = anyio.current_time()
         opened: tuple[sqlite3.Connection, sqlite3.Connection] | None = None
         is_told = False
@@ -150,17 +130,17 @@ class SqliteLog(AsyncContextManagerMixin):
                     wait = _OWNER_WAIT - waited
                     logger.warning("%s: waiting %.0f s for %s to stop", self._path, wait, self._name_owner())
                 await anyio.sleep(_OWNER_LOOK)
-        owner, writer = opened
+        owner, writing = opened
         try:
-            self._queue, waiting = anyio.create_memory_object_stream[_Write[Any]](_MAX_WAITING)
+            self._writer = writer = Writer(writing, self._path, self._check_place, self._tell)
             async with Tasks(finish=True) as tasks:
-                tasks.start_soon(self._write_all, writer, waiting, name="towline log")
+                tasks.start_soon(writer.run, name="towline log")
                 try:
                     yield self
                 finally:
-                    self._queue.close()
+                    writer.close()
         finally:
-            for connection in (*self._idle_readers, writer, owner):
+            for connection in (*self._idle_readers, owner):
                 connection.close()
             self._idle_readers.clear()
 
@@ -269,39 +249,14 @@ class SqliteLog(AsyncContextManagerMixin):
     # --- writing -----------------------------------------------------------------------------------------------
 
     async def _write(self, apply: Callable[[sqlite3.Connection], T]) -> T:
-        write = _Write(apply)
-        if self._queue is None:
+        if self._writer is None:
             raise HubStorageError("the log is not open", path=self._path)
-        try:
-            await self._queue.send(write)
-        except (anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
-            raise HubStorageError("the log is closed", path=self._path) from error
-        await write.done.wait()
-        if isinstance(write.error, sqlite3.Error):
-            raise HubStorageError(str(write.error), path=self._path) from write.error
-        if write.error is not None:
-            raise write.error
-        return write.result  # type: ignore[return-value]  # set with `done`, unless there was an error
+        return await self._writer.write(apply)
 
-    async def _write_all(self, writer: sqlite3.Connection, waiting: MemoryObjectReceiveStream[_Write[Any]]) -> None:
-        # Ends by its queue being closed, never by cancellation: what was handed in is written and answered.
-        with anyio.CancelScope(shield=True), waiting:
-            may_begin = 0.0
-            async for first in waiting:
-                batch = [first]
-                if (wait := may_begin - anyio.current_time()) > 0:
-                    await anyio.sleep(wait)
-                may_begin = anyio.current_time() + _BETWEEN
-                with suppress(anyio.WouldBlock, anyio.EndOfStream):
-                    while len(batch) < _MAX_BATCH:
-                        batch.append(waiting.receive_nowait())
-                await anyio.to_thread.run_sync(_commit, writer, batch, self._check_place, limiter=self._write_limit)
-                for write in batch:
-                    if isinstance(write.result, _Written):
-                        for event in write.result:
-                            self._tails.add(event)
-                            self._bells.ring(event.job_id)
-                    write.done.set()
+    def _tell(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._tails.add(event)
+            self._bells.ring(event.job_id, ended=event.terminal)
 
     async def note(self, name: str) -> str | None:
         return await self._read(lambda reader: _read_note(reader, name))
@@ -351,10 +306,10 @@ class SqliteLog(AsyncContextManagerMixin):
     async def append_all(self, job_id: str, entries: Sequence[Entry]) -> int:
         return len(await self._append(job_id, entries))
 
-    async def _append(self, job_id: str, entries: Sequence[Entry]) -> _Written:
-        def apply(writer: sqlite3.Connection) -> _Written:
+    async def _append(self, job_id: str, entries: Sequence[Entry]) -> Written:
+        def apply(writer: sqlite3.Connection) -> Written:
             written = (_append(writer, job_id, entry) for entry in entries)
-            return _Written(event for event in written if event is not None)
+            return Written(event for event in written if event is not None)
 
         return await self._write(apply)
 
@@ -447,8 +402,8 @@ class SqliteLog(AsyncContextManagerMixin):
         kept = self._tails.read(job_id, after, limit)
         return kept if kept is not None else await self._read(lambda reader: _read_events(reader, job_id, after, limit))
 
-    def subscribe(self, job_id: str) -> AbstractContextManager[Bell]:
-        return self._bells.subscribe(job_id)
+    def subscribe(self, job_id: str, *, ends_only: bool = False) -> AbstractContextManager[Bell]:
+        return self._bells.subscribe(job_id, ends_only=ends_only)
 
     async def arrive(self, arrival: Arrival) -> int:
         return self.clients.arrived(arrival)  # there is no other hub
@@ -494,44 +449,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _commit(writer: sqlite3.Connection, batch: list[_Write[Any]], check: Callable[[], None]) -> None:
-    """Apply a batch in one transaction. One change that fails takes back only itself; a failed commit, all of them."""
-    try:
-        check()
-        writer.execute("BEGIN IMMEDIATE")
-        try:
-            for write in batch:
-                write.result = write.apply(writer)
-        except Exception:  # savepoints cost time, and changes seldom fail: they are used when one has failed
-            if writer.in_transaction:
-                writer.execute("ROLLBACK")
-            writer.execute("BEGIN IMMEDIATE")
-            _apply_each(writer, batch)
-        writer.execute("COMMIT")
-    except Exception as error:  # nothing of this batch is kept, and every caller gets the error
-        if writer.in_transaction:
-            with suppress(sqlite3.Error):
-                writer.execute("ROLLBACK")
-        for write in batch:
-            write.result, write.error = None, error
-
-
-def _apply_each(writer: sqlite3.Connection, batch: list[_Write[Any]]) -> None:
-    for write in batch:
-        writer.execute("SAVEPOINT one")
-        try:
-            write.result = write.apply(writer)
-        except Exception as error:  # the caller's to hear
-            write.result, write.error = None, error
-            writer.execute("ROLLBACK TO one")
-        writer.execute("RELEASE one")
-
-
 def _append(writer: sqlite3.Connection, job_id: str, entry: Entry) -> Event | None:
     columns: dict[str, Any] = {"updated": entry.at, "attempts": 0}
     if entry.change is not None:
         columns |= {
-            name: value for name in Change.__dataclass_fields__ if (value := getattr(entry.change, name)) is not UNSET
+            name: value for name in Change.__struct_fields__ if (value := getattr(entry.change, name)) is not UNSET
         }
     if (status := ENDS.get(entry.type)) is not None:
         columns |= {"status": status, "ended": entry.at, "checkpoint": None}

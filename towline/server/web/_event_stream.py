@@ -19,7 +19,8 @@ from starlette.types import Message, Receive, Scope, Send
 from ...protocols.wire.messages import Ready
 from .._settings import HubLimits
 from .._statistics import Counters
-from ..log._base import Bell, Event, EventLog, Job
+from ..log._base import Event, EventLog, Job
+from ..log._bells import Bell
 from ._watcher import Advice, PeerGone, Watcher
 
 _CLOSE_WAIT: Final = 2.0

@@ -15,7 +15,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from ...protocols.wire.messages import PingFrame, Ready, encode
 from .._settings import HubLimits
 from .._statistics import Counters
-from ..log._base import Bell, Event, EventLog, Job
+from ..log._base import Event, EventLog, Job
+from ..log._bells import Bell
 from ..log._clients import REPLACED, Arrival
 from ._watcher import PeerGone, Watcher
 

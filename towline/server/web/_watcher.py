@@ -20,12 +20,14 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from typing import Final, NamedTuple
 
 import anyio
+from msgspec.structs import replace
 
 from ..._exceptions import HubStorageError
 from ...protocols.wire.messages import VERSION, Ready, ReadyAckFrame, encode
 from .._settings import HubLimits
 from .._statistics import Counters
-from ..log._base import PROGRESS, Bell, Event, EventLog, Job
+from ..log._base import PROGRESS, Event, EventLog, Job
+from ..log._bells import Bell
 
 logger: Final = logging.getLogger("towline.server")
 
@@ -150,10 +152,11 @@ class Watcher(ABC):
             self._bell = bell
             self._waiting = True
             try:
+                # Delivering is a task of its own, because it wakes for each event, and this one lies below all that the
+                # server and the framework have called to get here: each wake passes through all of it.
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._listen, bell)
-                    await self._begin(bell)
-                    await self._deliver(bell)
+                    tasks.start_soon(self._deliver, bell)
+                    await self._listen(bell)
             except* PeerGone:
                 pass
             except* HubStorageError as failures:
@@ -162,6 +165,8 @@ class Watcher(ABC):
                 self.close(1013, _LOG_DOWN)
 
     async def _deliver(self, bell: Bell) -> None:
+        """Deliver until the scope is cancelled."""
+        await self._begin(bell)
         self._waiting = False
         while True:
             if (ready := self._take_ready()) is not None:
@@ -169,8 +174,8 @@ class Watcher(ABC):
             merging = self._merging and self._sent >= self._exact_to
             limit = _MERGED_BATCH if merging else _BATCH
             events = await self._log.read(self._job.id, self._sent, limit)
-            for first, event in _runs(events) if merging else ((event.seq, event) for event in events):
-                await self._send(self._write(event.text_from(first), event))
+            for event in _merged(events) if merging else events:
+                await self._send(self._write(event.text, event))
                 self._sent = event.seq
                 if event.terminal:
                     self.close(1000, "the job has ended")
@@ -229,14 +234,14 @@ class Watcher(ABC):
         self._counters.frames_sent += frames
 
 
-def _runs(events: Sequence[Event]) -> Iterator[tuple[int, Event]]:
-    """Give of each run of progress its first `seq` and its last event; every other event is a run by itself."""
+def _merged(events: Sequence[Event]) -> Iterator[Event]:
+    """Give of each run of progress the last event, which then names the first; every other event as it is."""
     first: int | None = None
     for place, event in enumerate(events, 1):
         first = event.seq if first is None else first
         if event.type == PROGRESS and place < len(events) and events[place].type == PROGRESS:
             continue
-        yield first, event
+        yield event if first == event.seq else replace(event, first=first)
         first = None
 
 
