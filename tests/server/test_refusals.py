@@ -8,15 +8,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
 from towline import InvalidArgument
 from towline.server import Hub, HubLimits, JobContext, Upload
+from towline.server.web import _answers
 
 pytestmark = pytest.mark.anyio
 
@@ -153,6 +155,36 @@ async def test_limits_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         assert (await client.post("/start", content=b"x", headers=RAW)).status_code == 429
     assert "413 too_large" in caplog.text
     assert "429 too_many_starts" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/start", "/api/token/refresh"])
+@pytest.mark.parametrize("ends", [True, False], ids=["the rest comes", "the rest never comes"])
+async def test_a_body_that_is_too_large_is_dropped_before_the_connection_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, ends: bool
+) -> None:
+    """A server that closes with bytes unread resets the connection, and the client may lose the answer."""
+    monkeypatch.setattr(_answers, "_LINGER", 0.0 if not ends else 10.0)
+    pieces = [True, True, False] if ends else [True, True]
+    what: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        if not pieces:
+            await anyio.sleep_forever()
+        what.append("received")
+        return {"type": "http.request", "body": b"x" * 5, "more_body": pieces.pop(0)}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            assert (message["status"], dict(message["headers"])[b"connection"]) == (413, b"close")
+        else:
+            what.append("answered" if message["more_body"] else "closed")
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/octet-stream"), (b"content-length", b"20000")]
+    scope = {"type": "http", "method": "POST", "path": path, "root_path": "", "query_string": b"", "headers": headers}
+    hub = make_hub(tmp_path, limits=HubLimits(upload=10))
+    async with hub:
+        await hub(scope | {"client": ("127.0.0.1", 1), "scheme": "http"}, receive, send)
+    assert what == ["answered", *["received"] * (3 if ends else 2), "closed"]
 
 
 # --- file descriptors, and the first moment ----------------------------------------------------------------------

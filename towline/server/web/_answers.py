@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
+import anyio
 import msgspec
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from ._openapi import ErrorAnswer, Problem
+
+# Answers hold tokens and states of the moment: nothing on the way may keep them.
+_HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+_LINGER: Final = 2.0  # seconds
 
 
 def json_answer(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """An answer of this content."""
-    # Answers hold tokens and states of the moment: nothing on the way may keep them.
-    return Response(
-        msgspec.json.encode(content),
-        status,
-        {"cache-control": "no-store", "x-content-type-options": "nosniff", **(headers or {})},
-        "application/json",
-    )
+    return Response(msgspec.json.encode(content), status, {**_HEADERS, **(headers or {})}, "application/json")
+
+
+class _LastAnswer(Response):
+    """An answer after which the connection is closed, although the request may not have come whole.
+
+    What still comes is dropped for a moment: a connection that is closed with bytes unread is reset, and the client may
+    then lose the answer (RFC 9112, section 9.6).
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer, wait for the end of the request, and let the server close."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with anyio.move_on_after(_LINGER):
+            while (await receive()).get("more_body"):
+                pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class Refusal(Exception):
@@ -34,3 +52,15 @@ class Refusal(Exception):
     def response(self) -> Response:
         """The answer itself."""
         return json_answer(ErrorAnswer(Problem(self.code, self.message)), self.status, self.headers)
+
+
+class BodyRefusal(Refusal):
+    """The refusal of a request whose body is too large: what is still on its way is not waited for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(413, "too_large", message, {"connection": "close"})
+
+    def response(self) -> Response:
+        """The answer itself, which closes the connection."""
+        content = msgspec.json.encode(ErrorAnswer(Problem(self.code, self.message)))
+        return _LastAnswer(content, self.status, {**_HEADERS, **(self.headers or {})}, "application/json")

@@ -21,7 +21,7 @@ from ...log._base import ENDS, RequestMismatch
 from ...log._base import Request as StartRequest
 from ...log._drafts import refers_to_result
 from .._access import bearer_token
-from .._answers import Refusal, json_answer
+from .._answers import BodyRefusal, Refusal, json_answer
 from .._openapi import CancelAnswer, CancelRequest, RefreshAnswer, RefreshRequest, StartAnswer
 from .._uploads import Malformed, Received, TooLarge, WrongMediaType, receive_upload
 from ..reports._reading import check_repeated, draft_of, ended, read_report
@@ -168,9 +168,7 @@ class JobCalls(Calls):
         try:
             return await receive_upload(request, path, limit=limit, media_types=pipeline.media_types)
         except TooLarge as error:
-            # What is still on its way is not waited for.
-            close = {"connection": "close"}
-            raise Refusal(413, "too_large", f"an upload may have {limit} bytes", close) from error
+            raise BodyRefusal(f"an upload may have {limit} bytes") from error
         except Malformed as error:
             raise Refusal(400, "bad_form", "the form is broken, or has no file in it") from error
         except WrongMediaType as error:

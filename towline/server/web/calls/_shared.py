@@ -15,7 +15,7 @@ from ...._exceptions import HubStorageError
 from ...._secret import Secret
 from ...log._base import Job, Missing
 from .._access import is_same_origin
-from .._answers import Refusal
+from .._answers import BodyRefusal, Refusal
 from .._uploads import announced_size
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def retry(seconds: float) -> dict[str, str]:
 
 
 async def small_body(request: Request, limit: int = MAX_BODY) -> bytes:
-    too_large = Refusal(413, "too_large", f"the body may have {limit} bytes", {"connection": "close"})
+    too_large = BodyRefusal(f"the body may have {limit} bytes")
     if announced_size(request) > limit:
         raise too_large
     body = bytearray()
