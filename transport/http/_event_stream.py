@@ -21,6 +21,7 @@ from ..._exceptions import InvalidArgument, MessageTooBig
 MAX_RETRY: Final = 3600.0
 
 _BOM: Final = b"\xef\xbb\xbf"
+_LF: Final = 0x0A
 _CR: Final = 0x0D  # a number is found in bytes several times as fast as bytes are
 _T = TypeVar("_T")
 
@@ -32,6 +33,7 @@ _EVENT: Final = r"(?:id: ?+([^\n\0]++)\n)?+(?:event: ?+(.++)\n)?+data: ?+(.++)\n
 _MOST_BEGUN: Final = 16 << 10
 _find_all: Final = re.compile(_EVENT + r"|(.*+)\n").findall
 _match_event: Final = re.compile(_EVENT).fullmatch
+_find_other: Final = re.compile(rb"\n[:r]").search  # a third of the time of looking for each of them
 
 
 class StreamEvent(Struct, frozen=True, gc=False):
@@ -90,21 +92,26 @@ class EventParser:
         if self._by_event:
             if self._begun:
                 data, self._begun = self._begun + data, b""
-            if len(data) <= self._max_line and _CR not in data:
-                if data[-2:] == b"\n\n":
-                    text = data.decode("utf-8", "replace")
-                    if (match := _match_event(text)) is None:
+            if 2 <= len(data) <= self._max_line and _CR not in data:
+                whole, begun = data, b""
+                if not data[-1] == data[-2] == _LF:
+                    end = data.rfind(b"\n\n") + 2
+                    whole, begun = (data[:end], data[end:]) if end > 1 else (b"", data)
+                if not begun or (len(begun) <= _MOST_BEGUN and _is_part_of_event(begun)):
+                    self._begun = begun
+                    if not whole:
+                        return ()
+                    try:
+                        text = whole.decode()  # takes half the time that it takes with another error handler
+                    except UnicodeDecodeError:
+                        text = whole.decode("utf-8", "replace")
+                    if begun or (match := _match_event(text)) is None:
                         return self._parse(text)
                     event_id, event_type, value = match.groups()
                     if event_id is None:
-                        return [StreamEvent(event_type or "message", value, self.last_id)]
+                        return (StreamEvent(event_type or "message", value, self.last_id),)
                     self.last_id = self._id = event_id
-                    return [StreamEvent(event_type or "message", value, event_id, True)]
-                end = data.rfind(b"\n\n") + 2
-                whole, begun = (data[:end], data[end:]) if end > 1 else (b"", data)
-                if len(begun) <= _MOST_BEGUN and _is_part_of_event(begun):
-                    self._begun = begun
-                    return self._parse(whole.decode("utf-8", "replace")) if whole else []
+                    return (StreamEvent(event_type or "message", value, event_id, True),)
         if self._problem is None:
             if not self._lines.is_started:
                 if not self._lines.start(data):
@@ -217,7 +224,7 @@ def _is_part_of_event(begun: bytes) -> bool:
     """Whether bytes begin an event, and nothing in them counts before its end, as a comment and `retry` do."""
     if len(begun) < len(b"event:"):
         return b"id:".startswith(begun[:3]) or b"event:".startswith(begun) or b"data:".startswith(begun[:5])
-    return begun.startswith((b"id:", b"event:", b"data:")) and b"\n:" not in begun and b"\nr" not in begun
+    return begun.startswith((b"id:", b"event:", b"data:")) and _find_other(begun) is None
 
 
 def is_event_stream(content_type: bytes | None) -> bool:
