@@ -19,6 +19,7 @@ import towline.blocking
 from towline import ForbiddenRequest
 from towline.server import Hub, HubLimits, HubStorageError, JobContext, JobFailure, Lifetimes, Upload, read_events
 from towline.server.pipelines._csv_import import MEDIA_TYPES, csv_import
+from towline.server.web.calls import _pages
 
 ROWS = b"title,author,isbn\n" + b"".join(b"Book %d,Somebody,9780306406157\n" % n for n in range(30))
 
@@ -621,15 +622,16 @@ def test_the_list_of_jobs_says_why_one_ended(
         gate.open = True
 
 
-def test_the_list_of_jobs_has_pages(tmp_path: Path, serving: Any) -> None:
+def test_the_list_of_jobs_has_pages(tmp_path: Path, serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pages, "_MOST_JOBS", 20)
     with serving(make_hub(tmp_path)) as client:
         started = []
-        for _ in range(203):
+        for _ in range(23):
             client.start(b"title,author\na,b\n")
             started.append(client.job)
         first = client.http.get("/api/jobs").json()
         second = client.http.get("/api/jobs", params={"before": first["next"]}).json()
-        assert second["next"] is None
+        assert (len(first["jobs"]), second["next"]) == (20, None)
         assert sorted(job["jobId"] for job in first["jobs"] + second["jobs"]) == sorted(started)
         for before in ("x", "", "1e3.a", "99999999999999999999.a"):
             assert client.http.get("/api/jobs", params={"before": before}).status_code == 400
