@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 # linear.
 _EVENT: Final = r"(?:id: ?+([^\n\0]++)\n)?+(?:event: ?+(.++)\n)?+data: ?+(.++)\n\n"  # `.` stops at a line feed only
 # What waits of an event is copied with each piece that follows: beyond this many bytes it is read line by line instead.
-_MOST_BEGUN: Final = 16 << 10
+_MOST_UNFINISHED: Final = 16 << 10
 _find_all: Final = re.compile(_EVENT + r"|(.*+)\n").findall
 _match_event: Final = re.compile(_EVENT).fullmatch
 _find_other: Final = re.compile(rb"\n[:r]").search  # a third of the time of looking for each of them
@@ -81,7 +81,7 @@ class EventParser:
         # Whether the next piece may be taken as events, not line by line; and the beginning of one that waits for its
         # end.
         self._by_event = False
-        self._begun = b""
+        self._unfinished = b""
 
     def feed(self, data: bytes) -> Iterable[StreamEvent]:
         """Take the next bytes and return the events that they complete.
@@ -90,22 +90,22 @@ class EventParser:
         the end of the stream, drop the parser: an unfinished event does not count.
         """
         if self._by_event:
-            if self._begun:
-                data, self._begun = self._begun + data, b""
+            if self._unfinished:
+                data, self._unfinished = self._unfinished + data, b""
             if 2 <= len(data) <= self._max_line and _CR not in data:
-                whole, begun = data, b""
+                whole, rest = data, b""
                 if not data[-1] == data[-2] == _LF:
                     end = data.rfind(b"\n\n") + 2
-                    whole, begun = (data[:end], data[end:]) if end > 1 else (b"", data)
-                if not begun or (len(begun) <= _MOST_BEGUN and _is_part_of_event(begun)):
-                    self._begun = begun
+                    whole, rest = (data[:end], data[end:]) if end > 1 else (b"", data)
+                if not rest or (len(rest) <= _MOST_UNFINISHED and _is_part_of_event(rest)):
+                    self._unfinished = rest
                     if not whole:
                         return ()
                     try:
                         text = whole.decode()  # takes half the time that it takes with another error handler
                     except UnicodeDecodeError:
                         text = whole.decode("utf-8", "replace")
-                    if begun or (match := _match_event(text)) is None:
+                    if rest or (match := _match_event(text)) is None:
                         return self._parse(text)
                     event_id, event_type, value = match.groups()
                     if event_id is None:
@@ -220,11 +220,11 @@ class LineParser:
         return [rest] if rest else []
 
 
-def _is_part_of_event(begun: bytes) -> bool:
+def _is_part_of_event(rest: bytes) -> bool:
     """Whether bytes begin an event, and nothing in them counts before its end, as a comment and `retry` do."""
-    if len(begun) < len(b"event:"):
-        return b"id:".startswith(begun[:3]) or b"event:".startswith(begun) or b"data:".startswith(begun[:5])
-    return begun.startswith((b"id:", b"event:", b"data:")) and _find_other(begun) is None
+    if len(rest) < len(b"event:"):
+        return b"id:".startswith(rest[:3]) or b"event:".startswith(rest) or b"data:".startswith(rest[:5])
+    return rest.startswith((b"id:", b"event:", b"data:")) and _find_other(rest) is None
 
 
 def is_event_stream(content_type: bytes | None) -> bool:
