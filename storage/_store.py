@@ -101,7 +101,6 @@ class _EditedStore(Store):
         parameters: Mapping[str, Parameter] | None = None,
         secrets: Mapping[str, Secret | str] | None = None,
     ) -> None:
-        """See `Store.save`."""
         # Hide both first: a traceback with locals must not show them.
         token = None if token is None else _hidden(token)
         secrets = hidden = None if secrets is None else {name: _hidden(text) for name, text in secrets.items()}
@@ -114,12 +113,10 @@ class _EditedStore(Store):
         await self._change(key, edit, begin=True)
 
     async def save_cursor(self, key: RecordKey, cursor: bytes | str) -> bool:
-        """See `Store.save_cursor`."""
         text = _as_text(cursor)
         return await self._change(key, lambda old: old and with_cursor(old, text, now=self._now())) is not None
 
     async def mark_ended(self, key: RecordKey, outcome: bytes | str) -> bool:
-        """See `Store.mark_ended`."""
         text = _as_text(outcome)
         return await self._change(key, lambda old: old and with_end(old, text, now=self._now())) is not None
 
@@ -164,7 +161,6 @@ class TokenStore(_EditedStore):
         return self._vault.folder
 
     async def read(self, key: RecordKey) -> Record | None:
-        """See `Store.read`."""
         return await run_sync(self._vault.read, key)
 
     async def find(self, job: str) -> list[Record]:
@@ -176,7 +172,6 @@ class TokenStore(_EditedStore):
         await run_sync(self._vault.delete, key)
 
     async def jobs(self) -> list[RecordKey]:
-        """See `Store.jobs`."""
         return await run_sync(self._vault.jobs)
 
     async def delete_all(self) -> None:
@@ -225,7 +220,6 @@ class MemoryTokenStore(_EditedStore):
         return f"<MemoryTokenStore of {len(self._records)} jobs>"
 
     async def read(self, key: RecordKey) -> Record | None:
-        """See `Store.read`."""
         record = self._records.get(key)
         if record is not None and record.is_over(self._now()):
             del self._records[key]
@@ -233,7 +227,6 @@ class MemoryTokenStore(_EditedStore):
         return record
 
     async def find(self, job: str) -> list[Record]:
-        """See `Store.find`."""
         check_job(job)
         found = [await self.read(key) for key in sorted(self._records) if key.job == job]
         return [record for record in found if record is not None]
@@ -247,15 +240,12 @@ class MemoryTokenStore(_EditedStore):
         return new
 
     async def delete(self, key: RecordKey) -> None:
-        """See `Store.delete`."""
         self._records.pop(key, None)
 
     async def jobs(self) -> list[RecordKey]:
-        """See `Store.jobs`."""
         return [key for key in sorted(self._records) if await self.read(key) is not None]
 
     async def delete_all(self) -> None:
-        """See `Store.delete_all`."""
         self._records.clear()
 
 

@@ -47,7 +47,6 @@ class AsyncioSocketStream(SocketStream):
         self._timer_at = inf
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
-        """See `TimedStream.receive_before`."""
         if self._waiter is not None:
             raise anyio.BusyResourceError("reading from")
         self._check_open()
@@ -71,7 +70,6 @@ class AsyncioSocketStream(SocketStream):
         return self._hand_over(max_bytes)
 
     def wake(self) -> None:
-        """See `TimedStream.wake`."""
         self._deliver(b"")
 
     def _deliver(self, came: bytes | Exception) -> None:
@@ -111,7 +109,6 @@ class AsyncioSocketStream(SocketStream):
             self._deliver(b"")
 
     def close(self) -> None:
-        """See `SocketStream.close`."""
         if self._timer is not None:
             self._timer.cancel()
         if self._registered:

@@ -112,7 +112,6 @@ class SocketStream(ByteStream):
             del came
 
     def wake(self) -> None:
-        """See `TimedStream.wake`."""
         if self._waiting is not None:
             self._waiting.deadline = -inf
 
@@ -180,7 +179,6 @@ class SocketStream(ByteStream):
         await self.send_before(inf, item)
 
     async def send_before(self, deadline: float, data: bytes | bytearray) -> None:
-        """See `TimedStream.send_before`."""
         await self.let_others_run()
         if self._sending:
             raise anyio.BusyResourceError("writing to")

@@ -49,7 +49,6 @@ class ScopedStream:
         self.time: Callable[[], float] = anyio.current_time
 
     async def receive_before(self, deadline: float, max_bytes: int) -> bytes:
-        """See `TimedStream.receive_before`."""
         if self._waiting is not None:
             raise anyio.BusyResourceError("reading from")
         data = b""
@@ -61,12 +60,10 @@ class ScopedStream:
         return data
 
     def wake(self) -> None:
-        """See `TimedStream.wake`."""
         if self._waiting is not None:
             self._waiting.deadline = -inf
 
     async def send_before(self, deadline: float, data: bytes | bytearray) -> None:
-        """See `TimedStream.send_before`."""
         with anyio.CancelScope(deadline=deadline) as scope:
             try:
                 await self.stream.send(bytes(data))
@@ -77,5 +74,4 @@ class ScopedStream:
             raise TimeoutError
 
     async def aclose(self) -> None:
-        """See `TimedStream.aclose`."""
         await self.stream.aclose()

@@ -31,11 +31,9 @@ class NetworkFrameworkPathSource:
         Network.nw_path_monitor_start(self._monitor)
 
     def read(self) -> Path:
-        """See `PathSource.read`."""
         return self._path
 
     async def wait_hint(self) -> None:
-        """See `PathSource.wait_hint`."""
         self._path = await self._handover.take()
 
     def close(self) -> None:

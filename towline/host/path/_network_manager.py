@@ -60,7 +60,6 @@ class NetworkManagerPathSource:
         self._changed = anyio.Event()
 
     def read(self) -> Path:
-        """See `PathSource.read`."""
         path = self._kernel.read()
         if path.up and self.connectivity is Connectivity.PORTAL:
             return Path(up=False)
@@ -69,7 +68,6 @@ class NetworkManagerPathSource:
         return path
 
     async def wait_hint(self) -> None:
-        """See `PathSource.wait_hint`."""
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
 

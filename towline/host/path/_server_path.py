@@ -44,11 +44,9 @@ class ServerPathSource:
         return source
 
     def read(self) -> Path:
-        """See `PathSource.read`."""
         return self._source.read()
 
     async def wait_hint(self) -> None:
-        """See `PathSource.wait_hint`."""
         is_lost = not self._is_found and not self._source.read().up
         with anyio.move_on_after(_RETRY if is_lost else None):
             await self._source.wait_hint()
@@ -56,7 +54,6 @@ class ServerPathSource:
             await self._look_up()
 
     def close(self) -> None:
-        """See `PathSource.close`."""
         self._source.close()
 
     async def _look_up(self) -> None:

@@ -24,7 +24,6 @@ class NetworkInformationPathSource:
         self._registered = NetworkInformation.add_network_status_changed(self._changed)
 
     def read(self) -> Path:
-        """See `PathSource.read`."""
         profile = NetworkInformation.get_internet_connection_profile()
         source = next(filter(None, map(source_address, ANYWHERE)), None)
         if profile is None or source is None:
@@ -39,7 +38,6 @@ class NetworkInformationPathSource:
         return Path(up=True, identity=f"{name} {source}{limited}")
 
     async def wait_hint(self) -> None:
-        """See `PathSource.wait_hint`."""
         await self._handover.take()
 
     def close(self) -> None:
