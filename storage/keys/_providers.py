@@ -34,18 +34,15 @@ class KeyProvider(Protocol):
     @property
     def source(self) -> Source:
         """The name that the keyset records."""
-        ...
 
     def create(self) -> tuple[Kdf, bytes]:
         """The key for a new or rewrapped store, and the parameters with which `open` returns it again.
 
         Raises `KeyUnavailable` or `Locked`. If two processes create the store at once, one answer is discarded.
         """
-        ...
 
     def open(self, kdf: Kdf) -> bytes:
         """Return the key again. Raises `KeyUnavailable`, or `Locked` if the user can unlock it."""
-        ...
 
 
 class _OneKey(ABC):

@@ -22,12 +22,10 @@ class AnySnapshot(Protocol):
     @property
     def state(self) -> Any:
         """The current state."""
-        ...
 
     @property
     def generation(self) -> int:
         """Counts the attempts."""
-        ...
 
 
 S = TypeVar("S", bound=AnySnapshot)

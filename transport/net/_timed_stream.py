@@ -21,22 +21,18 @@ class TimedStream(Protocol):
 
         Takes nothing if it is cancelled. Raises as `ByteStream.receive`.
         """
-        ...
 
     def wake(self) -> None:
         """Make a waiting `receive_before` return; does nothing if no task waits there."""
-        ...
 
     async def send_before(self, deadline: float, data: bytes | bytearray) -> None:
         """Send all bytes. After a cancellation or `deadline`, it is unknown how many were sent.
 
         Raises as `ByteStream.send`, and `TimeoutError`.
         """
-        ...
 
     async def aclose(self) -> None:
         """Close the stream."""
-        ...
 
 
 class ScopedStream:

@@ -27,12 +27,9 @@ class PathSource(Protocol):
 
     def read(self) -> Path:
         """The current path. Returns at once."""
-        ...
 
     async def wait_hint(self) -> None:
         """Wait until the path may have changed; false alarms are allowed. Loses no hint between two calls."""
-        ...
 
     def close(self) -> None:
         """Release its resources."""
-        ...
