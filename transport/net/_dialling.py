@@ -55,6 +55,11 @@ async def dial_name(host: str, port: int) -> SocketStream:
 
 async def dial_address(address: Address) -> SocketStream:
     """Connect to one address, without a task group or timers. Raises `OSError`."""
+    return _stream_of(await connect_socket(address))
+
+
+async def connect_socket(address: Address) -> socket.socket:
+    """Connect a non-blocking socket to one address. Raises `OSError`."""
     dialling = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         dialling.setblocking(False)
@@ -73,7 +78,7 @@ async def dial_address(address: Address) -> SocketStream:
     except BaseException:
         dialling.close()
         raise
-    return _stream_of(dialling)
+    return dialling
 
 
 def _is_connected(dialling: socket.socket) -> bool:

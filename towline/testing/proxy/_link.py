@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import random
 import socket
 import struct
@@ -15,6 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from ...transport.net._dialling import Address, connect_socket
 from ..memory._stream import Direction, Ending
 from ._message_faults import MessageFault, MessageTamperer
 
@@ -291,21 +290,8 @@ class Link:
 
 
 async def _dial(target: tuple[str, int]) -> socket.socket:
-    (family, kind, proto, _, address), *_ = await anyio.getaddrinfo(*target, type=socket.SOCK_STREAM)
-    server = socket.socket(family, kind, proto)
-    try:
-        server.setblocking(False)
-        problem = server.connect_ex(address)
-        if problem in (errno.EINPROGRESS, errno.EWOULDBLOCK):
-            await anyio.wait_writable(server)
-            problem = server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if problem:
-            raise OSError(problem, os.strerror(problem))
-        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except BaseException:
-        server.close()
-        raise
-    return server
+    (family, _, _, _, place), *_ = await anyio.getaddrinfo(*target, type=socket.SOCK_STREAM)
+    return await connect_socket(Address(family, place))
 
 
 async def _send_all(sink: socket.socket, data: bytes) -> None:
