@@ -4,7 +4,8 @@
 import contextlib
 
 from towline._exceptions import ConnectionBroken, MalformedMessage, ProtocolViolation
-from towline.protocols.wire.codec import Codec
+from towline.protocols.wire.codec import Codec, decode_known
+from towline.protocols.wire.lenient import UNFIT
 from towline.transport import HTTPExchange, parse_retry_after, parse_url
 
 URL = parse_url("https://api.example/x", schemes=("https",))
@@ -28,9 +29,16 @@ def outcome(pieces: list[bytes]) -> object:
     return exchange.head.status, body
 
 
+def decode_frame(data: bytes) -> None:
+    try:
+        decode_known(data)
+    except UNFIT as error:
+        CODEC.decode_unfit(data, error)
+
+
 def read(data: bytes) -> None:
     for decode in (
-        CODEC.decode,
+        decode_frame,
         CODEC.decode_state,
         CODEC.decode_error,
         lambda raw: CODEC.decode_result("ai_scan", raw),

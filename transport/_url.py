@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import idna
 
@@ -92,12 +92,6 @@ class URL:
         """The URL of another path (and query) at this origin over HTTP: `ws` becomes `http`, `wss` `https`."""
         _check_target(target)
         return replace(self, scheme=_TWIN[self.scheme], target=target)
-
-    def with_query(self, name: str, value: str) -> URL:
-        """This URL with an additional query parameter, percent-encoded."""
-        mark = "&" if "?" in self.target else "?"
-        pair = f"{quote(name, safe='')}={quote(value, safe='')}"
-        return replace(self, target=f"{self.target}{mark}{pair}")
 
 
 def parse_url(text: str, *, schemes: Iterable[str] = ("wss", "ws"), allow_insecure: bool = False) -> URL:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from towline import InvalidArgument, Secret
 from towline._headers import check_subprotocols, header_pairs
-from towline.protocols._shared.requests import check_path, path_segment
+from towline.protocols._shared.requests import check_path, path_segment, with_query
 from towline.transport import check_headers
 
 
@@ -79,3 +79,8 @@ def test_good_headers() -> None:
 def test_bad_subprotocols(names: list[str]) -> None:
     with pytest.raises(InvalidArgument):
         check_subprotocols(names)
+
+
+def test_a_query_parameter_is_encoded() -> None:
+    url = with_query(with_query("wss://api.example/ws", "jobId", "a b&c"), "x", "é")
+    assert url == "wss://api.example/ws?jobId=a%20b%26c&x=%C3%A9"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from towline._exceptions import InvalidArgument
-from towline.transport import URL, Origin, parse_origin, parse_url
+from towline.transport import Origin, parse_origin, parse_url
 from towline.transport._url import is_loopback
 
 
@@ -144,7 +144,6 @@ def test_a_final_dot_is_for_the_resolver_alone() -> None:
     assert (dotted.absolute, plain.absolute, parse_url("ws://127.0.0.1./").absolute) == (True, False, False)
     assert dotted.origin == plain.origin
     assert dotted.at("/b").absolute
-    assert dotted.with_query("a", "b").absolute
 
 
 @pytest.mark.parametrize(
@@ -180,12 +179,6 @@ def test_an_origin_has_no_path() -> None:
 def test_a_zone_is_dialled_and_told_to_nobody(text: str) -> None:
     url = parse_url(text)
     assert (url.zone, url.host_header, str(url.origin)) == ("eth0", "[fe80::1]:7", "https://[fe80::1]:7")
-
-
-def test_a_query_parameter_is_encoded() -> None:
-    url = parse_url("wss://api.example/ws").with_query("jobId", "a b&c").with_query("x", "é")
-    assert url.target == "/ws?jobId=a%20b%26c&x=%C3%A9"
-    assert isinstance(url, URL)
 
 
 @given(st.text())

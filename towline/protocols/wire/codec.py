@@ -95,19 +95,12 @@ class Codec:
 
     # --- messages ------------------------------------------------------------------------------------------------
 
-    def decode(self, data: str | bytes) -> Frame:
-        """Read one frame.
+    def decode_unfit(self, data: str | bytes, error: Exception) -> Frame:
+        """Read a frame that `decode_known` refused with `error`.
 
         Raises `MalformedMessage` if it is not JSON, has no type, or is a progress message without anything to show. A
         type that means an end never raises.
         """
-        try:
-            return decode_known(data)
-        except UNFIT as error:
-            return self.decode_unfit(data, error)
-
-    def decode_unfit(self, data: str | bytes, error: Exception) -> Frame:
-        """Read a frame that `decode_known` refused with `error`; otherwise as `decode`."""
         try:
             fields = load(data)
         except ValueError:
