@@ -9,12 +9,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import anyio
 import h11
-from anyio.abc import ByteStream
+from anyio.abc import AsyncResource, ByteStream
 
 from ..._exceptions import ConnectionBroken, DeadlineExceeded, InvalidArgument, MessageTooBig, UnexpectedResponse
 from ..._headers import Headers, as_pairs
@@ -181,7 +180,7 @@ async def request(
         return await client.request(method, url, headers=headers, body=body, deadline=deadline, max_body=max_body)
 
 
-class HTTPClient:
+class HTTPClient(AsyncResource):
     """Makes calls to one origin, one at a time, and keeps its connection for the next call. Use it as a block.
 
     `url` is any URL of the origin. The connection is used again if the server left it open, the last call read the
@@ -251,14 +250,6 @@ class HTTPClient:
         idle, self._idle = self._idle, None
         if idle is not None:
             await close_now(idle)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def _take_kept(self) -> ByteStream | None:
         """The idle connection, if it can be used again. It is kept again only after a good call."""
