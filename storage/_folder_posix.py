@@ -112,7 +112,6 @@ class Folder:
         Raises `UnsafePermissions`, `ReadFailed`, and `Damaged` for a file longer than `limit`.
         """
         try:
-            # O_NONBLOCK: opening a FIFO with this name would otherwise block until another process writes to it.
             fd = self._open(name)
         except FileNotFoundError:
             return None

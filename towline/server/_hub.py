@@ -32,6 +32,7 @@ from ._files import (
     UPLOAD_FILE,
     adopt_upload,
     clear_job_folder,
+    count_jobs,
     empty_trash,
     job_folders,
     make_incoming_folder,
@@ -299,10 +300,7 @@ class HubWork(AsyncContextManagerMixin):
 
     async def check_folder(self) -> None:
         """Raise `HubStorageError` if the folder of files exists and cannot be read, or cannot exist."""
-        try:
-            await anyio.to_thread.run_sync(job_folders, self.files)
-        except OSError as error:
-            raise HubStorageError(error.strerror or str(error), path=self.files) from error
+        await anyio.to_thread.run_sync(count_jobs, self.files)
 
     async def _tidy_up(self, now: int) -> None:
         """Clear what a killed hub left: the folders of ended jobs. Move folders without a job to the trash.

@@ -211,14 +211,10 @@ class TokenAnswer(_Wire, frozen=True):
 
 # --- writing ---------------------------------------------------------------------------------------------------
 
-_encode: Final = msgspec.json.Encoder().encode
-
-
-def encode(message: Struct) -> bytes:
-    """Encode a frame, a state or a `Ready` as JSON."""
-    return _encode(message)
+#: Encodes a frame, a state or a `Ready` as JSON.
+encode: Final = msgspec.json.Encoder().encode
 
 
 def encode_payload(type: str, payload: Struct | Mapping[str, Any]) -> Raw:  # noqa: A002 - the wire's own word
     """Encode a payload with its type repeated in it, as the original's readers expect."""
-    return Raw(_encode({"type": type, **msgspec.to_builtins(payload)}))
+    return Raw(encode({"type": type, **msgspec.to_builtins(payload)}))
