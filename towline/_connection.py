@@ -316,9 +316,6 @@ class Connection(AsyncContextManagerMixin):
             # The loop has ended meanwhile, so nothing runs in parallel with this thread.
             return call()
 
-    def _request(self, event: AnyEvent) -> None:
-        self._engine_of(event.trigger.value).runner.request(event)
-
     def _restart(self, event: Connect | Retry, token: Token | None = None) -> None:
         engine = self._engine_of(event.trigger.value)
         if self._left:
@@ -485,7 +482,8 @@ class Connection(AsyncContextManagerMixin):
 
     def report_wake(self) -> None:
         """Report that the host was suspended and has woken."""
-        self._request(Woke())
+        event = Woke()
+        self._engine_of(event.trigger.value).runner.request(event)
 
     def _set_foreground(self, foreground: bool, event: AnyEvent) -> None:
         def change(levels: Levels) -> tuple[Levels, AnyEvent | None]:

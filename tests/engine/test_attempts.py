@@ -15,7 +15,7 @@ from towline._tasks import Tasks
 from towline.engine.attempts import Attempts, Link
 from towline.engine.reader import Reader
 from towline.engine.settings import Settings
-from towline.statemachine import AbandonDial, CloseSocket, Dial, Place, Probe
+from towline.statemachine import CloseSocket, Dial, Place
 from towline.testing import Answer, ScriptedJob, ScriptedServer
 
 pytestmark = pytest.mark.anyio
@@ -138,7 +138,7 @@ async def test_an_attempt_that_is_given_up_fails_nothing_and_is_gone(attempting:
     attempting.token = None
     attempting.attempts.dial(dial())
     await anyio.sleep(100)
-    attempting.attempts.abandon_dial(AbandonDial())
+    attempting.attempts.abandon_dial()
     assert attempting.attempts.current is None
     await attempting.attempts.all_gone()
     assert attempting.did == []
@@ -227,11 +227,11 @@ async def test_a_position_that_the_server_refused_is_left_out(attempting: Attemp
 
 
 async def test_a_probe_without_an_answer_loses_the_link(attempting: Attempting, server: ScriptedServer) -> None:
-    attempting.attempts.probe(Probe())  # before there is a source it is no error
+    attempting.attempts.probe()  # before there is a source it is no error
     attempting.attempts.dial(dial())
     socket = await server.wait_ready()
     await anyio.sleep(1)
     socket.hold("up", "down")
-    attempting.attempts.probe(Probe())
+    attempting.attempts.probe()
     await anyio.sleep(30)
     assert attempting.did[-1][0::2] == ("failed", Place.SOCKET)

@@ -19,7 +19,7 @@ from .._facts import Follow, InStepAt, Meaning, Position, Received, Request, Tex
 from .._secret import Secret
 from .._tasks import Tasks, failure_of
 from ..sources import Source, open_source
-from ..statemachine import AbandonDial, CloseSocket, Dial, Place, Probe
+from ..statemachine import CloseSocket, Dial, Place
 from .reader import Reader
 from .settings import Settings
 
@@ -111,13 +111,13 @@ class Attempts:
         self.current = Link(effect.generation)
         self.current.task = self.tasks.start_soon(self._run, self.current, effect, name="towline link")
 
-    def abandon_dial(self, effect: AbandonDial) -> None:
+    def abandon_dial(self) -> None:
         """Give up the current attempt."""
         link, self.current = self.current, None
         if link is not None:
             self._release(link)
 
-    def probe(self, effect: Probe) -> None:
+    def probe(self) -> None:
         """Check the link now; if nothing comes in time, it is lost."""
         if self.current is not None and self.current.source is not None:
             self.current.source.probe(self.settings.policy.probe)

@@ -445,10 +445,10 @@ class Engine:
 # One table for all engines, so that an idle connection costs little.
 _PERFORM: Final[dict[type, Callable[[Engine, Any], object]]] = {
     Dial: lambda engine, effect: engine.attempts.dial(effect),
-    AbandonDial: lambda engine, effect: engine.attempts.abandon_dial(effect),
+    AbandonDial: lambda engine, _: engine.attempts.abandon_dial(),
     Greet: lambda engine, _: engine._greet(),
     CloseSocket: lambda engine, effect: engine.attempts.close_socket(effect),
-    Probe: lambda engine, effect: engine.attempts.probe(effect),
+    Probe: lambda engine, _: engine.attempts.probe(),
     FetchState: lambda engine, effect: engine.looks.fetch_state(effect),
     CancelFetch: lambda engine, _: engine.looks.cancel_fetch(),
     SkipState: lambda engine, _: engine.publisher.skip_state(),

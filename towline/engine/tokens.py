@@ -46,6 +46,7 @@ _RENEWAL_SPACING: Final = 5.0
 _REFRESH_DEADLINE: Final = 10.0
 _MAX_ANSWER: Final = 1 << 20
 
+#: A token that a header can carry (RFC 6750 section 2.1 allows less, servers more).
 _TOKEN: Final = re.compile(r"[!-~]+")
 
 
@@ -53,15 +54,10 @@ def as_token(given: object) -> Token:
     """Check a provider's return value; raises `TokenProviderFailed` if no request could carry it as a token."""
     if isinstance(given, str | Secret):
         given = Token(given)
-    if not (isinstance(given, Token) and isinstance(given.secret, Secret) and is_usable(given.secret)):
+    if not (isinstance(given, Token) and isinstance(given.secret, Secret) and _TOKEN.fullmatch(given.secret.reveal())):
         del given  # a traceback with locals must not show a value that may almost be a token
         raise TokenProviderFailed("returned something that is not a token: return printable ASCII without spaces")
     return given
-
-
-def is_usable(token: Secret) -> bool:
-    """Whether a header can carry the token (RFC 6750 section 2.1 allows less, servers more)."""
-    return _TOKEN.fullmatch(token.reveal()) is not None
 
 
 class _Given(NamedTuple):

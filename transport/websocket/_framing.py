@@ -221,7 +221,8 @@ class FrameReader:
         if (opcode in _CONTROL and (length > 125 or not head & 0x80)) or opcode not in _KNOWN:
             # Invalid whatever follows: wsproto reports it from the first two bytes.
             self._feed(buffer[position:end], messages)
-            self._refuse_if_accepted()
+            if self.failure is None:
+                self._fail_protocol(1002, "a frame that no rule allows")
             return end - position
         if length >= 126:
             size = 4 if length == 126 else 10
@@ -360,10 +361,6 @@ class FrameReader:
         else:
             return
         self._fail_protocol(1002, f"its frames cannot be read ({problem})")
-
-    def _refuse_if_accepted(self) -> None:
-        if self.failure is None:
-            self._fail_protocol(1002, "a frame that no rule allows")
 
     def _fail_protocol(self, code: int, problem: str) -> None:
         if code == 1007:
