@@ -8,11 +8,12 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-from anyio.abc import ByteStream, TaskGroup
+from anyio.abc import ByteStream
 from msgspec import Struct, field
 
 from .._connection import Connection
 from .._exceptions import Exhausted
+from .._tasks import Tasks
 from .._text import escape
 from .._updates import AnyUpdate
 from ..statemachine import Journey, Passage, State, StateChange, timeline_svg
@@ -121,10 +122,10 @@ async def rehearse(
         if line.cancel():
             rehearsal.findings.append("stopped before the end of the job")
 
-    async def follow(proxy: FaultProxy, tasks: TaskGroup) -> None:
+    async def follow(proxy: FaultProxy, tasks: Tasks) -> None:
         detour = Detour(proxy, allow_insecure=allow_insecure)
         async with Connection(url, network=detour, on_state=changed, **options) as line:
-            tasks.start_soon(stop_early, line)
+            tasks.start_soon(stop_early, line, name="towline storm")
             try:
                 async for update in line:
                     updates.append(update)  # noqa: PERF401 - what came before it raises is kept
@@ -133,19 +134,12 @@ async def rehearse(
             if line.outcome is not None:
                 rehearsal.outcome = type(line.outcome).__name__
 
-    failure: Exception | None = None
     async with FaultProxy(origin.host, origin.port, seed=script.seed) as proxy:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(script.run, proxy, note)
+        async with Tasks() as tasks:
+            tasks.start_soon(script.run, proxy, note, name="towline storm")
             await anyio.lowlevel.checkpoint()  # so that faults without a delay are set before the first connection
-            try:
-                await follow(proxy, tasks)
-            except Exception as error:
-                failure = error  # raised after the task group, which would wrap it
-            tasks.cancel_scope.cancel()
+            await follow(proxy, tasks)
         rehearsal.dials = proxy.statistics().dials
-    if failure is not None:
-        raise failure
     rehearsal.findings += audit_updates(updates, ended=rehearsal.outcome is not None)
     rehearsal.updates = len(updates)
     rehearsal.seconds = round(anyio.current_time() - started, 3)

@@ -19,9 +19,9 @@ from typing import Final, Literal, Self
 
 import anyio
 from anyio import AsyncContextManagerMixin
-from anyio.abc import TaskGroup
 
 from ..._exceptions import InvalidArgument
+from ..._tasks import Tasks
 from ..memory._stream import Direction, Ending
 from ._link import ArmedFault, ArmedMessageFault, Link, Sky
 from ._message_faults import MessageFault
@@ -60,21 +60,13 @@ class FaultProxy(AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
-        failure: Exception | None = None
         self._open_door()
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._accept, tasks)
-                try:
-                    yield self
-                except Exception as error:
-                    # Raised after the task group, which would wrap it: a test's own errors stay as they are.
-                    failure = error
-                tasks.cancel_scope.cancel()
+            async with Tasks() as tasks:
+                tasks.start_soon(self._accept, tasks, name="towline proxy")
+                yield self
         finally:
             self._close_door()
-        if failure is not None:
-            raise failure
 
     # --- faults that act now ---------------------------------------------------------------------------------------
 
@@ -252,7 +244,7 @@ class FaultProxy(AsyncContextManagerMixin):
                 return
         raise RuntimeError("this system's accept queue cannot be filled, so dials cannot be dropped here")
 
-    async def _accept(self, tasks: TaskGroup) -> None:
+    async def _accept(self, tasks: Tasks) -> None:
         while True:
             listener = self._listener
             if listener is None or self._door in ("refusing", "dropping"):
@@ -274,7 +266,7 @@ class FaultProxy(AsyncContextManagerMixin):
             self._sky.links.add(link)
             if self._door == "hanging up":
                 link.end(self._farewell)
-            tasks.start_soon(link.run)
+            tasks.start_soon(link.run, name="towline proxy")
             self._sky.touch()
 
 
