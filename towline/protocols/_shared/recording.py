@@ -57,6 +57,13 @@ _OUTCOME_LIMIT: Final = 1 << 20
 class Observed:
     """A protocol that reports what it reads to an observer, and masks every token that it was given before."""
 
+    # What the protocol says of itself; `__getattr__` finds it.
+    name: str
+    url: str
+    job: str
+    sources: tuple[Via, ...]
+    promise: Promise
+
     def __init__(self, protocol: Protocol, observe: Observer) -> None:
         self._protocol = protocol
         self._observe = observe
@@ -64,29 +71,8 @@ class Observed:
         for _, value in as_pairs(getattr(protocol, "headers", ())):
             self._learn(value)
 
-    @property
-    def name(self) -> str:
-        """See `Protocol`; so are the others."""
-        return self._protocol.name
-
-    @property
-    def url(self) -> str:
-        return self._protocol.url
-
-    @property
-    def job(self) -> str:
-        return self._protocol.job
-
-    @property
-    def sources(self) -> tuple[Via, ...]:
-        return self._protocol.sources
-
-    @property
-    def promise(self) -> Promise:
-        return self._protocol.promise
-
     def __getattr__(self, name: str) -> Any:
-        """What else the protocol says of itself, such as `replays_end`."""
+        """Return what the protocol says of itself, such as `replays_end`."""
         return getattr(self._protocol, name)
 
     def ask(self, want: Want, token: Secret | None) -> Request | None:
