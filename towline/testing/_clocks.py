@@ -13,16 +13,13 @@ import asyncio
 import math
 import selectors
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import anyio
 
 from .._exceptions import InvalidArgument
-
-if TYPE_CHECKING:
-    from _typeshed import FileDescriptorLike
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -32,20 +29,20 @@ Ts = TypeVarTuple("Ts")
 _RESOLUTION: Final = time.get_clock_info("monotonic").resolution
 
 
-class _JumpingSelector(selectors.BaseSelector):
+class _JumpingSelector(selectors.DefaultSelector):
     """The real selector, but a wait that nothing ends at once advances `now` instead of passing time."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.now = 0.0
         #: False while the loop waits for threads: then a wait passes real time.
         self.jumps = True
-        self._selector = selectors.DefaultSelector()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             # No timer is set: only a signal or another thread can wake the loop.
-            return self._selector.select(None)
-        ready = self._selector.select(0 if self.jumps else timeout)
+            return super().select(None)
+        ready = super().select(0 if self.jumps else timeout)
         if not ready:
             self.now += timeout
             # asyncio fires timers due before `now` plus the clock's resolution. After some months a float cannot
@@ -53,21 +50,6 @@ class _JumpingSelector(selectors.BaseSelector):
             if self.now + _RESOLUTION == self.now:
                 self.now = math.nextafter(self.now, math.inf)
         return ready
-
-    def register(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._selector.register(fileobj, events, data)
-
-    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
-        return self._selector.unregister(fileobj)
-
-    def modify(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._selector.modify(fileobj, events, data)
-
-    def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
-        return self._selector.get_map()
-
-    def close(self) -> None:
-        self._selector.close()
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
