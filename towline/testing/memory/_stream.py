@@ -175,16 +175,13 @@ class _End(ByteStream):
         self._out = out
         self._into = into
         self._closed = False
-        self._receiving = False
-        self._sending = False
+        self._receiving = anyio.ResourceGuard("receiving from")
+        self._sending = anyio.ResourceGuard("sending to")
 
     async def receive(self, max_bytes: int = 65_536) -> bytes:
         await anyio.lowlevel.checkpoint()
-        if self._receiving:
-            raise anyio.BusyResourceError("receiving from")
-        self._receiving = True
         flow = self._into
-        try:
+        with self._receiving:
             while True:
                 if self._closed:
                     raise anyio.ClosedResourceError
@@ -196,19 +193,14 @@ class _End(ByteStream):
                         return flow.take(max_bytes)
                     raise anyio.BrokenResourceError if flow.torn else anyio.EndOfStream
                 await flow.wait_touched(due)
-        finally:
-            self._receiving = False
 
     async def send(self, item: bytes) -> None:
         # As on a socket: a send that is cancelled before it starts, or while it waits for room, sends nothing. A send
         # that has started and has room completes.
         await anyio.lowlevel.checkpoint_if_cancelled()
         await anyio.lowlevel.cancel_shielded_checkpoint()
-        if self._sending:
-            raise anyio.BusyResourceError("sending to")
-        self._sending = True
         flow = self._out
-        try:
+        with self._sending:
             while True:
                 if self._closed:
                     raise anyio.ClosedResourceError
@@ -218,8 +210,6 @@ class _End(ByteStream):
                     flow.put(bytes(item))
                     return
                 await flow.wait_touched()
-        finally:
-            self._sending = False
 
     async def send_eof(self) -> None:
         self._out.finish("fin")
