@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from towline import InvalidArgument, JobComplete, JobFailed, MalformedMessage, Output, Progress, Secret
+from towline import InvalidArgument, JobComplete, JobFailed, MalformedMessage, Output, Progress, Secret, Update
 from towline._facts import (
     Answer,
     CancelJob,
@@ -140,6 +140,48 @@ def test_a_message_that_is_not_json_is_raised(text: Any) -> None:
 def test_a_function_that_returns_nonsense_is_named() -> None:
     with pytest.raises(InvalidArgument, match="each: must return an update, an outcome, a fact or None, not int"):
         Messages("wss://h", lambda message: 5).read(OPEN, Message("{}"))  # type: ignore[arg-type,return-value]
+
+
+def with_(update: type[Update], **values: Any) -> Any:
+    """An update as a function makes it from JSON of which it knows no types."""
+    return update(**values)
+
+
+@pytest.mark.parametrize(
+    ("given", "delivered"),
+    [
+        (
+            with_(JobFailed, code=500, message=None, details=[1], retryable="true"),
+            JobFailed(code="500", details=[1], retryable=True),
+        ),
+        (with_(Progress, fraction=1, status=None, processed_count=3), Progress(fraction=1.0, processed_count=3)),
+        (
+            with_(Progress, fraction="half", status="x", total_count="7"),
+            Progress(fraction=None, status="x", total_count=7),
+        ),
+        (with_(Output, key=5, value=[1], op="replace"), Output(key="5", value=[1], op="replace")),
+    ],
+)
+def test_a_value_of_another_type_is_read_leniently(given: Any, delivered: Any) -> None:
+    (fact,) = Messages("wss://api/jobs/7", lambda _: given).read(Follow("websocket"), Message("{}"))
+    assert (fact.outcome if isinstance(fact, Ended) else fact.update) == delivered  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("state", ["https://other/jobs/7", "http://api/jobs/7", "wss://api:444/jobs/7", "//x/7"])
+@pytest.mark.parametrize("kind", [Messages, EventStream])
+def test_a_state_call_to_another_origin_is_refused(kind: Any, state: str) -> None:
+    with pytest.raises(InvalidArgument, match="state: must have the origin of `url`"):
+        kind("wss://api/jobs/7/ws", each, state=state)
+    for same in ("https://API:443/jobs/7", "wss://api/jobs/7", "/jobs/7"):
+        kind("wss://api/jobs/7/ws", each, state=same)
+    with pytest.raises(InvalidArgument, match="the port is not a number"):
+        kind("wss://api:x/jobs/7/ws", each, state="/jobs/7")
+
+
+def test_a_single_text_is_no_tuple_of_texts() -> None:
+    for name in ("opening", "subprotocols"):
+        with pytest.raises(InvalidArgument, match=f"{name}: must be .* not a single text"):
+            Messages("wss://api/jobs/7", each, **{name: '{"subscribe": 7}'})  # type: ignore[arg-type]
 
 
 def test_what_the_function_raises_is_raised() -> None:

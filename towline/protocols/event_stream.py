@@ -58,6 +58,7 @@ class EventStream(OwnServer, HTTPServer):
         super().__post_init__()
         if self.via not in ("events", "lines"):
             raise InvalidArgument("via", "must be events or lines")
+        self.check_state(self.state)
 
     @property
     def sources(self) -> tuple[Via, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
+from .._exceptions import InvalidArgument
 from .._facts import Answer, Fact, Follow, GetState, Message, Promise, Received, Request, Text, Via, Want
+from .._headers import check_subprotocols
 from .._secret import Secret
 from ._shared.generic import OwnServer, parsed
 
@@ -36,6 +38,13 @@ class Messages(OwnServer):
 
     name: ClassVar[str] = "messages"
     sources: ClassVar[tuple[Via, ...]] = ("websocket",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "subprotocols", check_subprotocols(self.subprotocols))
+        self.check_state(self.state)
+        if isinstance(cast(object, self.opening), str):
+            raise InvalidArgument("opening", "must be a tuple of messages, not a single text")
 
     @property
     def promise(self) -> Promise:

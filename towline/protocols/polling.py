@@ -50,7 +50,7 @@ class Polling(OwnServer, HTTPServer):
 
     - `location`: the header of a 202 that names the URL of the next poll (`Location`; Azure: `Operation-Location`).
 
-    The source follows `Retry-After`, and saves an answer that has not changed (`ETag`).
+    The source follows `Retry-After`, and saves a 200 that has not changed (`ETag`).
     """
 
     each: Each | None = None

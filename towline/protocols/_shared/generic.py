@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, TypeAlias, cast
 
-from msgspec import Struct
-from msgspec.structs import replace
+from msgspec import Struct, ValidationError, convert
+from msgspec.structs import asdict, fields, replace
 
 from ..._exceptions import InvalidArgument, MalformedMessage
 from ..._facts import Answer, Ended, Fact, GetResult, GetState, Item, Position, Request, Snapshot, Text, Value, Want
@@ -15,7 +16,7 @@ from ..._headers import header_pairs
 from ..._secret import Secret
 from ..._updates import JobCancelled, JobComplete, JobFailed, Update
 from ..wire.lenient import build, load
-from .requests import ACCEPT_JSON, Headers, Placed, check_token_place, path_and_query, placed, resolved
+from .requests import ACCEPT_JSON, Headers, Placed, check_token_place, origin, path_and_query, placed, resolved
 
 #: What `each` may return for one JSON value.
 Meant: TypeAlias = Update | Fact | None
@@ -92,6 +93,11 @@ class OwnServer(Server):
         super().__post_init__()
         object.__setattr__(self, "job", self.job or path_and_query(self.url))
 
+    def check_state(self, state: str | None) -> None:
+        """Raise `InvalidArgument` if the state call would go to another origin: the engine would never make it."""
+        if state is not None and origin(resolved(self.url, state)) != origin(self.url):
+            raise InvalidArgument("state", "must have the origin of `url`, because the token is sent nowhere else")
+
     def call(self, url: str, token: Secret | None) -> Request:
         """The request of a single call that answers JSON."""
         sent = self.placed(token, resolved(self.url, url), ACCEPT_JSON)
@@ -122,6 +128,8 @@ class OwnServer(Server):
             if snapshot:
                 return (Snapshot((), at),)
             return () if at is None else (Item(None, at, is_sign=False),)
+        if isinstance(meant, Update):
+            meant = fitting(meant)
         if isinstance(meant, OUTCOMES):
             return (Ended(meant, at),)
         if isinstance(meant, Update):
@@ -131,6 +139,24 @@ class OwnServer(Server):
         if isinstance(meant, Fact):
             return (meant,)
         raise InvalidArgument("each", f"must return an update, an outcome, a fact or None, not {type(meant).__name__}")
+
+
+def fitting(update: Update) -> Update:
+    """The update with values of its fields' types, read as leniently as Towline's own messages.
+
+    `each` takes values from the server's JSON, and msgspec checks none when a struct is made. A stored end with an
+    unfit value could never be read again.
+    """
+    kind, given = type(update), asdict(update)
+    try:
+        convert(given, kind)
+    except ValidationError:
+        fit = {}
+        for known in fields(kind):
+            with suppress(ValidationError):
+                fit[known.name] = convert(given[known.name], known.type)
+        return build(kind, given, **fit)
+    return update
 
 
 def parsed(text: str | bytes, what: str) -> Any:

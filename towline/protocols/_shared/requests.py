@@ -67,6 +67,19 @@ def path_and_query(url: str) -> str:
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
+def origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port of a URL, to compare; a WebSocket has the origin of the HTTP server that opens it.
+
+    Raises `InvalidArgument` for a port that is none.
+    """
+    parts = urlsplit(http_origin(url))
+    try:
+        port = parts.port
+    except ValueError:
+        raise InvalidArgument("url", "the port is not a number from 0 to 65535") from None
+    return parts.scheme, parts.hostname, port or {"https": 443, "http": 80}.get(parts.scheme)
+
+
 def http_origin(url: str) -> str:
     """The origin of a URL as HTTP calls need it: `https` for `wss`, `http` for `ws`."""
     parts = urlsplit(url)

@@ -173,6 +173,7 @@ _CONVERTERS: Final[Mapping[Any, Callable[[Any], Any]]] = {
     Fraction: _fraction,
     Timestamp: _timestamp,
     float: _number,
+    int: _whole,
     str: _text,
     bool: _flag,
     Any: _unchanged,
