@@ -296,6 +296,12 @@ async def test_a_wrong_token_costs_no_look_into_the_log(worker: Worker, monkeypa
     await worker.accepted(number=2, type="job_progress", processedCount=2)
 
 
+async def test_a_count_without_a_total_is_no_fraction(worker: Worker) -> None:
+    await worker.accepted(number=1, type="job_progress", processedCount=5)
+    await worker.accepted(number=2, type="job_progress", processedCount=5, totalCount=20)
+    assert [payload["progress"] for _, _, payload in await worker.log()] == [None, 0.25]
+
+
 async def test_a_number_that_came_too_early_is_no_count_below(worker: Worker) -> None:
     """Between the refusal by the log and the look for its reason another worker may have filled the gap."""
     await worker.accepted(number=1, type="job_progress", processedCount=1)

@@ -33,7 +33,7 @@ def started(total: int | None, estimated_duration: float | None) -> Draft:
 def progressed(done: int, total: int | None, item: str | None, status: str, checkpoint: object) -> Draft:
     """So much is done; `checkpoint` is any JSON value, or UNSET to keep the one before."""
     payload = ProgressPayload(
-        progress=min(1.0, done / total) if total else 0.0,
+        progress=None if total is None else min(1.0, done / total) if total else 0.0,
         status=_cut(status),
         processed_count=done,
         current_item=None if item is None else _cut(item),

@@ -278,7 +278,7 @@ class Follower {
 
   count(changes, progress = 0) {
     const { done, total } = { ...this.view, ...changes };
-    // Where no total is known, hubs send a progress of 0, which says nothing.
+    // Where no total is known, a progress of 0 says nothing.
     const fraction = total > 0 ? Math.min(1, done / total) : progress > 0 ? Math.min(1, progress) : null;
     this.show({ status: "running", fraction, ...changes });
   }
