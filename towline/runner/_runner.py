@@ -62,8 +62,9 @@ class Runner(Generic[S, E, V]):
     file, which one runner at a time may use. `history` is the number of events that `journey` shows.
 
     Create it in the task that enters it. Raises `InvalidArgument` for a timer without `seconds`, an effect without a
-    function, an unusable `saved`, or a `file` that another runner uses. An error that is no event ends the block with
-    `UnexpectedFailure`: of an effect without `failed` or with another result, of `save`, of a guard or an action.
+    function, an unusable `saved` or `file`, or a `file` that another runner uses. An error that is no event ends the
+    block with `UnexpectedFailure`: of an effect without `failed` or with another result, of `save`, of a guard or an
+    action.
     """
 
     def __init__(
@@ -103,8 +104,10 @@ class Runner(Generic[S, E, V]):
         try:
             start = TableSnapshot(table.initial, data) if saved is None else restore(table, saved, type(data))
             self._start, effects_of_entry, _ = enter(table, start)
-        except BaseException:
+        except BaseException as error:
             self._close_file()
+            if self._file is not None and isinstance(error, InvalidArgument) and error.name == "saved":
+                raise InvalidArgument("file", f"{file} cannot be resumed: {error.problem}; move it away") from error
             raise
         self._tasks = Tasks()
         self._driver: Driver[TableSnapshot[S, V], _Occurred, _Due, None, Passage] = Driver(
