@@ -299,7 +299,9 @@ class Connection(AsyncContextManagerMixin):
     def _engine_of(self, request: str) -> Engine:
         if self._engine is None:
             self._raise_if_cancelled(request)
-            raise ForbiddenRequest(request, "not entered", "use `async with Connection(...)` first")
+            raise ForbiddenRequest(
+                request, "not entered", "enter its block first: `async with`, or `with` for a blocking one"
+            )
         return self._engine
 
     def _raise_if_cancelled(self, request: str) -> None:

@@ -146,6 +146,11 @@ def test_the_bodys_errors_come_out_and_closing_can_be_begun_anew(backend: str) -
             line.connect()
 
 
+def test_the_error_before_the_block_names_with() -> None:
+    with pytest.raises(ForbiddenRequest, match="or `with` for a blocking one"):
+        list(Connection(Polling("http://127.0.0.1:1/jobs/7")))
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_window_of_another_thread_is_hidden_and_shown(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
