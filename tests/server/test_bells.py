@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import anyio
 import pytest
+import trio
+import trio.testing
 
 from towline.server.log._bells import Bell, Bells
 
@@ -65,6 +70,26 @@ async def test_a_ring_beside_a_cancellation_is_kept(cancel_first: bool) -> None:
     bell.ring()
     with anyio.fail_after(5):
         await bell.wait_ring()
+
+
+def test_a_bell_rings_where_trio_is_a_guest_of_asyncio() -> None:
+    async def ring() -> str:
+        bell = Bell()
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(bell.wait_ring)
+            await trio.testing.wait_all_tasks_blocked()
+            bell.ring()
+        return "woken"
+
+    async def host() -> str:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Any] = loop.create_future()
+        trio.lowlevel.start_guest_run(
+            ring, run_sync_soon_threadsafe=loop.call_soon_threadsafe, done_callback=ended.set_result
+        )
+        return str((await ended).unwrap())
+
+    assert asyncio.run(host()) == "woken"
 
 
 async def test_who_waits_for_the_end_is_woken_by_nothing_else() -> None:

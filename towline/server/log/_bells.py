@@ -16,7 +16,9 @@ class Bell:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio._get_running_loop()  # None on trio
+        loop = asyncio._get_running_loop()
+        # None on trio. As a guest of asyncio it runs in a loop's callbacks: no task of asyncio runs then.
+        self._loop = loop if loop is not None and asyncio.current_task(loop) is not None else None
         self._waiting: asyncio.Future[None] | anyio.Event | None = None
         #: Whether it has rung since the last wait.
         self.rung = False
