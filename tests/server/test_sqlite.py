@@ -79,14 +79,14 @@ async def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         failures: list[str] = []
 
         async def write() -> None:
-            with pytest.raises(HubStorageError, match="full") as failure:
+            with pytest.raises(HubStorageError) as failure:
                 await log.append("j", "job_progress", b"x" * 100_000, 1)
             failures.append(failure.value.problem)
 
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
                 tasks.start_soon(write)
-        assert len(failures) == 5
+        assert failures == ["database or disk is full"] * 5
         kept = await log.job("j")
         assert isinstance(kept, Job)
         assert kept.seq == 0

@@ -159,6 +159,8 @@ def _apply_each(connection: sqlite3.Connection, batch: list[_Write[Any]]) -> Non
         try:
             write.result = write.apply(connection)
         except Exception as error:  # the caller's to hear
+            if not connection.in_transaction:  # a full disk, say: SQLite itself has taken back all of it
+                raise
             write.result, write.error = None, error
             connection.execute("ROLLBACK TO one")
         connection.execute("RELEASE one")
