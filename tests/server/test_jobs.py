@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import anyio
+import anyio.from_thread
+import anyio.to_thread
 import msgspec
 import pytest
 
@@ -108,6 +110,27 @@ async def test_what_was_told_is_written_though_the_job_is_cancelled(log: HeldLog
             scope.cancel()
             await anyio.sleep_forever()
     assert await counts(log) == [None, 1, 2]
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_a_job_that_is_stopped_may_still_report(log: HeldLog, tmp_path: Path, in_thread: bool) -> None:
+    """Shielded, or from a thread, which no cancellation stops: a report that waited forever would hold up the hub."""
+    log.open.set()
+    context = await context_of(log, tmp_path)
+
+    async def report() -> None:
+        with anyio.fail_after(10, shield=True):
+            await context.progress(2, checkpoint="two")
+
+    with anyio.CancelScope() as scope:
+        async with context.writing():
+            await context.progress(1, checkpoint="one")
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_all_tasks_blocked()
+                await (anyio.to_thread.run_sync(anyio.from_thread.run, report) if in_thread else report())
+    assert await counts(log) == [None, 1, 2]
+    assert (await context_of(log, tmp_path)).checkpoint == "two"
 
 
 async def test_a_log_that_fails_does_not_fail_the_job(log: HeldLog, tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ class JobContext:
         self._queued = self._written = 0
         self._failure: Exception | None = None
         self._more = Bell()
+        self._over = False
         self._progress: anyio.Event | None = None
 
     async def start(self, total: int | None = None, estimated_duration: float | None = None) -> None:
@@ -136,9 +137,11 @@ class JobContext:
         """Write what is reported within, in order; at the end all of it is in the log, or was refused by it."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._write)
-            yield
-            await self._wait_written(self._queued)
-            tasks.cancel_scope.cancel()
+            try:
+                yield
+            finally:
+                self._over = True
+                self._more.ring()
 
     async def wait_kept(self) -> None:
         """Wait until all that was reported is in the log, or was refused by it; raises what no log could take."""
@@ -152,11 +155,12 @@ class JobContext:
             await self._progress.wait()
 
     async def _write(self) -> None:
-        # What was reported before it is cancelled is still written.
+        # It ends after the function, as one that is stopped may still report: shielded, or from a thread.
         try:
-            while True:
-                await self._more.wait_ring()
-                await self._write_waiting()
+            with anyio.CancelScope(shield=True):
+                while not self._over:
+                    await self._more.wait_ring()
+                    await self._write_waiting()
         finally:
             await self._write_waiting()
 
