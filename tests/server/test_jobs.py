@@ -133,6 +133,19 @@ async def test_a_job_that_is_stopped_may_still_report(log: HeldLog, tmp_path: Pa
     assert (await context_of(log, tmp_path)).checkpoint == "two"
 
 
+async def test_what_a_job_left_behind_reports_to_nobody(log: HeldLog, tmp_path: Path) -> None:
+    """A thread that was abandoned, say: it would wait forever, and it would hold what it reports."""
+    log.open.set()
+    context = await context_of(log, tmp_path)
+    async with context.writing():
+        await context.progress(1)
+    with anyio.fail_after(10):
+        for done in range(2, 400):
+            await context.progress(done)
+        await context.progress(400, checkpoint="late")
+    assert await counts(log) == [None, 1]
+
+
 async def test_a_log_that_fails_does_not_fail_the_job(log: HeldLog, tmp_path: Path) -> None:
     log.failures = 1000
     log.open.set()

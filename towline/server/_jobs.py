@@ -86,7 +86,7 @@ class JobContext:
         self._queued = self._written = 0
         self._failure: Exception | None = None
         self._more = Bell()
-        self._over = False
+        self._over = self._closed = False  # the function has ended, and then its writer
         self._progress: anyio.Event | None = None
 
     async def start(self, total: int | None = None, estimated_duration: float | None = None) -> None:
@@ -125,11 +125,12 @@ class JobContext:
 
     async def _report(self, draft: Draft, *, kept: bool) -> None:
         """Hand an event to the writer, and wait until it is `kept`; else only as long as too many are on their way."""
-        self._waiting.append(Entry(draft.type, draft.payload, self._now(), draft.change))
-        self._queued += 1
-        place = self._queued if kept else self._queued - _MOST_WAITING
-        self._more.ring()
-        await self._wait_written(place)
+        if not self._closed:  # else it comes from a task or thread that the function has left behind
+            self._waiting.append(Entry(draft.type, draft.payload, self._now(), draft.change))
+            self._queued += 1
+            place = self._queued if kept else self._queued - _MOST_WAITING
+            self._more.ring()
+            await self._wait_written(place)
         await anyio.lowlevel.checkpoint()
 
     @asynccontextmanager
@@ -163,6 +164,7 @@ class JobContext:
                     await self._write_waiting()
         finally:
             await self._write_waiting()
+            self._closed = True
 
     async def _write_waiting(self) -> None:
         while self._waiting:
