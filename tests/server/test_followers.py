@@ -17,7 +17,7 @@ import pytest
 import websockets.exceptions
 from websockets.sync.client import connect
 
-from towline.server import Hub, HubLimits, JobContext, JobFailure, Upload
+from towline.server import Hub, HubLimits, JobContext, JobFailure, StartedJob, Upload
 
 BEHIND = "gets merged progress"
 Frames = Iterator[dict[str, Any]]
@@ -179,6 +179,23 @@ def test_a_replay_is_never_merged(tmp_path: Path, serving: Any) -> None:
         assert again.seqs == list(range(2, 3002))
 
 
+def events_of(started: StartedJob) -> dict[str, Any]:
+    """The ASGI scope of a job's event stream."""
+    return {
+        "type": "http",
+        "method": "GET",
+        "path": f"/api/jobs/{started.job_id}/events",
+        "raw_path": b"",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1"), (b"authorization", b"Bearer " + started.token.reveal().encode())],
+        "client": ("127.0.0.1", 5),
+        "server": ("127.0.0.1", 80),
+        "scheme": "http",
+        "http_version": "1.1",
+        "root_path": "",
+    }
+
+
 @pytest.mark.anyio
 async def test_a_stream_that_cannot_begin_is_let_go_and_the_hub_goes_on(tmp_path: Path) -> None:
     """The client reads nothing of what it asked for before on the same connection, so not even the answer begins."""
@@ -195,21 +212,36 @@ async def test_a_stream_that_cannot_begin_is_let_go_and_the_hub_goes_on(tmp_path
 
     async with hub:
         started = await hub.start("wait", b"")
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": f"/api/jobs/{started.job_id}/events",
-            "raw_path": b"",
-            "query_string": b"",
-            "headers": [(b"host", b"127.0.0.1"), (b"authorization", b"Bearer " + started.token.reveal().encode())],
-            "client": ("127.0.0.1", 5),
-            "server": ("127.0.0.1", 80),
-            "scheme": "http",
-            "http_version": "1.1",
-            "root_path": "",
-        }
         with anyio.fail_after(20):
-            await hub(scope, receive, send)
+            await hub(events_of(started), receive, send)
         assert stuck.is_set()
         assert hub.statistics().streams == 0
         assert hub.statistics().jobs_at_work == 1
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_is_sent_away_before_its_answer_begins_has_an_answer(tmp_path: Path) -> None:
+    """A framework's layer waits before it passes the start on. Without one, it answers with an error of the server."""
+    hub = Hub(tmp_path / "hub.db")
+    hub.job("wait", path="/start")(lambda context, upload: anyio.sleep_forever())
+    sent: list[dict[str, Any]] = []
+    is_stopping = False
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal is_stopping
+        if not is_stopping:
+            is_stopping = True
+            await hub.drain()
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return await anyio.sleep_forever()
+
+    async with hub:
+        started = await hub.start("wait", b"")
+        with anyio.fail_after(20):
+            await hub(events_of(started), receive, send)
+    start, end = sent
+    assert start["status"] == 200
+    assert end["body"].startswith(b"retry: ")
+    assert not end["more_body"]

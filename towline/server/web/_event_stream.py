@@ -63,14 +63,17 @@ class StreamWatcher(Watcher):
         await self._say_goodbye()
 
     async def _say_goodbye(self) -> None:
-        if self._ending is None or not self._started:
+        if self._ending is None:
             return
         code, reason = self._ending
         self._counters.closes[code] += 1
         # After a part of a block, the advice would be read as the rest of it.
         advice = _retry(reason) if isinstance(reason, Advice) and self._whole else b""
         with anyio.move_on_after(_CLOSE_WAIT, shield=True):
-            with suppress(OSError):  # the peer was faster
+            # The peer was faster, or the answer had started after all.
+            with suppress(OSError, RuntimeError):
+                if not self._started:  # a framework that gets no answer at all makes it an error of the server
+                    await self._asgi_send(self._start)
                 await self._asgi_send({"type": "http.response.body", "body": advice, "more_body": False})
 
     async def _listen(self, bell: Bell) -> None:
