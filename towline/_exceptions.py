@@ -136,7 +136,8 @@ class TableError(UsageError):
         self.findings = findings
 
     def __str__(self) -> str:
-        return f"the state table has {len(self.findings)} problems: " + "; ".join(self.findings)
+        count = "a problem" if len(self.findings) == 1 else f"{len(self.findings)} problems"
+        return f"the state table has {count}: " + "; ".join(self.findings)
 
 
 # --- the peer --------------------------------------------------------------------------------------------------

@@ -53,7 +53,12 @@ def test_a_table_of_your_own_is_explored_and_its_counts_are_checked(tmp_path: Pa
     found = run("explore", "--table", "firmware:FIRMWARE")
     assert (found.exit_code, found.output.splitlines()) == (
         0,
-        ["| firmware | 10 | 25 |", "all 3 invariants hold: every_state, way_out, no_endless_work"],
+        [
+            "| world | situations | moves |",
+            "|---|---|---|",
+            "| firmware | 10 | 25 |",
+            "all 3 invariants hold: every_state, way_out, no_endless_work",
+        ],
     )
     (tmp_path / "page.md").write_text(found.output)
     assert run("explore", "--table", "firmware:FIRMWARE", "--check", tmp_path / "page.md").exit_code == 0

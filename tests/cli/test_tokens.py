@@ -87,7 +87,8 @@ def test_delete_takes_one_or_all(folder: Path) -> None:
     assert run("delete").exit_code == 2
     assert run("delete", "j1", "--all").exit_code == 2
     assert run("delete", "j1").exit_code == 0
-    assert run("delete", "j1").exit_code == 0
+    again = run("delete", "j1")
+    assert (again.exit_code, "no record of the job 'j1'" in again.stderr) == (0, True)
     assert "j1" not in run("list").stdout
     assert run("delete", "--all").exit_code == 0
     assert list(folder.iterdir()) == []

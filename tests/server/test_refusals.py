@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from towline import InvalidArgument
-from towline.server import Hub, HubLimits, JobContext, Upload
+from towline.server import Hub, HubLimits, JobContext, Upload, serve
 from towline.server.web import _answers
 
 pytestmark = pytest.mark.anyio
@@ -185,6 +185,15 @@ async def test_a_body_that_is_too_large_is_dropped_before_the_connection_closes(
     async with hub:
         await hub(scope | {"client": ("127.0.0.1", 1), "scheme": "http"}, receive, send)
     assert what == ["answered", *["received"] * (3 if ends else 2), "closed"]
+
+
+def test_an_address_that_cannot_be_had_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}: .*in use"):
+            serve("127.0.0.1", port, hub=make_hub(tmp_path))
+    with pytest.raises(OSError, match=r"cannot listen on .*nowhere/hub\.sock: No such file"):
+        serve(hub=make_hub(tmp_path), uds=tmp_path / "nowhere" / "hub.sock")
 
 
 # --- file descriptors, and the first moment ----------------------------------------------------------------------

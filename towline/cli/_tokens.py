@@ -115,7 +115,8 @@ def delete(
     if job is None:
         _run(store, lambda tokens: tokens.delete_all(), key=False)
     else:
-        _run(store, lambda tokens: _delete(tokens, job, url))
+        if not _run(store, lambda tokens: _delete(tokens, job, url)):
+            typer.echo(f"no record of the job {job!r}: `towline tokens list` shows the stored jobs", err=True)
 
 
 @app.command(help="Encrypt every record with a new key.")
@@ -161,14 +162,18 @@ async def _find(tokens: TokenStore, job: str, url: str | None) -> Record | None:
     return found[0] if found else None
 
 
-async def _delete(tokens: TokenStore, job: str, url: str | None) -> None:
+async def _delete(tokens: TokenStore, job: str, url: str | None) -> bool:
+    """Delete the record; whether there may have been one."""
     if url is not None:  # an unreadable record too, which no search can find
         stored = {record.key.protocol for record in (await tokens.verify()).records}  # also protocols of the user's
         address = _address(url)
         for protocol in stored.union(CLASSES):
             await tokens.delete(RecordKey(protocol, address, job))
-    elif (record := await _find(tokens, job, None)) is not None:
-        await tokens.delete(record.key)
+        return True
+    if (record := await _find(tokens, job, None)) is None:
+        return False
+    await tokens.delete(record.key)
+    return True
 
 
 def _address(url: str) -> str:

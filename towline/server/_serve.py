@@ -246,16 +246,22 @@ def _url(listener: socket.socket) -> str:
 def _listen(hub: Hub, host: str, port: int, uds: Path | None = None, fd: int | None = None) -> socket.socket:
     if fd is not None:
         listener = _inherited(fd)
-    elif uds is not None:
-        listener = _bind_path(uds)
     else:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        try:
+            listener = _bind(host, port) if uds is None else _bind_path(uds)
+        except OSError as error:
+            place = f"{host}:{port}" if uds is None else uds
+            raise OSError(error.errno, f"cannot listen on {place}: {error.strerror or error}") from error
     # The accepted sockets inherit this.
     if sys.platform == "linux" and listener.family in (socket.AF_INET, socket.AF_INET6):
         taken_within = round(1000 * _TAKEN_WITHIN * hub.limits.send_wait)  # milliseconds
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, taken_within)
     return listener
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
 
 
 def _inherited(fd: int) -> socket.socket:

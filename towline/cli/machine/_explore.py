@@ -40,6 +40,7 @@ def explore(
 ) -> None:
     """`towline explore`."""
     rows, broken, names = list[str](), list[Violation](), dict[str, None]()
+    typer.echo("| world | situations | moves |\n|---|---|---|")
     for world in _worlds(table):
         found = visit(world)
         rows.append(f"| {world.name} | {len(found.situations):,} | {found.moves:,} |")
