@@ -93,20 +93,16 @@ class EventParser:
             if self._unfinished:
                 data, self._unfinished = self._unfinished + data, b""
             if 2 <= len(data) <= self._max_line and _CR not in data:
-                whole, rest = data, b""
+                whole: bytes | None = data
                 if not data[-1] == data[-2] == _LF:
-                    end = data.rfind(b"\n\n") + 2
-                    whole, rest = (data[:end], data[end:]) if end > 1 else (b"", data)
-                if not rest or (len(rest) <= _MOST_UNFINISHED and _is_part_of_event(rest)):
-                    self._unfinished = rest
-                    if not whole:
-                        return ()
+                    whole = self._set_rest_aside(data)
+                if whole is not None:
                     try:
                         text = whole.decode()  # takes half the time that it takes with another error handler
                     except UnicodeDecodeError:
                         text = whole.decode("utf-8", "replace")
-                    if rest or (match := _match_event(text)) is None:
-                        return self._parse(text)
+                    if whole is not data or (match := _match_event(text)) is None:
+                        return self._parse(text) if text else ()
                     event_id, event_type, value = match.groups()
                     if event_id is None:
                         return (StreamEvent(event_type or "message", value, self.last_id),)
@@ -127,6 +123,23 @@ class EventParser:
         else:
             events = []
         return _then_raise(events, self._problem)
+
+    def _set_rest_aside(self, data: bytes) -> bytes | None:
+        """Keep the beginning of an event at the end of `data`, and return what precedes it; None to read by line.
+
+        That is to be done unless the rest begins an event, and nothing in it counts before its end, as a comment and
+        `retry` do.
+        """
+        end = data.rfind(b"\n\n") + 2
+        whole, rest = (data[:end], data[end:]) if end > 1 else (b"", data)
+        if len(rest) < len(b"event:"):
+            begins = b"id:".startswith(rest[:3]) or b"event:".startswith(rest) or b"data:".startswith(rest[:5])
+        else:
+            begins = rest.startswith((b"id:", b"event:", b"data:")) and _find_other(rest) is None
+        if not begins or len(rest) > _MOST_UNFINISHED:
+            return None
+        self._unfinished = rest
+        return whole
 
     def _parse(self, text: str) -> Iterable[StreamEvent]:
         events: list[StreamEvent] = []
@@ -218,13 +231,6 @@ class LineParser:
         """Return the last line if it has no end. Call it only if the response is complete, not after an error."""
         rest = self._lines.rest.decode("utf-8", "replace")
         return [rest] if rest else []
-
-
-def _is_part_of_event(rest: bytes) -> bool:
-    """Whether bytes begin an event, and nothing in them counts before its end, as a comment and `retry` do."""
-    if len(rest) < len(b"event:"):
-        return b"id:".startswith(rest[:3]) or b"event:".startswith(rest) or b"data:".startswith(rest[:5])
-    return rest.startswith((b"id:", b"event:", b"data:")) and _find_other(rest) is None
 
 
 def is_event_stream(content_type: bytes | None) -> bool:
