@@ -104,3 +104,10 @@ def test_a_wrong_token_is_told_and_not_hammered(run: Run, hub: str, books: Path)
     assert answer.returncode == 4
     assert "gave up (auth)" in answer.stderr
     assert "not-the-token" not in answer.stdout + answer.stderr
+
+
+def test_a_missing_token_says_how_to_give_one(run: Run) -> None:
+    answer = run("watch", "j1", "--url", "ws://127.0.0.1:9/ws/progress")
+    assert answer.returncode == 4
+    assert "no token for job 'j1'" in answer.stderr
+    assert "TOWLINE_TOKEN or --token-file" in answer.stderr

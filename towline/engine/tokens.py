@@ -170,7 +170,10 @@ class TokenSource:
         if self.provider is not None:
             return await self._provided(self.provider)
         if old is None:
-            raise TokenRefused(f"there is no token for job {self.job!r}, neither given nor stored: pass token=")
+            raise TokenRefused(
+                f"there is no token for job {self.job!r}, neither given nor stored: pass token=, or on the command "
+                "line use TOWLINE_TOKEN or --token-file"
+            )
         want = RefreshToken()
         asked = self.reader.ask(want, old.secret) if self._can_exchange(old) else None
         if asked is None:
