@@ -22,12 +22,17 @@ STEPS = 40
 
 
 async def steps(context: JobContext, upload: Upload) -> dict[str, int]:
-    """Report each step; the last ones wait for the test."""
+    """Report each step; the last ones, and the end, wait for the test."""
+
+    async def wait(name: str) -> None:
+        while not await anyio.Path(context.directory / name).exists():  # noqa: ASYNC110 - put there by the test
+            await anyio.sleep(0.005)
+
     for done in range(1, STEPS + 1):
         if done == STEPS // 2:
-            while not await anyio.Path(context.directory / "on").exists():  # noqa: ASYNC110 - put there by the test
-                await anyio.sleep(0.005)
+            await wait("on")
         await context.progress(done, STEPS)
+    await wait("end")
     return {"done": STEPS}
 
 
@@ -66,6 +71,11 @@ async def test_every_update_arrives_once_across_a_cut(hub: Hub, port: int, clien
                 if isinstance(update, towline.Progress) and update.processed_count == STEPS // 2 - 1:
                     await proxy.cut()
                     (hub.directory(job) / "on").touch()
+                # An end that comes before the second stream is told by the state, and no stream is opened for it.
+                if isinstance(update, towline.Progress) and update.processed_count == STEPS:
+                    while hub.statistics().streams_opened < 2:  # noqa: ASYNC110 - it is another thread's
+                        await anyio.sleep(0.005)
+                    (hub.directory(job) / "end").touch()
         statistics = line.statistics()
     assert isinstance(line.outcome, towline.JobComplete)
     assert line.outcome.result["done"] == STEPS
