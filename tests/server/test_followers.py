@@ -196,19 +196,27 @@ def events_of(started: StartedJob) -> dict[str, Any]:
     }
 
 
+def waiting_hub(folder: Path, limits: HubLimits | None = None) -> Hub:
+    """A hub whose jobs wait."""
+    hub = Hub(folder / "hub.db", limits=limits or HubLimits())
+    hub.job("wait", path="/start")(lambda context, upload: anyio.sleep_forever())
+    return hub
+
+
+async def receive() -> dict[str, Any]:
+    """The client says nothing more."""
+    return await anyio.sleep_forever()
+
+
 @pytest.mark.anyio
 async def test_a_stream_that_cannot_begin_is_let_go_and_the_hub_goes_on(tmp_path: Path) -> None:
     """The client reads nothing of what it asked for before on the same connection, so not even the answer begins."""
-    hub = Hub(tmp_path / "hub.db", limits=HubLimits(comment_every=0.2, send_wait=0.5))
-    hub.job("wait", path="/start")(lambda context, upload: anyio.sleep_forever())
+    hub = waiting_hub(tmp_path, HubLimits(comment_every=0.2, send_wait=0.5))
     stuck = anyio.Event()
 
     async def send(message: Any) -> None:
         stuck.set()
         await anyio.sleep_forever()
-
-    async def receive() -> dict[str, Any]:
-        return await anyio.sleep_forever()
 
     async with hub:
         started = await hub.start("wait", b"")
@@ -222,8 +230,7 @@ async def test_a_stream_that_cannot_begin_is_let_go_and_the_hub_goes_on(tmp_path
 @pytest.mark.anyio
 async def test_a_stream_that_is_sent_away_before_its_answer_begins_has_an_answer(tmp_path: Path) -> None:
     """A framework's layer waits before it passes the start on. Without one, it answers with an error of the server."""
-    hub = Hub(tmp_path / "hub.db")
-    hub.job("wait", path="/start")(lambda context, upload: anyio.sleep_forever())
+    hub = waiting_hub(tmp_path)
     sent: list[dict[str, Any]] = []
     is_stopping = False
 
@@ -233,9 +240,6 @@ async def test_a_stream_that_is_sent_away_before_its_answer_begins_has_an_answer
             is_stopping = True
             await hub.drain()
         sent.append(message)
-
-    async def receive() -> dict[str, Any]:
-        return await anyio.sleep_forever()
 
     async with hub:
         started = await hub.start("wait", b"")

@@ -27,6 +27,8 @@ UrlOption = Annotated[
     str | None, typer.Option(help="URL of the job's stream, if several servers' jobs with this id are stored.")
 ]
 
+_NO_RECORD: Final = "no record of the job {!r}: `towline tokens list` shows the stored jobs"
+
 # What the user can do; subclasses come before their base classes.
 ADVICE: Final[tuple[tuple[type[errors.TokenStoreError], str], ...]] = (
     (errors.Locked, "Unlock your keyring and try again."),
@@ -83,7 +85,7 @@ def show(
     """`towline tokens show`."""
     record = _run(store, lambda tokens: _find(tokens, job, url))
     if record is None:
-        fail(ExitCode.TROUBLE, f"no record of the job {job!r}: `towline tokens list` shows the stored jobs")
+        fail(ExitCode.TROUBLE, _NO_RECORD.format(job))
     facts = _facts(record)
     if reveal:
         facts |= {
@@ -114,9 +116,8 @@ def delete(
         fail(ExitCode.USAGE, "pass either --url or --all")
     if job is None:
         _run(store, lambda tokens: tokens.delete_all(), key=False)
-    else:
-        if not _run(store, lambda tokens: _delete(tokens, job, url)):
-            typer.echo(f"no record of the job {job!r}: `towline tokens list` shows the stored jobs", err=True)
+    elif not _run(store, lambda tokens: _delete(tokens, job, url)):
+        typer.echo(_NO_RECORD.format(job), err=True)
 
 
 @app.command(help="Encrypt every record with a new key.")

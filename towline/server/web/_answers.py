@@ -17,11 +17,6 @@ _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosni
 _LINGER: Final = 2.0  # seconds
 
 
-def json_answer(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer of this content."""
-    return Response(msgspec.json.encode(content), status, {**_HEADERS, **(headers or {})}, "application/json")
-
-
 class _LastAnswer(Response):
     """An answer after which the connection is closed, although the request may not have come whole.
 
@@ -39,8 +34,17 @@ class _LastAnswer(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def json_answer(
+    content: object, status: int = 200, headers: Mapping[str, str] | None = None, kind: type[Response] = Response
+) -> Response:
+    """An answer of this content."""
+    return kind(msgspec.json.encode(content), status, {**_HEADERS, **(headers or {})}, "application/json")
+
+
 class Refusal(Exception):
     """The answer to a request that gets nothing: a status, a code for programs, a sentence for people."""
+
+    kind: type[Response] = Response
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, code)
@@ -51,16 +55,13 @@ class Refusal(Exception):
 
     def response(self) -> Response:
         """The answer itself."""
-        return json_answer(ErrorAnswer(Problem(self.code, self.message)), self.status, self.headers)
+        return json_answer(ErrorAnswer(Problem(self.code, self.message)), self.status, self.headers, self.kind)
 
 
 class BodyRefusal(Refusal):
-    """The refusal of a request whose body is too large: what is still on its way is not waited for."""
+    """The refusal of a request whose body is too large: the connection closes after it."""
+
+    kind = _LastAnswer
 
     def __init__(self, message: str) -> None:
         super().__init__(413, "too_large", message, {"connection": "close"})
-
-    def response(self) -> Response:
-        """The answer itself, which closes the connection."""
-        content = msgspec.json.encode(ErrorAnswer(Problem(self.code, self.message)))
-        return _LastAnswer(content, self.status, {**_HEADERS, **(self.headers or {})}, "application/json")
