@@ -10,7 +10,9 @@ keep-alives. Neither says anything about the job: only an event does.
 from __future__ import annotations
 
 import re
+from codecs import utf_8_decode
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final, TypeVar
 
 from msgspec import Struct
@@ -21,19 +23,19 @@ from ..._exceptions import InvalidArgument, MessageTooBig
 MAX_RETRY: Final = 3600.0
 
 _BOM: Final = b"\xef\xbb\xbf"
-_LF: Final = 0x0A
 _CR: Final = 0x0D  # a number is found in bytes several times as fast as bytes are
 _T = TypeVar("_T")
 
-# Either a whole event in the form that most servers write (id, event, data, each at most once and not empty), or one
-# line. One match for a whole event is several times as fast as one for each line. Possessive quantifiers keep the time
-# linear.
-_EVENT: Final = r"(?:id: ?+([^\n\0]++)\n)?+(?:event: ?+(.++)\n)?+data: ?+(.++)\n\n"  # `.` stops at a line feed only
-# What waits of an event is copied with each piece that follows: beyond this many bytes it is read line by line instead.
-_MOST_UNFINISHED: Final = 16 << 10
-_find_all: Final = re.compile(_EVENT + r"|(.*+)\n").findall
+# A whole event in the form that most servers write: id, event, data, each at most once and not empty. One match for it
+# is several times as fast as one for each line. Possessive quantifiers keep the time linear.
+_EVENT: Final = r"(?:id: ?+([^\n\0]++)\n|)(?:event: ?+(.++)\n|)data: ?+(.++)\n\n"  # `.` stops at a line feed only
+_find_events: Final = re.compile(_EVENT + r"|((?s:.++))").findall  # and what follows the last of them
 _match_event: Final = re.compile(_EVENT).fullmatch
-_find_other: Final = re.compile(rb"\n[:r]").search  # a third of the time of looking for each of them
+_find_lines: Final = re.compile(_EVENT + r"|(.*+)\n").findall
+# What counts before the end of its event: a blank line, a comment, `retry`.
+_find_other: Final = re.compile(r"\n[\n:r]").search
+# What waits of an event is copied with each piece that follows: beyond this many characters it is read line by line.
+_MOST_UNFINISHED: Final = 16 << 10
 
 
 class StreamEvent(Struct, frozen=True, gc=False):
@@ -68,7 +70,10 @@ class EventParser:
         self.comments = 0
         self._lines = _Lines(max_line)
         self._max_event = max_event
-        self._max_line = max_line
+        # A piece and what waits before it are no larger than a line may be, so that no line in them is too long. A
+        # character has 4 bytes at most.
+        self._most_unfinished = min(_MOST_UNFINISHED, max_line // 8)
+        self._room = max_line - 4 * self._most_unfinished
         self._problem: MessageTooBig | None = None
         # The event whose blank line has not come.
         self._type = ""
@@ -78,10 +83,10 @@ class EventParser:
         self._has_id = False
         # Whether nothing of an event has come: the next line begins one.
         self._between = True
-        # Whether the next piece may be taken as events, not line by line; and the beginning of one that waits for its
-        # end.
-        self._by_event = False
-        self._unfinished = b""
+        # The beginning of an event that waits for its end; None if the next piece is to be read line by line.
+        self._unfinished: str | None = None
+        # The first bytes of a character that stand after it.
+        self._cut = b""
 
     def feed(self, data: bytes) -> Iterable[StreamEvent]:
         """Take the next bytes and return the events that they complete.
@@ -89,34 +94,58 @@ class EventParser:
         Past a limit, iterating raises `MessageTooBig` after the events before it; every later call does the same. At
         the end of the stream, drop the parser: an unfinished event does not count.
         """
-        if self._by_event:
-            if self._unfinished:
-                data, self._unfinished = self._unfinished + data, b""
-            if 2 <= len(data) <= self._max_line and _CR not in data:
-                whole: bytes | None = data
-                if not data[-1] == data[-2] == _LF:
-                    whole = self._set_rest_aside(data)
-                if whole is not None:
-                    try:
-                        text = whole.decode()  # takes half the time that it takes with another error handler
-                    except UnicodeDecodeError:
-                        text = whole.decode("utf-8", "replace")
-                    if whole is not data or (match := _match_event(text)) is None:
-                        return self._parse(text) if text else ()
-                    event_id, event_type, value = match.groups()
-                    if event_id is None:
-                        return (StreamEvent(event_type or "message", value, self.last_id),)
-                    self.last_id = self._id = event_id
-                    return (StreamEvent(event_type or "message", value, event_id, True),)
+        text = self._unfinished
+        if text is None:
+            return self._take_lines(data)
+        if self._cut:
+            data, self._cut = self._cut + data, b""
+        if _CR in data or len(data) > self._room:
+            return self._take_lines(text.encode() + data)
+        try:
+            more = data.decode()
+        except UnicodeDecodeError:
+            try:
+                more, used = utf_8_decode(data, None, False)
+            except UnicodeDecodeError:
+                return self._take_lines(text.encode() + data)
+            self._cut = data[used:]
+        if text:
+            more = text + more
+        elif match := _match_event(more):
+            event_id, event_type, value = match.groups()
+            if event_id is None:
+                return (StreamEvent(event_type or "message", value, self.last_id),)
+            self.last_id = event_id
+            return (StreamEvent(event_type or "message", value, event_id, True),)
+        found = _find_events(more)
+        rest = found.pop()[3] if found and not found[-1][2] else ""
+        events: list[StreamEvent] = []
+        last_id = self.last_id
+        for event_id, event_type, value, _ in found:
+            if event_id:
+                last_id = event_id
+                events.append(StreamEvent(event_type or "message", value, event_id, True))
+            else:
+                events.append(StreamEvent(event_type or "message", value, last_id))
+        self.last_id = last_id
+        if rest and (len(rest) > self._most_unfinished or rest[0] in "\n:r" or _find_other(rest)):
+            cut, self._cut = self._cut, b""
+            return chain(events, self._take_lines(rest.encode() + cut))
+        self._unfinished = rest
+        return events
+
+    def _take_lines(self, data: bytes) -> Iterable[StreamEvent]:
         if self._problem is None:
             if not self._lines.is_started:
                 if not self._lines.start(data):
                     return []
-                self._by_event = True
+                self._unfinished = ""
                 return self.feed(self._lines.take_rest())
+            self._unfinished = None
             lines = self._lines.take(data)
             events: Iterable[StreamEvent] = self._parse(lines.decode("utf-8", "replace")) if lines else []
-            self._by_event = self._between and self._lines.is_plain and self._problem is None
+            if self._between and self._lines.is_plain and self._problem is None:
+                self._unfinished = ""
             if self._problem is not None or self._lines.problem is None:
                 return events  # which raise the problem of an event themselves
             self._problem = self._lines.problem
@@ -124,27 +153,10 @@ class EventParser:
             events = []
         return _then_raise(events, self._problem)
 
-    def _set_rest_aside(self, data: bytes) -> bytes | None:
-        """Keep the beginning of an event at the end of `data`, and return what precedes it; None to read by line.
-
-        That is to be done unless the rest begins an event, and nothing in it counts before its end, as a comment and
-        `retry` do.
-        """
-        end = data.rfind(b"\n\n") + 2
-        whole, rest = (data[:end], data[end:]) if end > 1 else (b"", data)
-        if len(rest) < len(b"event:"):
-            begins = b"id:".startswith(rest[:3]) or b"event:".startswith(rest) or b"data:".startswith(rest[:5])
-        else:
-            begins = rest.startswith((b"id:", b"event:", b"data:")) and _find_other(rest) is None
-        if not begins or len(rest) > _MOST_UNFINISHED:
-            return None
-        self._unfinished = rest
-        return whole
-
     def _parse(self, text: str) -> Iterable[StreamEvent]:
         events: list[StreamEvent] = []
         last_id, between = self.last_id, self._between
-        for event_id, event_type, data, line in _find_all(text):
+        for event_id, event_type, data, line in _find_lines(text):
             if data and between:
                 # Nearly every event: it begins and ends here.
                 if event_id:
@@ -163,7 +175,6 @@ class EventParser:
             elif line:
                 self._take_line(line)
             if self._problem is not None:
-                self._by_event = False
                 return _then_raise(events, self._problem)
             if not line:
                 self._dispatch(events)
