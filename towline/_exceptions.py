@@ -381,8 +381,8 @@ class Exhausted(TowlineError):
     """The engine has given up and will not reconnect by itself; `connect()` or `retry()` starts again.
 
     `reason` is one of `budget` (the retries or the time of an outage are used up), `auth` (the server never accepted
-    the token), `revoked` (the server accepted this token before and rejects it now), `protocol` (the server refuses or
-    breaks the protocol), `gone` (the server does not know the job), `stalled` (the job was silent for
+    the token), `revoked` (the server accepted this connection before and rejects it now), `protocol` (the server
+    refuses or breaks the protocol), `gone` (the server does not know the job), `stalled` (the job was silent for
     `Policy.stall_limit`) and `usage` (an argument or an environment variable is unusable, and the text names it).
     `cause` describes the last failure; if that was an exception, it is also `__cause__`. This error does not mean that
     the job has failed: the job may continue without a follower.
@@ -395,7 +395,7 @@ class Exhausted(TowlineError):
 
     def __str__(self) -> str:
         if self.reason == "revoked":
-            known = "the server accepted this token before and rejects it now, so the job may have ended"
+            known = "the server accepted this connection before and rejects it now, so the job may have ended"
             return f"gave up ({self.reason}): {known}; last failure: {self.cause}"
         return f"gave up ({self.reason}): {self.cause}"
 

@@ -1,4 +1,7 @@
-"""Checks the headers and subprotocols of a request. Its errors quote no value, because one may hold a token."""
+"""Checks the headers and subprotocols of a request, and knows the HTML page that answers in place of a server.
+
+Errors quote no value, because one may hold a token.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,17 @@ Headers: TypeAlias = Mapping[str, Text] | Iterable[tuple[str, Text]]
 
 #: A name (RFC 9110 section 5.6.2).
 TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PAGES: Final = frozenset({"text/html", "application/xhtml+xml"})
 _FIELD_VALUE: Final = re.compile(r"[!-~]([\t -~]*[!-~])?|")  # the ASCII part of RFC 9110 section 5.5
 # A last event id is sent as UTF-8, as the standard for event streams says; RFC 9110 section 5.5 calls that opaque data.
 _ID_VALUE: Final = re.compile(
     r"[^\x00- \x7f\ud800-\udfff]([^\x00-\x08\n-\x1f\x7f\ud800-\udfff]*[^\x00- \x7f\ud800-\udfff])?|"
 )
+
+
+def is_page(content_type: str | None) -> bool:
+    """Whether a `Content-Type` names an HTML page: gateways and a network's login page answer so, no server of jobs."""
+    return content_type is not None and content_type.partition(";")[0].strip().lower() in _PAGES
 
 
 def as_pairs(headers: Headers) -> tuple[tuple[str, Text], ...]:

@@ -83,7 +83,7 @@ class Timer(Named):
     RENEWAL = "renewal", "When the token should be renewed, because it expires soon."
 
 
-#: Why the engine gave up. `auth`: the server never accepted the token; `revoked`: it accepted this token before.
+#: Why the engine gave up. `auth`: the server never accepted the token; `revoked`: it accepted this connection before.
 #: `usage`: an argument or an environment variable is unusable.
 Reason: TypeAlias = Literal["budget", "auth", "revoked", "protocol", "gone", "stalled", "usage"]
 

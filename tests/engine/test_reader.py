@@ -33,6 +33,7 @@ from towline._facts import (
     Want,
 )
 from towline.engine.reader import FACTS_LIMIT, MARK_LIMIT, Reader
+from towline.protocols import Messages
 
 SAID = Message("{}")
 WANT = Follow("websocket")
@@ -134,6 +135,11 @@ async def test_a_read_that_raises_is_a_failure_with_its_cause(
     with pytest.raises(ProtocolFailed, match=f"read raised {type(error).__name__} \\(") as raised:
         read(make(error), received)
     assert raised.value.__cause__ is error
+
+
+def test_what_a_function_must_do_is_said() -> None:
+    with pytest.raises(ProtocolFailed, match=r"read raised: each: must return an update, .* not str"):
+        read(lambda: Messages("ws://h", lambda message: "5").read(WANT, SAID))  # type: ignore[arg-type,return-value]
 
 
 def test_the_first_error_of_a_protocol_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ import pytest
 from job_server import JobServer, Reply, each
 from scenario import LONG, check, fractions, gaps, run
 
-from towline import Connection, Exhausted, InvalidArgument, JobComplete, Policy, Progress, ProtocolFailed
+from towline import Connection, Exhausted, InvalidArgument, JobComplete, Policy, Progress, ProtocolFailed, State
 from towline._facts import Answer, Ended, Follow, Item, Means, Message, Request, Send, ServerEvent, Via, Wait
 from towline.protocols import EventStream, Messages, Polling
 
@@ -137,6 +137,36 @@ async def test_a_wait_of_a_poll_is_bounded(asked_for: float, least: float, most:
                 assert least <= after - before <= most
             server.end()
             assert isinstance(await connection.result(), JobComplete)
+
+
+def page(asked: object) -> Reply:
+    return Reply(200, b"<html>Sign in</html>", {"content-type": "text/html"})
+
+
+@pytest.mark.parametrize("function", [None, each])
+async def test_a_page_in_place_of_an_answer_is_a_failed_poll(function: Any) -> None:
+    """And no end of the job, also without a function, where any other 200 is the result."""
+    async with JobServer("poll") as server:
+        server.refusal = lambda asked: Reply(202)
+        async with server.follow(Polling("http://hub/poll", function)) as connection:
+            await connection.wait_for(State.CONNECTED)
+            server.refusal = page
+            await connection.wait_for(State.RECONNECTING)
+            await server.wait_requests(len(server.requests) + 1)
+            assert connection.outcome is None
+            server.refusal = lambda asked: Reply(200, {"end": 5})
+            end = await connection.result()
+            assert isinstance(end, JobComplete)
+
+
+async def test_a_page_at_first_contact_ends_by_name() -> None:
+    async with JobServer("poll") as server:
+        server.refusal = page
+        async with server.follow(Polling("http://hub/poll", each)) as connection:
+            with pytest.raises(Exhausted, match="answered HTTP status 200: it is not JSON") as caught:
+                await connection.result()
+            assert caught.value.reason == "protocol"
+            assert len(server.requests) == 1
 
 
 async def test_a_message_that_a_protocol_sends_reaches_the_server() -> None:

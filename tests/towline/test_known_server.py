@@ -170,7 +170,7 @@ async def test_a_token_that_this_server_accepted_before_is_revoked(follow: Follo
             server.socket.close(1012)
             error = await gave_up(line)
             assert error.reason == "revoked"
-            assert "accepted this token before" in str(error)
+            assert "accepted this connection before" in str(error)
 
 
 async def test_the_same_token_after_aclose_is_known_and_another_is_not(follow: Follow) -> None:

@@ -159,6 +159,8 @@ def with_(update: type[Update], **values: Any) -> Any:
             with_(Progress, fraction="half", status="x", total_count="7"),
             Progress(fraction=None, status="x", total_count=7),
         ),
+        (with_(Progress, fraction=50, status="x"), Progress(fraction=None, status="x")),
+        (with_(Progress, fraction=1.0000001), Progress(fraction=1.0)),
         (with_(Output, key=5, value=[1], op="replace"), Output(key="5", value=[1], op="replace")),
     ],
 )
@@ -352,6 +354,16 @@ def test_202_runs_and_200_is_the_result() -> None:
     assert poller.poll(202, b"<busy>", Retry_After="3") == [Snapshot()], "the source follows Retry-After"
     assert poller.poll(200, {"a": 1}) == [Ended(JobComplete(result={"a": 1}))]
     assert Poller(POLL).poll(200, b"plain text") == [Ended(JobComplete(result="plain text"))]
+
+
+@pytest.mark.parametrize("kind", ["text/html", "Text/HTML; charset=utf-8", "application/xhtml+xml"])
+def test_a_page_is_no_result(kind: str) -> None:
+    """A gateway or a network's login page answers so with 200; JSON was asked for."""
+    poller = Poller(POLL)
+    with pytest.raises(MalformedMessage, match="it is an HTML page and no result"):
+        poller.poll(200, b"<html>Sign in</html>", Content_Type=kind)
+    poller.poll(303, Location="/reports/7")
+    assert poller.poll(200, b"<html>", Content_Type=kind) == [Ended(JobComplete(result="<html>"))], "this is the result"
 
 
 def test_the_location_of_the_last_202_rides_in_a_mark() -> None:

@@ -63,7 +63,7 @@ class Intake:
     def take_in(self, link: Link, batch: Sequence[Received]) -> None:
         """Process and deliver what one read brought. The hot path: no await, lock or task switch per message.
 
-        Raises `UnusableAnswer` for an answer to a poll from which the protocol reads nothing.
+        Raises `UnusableAnswer` for an answer to a poll that the protocol cannot read, or reads nothing from.
         """
         reader, want, take_next = self.reader, link.want, self.sequencer.take_next
         read = reader.protocol.read
@@ -81,6 +81,9 @@ class Intake:
                 facts = reader.checked(found)
             except MalformedMessage as error:
                 self._note_malformed(error)
+                if isinstance(received, Answer):
+                    # A failed poll: skipped, a page that always answers would be asked without end.
+                    raise self._unusable(link, received, error.problem) from error
                 if error.job_id not in ("", self.job):
                     continue
                 spoke = True
@@ -124,12 +127,14 @@ class Intake:
                 link.source.advise(fact.seconds)
         if isinstance(received, Answer):
             if not facts:
-                advice = None if link.source is None else link.source.retry
-                raise UnusableAnswer(received, "the job's state was expected", retry_after=advice)
+                raise self._unusable(link, received, "the job's state was expected")
             return self.note_state(facts, link.generation, moved=False)
         if not facts:
             self._note_unread(received)
         return has_sign(facts)
+
+    def _unusable(self, link: Link, answer: Answer, problem: str) -> UnusableAnswer:
+        return UnusableAnswer(answer, problem, retry_after=None if link.source is None else link.source.retry)
 
     def _note_unread(self, received: Received) -> None:
         self.counts["unread_messages"] += 1

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Final, NoReturn, get_args
 
-from .._exceptions import MalformedMessage, ProtocolFailed
+from .._exceptions import InvalidArgument, MalformedMessage, ProtocolFailed
 from .._facts import Ended, Fact, Item, Mark, Numbered, Protocol, Received, Request, Snapshot, Want
 from .._secret import Secret
 from .._tasks import is_failure
@@ -95,6 +95,8 @@ class Reader:
         if not self._has_raised:
             self._has_raised = True
             self.log.error("the protocol %r raised an error in %s", self.protocol.name, call, exc_info=error)
+        if isinstance(error, InvalidArgument):  # it says what the user's function must do
+            return self._failed(f"{call} raised: {error}")
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.name}, {PurePath(place.filename).name}, line {place.lineno}"
         return self._failed(f"{call} raised {type(error).__name__} ({where})")

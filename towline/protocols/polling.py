@@ -25,6 +25,7 @@ from .._facts import (
     Wait,
     Want,
 )
+from .._headers import is_page
 from .._secret import Secret
 from .._updates import JobComplete
 from ._shared.generic import Each, HTTPServer, OwnServer, parsed
@@ -47,6 +48,9 @@ class Polling(OwnServer, HTTPServer):
     Without `each`, 202 means that the job runs, and 200 that it completed with the answer as its result. With `each`,
     the JSON of both is read by it: an update means that the job runs, an outcome that it ended, None that there is no
     news. A 303 to the same origin means that the job completed, and names its result.
+
+    An HTML page is no result, because JSON is asked for: a gateway or a network's login page answers so. What a 303
+    names may be one.
 
     - `location`: the header of a 202 that names the URL of the next poll (`Location`; Azure: `Operation-Location`).
 
@@ -88,6 +92,8 @@ class Polling(OwnServer, HTTPServer):
         if not is_last and (self.each is None or (answer.status == 202 and not answer.body.strip())):
             return (Snapshot((), at),)
         if self.each is None:
+            if not place.is_result and is_page(answer.headers.get("content-type")):
+                raise MalformedMessage("an answer", "$", "it is an HTML page and no result")
             return (Ended(JobComplete(result=_any_value(answer.body))),)
         facts = self.meant(parsed(answer.body, "an answer"), at=at, snapshot=True)
         if is_last and not any(isinstance(fact, Ended) for fact in facts):

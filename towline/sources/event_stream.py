@@ -17,6 +17,7 @@ from .._exceptions import (
     UnexpectedResponse,
 )
 from .._facts import Line, Received, Request, ServerEvent, Via
+from .._headers import is_page
 from .._text import escape
 from ..transport import Download, EventParser, LineParser, is_event_stream, stream_response
 from .access import Access, body_of
@@ -37,7 +38,6 @@ _ACCEPT: Final = {
     "events": "text/event-stream",
     "lines": "application/x-ndjson, application/json;q=0.9, text/plain;q=0.5",
 }
-_HTML: Final = frozenset({"text/html", "application/xhtml+xml"})
 
 
 class EventStreamSource(Source):
@@ -176,7 +176,7 @@ def _problem(download: Download, via: Via) -> str | None:
         return "it knows no such job or path"
     if download.status != 200:
         return "only an answer with the status 200 is a stream"
-    if content_type in _HTML:
+    if is_page(content_type):
         return "it is an HTML page and no stream: check the URL, and whether a network's login page answers"
     if via == "events" and not is_event_stream(named):
         given = escape(content_type[:100]) or "missing"

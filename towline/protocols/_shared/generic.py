@@ -14,8 +14,8 @@ from ..._exceptions import InvalidArgument, MalformedMessage
 from ..._facts import Answer, Ended, Fact, GetResult, GetState, Item, Position, Request, Snapshot, Text, Value, Want
 from ..._headers import header_pairs
 from ..._secret import Secret
-from ..._updates import JobCancelled, JobComplete, JobFailed, Update
-from ..wire.lenient import build, load
+from ..._updates import JobCancelled, JobComplete, JobFailed, Progress, Update
+from ..wire.lenient import build, fraction, load
 from .requests import ACCEPT_JSON, Headers, Placed, check_token_place, origin, path_and_query, placed, resolved
 
 #: What `each` may return for one JSON value.
@@ -155,7 +155,9 @@ def fitting(update: Update) -> Update:
         for known in fields(kind):
             with suppress(ValidationError):
                 fit[known.name] = convert(given[known.name], known.type)
-        return build(kind, given, **fit)
+        update = build(kind, given, **fit)
+    if isinstance(update, Progress) and update.fraction is not None:
+        update = replace(update, fraction=fraction(update.fraction))
     return update
 
 

@@ -133,7 +133,8 @@ def _sequence(value: Any) -> int | None:
     return _whole(value) or None
 
 
-def _fraction(value: Any) -> float | None:
+def fraction(value: Any) -> float | None:
+    """A share of 1 without the errors of rounding; None if it is none."""
     number = _number(value)
     if number is None or not -_ROUNDING <= number <= 1 + _ROUNDING:
         return None
@@ -170,7 +171,7 @@ def _unchanged(value: Any) -> Any:
 _CONVERTERS: Final[Mapping[Any, Callable[[Any], Any]]] = {
     Count: _whole,
     Sequence: _sequence,
-    Fraction: _fraction,
+    Fraction: fraction,
     Timestamp: _timestamp,
     float: _number,
     int: _whole,
