@@ -22,7 +22,8 @@ from ._secret import Text as Text
 #: How a request is made: a WebSocket, Server-Sent Events, lines (NDJSON), polling, or a single call.
 Via: TypeAlias = Literal["websocket", "events", "lines", "poll", "call"]
 
-#: When a new link is in step: once it is open, at its first fact, or when the job's state was fetched.
+#: When a new link is in step: once it is open, at its first fact, or when the job's state was fetched. The state is
+#: fetched as well if no fact comes for `Policy.fetch_deadline`.
 InStepAt: TypeAlias = Literal["open", "first_fact", "state"]
 
 #: What a protocol promises about the updates.

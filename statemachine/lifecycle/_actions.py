@@ -250,13 +250,21 @@ def _wait(draft: Draft, delay: Delay) -> None:
 @action(arms=(Timer.GRACE,))
 def greet(draft: Draft) -> None:
     """Begin after the cursor and fetch the state; in the background, restart the grace timer."""
-    await_facts.run(draft)
+    _begin(draft)
     draft.fetch(Purpose.SYNC)
 
 
 @action(arms=(Timer.GRACE,))
 def await_facts(draft: Draft) -> None:
-    """Begin after the cursor; the link says when it is in step. In the background, restart the grace timer."""
+    """Begin after the cursor; the link says when it is in step. If it says nothing, fetch the state.
+
+    In the background, restart the grace timer.
+    """
+    _begin(draft)
+    draft.fetch(Purpose.SYNC, delay=draft.policy.fetch_deadline)
+
+
+def _begin(draft: Draft) -> None:
     draft.emit(Greet())
     if not draft.facts.foreground:
         draft.arm(Timer.GRACE, exactly(draft.policy.grace))

@@ -203,7 +203,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     close_wait: float = 2.0
     cancel_wait: float = 0.5
     #: The state fetch while syncing: the deadline of each try and the waits between tries. Other fetches try once, with
-    #: `status_deadline`.
+    #: `status_deadline`. A link that is in step at its first fact has as long as one try before the state is fetched.
     fetch_deadline: float = 10.0
     fetch_waits: tuple[float, ...] = (1.0, 2.0, 4.0)
     status_deadline: float = 5.0

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import anyio
 import pytest
 from job_server import JobServer, Reply, each
+from msgspec import structs
 from scenario import LONG, check, fractions, gaps, run
 
 from towline import Connection, Exhausted, InvalidArgument, JobComplete, Policy, Progress, ProtocolFailed, State
@@ -65,6 +66,57 @@ async def test_a_source_that_is_refused_gives_way_to_the_next_and_is_not_asked_a
         assert paths.count("/events") == 1
         assert paths[0] == "/events"
         assert connection.statistics().retries <= 1
+
+
+@dataclass(frozen=True)
+class Late(EventStream):
+    """In step at its first fact, as where a server begins with the whole job."""
+
+    def ask(self, want: Any, token: Any) -> Any:
+        asked = super().ask(want, token)
+        return structs.replace(asked, in_step="first_fact") if asked is not None and asked.via == "events" else asked
+
+
+class Replaying(Late):
+    replays_end: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize("kind", [Late, Replaying])
+async def test_a_stream_that_says_nothing_does_not_hide_an_end(kind: Any) -> None:
+    """A frozen server, or one that sends the end only to those who were there."""
+    async with JobServer("events") as server:
+        async with server.follow(kind("http://hub/events", each, state="/state")) as connection:
+            await connection.wait_for(State.SYNCING)
+            server.log.append({"end": 5})  # no stream is told
+            with anyio.fail_after(60):
+                end = await connection.result()
+        assert isinstance(end, JobComplete)
+        assert end.result == 5
+        assert end.seq is None
+
+
+@pytest.mark.parametrize("state", ["/state", "/none", None])
+async def test_a_stream_that_says_nothing_is_in_step_after_a_while(state: str | None) -> None:
+    async with JobServer("events") as server:
+        async with server.follow(Late("http://hub/events", each, state=state)) as connection:
+            await connection.wait_for(State.SYNCING)
+            await connection.wait_for(State.CONNECTED, timeout=30)
+            server.progress(1)
+            server.end()
+            with anyio.fail_after(5):
+                assert isinstance(await connection.result(), JobComplete)
+        assert [asked.path for asked in server.requests if asked.path == "/events"] == ["/events"]
+
+
+async def test_a_first_fact_needs_no_state() -> None:
+    async with JobServer("events") as server:
+        server.progress(1)
+        async with server.follow(Late("http://hub/events", each, state="/state")) as connection:
+            await connection.wait_for(State.CONNECTED)
+            await anyio.sleep(LONG)
+            server.end()
+            await connection.result()
+        assert [asked.path for asked in server.requests] == ["/events"]
 
 
 async def test_without_another_source_a_refusal_ends_by_name() -> None:

@@ -128,7 +128,7 @@ TABLE: dict[str, list[str]] = {
     "retry": [
         "✗ ForbiddenRequest", "= forgiven", "= forgiven", "= forgiven",
         "connecting dial forgiven", "connecting dial forgiven", BEGIN_ANEW, "✗ Cancelled"],
-    "opened": ["-", "[by state] syncing greet fetch; syncing greet no-fetch", "-", "-", "-", "-", "-", "-"],
+    "opened": ["-", "[by state] syncing greet fetch; syncing greet fetch-late", "-", "-", "-", "-", "-", "-"],
     "synced": ["-", "-", "connected release stability stall-120 renewal", "-", "-", "-", "-", "-"],
     "gap_found": [
         "-", "-", "[fewer than 3 refetches] = refetch-later; " + LOST, "syncing fetch same-socket", "-", "-", "-", "-"],
@@ -644,7 +644,7 @@ WORDS: dict[str, Callable[[Situation, Step], bool]] = {
     "within-250-ms": lambda s, t: arms(t, Timer.BACKOFF, Delay(0.0, 0.25)) and t.snapshot.retries == 4,
     "status": lambda s, t: fetches(t, Purpose.STATUS),
     "fetch": lambda s, t: fetches(t, Purpose.SYNC),
-    "no-fetch": lambda s, t: not any(isinstance(effect, FetchState) for effect in t.effects),
+    "fetch-late": lambda s, t: fetches(t, Purpose.SYNC, delay=10),
     "fetch-stall": lambda s, t: fetches(t, Purpose.STALL),
     "refetch-later": lambda s, t: (
         fetches(t, Purpose.SYNC, delay=[0.5, 1, 2][s.before.refetches])

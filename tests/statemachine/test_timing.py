@@ -22,6 +22,7 @@ from towline.statemachine import (
     BackoffElapsed,
     Cancel,
     CancelAccepted,
+    CancelFetch,
     Cause,
     Close,
     CloseSocket,
@@ -869,10 +870,13 @@ def test_three_links_an_outage_are_reopened_without_charge() -> None:
     assert (state(run), run.snapshot.retries) == (State.RECONNECTING, 1)
 
 
-def test_a_link_in_step_without_a_state_asks_for_none() -> None:
+def test_a_link_that_is_in_step_by_its_facts_asks_for_the_state_if_none_come() -> None:
     run = run_to(State.CONNECTING)
     run.take(Opened(by_state=False))
-    assert (state(run), run.effects(FetchState)) == (State.SYNCING, [])
+    (fetch,) = run.effects(FetchState)
+    assert (state(run), fetch.purpose, fetch.delay) == (State.SYNCING, Purpose.SYNC, run.policy.fetch_deadline)
+    run.take(Synced())
+    assert (state(run), len(run.effects(CancelFetch))) == (State.CONNECTED, 1)
 
 
 def test_no_state_is_fetched_where_there_is_no_state_call() -> None:
@@ -885,7 +889,8 @@ def test_no_state_is_fetched_where_there_is_no_state_call() -> None:
     run.take(Lost(cause=CAUSE))
     run.expire()
     spend_the_budget(run)
-    assert run.effects(FetchState) == []
+    # What a link is asked whose facts do not come; without a call it is in step at once.
+    assert {effect.purpose for effect in run.effects(FetchState)} <= {Purpose.SYNC}
 
 
 # --- what is known of the other side -----------------------------------------------------------------------------

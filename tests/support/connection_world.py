@@ -378,7 +378,8 @@ def delays_within_policy(before: Situation, move: Move[Situation]) -> str | None
             least, most = max(0.0, spaced - facts.now), max(policy.dial_spacing, policy.dial_window)
         elif isinstance(effect, do.FetchState):
             low = high = effect.delay
-            most = max(policy.refetch_waits)
+            waits_for_facts = isinstance(event, on.Opened) and not event.by_state
+            most = policy.fetch_deadline if waits_for_facts else max(policy.refetch_waits)
         elif isinstance(effect, do.CloseSocket):
             low = high = effect.wait
             most = max(policy.close_wait, policy.cancel_wait)

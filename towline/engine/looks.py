@@ -18,7 +18,7 @@ from ..statemachine import AnyEvent, AskState, Facts, FetchState, Lost, Place, P
 from ..statemachine import StillSilent as StillSilentEvent
 from .intake import Intake
 from .reader import Reader
-from .sequence.findings import End, Finding, Phase
+from .sequence.findings import End, Finding
 from .sequence.placing import state_of
 from .sequence.sequencer import Sequencer
 from .settings import Settings
@@ -226,7 +226,7 @@ class Looks:
                 await self.intake.next_batch()
             if waiting.cancelled_caught and not self.intake.is_paused:
                 self._give_up_replay(effect, state)
-        if isinstance(state, TowlineError) and sequencer.phase is Phase.HOLDING:
+        if isinstance(state, TowlineError) and sequencer.is_waiting:
             await self.failed(state, Place.SYNC, generation, effect.fetch)
 
     def _give_up_replay(self, effect: FetchState, state: StateFacts | TowlineError) -> None:

@@ -150,6 +150,11 @@ class Sequencer:
         return self.phase is Phase.HOLDING and self.order.by_state and not self._acknowledged
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether the link is not in step yet, and no replay is running."""
+        return self._phase in _WAITING
+
+    @property
     def replaying(self) -> bool:
         """Whether a replay is running: then only an end in a state counts."""
         return self.phase is Phase.REPLAYING
@@ -422,6 +427,8 @@ class Sequencer:
             if self.phase is Phase.REPLAYING or replay_may_come:
                 self._held_end = state
                 return None
+            if self._must_wait(state):
+                return _SHOWN_LATER
             return self._end(state.ended, state.snapshot, is_fetched=not self.order.by_state)
         return self._state(state) if self.phase in _WAITING else None
 
@@ -503,7 +510,7 @@ class Sequencer:
         state = state_of(facts)
         if state is not None and state.ended is not None:
             if not is_complete and may_wait and self._must_wait(state):
-                return Gap("the job has ended, and a new link shows what came before")
+                return _SHOWN_LATER
             return self._end(state.ended, state.snapshot, is_fetched=not is_complete)
         if state is None or self.phase is not Phase.LIVE:
             return None
@@ -569,3 +576,4 @@ class Sequencer:
 
 
 _OTHER_LOG: Final = Gap("the state belongs to another log than this link's")
+_SHOWN_LATER: Final = Gap("the job has ended, and a new link shows what came before")
