@@ -108,6 +108,24 @@ async def test_a_stream_that_says_nothing_is_in_step_after_a_while(state: str | 
         assert [asked.path for asked in server.requests if asked.path == "/events"] == ["/events"]
 
 
+async def test_an_end_that_only_the_state_tells_comes_soon_after_a_reconnect() -> None:
+    """A server that sends what is new to those who are there, and closes no stream at the end."""
+    async with JobServer("events") as server:
+
+        async def story(connection: Connection) -> None:
+            server.progress(1)
+            await anyio.sleep(LONG)
+            server.cut()
+            await connection.wait_for(State.SYNCING)
+            server.log.append({"end": 5})  # no stream is told
+            began = anyio.current_time()
+            await connection.result()
+            assert anyio.current_time() - began < 15
+
+        _, told = await run(server, story, protocol=EventStream("http://hub/events", each, state="/state"))
+        assert isinstance(told[-1], JobComplete)
+
+
 async def test_a_first_fact_needs_no_state() -> None:
     async with JobServer("events") as server:
         server.progress(1)

@@ -73,7 +73,7 @@ class EventStream(OwnServer, HTTPServer):
     def ask(self, want: Want, token: Secret | None) -> Request | None:
         """Return the request for `want`; None if the server has none."""
         match want:
-            case Follow(after=after):
+            case Follow(after=after, socket=socket):
                 accepted = "text/event-stream" if self.via == "events" else "application/x-ndjson, application/json"
                 more = [("Accept", accepted), ("Cache-Control", "no-store")]
                 if isinstance(after, Mark) and after.text:
@@ -85,6 +85,8 @@ class EventStream(OwnServer, HTTPServer):
                     method=self.method,
                     headers=sent.headers,
                     body=self.body,
+                    # The job may have ended in the gap, and a server may tell that only to those who were there.
+                    in_step="first_fact" if self.state is not None and socket > 1 else "open",
                     silence=self.silence,
                 )
             case GetState():
