@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 import towline
-from towline._facts import Answer, Ended, Follow, Item, Mark, Means, ServerEvent
+from towline._facts import Answer, Ended, Follow, Item, Line, Mark, Means, ServerEvent
+from towline._secret import revealed
 from towline.protocols import LangGraphRun
 from towline.protocols._shared.names import protocol_class
 from towline.protocols._shared.recording import dump_line, load_lines
@@ -80,7 +81,7 @@ def test_the_page_shows_the_programs() -> None:
         program = source.partition("\n\nif __name__")[0].rstrip() + "\n"
         assert program in OWN_CODE
         assert len([line for line in program.splitlines() if line]) <= 15
-    assert len(OWN_CODE) == len(NAMES) + 2
+    assert len(OWN_CODE) == len(NAMES) + 3
 
 
 def test_an_event_has_the_form_that_the_page_shows() -> None:
@@ -100,6 +101,24 @@ def test_text_is_followed_as_the_page_says() -> None:
     assert protocol.read(follow, ServerEvent("message", '20% "of" it', "1")) == (step,)
     assert protocol.read(follow, ServerEvent("message", "[DONE]")) == (Ended(towline.JobComplete()),)
     assert protocol.read(follow, Answer(204)) == (Means("ended"),)
+
+
+def test_a_position_in_the_data_is_followed_as_the_page_says() -> None:
+    """The page's protocol for a server that takes the position in the URL."""
+    (text,) = [block for block in OWN_CODE if "class Watch" in block]
+    names: dict[str, Any] = {"towline": towline}
+    exec(compile(text, "docs/own-server.md", "exec"), names)
+    url = "http://127.0.0.1/jobs?watch=1"
+    protocol, follow = names["Watch"](url, names["each_line"], via="lines", token_in="query:key"), Follow("lines")
+
+    for want, path in ((follow, ""), (Follow("lines", Mark("10")), "&resourceVersion=10")):
+        assert revealed(protocol.ask(want, towline.Secret("t")).url) == f"{url}{path}&key=t"
+    job = '{"object": {"metadata": {"resourceVersion": "10"}, "status": {"succeeded": 3}}}'
+    step = Item(towline.Progress(fraction=None, processed_count=3), Mark("10"))
+    assert protocol.read(follow, Line(job)) == (step,)
+    assert protocol.read(follow, Line('{"type": "ERROR", "object": {"code": 410}}')) == (Means("cursor"),)
+    ended = '{"object": {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}}'
+    assert protocol.read(follow, Line(ended)) == (Ended(towline.JobComplete()),)
 
 
 def test_the_command_line_follows_a_function_that_makes_the_protocol(port: int, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import towline
 import towline.blocking
+import towline.protocols
 import towline.runner
 import towline.statemachine
 import towline.storage
@@ -20,6 +21,7 @@ import towline.transport
 MODULES = [
     towline,
     towline.blocking,
+    towline.protocols,
     towline.runner,
     towline.statemachine,
     towline.storage,

@@ -2,12 +2,15 @@
 
 Nothing here opens a connection, reads a clock or draws a random number. A protocol imports facts, updates and leaves
 only, so it may be used without the engine. Each is loaded when it is first used.
+
+The facts are what the function `each` of a protocol for your own server may return beside updates and outcomes.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .._facts import Ended, Item, Mark, Means, Snapshot
 from ._shared.names import CLASSES, protocol_class
 
 if TYPE_CHECKING:
@@ -33,11 +36,16 @@ else:
 __all__ = [
     "A2ATask",
     "Bookstrack",
+    "Ended",
     "EventStream",
+    "Item",
     "LangGraphRun",
     "MCPTask",
+    "Mark",
+    "Means",
     "Messages",
     "OpenAIResponse",
     "Polling",
+    "Snapshot",
     "Towline",
 ]
