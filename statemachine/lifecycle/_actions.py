@@ -32,7 +32,7 @@ from ._events import (
     Timer,
     TokenRejected,
 )
-from ._guards import next_revival, path_down, revivable
+from ._guards import brought_news, next_revival, path_down, revivable
 from ._policy import Delay, advised, exactly
 
 # --- the budget --------------------------------------------------------------------------------------------------
@@ -151,8 +151,12 @@ def await_revival(draft: Draft) -> None:
 def back_off(draft: Draft) -> None:
     """Count the failure, unless it was a trial; wait for the next attempt and meanwhile fetch the job's state.
 
+    A link that ended in order after it had brought news ends the outage before, as a stable one does.
+
     If the server asked its clients to spread out, the state is not fetched: all clients would ask at once.
     """
+    if brought_news(draft):
+        fresh_budget.run(draft)
     cause = _note(draft)
     n = draft.after.retries
     if not draft.after.trial:

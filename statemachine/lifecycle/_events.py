@@ -189,9 +189,13 @@ class SourceRefused(Event, frozen=True, kw_only=True):
 
 
 class Lost(Event, frozen=True, kw_only=True):
-    """The attempt, the sync or the link failed, and a retry may succeed."""
+    """The attempt, the sync or the link failed, and a retry may succeed.
+
+    `after_news`: the server ended the link in order, after it had brought the follower to a later position.
+    """
 
     cause: Cause
+    after_news: bool = False
 
 
 class TokenRejected(Event, frozen=True, kw_only=True):

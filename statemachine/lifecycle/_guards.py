@@ -34,11 +34,16 @@ def same_refused_token(draft: Draft) -> bool:
 
 
 def budget_left(draft: Draft) -> bool:
-    """The outage has retries and seconds left, or this attempt was a trial outside the budget."""
+    """The outage has retries and seconds left, the attempt was a trial outside the budget, or the link brought news."""
     before, backoff = draft.before, draft.policy.backoff
-    if before.trial:
+    if before.trial or brought_news(draft):
         return True
     return before.retries < backoff.attempts and before.outage_seconds(draft.facts.now) < backoff.seconds
+
+
+def brought_news(draft: Draft) -> bool:
+    """The server ended this link in order, after updates at new positions: it limits the time of a link."""
+    return isinstance(draft.event, Lost) and draft.event.after_news
 
 
 def broken_too_often(draft: Draft) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from towline import (
     CertificateRejected,
@@ -81,7 +82,7 @@ class Failing:
     def __init__(self, settings: Settings) -> None:
         self.snapshot = Snapshot(generation=3)
         self.path_up = self.renewable = True
-        self.answered = self.peer_known = False
+        self.answered = self.peer_known = self.moved = False
         self.retry: float | None = None
         self.want: Follow | None = Follow("websocket", Mark("m"))
         self.held_end: End | None = None
@@ -97,6 +98,7 @@ class Failing:
             path_up=lambda: self.path_up,
             renewable=lambda: self.renewable,
             answered=lambda: self.answered,
+            moved=lambda: self.moved,
             held_end=self._take_held_end,
             awaited_end=lambda: self.awaited_end,
             end_of=lambda facts: End((), next(fact.outcome for fact in facts if isinstance(fact, Ended))),
@@ -340,7 +342,10 @@ async def test_a_message_that_says_that_the_job_has_ended_came_after_everything_
 async def test_an_ordinary_end_of_a_response_asks_the_state_and_may_prove_an_end(failing: Make) -> None:
     one, error = failing(protocol=saying()), ResponseEnded("the server ended the response")
     assert await one.fail(error, Place.SOCKET) == [("act in 3", END)]
-    assert one.asked == [AskState(otherwise=Lost(cause=cause_of(error, Place.SOCKET)))]
+    one.moved = True
+    await one.fail(error, Place.SOCKET)
+    lost = Lost(cause=cause_of(error, Place.SOCKET))
+    assert one.asked == [AskState(otherwise=lost), AskState(otherwise=replace(lost, after_news=True))]
     other = failing(protocol=saying())
     other.awaited_end = held = End((), JobCancelled(job="j1"))
     assert await other.fail(ConnectionBroken("cut"), Place.SOCKET) != [("act in 3", held)]

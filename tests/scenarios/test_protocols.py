@@ -12,7 +12,7 @@ from job_server import JobServer, Reply, each
 from msgspec import structs
 from scenario import LONG, check, fractions, gaps, run
 
-from towline import Connection, Exhausted, InvalidArgument, JobComplete, Policy, Progress, ProtocolFailed, State
+from towline import Connection, Exhausted, InvalidArgument, JobComplete, Output, Policy, Progress, ProtocolFailed, State
 from towline._facts import Answer, Ended, Follow, Item, Means, Message, Request, Send, ServerEvent, Via, Wait
 from towline.protocols import EventStream, Messages, Polling
 
@@ -124,6 +124,29 @@ async def test_an_end_that_only_the_state_tells_comes_soon_after_a_reconnect() -
 
         _, told = await run(server, story, protocol=EventStream("http://hub/events", each, state="/state"))
         assert isinstance(told[-1], JobComplete)
+
+
+@pytest.mark.parametrize("brings_news", [True, False])
+async def test_a_stream_that_is_ended_again_and_again_is_followed_while_it_brings_news(brings_news: bool) -> None:
+    """A gateway that lets no response last for 30 s, or a watch with a time limit."""
+    async with JobServer("events") as server:
+
+        async def story(connection: Connection) -> None:
+            for number in range(50):
+                if brings_news:
+                    server.publish(log=str(number))
+                await anyio.sleep(LONG)
+                server.finish_streams()
+            server.end()
+
+        if brings_news:
+            _, told = await run(server, story)
+            assert [update.value for update in told if isinstance(update, Output)] == [str(n) for n in range(50)]
+            assert isinstance(told[-1], JobComplete)
+        else:
+            with pytest.raises(ExceptionGroup) as caught:
+                await run(server, story)
+            assert caught.group_contains(Exhausted, match="budget")
 
 
 async def test_a_first_fact_needs_no_state() -> None:

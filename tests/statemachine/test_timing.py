@@ -107,6 +107,35 @@ def state(run: DryRun) -> State:
     return run.snapshot.state
 
 
+# --- the budget --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after_news", [True, False])
+def test_links_that_end_in_order_after_news_are_one_outage_each(after_news: bool) -> None:
+    run = run_to(State.CONNECTED)
+    for _ in range(run.policy.backoff.attempts):
+        run.take(Lost(cause=CAUSE, after_news=after_news))
+        assert run.snapshot.retries == 1 or not after_news
+        while run.snapshot.state is State.RECONNECTING:
+            run.advance(1.0)
+        run.take(Opened())
+        run.take(Synced())
+    run.take(Lost(cause=CAUSE, after_news=after_news))
+    assert run.snapshot.state is (State.RECONNECTING if after_news else State.EXHAUSTED)
+
+
+def test_news_end_an_outage_that_had_no_retries_left() -> None:
+    run = run_to(State.CONNECTING)
+    for _ in range(run.policy.backoff.attempts):
+        run.take(Lost(cause=CAUSE))
+        while run.snapshot.state is State.RECONNECTING:
+            run.advance(1.0)
+    run.take(Opened())
+    run.take(Synced())
+    run.take(Lost(cause=CAUSE, after_news=True))
+    assert (run.snapshot.state, run.snapshot.retries) == (State.RECONNECTING, 1)
+
+
 # --- where each timer runs ---------------------------------------------------------------------------------------
 
 

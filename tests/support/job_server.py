@@ -136,7 +136,7 @@ class JobServer(AsyncContextManagerMixin):
         self.ended = False
         # The next message breaks off inside; whether streams end after what they have sent.
         self._tears = False
-        self._finish = False
+        self._finishes = 0
         self._open: set[MemoryLink] = set()
         self._changed = anyio.Event()
 
@@ -201,9 +201,8 @@ class JobServer(AsyncContextManagerMixin):
 
     def finish_streams(self) -> None:
         """End the open streams in order, as a server does that limits their time."""
-        self._finish = True
+        self._finishes += 1
         self._note()
-        self._finish = False
 
     def refuse(self, status: int | None, **headers: str) -> None:
         """Answer every request so, until `serve_again`; None: never."""
@@ -333,6 +332,7 @@ class JobServer(AsyncContextManagerMixin):
 
     async def _send_all(self, link: MemoryLink, sent: int, framed: Callable[[int, Any], bytes]) -> None:
         """Send the log from there on, to the end of the job or of this stream."""
+        finishes = self._finishes
         while True:
             while sent < len(self.log):
                 sent += 1
@@ -344,7 +344,7 @@ class JobServer(AsyncContextManagerMixin):
                 return
             changed = self._changed
             await changed.wait()
-            if self._finish:
+            if self._finishes > finishes:
                 return
 
     async def _accept(self, link: MemoryLink, asked: Asked) -> WSConnection:

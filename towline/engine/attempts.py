@@ -45,6 +45,7 @@ class Link:
 
     __slots__ = (
         "after",
+        "began",
         "closing",
         "generation",
         "in_step",
@@ -64,6 +65,8 @@ class Link:
         self.want = Follow("websocket")
         #: The position that the request goes on after; None if it begins elsewhere.
         self.after: Position | None = None
+        #: The position when the link was asked for.
+        self.began: Position | None = None
         #: When the link is in step.
         self.in_step: InStepAt = "open"
         #: Whether nothing need arrive on a link that works: a stream whose server promises no keep-alives.
@@ -227,7 +230,7 @@ class Attempts:
         return asked is not None and is_resumed(self.settings.protocol, want, None, asked)
 
     def _ask(self, link: Link, via: Via, token: Secret | None) -> Request:
-        position = self.position()
+        position = link.began = self.position()
         after = None if position == self._refused else position
         link.want = Follow(via, after, self._client, self._links)
         asked = self.reader.ask(link.want, token)

@@ -219,6 +219,7 @@ class Engine:
             path_up=lambda: self._lifecycle.steps.last.levels.path_up,
             renewable=lambda: self.tokens.renewable,
             answered=lambda: self.looks.answered,
+            moved=lambda: self.attempts.current is not None and self.attempts.current.began != self.sequencer.applied,
             held_end=self.sequencer.held_end,
             awaited_end=self.sequencer.awaited_end,
             end_of=self.sequencer.look,

@@ -42,6 +42,7 @@ class Failures:
     - `want` is what the current link was asked for.
     - `path_up`, `renewable` and `answered` are facts: a network path is there, a token can be renewed, the state call
       has worked before.
+    - `moved` says whether the current link has brought the follower to another position.
     - `held_end` returns the end that a state reported during a replay, once; `awaited_end` the end that waited for a
       link which has now ended in order; `end_of` the end in an answer.
     - `retry` is the wait that the server asked for on this link; `forget_cursor` starts the next attempt without it.
@@ -56,6 +57,7 @@ class Failures:
     path_up: Callable[[], bool]
     renewable: Callable[[], bool]
     answered: Callable[[], bool]
+    moved: Callable[[], bool]
     held_end: Callable[[], End | None]
     awaited_end: Callable[[], End | None]
     end_of: Callable[[tuple[Fact, ...]], Finding]
@@ -154,7 +156,7 @@ class Failures:
                 meaning = AskState(otherwise=Lost(cause=cause), gone=gone, is_complete=error is None)
             case None if isinstance(error, ResponseEnded):
                 # Many servers end a stream so when the job has ended. Ask before the next link: it may end at once.
-                meaning = AskState(otherwise=Lost(cause=cause))
+                meaning = AskState(otherwise=Lost(cause=cause, after_news=self.moved()))
             case None if place is Place.SOCKET and isinstance(error, UnusableAnswer) and error.status in _GONE:
                 # A poll. Once one has worked, the job was there; before, it may not have been stored yet.
                 known = self.snapshot().peer_known
