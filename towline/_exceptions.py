@@ -395,8 +395,8 @@ class Exhausted(TowlineError):
 
     def __str__(self) -> str:
         if self.reason == "revoked":
-            known = "the server accepted this connection before and rejects it now, so the job may have ended"
-            return f"gave up ({self.reason}): {known}; last failure: {self.cause}"
+            known = "the server accepted this connection before and rejects it now: pass a fresh token"
+            return f"gave up ({self.reason}): {known}, or the job may have ended; last failure: {self.cause}"
         return f"gave up ({self.reason}): {self.cause}"
 
 

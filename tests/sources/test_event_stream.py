@@ -142,7 +142,7 @@ async def test_nothing_can_be_sent() -> None:
         (204, "there is nothing to follow, and 204 asks not to reconnect"),
         (202, "only an answer with the status 200 is a stream"),
         (307, "a redirect is not followed, because the token must not go elsewhere: use the final URL of the stream"),
-        (401, "only an answer with the status 200 is a stream"),
+        (401, "it wants a token, or rejects the one that was sent"),
         (404, "it knows no such job or path"),
         (503, "only an answer with the status 200 is a stream"),
     ],

@@ -171,6 +171,7 @@ async def test_a_token_that_this_server_accepted_before_is_revoked(follow: Follo
             error = await gave_up(line)
             assert error.reason == "revoked"
             assert "accepted this connection before" in str(error)
+            assert "pass a fresh token" in str(error)
 
 
 async def test_the_same_token_after_aclose_is_known_and_another_is_not(follow: Follow) -> None:

@@ -16,6 +16,8 @@ class UnusableAnswer(UnexpectedResponse):
     """The server answered a request with something that cannot be followed. A protocol reads `answer`."""
 
     def __init__(self, answer: Answer, problem: str, *, retry_after: float | None = None) -> None:
+        if answer.status in (401, 403):
+            problem = "it wants a token, or rejects the one that was sent"
         super().__init__(answer.status, problem, retry_after=retry_after)
         self.answer = answer
 
