@@ -188,7 +188,7 @@ class MalformedMessage(RemoteError):
         self.seq = seq
 
     def __str__(self) -> str:
-        return f"skipped a message of type {self.type!r} that is not valid at {self.path}: {self.problem}"
+        return f"{self.type or 'a message'!r} is not valid at {self.path}: {self.problem}"
 
 
 class MessageTooBig(RemoteError):

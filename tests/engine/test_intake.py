@@ -113,6 +113,7 @@ async def test_a_message_that_cannot_be_read_is_counted_and_warned_of_once(caplo
         assert [type(update) for update in taking.take("{", {"done": 0.1}, "[")] == [Progress]
     assert taking.counts["malformed_messages"] == 2
     assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.DEBUG]
+    assert "skipped: 'message' is not valid at $: it is not JSON" in caplog.messages[0]
 
 
 async def test_a_message_that_cannot_be_read_takes_its_place_in_the_log() -> None:
