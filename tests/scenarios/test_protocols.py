@@ -12,7 +12,18 @@ from job_server import JobServer, Reply, each
 from msgspec import structs
 from scenario import LONG, check, fractions, gaps, run
 
-from towline import Connection, Exhausted, InvalidArgument, JobComplete, Output, Policy, Progress, ProtocolFailed, State
+from towline import (
+    Connection,
+    Exhausted,
+    InvalidArgument,
+    JobComplete,
+    Output,
+    Policy,
+    Progress,
+    ProtocolFailed,
+    Resynced,
+    State,
+)
 from towline._facts import Answer, Ended, Follow, Item, Means, Message, Request, Send, ServerEvent, Via, Wait
 from towline.protocols import EventStream, Messages, Polling
 
@@ -124,6 +135,22 @@ async def test_an_end_that_only_the_state_tells_comes_soon_after_a_reconnect() -
 
         _, told = await run(server, story, protocol=EventStream("http://hub/events", each, state="/state"))
         assert isinstance(told[-1], JobComplete)
+
+
+async def test_an_end_that_is_the_first_fact_after_a_reconnect_tells_of_the_gap() -> None:
+    async with JobServer("lines") as server:
+
+        async def story(connection: Connection) -> None:
+            server.progress(1)
+            await anyio.sleep(LONG)
+            server.cut()
+            server.progress(2)
+            await connection.wait_for(State.SYNCING)
+            server.end()
+
+        _, told = await run(server, story, protocol=EventStream("http://hub/lines", each, via="lines", state="/state"))
+        assert [type(update) for update in told] == [Progress, Resynced, JobComplete]
+        assert told[1].kind == "end"
 
 
 @pytest.mark.parametrize("brings_news", [True, False])

@@ -332,7 +332,8 @@ class Engine:
     def _greet(self) -> None:
         link = self.attempts.current
         if link is not None:
-            self.publisher.act(self.sequencer.opened(link.in_step, link.after), link.generation)
+            found = self.sequencer.opened(link.in_step, link.after, is_stream=not self._is_polling)
+            self.publisher.act(found, link.generation)
 
     @property
     def _is_polling(self) -> bool:

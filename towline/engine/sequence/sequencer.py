@@ -80,6 +80,8 @@ class Sequencer:
         # Whether this link was asked to replay, and whether the server has said if it does.
         self._replays = False
         self._acknowledged = False
+        # Whether updates before this link are missing if its first fact is the end.
+        self._may_miss = False
 
     @property
     def applied(self) -> Position | None:
@@ -104,15 +106,17 @@ class Sequencer:
 
     # --- the course of a sync --------------------------------------------------------------------------------------
 
-    def opened(self, in_step: InStepAt = "state", after: Position | None = None) -> Finding:
+    def opened(self, in_step: InStepAt = "state", after: Position | None = None, *, is_stream: bool = False) -> Finding:
         """Start a new link, which the server was asked to begin after the position `after`.
 
+        `is_stream`: updates come one by one, so some were missed if the link begins with the end.
         Returns `Synced` if the link is in step at once.
         """
         by_state = in_step == "state"
         may_jump = not by_state and after is None and self.outlet.has_shown
         self.order.opened(by_state=by_state, after=after, may_jump=may_jump)
         self._replays = after is not None
+        self._may_miss = is_stream and not self._replays
         self._acknowledged = False
         self._held_end = None
         if self._awaited is not None:
@@ -270,7 +274,7 @@ class Sequencer:
                 # Of what the server has merged, the first part may have been delivered.
                 return self._item(without(item, self.order.seq) if self.order.reaches_into(item) else item)
             case Ended(outcome):
-                return self._end(Ended(outcome, at))
+                return self._end(Ended(outcome, at), is_fetched=self._may_miss and self.phase is Phase.STARTING)
             case Snapshot(updates):
                 snapshot = Snapshot(updates, at)
                 if self.phase is Phase.HOLDING:
@@ -546,7 +550,7 @@ class Sequencer:
     def _end(self, ended: Ended, snapshot: Snapshot | None = None, *, is_fetched: bool = False) -> End:
         """Deliver the buffered updates that fit, then the snapshot's, then a report of missed ones, then the end.
 
-        `is_fetched`: the end comes from a state and not from the link, so updates before it may be missing.
+        `is_fetched`: the end comes from a state, or is all that the link shows, so updates before it may be missing.
         """
         at = ended.at
         self._held_end = None
