@@ -119,6 +119,8 @@ def test_a_position_in_the_data_is_followed_as_the_page_says() -> None:
     assert protocol.read(follow, Line('{"type": "ERROR", "object": {"code": 410}}')) == (Means("cursor"),)
     ended = '{"object": {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}}'
     assert protocol.read(follow, Line(ended)) == (Ended(towline.JobComplete()),)
+    failed = ended.replace('"Complete"', '"Failed", "message": "m"')
+    assert protocol.read(follow, Line(failed)) == (Ended(towline.JobFailed(message="m")),)
 
 
 def test_the_command_line_follows_a_function_that_makes_the_protocol(port: int, tmp_path: Path) -> None:
