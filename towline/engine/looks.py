@@ -219,23 +219,19 @@ class Looks:
             with anyio.move_on_after(ACK_WAIT):
                 while sequencer.awaiting_ack:
                     await self.intake.next_batch()
-        if not isinstance(state, TowlineError) and not sequencer.replaying:
-            self.act(sequencer.held_end() if ended else sequencer.state(state), generation)
         while sequencer.replaying:
+            reached = sequencer.applied
             with anyio.move_on_after(self.settings.policy.fetch_deadline) as waiting:
-                await self.intake.next_batch()
+                while sequencer.replaying and sequencer.applied == reached:
+                    await self.intake.next_batch()
             if waiting.cancelled_caught and not self.intake.is_paused:
-                self._give_up_replay(effect, state)
-        if isinstance(state, TowlineError) and sequencer.is_waiting:
+                sequencer.give_up_replay()
+        if not sequencer.is_waiting:
+            return
+        if isinstance(state, TowlineError):
             await self.failed(state, Place.SYNC, generation, effect.fetch)
-
-    def _give_up_replay(self, effect: FetchState, state: StateFacts | TowlineError) -> None:
-        held = self.sequencer.held_end()
-        self.sequencer.give_up_replay()
-        if held is not None:
-            self.act(held, effect.generation)
-        elif not isinstance(state, TowlineError):
-            self.act(self.sequencer.state(state), effect.generation)
+        else:
+            self.act(sequencer.held_end() if ended else sequencer.state(state), generation)
 
 
 def is_temporary(error: TowlineError) -> bool:

@@ -407,8 +407,7 @@ class Sequencer:
             self._replay_to = announced.last
             return None
         self.outlet.hold(resynced if self.outlet.has_shown else None)
-        self.phase = Phase.COMPLETE
-        return Synced()
+        return self._replayed()
 
     def _replayed(self) -> Finding:
         held = self.held_end()
@@ -431,7 +430,7 @@ class Sequencer:
             if self.phase is Phase.REPLAYING or replay_may_come:
                 self._held_end = state
                 return None
-            if self._must_wait(state):
+            if self.phase is Phase.STARTING and self._must_wait(state):
                 return _SHOWN_LATER
             return self._end(state.ended, state.snapshot, is_fetched=not self.order.by_state)
         return self._state(state) if self.phase in _WAITING else None
