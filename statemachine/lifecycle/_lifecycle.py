@@ -60,7 +60,7 @@ _FAILED: Final[LifecycleCell] = (
     go(S.EXHAUSTED, do.give_up_on_budget),
 )
 _LOST: Final[LifecycleCell] = (go(S.EXHAUSTED, do.give_up_on_protocol, when=when.broken_too_often), *_FAILED)
-_LOST_LINK: Final[LifecycleCell] = (
+_LOST_IN_STEP: Final[LifecycleCell] = (
     *_LOST[:2],
     go(S.RECONNECTING, do.wait_out_pause, when=when.job_is_paused),
     *_LOST[2:],
@@ -88,7 +88,7 @@ _REFUSED: Final[LifecycleCell] = (
     go(S.EXHAUSTED, do.give_up_as_refused, when=when.refused_for_good),
     *_FAILED,
 )
-_REFUSED_WITH_SOCKET: Final[LifecycleCell] = (
+_REFUSED_IN_STEP: Final[LifecycleCell] = (
     _REFUSED[0],
     stay(when=when.only_the_state_call_failed, reason="a failed state call does not end a working socket"),
     *_REFUSED[1:],
@@ -206,8 +206,8 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleBranch | LifecycleCell]]] = {
     T.LOST: {
         S.IDLE: NO_LINK,
         S.CONNECTING: _LOST,
-        S.SYNCING: _LOST_LINK,
-        S.CONNECTED: _LOST_LINK,
+        S.SYNCING: _LOST,
+        S.CONNECTED: _LOST_IN_STEP,
         S.RECONNECTING: NO_LINK,
         S.BACKGROUNDED: NO_LINK,
         S.EXHAUSTED: NO_LINK,
@@ -230,8 +230,8 @@ CELLS: Final[Mapping[T, Mapping[S, LifecycleBranch | LifecycleCell]]] = {
     T.REFUSED: {
         S.IDLE: NOTHING_ASKED,
         S.CONNECTING: _REFUSED,
-        S.SYNCING: _REFUSED_WITH_SOCKET,
-        S.CONNECTED: _REFUSED_WITH_SOCKET,
+        S.SYNCING: (_REFUSED[0], stay(do.skip_state, when=when.only_the_state_call_failed), *_REFUSED[1:]),
+        S.CONNECTED: _REFUSED_IN_STEP,
         S.RECONNECTING: (_REFUSED[0], go(S.EXHAUSTED, do.give_up_as_refused)),
         S.BACKGROUNDED: NOTHING_ASKED,
         S.EXHAUSTED: (_REFUSED[0], ignore("the engine has given up; the first reason stays")),

@@ -91,7 +91,7 @@ FAILED = (
 )
 BROKEN = "[third violation] exhausted reason-protocol status; "
 LOST = BROKEN + FAILED
-LOST_LINK = (
+LOST_IN_STEP = (
     BROKEN + "[in background] backgrounded uncharged; [paused] reconnecting uncharged pause-wait status; "
     "[B] reconnecting charged backoff status; exhausted reason-budget status"
 )
@@ -105,9 +105,8 @@ NEXT_SOURCE_IN_STEP = NEXT_SOURCE + FIRST_SOURCE
 NEXT_SOURCE += "[unknown peer] exhausted reason-protocol status; " + FIRST_SOURCE
 ASSUMED = "[cancel confirmed] idle assumed; "
 REFUSED = ASSUMED + "[for good] exhausted reason-given status; " + FAILED
-REFUSED_WITH_SOCKET = (
-    ASSUMED + "[only the state call] = no-effects; [for good] exhausted reason-given status; " + FAILED
-)
+REFUSED_SYNCING = ASSUMED + "[only the state call] = skip; [for good] exhausted reason-given status; " + FAILED
+REFUSED_IN_STEP = REFUSED_SYNCING.replace("= skip", "= no-effects")
 REJECTED = "[token unknown after the cancel] idle assumed; exhausted reason-auth status"
 # As lost, for an event that is no violation and whose world has no path: the wait is a hold.
 LOST_WITHOUT_PATH = (
@@ -134,7 +133,7 @@ TABLE: dict[str, list[str]] = {
         "-", "-", "[fewer than 3 refetches] = refetch-later; " + LOST, "syncing fetch same-socket", "-", "-", "-", "-"],
     "reopen": ["-", REOPEN, REOPEN, REOPEN, "-", "-", "-", "-"],
     "source_refused": ["-", NEXT_SOURCE, NEXT_SOURCE, NEXT_SOURCE_IN_STEP, "-", "-", "-", "-"],
-    "lost": ["-", LOST, LOST_LINK, LOST_LINK, "-", "-", "-", "-"],
+    "lost": ["-", LOST, LOST, LOST_IN_STEP, "-", "-", "-", "-"],
     "token_rejected": [
         "-",
         "[first] connecting fresh-token no-wait; " + REJECTED,
@@ -143,7 +142,7 @@ TABLE: dict[str, list[str]] = {
         "[first] connecting fresh-token no-wait; " + REJECTED,
         "-", "-", "-", "-"],
     "refused": [
-        "-", REFUSED, REFUSED_WITH_SOCKET, REFUSED_WITH_SOCKET, ASSUMED + "exhausted reason-given status", "-",
+        "-", REFUSED, REFUSED_SYNCING, REFUSED_IN_STEP, ASSUMED + "exhausted reason-given status", "-",
         ASSUMED + "-", "-"],
     "job_ended": [
         "-", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "idle outcome", "-"],

@@ -33,6 +33,11 @@ from .sequence.findings import End, Finding
 from .settings import Settings
 
 _GONE: Final = (404, 410)
+#: What the answer to a state call may mean. No other meaning ends a link that works.
+_SAID_BY_FETCH: Final[dict[Place, tuple[Meaning, ...]]] = {
+    Place.SYNC: ("auth", "refused", "gone"),
+    Place.STATUS: ("refused", "gone"),
+}
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -133,7 +138,9 @@ class Failures:
         generation: int,
         fetch: int | None,
     ) -> None:
-        by_fetch = place in (Place.SYNC, Place.STATUS)
+        by_fetch = place in _SAID_BY_FETCH
+        if by_fetch and said not in _SAID_BY_FETCH[place]:
+            said = None
         meaning: Lost | TokenRejected | Refused | AskState | Unavailable | None
         if said == "source":
             self.post(SourceRefused(generation=generation, cause=cause))
