@@ -158,6 +158,11 @@ def test_other_events_take_their_place(kind: str) -> None:
     assert event(kind) == (Item(None, Numbered(5)),)
 
 
+def test_a_keep_alive_is_no_sign_of_the_response() -> None:
+    """As OpenAI sends it: https://github.com/openai/openai-node/issues/1964."""
+    assert event("keepalive") == (Item(None, Numbered(5), is_sign=False),)
+
+
 @pytest.mark.parametrize(("seq", "at"), [(None, None), ("7", Numbered(7)), (7.0, Numbered(7)), ("x", None), (-1, None)])
 def test_a_number_is_read_leniently(seq: Any, at: Any) -> None:
     assert event("response.output_text.delta", seq, delta="a", output_index=None) == (

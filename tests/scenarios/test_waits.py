@@ -11,7 +11,7 @@ from job_server import JobServer, Reply, each
 from msgspec import structs
 from scenario import LONG
 
-from towline import Exhausted, JobComplete, Policy, Stalled, State
+from towline import Exhausted, JobComplete, Policy, Progress, Stalled, State
 from towline._facts import Means
 from towline.protocols import A2ATask, EventStream, Messages
 
@@ -80,3 +80,14 @@ async def test_an_a2a_agent_that_streams_nothing_and_knows_no_task() -> None:
         server.refusal = lambda asked: Reply(200, unknown) if len(server.requests) > 1 else None
         async with server.follow(A2ATask("http://hub/events", "t1")) as connection:
             await connection.wait_for(State.CONNECTED, timeout=30)
+
+
+async def test_a_poll_that_shows_something_new_is_a_sign_of_the_job_each_time() -> None:
+    async with JobServer("poll") as server:
+        server.refusal = lambda asked: Reply(200, {"done": len(server.requests) % 10}, {"retry-after": "80"})
+        async with server.follow(policy=Policy(stall_limit=130)) as connection:
+            await anyio.sleep(1800)
+            assert connection.state is State.CONNECTED
+            server.refusal = lambda asked: Reply(200, {"end": 1})
+            told = [type(update) async for update in connection]
+        assert told == [*[Progress] * (len(server.requests) - 1), JobComplete]

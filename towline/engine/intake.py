@@ -107,7 +107,8 @@ class Intake:
                     break
         self._spoke = spoke
         if spoke:
-            self._last_state = None
+            if link.want.via != "poll":  # the answer to a poll is itself the last state
+                self._last_state = None
             self._job_spoke(link.generation, None if link.source is None else link.source.last_received)
         if pause:
             self.post(JobPaused(generation=link.generation))

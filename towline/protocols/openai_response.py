@@ -118,8 +118,10 @@ def _read_event(fields: dict[str, Any]) -> tuple[Fact, ...]:
         return (f.Item(Output(key=key, value=_text(object_of(fields.get("part"))), op="replace"), at),)
     if kind in ("output_text.delta", "refusal.delta", "reasoning_text.delta"):
         return (f.Item(Output(key=key, value=event.delta), at),)
-    # The state says whether an error was the end.
-    return (f.Item(None, at), f.Means("ended")) if kind == "error" else (f.Item(None, at),)
+    if kind == "error":
+        return (f.Item(None, at), f.Means("ended"))  # the state says whether it was the end
+    # OpenAI's keep-alive is an event, and says nothing about the response.
+    return (f.Item(None, at, is_sign=kind != "keepalive"),)
 
 
 def _texts(response: dict[str, Any]) -> list[Output]:
