@@ -166,7 +166,8 @@ class MalformedMessage(RemoteError):
     """A message is not JSON or is not valid for its type; it was skipped and the socket stays open.
 
     `type` is the message's type, if readable. `path` is the place of the problem (`$.payload.progress`). `job_id`,
-    `epoch` and `seq` are the frame's, if readable, because the frame still takes its place in the log.
+    `epoch` and `seq` are the frame's, if readable, because the frame still takes its place in the log. `job_id` is None
+    for a text that is about no job, such as a heartbeat, and empty if the message may be about any.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class MalformedMessage(RemoteError):
         path: str,
         problem: str,
         *,
-        job_id: str = "",
+        job_id: str | None = "",
         epoch: str | None = None,
         seq: int | None = None,
     ) -> None:

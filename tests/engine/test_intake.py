@@ -116,6 +116,15 @@ async def test_a_message_that_cannot_be_read_is_counted_and_warned_of_once(caplo
     assert "skipped: 'message' is not valid at $: it is not JSON" in caplog.messages[0]
 
 
+async def test_a_text_that_is_no_json_is_no_sign_of_the_job() -> None:
+    """A heartbeat, such as `ping`: a silence must be looked into, because only the state may know the end."""
+    taking = Taking()
+    taking.take("ping")
+    assert (taking.counts["malformed_messages"], taking.intake.last_sign) == (1, None)
+    taking.take({"done": 0.1}, "ping")
+    assert taking.intake.last_sign == anyio.current_time()
+
+
 async def test_a_message_that_cannot_be_read_takes_its_place_in_the_log() -> None:
     taking = Taking(Towline("ws://hub/ws/progress", "j1"))
     taking.take(numbered(1))

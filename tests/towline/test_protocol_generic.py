@@ -228,7 +228,7 @@ STREAM = Follow("events")
         (ServerEvent("message", DONE, "8"), [Ended(JobComplete(result=5), Mark("8"))]),
         (ServerEvent("ping", "{}", "9"), [Item(None, Mark("9"), False)]),
         (ServerEvent("ping", "{}"), []),
-        (ServerEvent("message", "[DONE]", "9"), [Item(None, Mark("9"))]),
+        (ServerEvent("message", "[DONE]", "9"), [Item(None, Mark("9"), is_sign=False)]),
         (
             ServerEvent("message", LOG, "9"),
             [Item(Output(key="log", value="x"), Numbered(3))],

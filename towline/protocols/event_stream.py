@@ -106,7 +106,7 @@ class EventStream(OwnServer, HTTPServer):
                 except MalformedMessage:
                     if at is None:
                         raise
-                    return (Item(None, at),)
+                    return (Item(None, at, is_sign=False),)
                 return self.meant(kind, value, at=at) if self.with_type else self.meant(value, at=at)
             case Line(text):
                 if not text.strip():

@@ -166,7 +166,8 @@ def parsed(text: str | bytes, what: str) -> Any:
     try:
         return load(text)
     except ValueError as error:
-        raise MalformedMessage(what, "$", "it is not JSON") from error
+        # Many servers send a heartbeat so (`data: ping`), also when the job is long dead.
+        raise MalformedMessage(what, "$", "it is not JSON", job_id=None) from error
 
 
 def parsed_object(text: str | bytes, what: str) -> dict[str, Any]:
