@@ -348,7 +348,7 @@ async def test_a_call_that_the_network_fails_is_a_typed_error(follow: Follow, se
 async def test_a_bug_in_any_part_is_a_typed_end(
     follow: Follow, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    def broken(*args: object) -> None:
+    def broken(*args: object, **options: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(f"towline.{part}", broken)
