@@ -76,7 +76,7 @@ class Resynced(Update, frozen=True, kw_only=True, tag="resynced"):
 
     - `replay`: the server resends everything missed.
     - `snapshot`: the server sent the job's current state.
-    - `unavailable`: the server keeps no state of this job.
+    - `unavailable`: what was missed is not known: the server keeps no state of this job, or it was not needed.
     - `end`: the end arrived before the events between.
 
     The re-sync covers `from_seq` to `to_seq`. Of these events `missed` are not delivered one by one (None if the server
