@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 import anyio
 import pytest
-from job_server import JobServer, Reply, each
-from msgspec import structs
+from job_server import JobServer, LateEvents, Reply, each
 from scenario import LONG, check, fractions, gaps, run
 
 from towline import (
@@ -79,20 +78,11 @@ async def test_a_source_that_is_refused_gives_way_to_the_next_and_is_not_asked_a
         assert connection.statistics().retries <= 1
 
 
-@dataclass(frozen=True)
-class Late(EventStream):
-    """In step at its first fact, as where a server begins with the whole job."""
-
-    def ask(self, want: Any, token: Any) -> Any:
-        asked = super().ask(want, token)
-        return structs.replace(asked, in_step="first_fact") if asked is not None and asked.via == "events" else asked
-
-
-class Replaying(Late):
+class Replaying(LateEvents):
     replays_end: ClassVar[bool] = True
 
 
-@pytest.mark.parametrize("kind", [Late, Replaying])
+@pytest.mark.parametrize("kind", [LateEvents, Replaying])
 async def test_a_stream_that_says_nothing_does_not_hide_an_end(kind: Any) -> None:
     """A frozen server, or one that sends the end only to those who were there."""
     async with JobServer("events") as server:
@@ -109,7 +99,7 @@ async def test_a_stream_that_says_nothing_does_not_hide_an_end(kind: Any) -> Non
 @pytest.mark.parametrize("state", ["/state", "/none", None])
 async def test_a_stream_that_says_nothing_is_in_step_after_a_while(state: str | None) -> None:
     async with JobServer("events") as server:
-        async with server.follow(Late("http://hub/events", each, state=state)) as connection:
+        async with server.follow(LateEvents("http://hub/events", each, state=state)) as connection:
             await connection.wait_for(State.SYNCING)
             await connection.wait_for(State.CONNECTED, timeout=30)
             server.progress(1)
@@ -179,7 +169,7 @@ async def test_a_stream_that_is_ended_again_and_again_is_followed_while_it_bring
 async def test_a_first_fact_needs_no_state() -> None:
     async with JobServer("events") as server:
         server.progress(1)
-        async with server.follow(Late("http://hub/events", each, state="/state")) as connection:
+        async with server.follow(LateEvents("http://hub/events", each, state="/state")) as connection:
             await connection.wait_for(State.CONNECTED)
             await anyio.sleep(LONG)
             server.end()

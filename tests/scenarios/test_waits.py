@@ -7,8 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from job_server import JobServer, Reply, each
-from msgspec import structs
+from job_server import JobServer, LateEvents, Reply, each
 from scenario import LONG
 
 from towline import Exhausted, JobComplete, Policy, Progress, Stalled, State
@@ -32,14 +31,6 @@ async def test_an_outage_during_a_pause_ends(way: Any) -> None:
             with anyio.fail_after(3600), pytest.raises(Exhausted) as caught:
                 await connection.result()
         assert caught.value.reason == "budget"
-
-
-class LateEvents(EventStream):
-    """In step at its first fact."""
-
-    def ask(self, want: Any, token: Any) -> Any:
-        asked = super().ask(want, token)
-        return structs.replace(asked, in_step="first_fact") if asked is not None and asked.via == "events" else asked
 
 
 def refusing(what: Any) -> Callable[[Any], Any]:

@@ -918,8 +918,8 @@ def test_no_state_is_fetched_where_there_is_no_state_call() -> None:
     run.take(Lost(cause=CAUSE))
     run.expire()
     spend_the_budget(run)
-    # What a link is asked whose facts do not come; without a call it is in step at once.
-    assert {effect.purpose for effect in run.effects(FetchState)} <= {Purpose.SYNC}
+    # Only what waits for a link's first fact, and was cancelled when that came.
+    assert [effect.purpose for effect in run.effects(FetchState)] == [Purpose.SYNC]
 
 
 # --- what is known of the other side -----------------------------------------------------------------------------

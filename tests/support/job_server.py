@@ -24,6 +24,7 @@ import anyio
 import h11
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
+from msgspec import structs
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Ping, TextMessage
 from wsproto.events import Message as WebSocketMessage
@@ -87,6 +88,14 @@ class CancellableEvents(_WithCancel, EventStream):
     """Events with a cancel call."""
 
 
+class LateEvents(EventStream):
+    """Events that are in step at their first fact, as where a server begins with the whole job."""
+
+    def ask(self, want: Any, token: Any) -> Any:
+        asked = super().ask(want, token)
+        return structs.replace(asked, in_step="first_fact") if asked is not None and asked.via == "events" else asked
+
+
 @dataclass(frozen=True)
 class CancellablePolling(_WithCancel, Polling):
     """Polling with a cancel call."""
@@ -134,7 +143,7 @@ class JobServer(AsyncContextManagerMixin):
         #: The seconds that SSE asks its clients to wait (`retry:`), and those of polls (`Retry-After`).
         self.retry: float | None = None
         self.ended = False
-        # The next message breaks off inside; whether streams end after what they have sent.
+        # The next message breaks off inside; how often the open streams were ended.
         self._tears = False
         self._finishes = 0
         self._open: set[MemoryLink] = set()
